@@ -1,0 +1,14 @@
+"""`python -m dreamgen` and the `dreamgen` command."""
+
+import sys
+
+from dreamgen.cli import main
+
+
+def run() -> None:
+    """Run the command line and leave with its exit status."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,70 @@
+"""Errors that a user can act on: what is wrong, the actual value, what is allowed, and the next command."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in the input that the user can mend; shown without a traceback, exit status 2.
+
+    Args:
+        what: One sentence that names the file or setting and what is wrong with it.
+        actual: The value that was found.
+        allowed: What would have been accepted.
+        next_step: The command or action that mends it.
+    """
+
+    def __init__(
+        self, what: str, *, actual: object = None, allowed: object = None, next_step: str | None = None
+    ) -> None:
+        self.what, self.actual, self.allowed, self.next_step = what, actual, allowed, next_step
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.actual is not None:
+            lines.append(f"  found:   {self.actual}")
+        if self.allowed is not None:
+            lines.append(f"  allowed: {self.allowed}")
+        if self.next_step is not None:
+            lines.append(f"  do:      {self.next_step}")
+        return "\n".join(lines)
+
+    def __reduce__(self):
+        # Exceptions travel between Ray processes by pickle, which by default would drop the keyword arguments.
+        return _rebuild_user_error, (self.what, self.actual, self.allowed, self.next_step)
+
+
+def _rebuild_user_error(what, actual, allowed, next_step) -> UserError:
+    return UserError(what, actual=actual, allowed=allowed, next_step=next_step)
+
+
+class Problems:
+    """Collects several user errors, so that they are reported at once rather than one per attempt."""
+
+    def __init__(self) -> None:
+        self.errors: list[UserError] = []
+
+    def add(self, what: str, **details: object) -> None:
+        """Note one problem; takes the arguments of `UserError`."""
+        self.errors.append(UserError(what, **details))
+
+    def raise_if_any(self, headline: str) -> None:
+        """Raise nothing, the only problem, or one error that lists them all under `headline`.
+
+        Raises:
+            UserError: if at least one problem was added.
+        """
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            listed = "\n".join(f"- {error}".replace("\n", "\n  ") for error in self.errors)
+            raise UserError(f"{headline} ({len(self.errors)} problems)\n{listed}")
+
+
+def closest_match(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word nearest in spelling to `word`, or None when nothing is near."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return matches[0] if matches else None

@@ -1,0 +1,72 @@
+"""The journal: one appended line for what a stage did with a clip; readable while it is written and after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+from dreamgen.core.records import JournalRecord
+
+_KNOWN = {f.name for f in fields(JournalRecord)}
+
+
+class Journal:
+    """Appends to a file of this process's own, so that several drivers never write into one another's lines.
+
+    Args:
+        folder: `journal/` of the run.
+        stage: Name that the file begins with.
+    """
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{stage}-{time.strftime('%Y%m%dT%H%M%S')}-{os.uname().nodename}-{os.getpid()}.jsonl"
+        self._stream = self.path.open("a", encoding="utf-8")
+
+    def append(self, record: JournalRecord) -> None:
+        """Write one record and sync it to disk; it stands once this returns."""
+        stamped = replace(record, time_s=record.time_s or time.time())
+        self._stream.write(stamped.to_json() + "\n")
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        """Close the file; one without records is removed."""
+        self._stream.close()
+        if self.path.stat().st_size == 0:
+            self.path.unlink()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_journal(folder: Path, stage: str) -> dict[str, JournalRecord]:
+    """Read a stage's records, the latest for each clip.
+
+    A last line that a kill cut short is passed over: its clip counts as not done.
+
+    Args:
+        folder: `journal/` of the run; it may not exist yet.
+        stage: generate, label or curate.
+
+    Returns:
+        Clip id -> its latest record.
+    """
+    latest: dict[str, JournalRecord] = {}
+    for path in sorted(folder.glob(f"{stage}-*.jsonl")):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            record = JournalRecord(**{k: v for k, v in values.items() if k in _KNOWN})
+            before = latest.get(record.clip_id)
+            if before is None or record.time_s >= before.time_s:
+                latest[record.clip_id] = record
+    return latest

@@ -1,0 +1,74 @@
+"""Progress on stderr: a bar on a terminal, otherwise a line every ten seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+LINE_EVERY_S = 10.0
+
+
+def log(message: str) -> None:
+    """Write one line for the user to stderr; stdout is kept for results."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Counts what is done of `total` and shows rate and time left.
+
+    Args:
+        stage: Name shown first.
+        total: How many items there are.
+        unit: What an item is, in the plural.
+    """
+
+    def __init__(self, stage: str, total: int, unit: str = "clips") -> None:
+        self.stage, self.total, self.unit = stage, total, unit
+        self.done = self.rejected = self.failed = 0
+        self.note = ""
+        self._start_s = self._shown_s = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+
+    def add(self, num_done: int = 1, *, rejected: int = 0, failed: int = 0, note: str = "") -> None:
+        """Count finished items; rejected and failed ones are counted among the done."""
+        self.done += num_done
+        self.rejected += rejected
+        self.failed += failed
+        self.note = note or self.note
+        now_s = time.monotonic()
+        if self._terminal or now_s - self._shown_s >= LINE_EVERY_S or self.done == self.total:
+            self._shown_s = now_s
+            self._show(now_s - self._start_s)
+
+    def _show(self, elapsed_s: float) -> None:
+        per_hour = self.done / elapsed_s * 3600 if elapsed_s > 0 else 0.0
+        eta = duration((self.total - self.done) / per_hour * 3600) if per_hour else "?"
+        text = f"{self.stage} {self.done}/{self.total} {self.unit}  {per_hour:,.0f}/h  ETA {eta}"
+        text += f"  rejected {self.rejected}" if self.rejected else ""
+        text += f"  failed {self.failed}" if self.failed else ""
+        text += f"  {self.note}" if self.note else ""
+        if self._terminal:
+            filled = 24 * self.done // max(self.total, 1)
+            end = "\n" if self.done >= self.total else ""
+            sys.stderr.write(f"\r\x1b[2K[{'#' * filled}{'.' * (24 - filled)}] {text}{end}")
+            sys.stderr.flush()
+        else:
+            log(text)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        if self._terminal and self.done < self.total:
+            sys.stderr.write("\n")
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people read them: 45 s, 3 min 20 s, 2 h 05 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

@@ -1,0 +1,184 @@
+"""The settings of every stage with their defaults and help; the one place where a default is written down.
+
+A YAML preset has the same shape as `Settings`. Numbers that belong to one model or robot are not here but in configs/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field
+from typing import Any, Literal
+
+
+def option(default: Any, text: str) -> Any:
+    """Declare a setting with its default and the help that `dreamgen STAGE --help` shows."""
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+def section(cls: type) -> Any:
+    """Declare a nested group of settings."""
+    return field(default_factory=cls)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The world model that dreams."""
+
+    path: str = option("nvidia/Cosmos-Predict2.5-2B", "hub id, local folder, or 'mini' (tiny, untrained, for a CPU)")
+    revision: str | None = option("diffusers/base/post-trained", "hub revision; ignored for a local folder")
+    dtype: Literal["bfloat16", "float32"] = option("bfloat16", "precision of the frozen weights")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    safety_checker: bool = option(True, "run the guardrail that the model's licence asks for (cosmos_guardrail)")
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """The shape of every clip, training and dreamed, and how it is encoded (once)."""
+
+    height: int = option(432, "pixels, divisible by 16")
+    width: int = option(768, "pixels, divisible by 16")
+    num_frames: int = option(93, "frames a clip, 4k + 1")
+    fps: int = option(16, "frames a second that the model was trained at")
+    codec: Literal["h264", "av1"] = option("h264", "codec of every written mp4; datasets copy the stream")
+    crf: int = option(18, "quality, lower is better and larger")
+    gop: int = option(2, "frames between key frames; small is fast to seek")
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """Demonstrations -> training set."""
+
+    camera: str | None = option(None, "video feature to use; the only camera with files when not given")
+    fit: Literal["crop", "pad"] = option("crop", "how the aspect ratio is kept: cut the borders or add black ones")
+    max_episodes: int | None = option(None, "use only the first N episodes")
+    caption_length: Literal["long", "medium", "short"] = option("long", "which text of captions/*.json to use")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The adapter's shape."""
+
+    rank: int = option(32, "rank of the low-rank update")
+    alpha: int = option(32, "scale: the update is multiplied by alpha / rank")
+    target_modules: list[str] = option(
+        ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"], "linear layers that get an adapter"
+    )
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Training set -> adapter (rectified flow, frozen base)."""
+
+    method: Literal["lora", "dora"] = option("lora", "low-rank update, or the same with learned column norms")
+    lora: LoraSettings = section(LoraSettings)
+    num_steps: int = option(2000, "optimizer steps")
+    batch_size: int = option(1, "windows a step on each GPU")
+    gradient_accumulation_steps: int = option(1, "batches summed before one optimizer step")
+    learning_rate: float = option(2**-14.5, "AdamW peak learning rate")
+    weight_decay: float = option(1e-3, "AdamW weight decay")
+    max_grad_norm: float = option(1.0, "gradient clipping norm")
+    warmup_steps: int = option(1000, "optimizer steps of linear warm-up, at most half of num_steps")
+    decay_from: float = option(0.5, "learning-rate multiplier right after the warm-up")
+    decay_to: float = option(0.2, "learning-rate multiplier at the last step")
+    sigma_shift: float = option(5.0, "s in sigma = s t / (1 + (s - 1) t), t = sigmoid(normal)")
+    condition_on_one_latent: float = option(0.5, "probability of one conditioning latent frame; two otherwise")
+    conditional_frame_timestep: float = option(1e-4, "timestep of conditioning frames; negative: the noise's own")
+    text_dropout: float = option(0.2, "probability of training a window without its text")
+    gradient_checkpointing: bool = option(True, "recompute activations in the backward pass: less memory, slower")
+    checkpoint_every: int = option(500, "optimizer steps between checkpoints")
+    log_every: int = option(10, "optimizer steps between loss lines")
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = option("tensorboard", "where the curves go")
+
+
+@dataclass(frozen=True)
+class IdmSettings:
+    """The inverse-dynamics model: two frames -> the actions between them."""
+
+    horizon: int = option(16, "frames between the two that the model sees; it predicts the actions between")
+    image_px: int = option(128, "side of the square images that it sees")
+    width: int = option(256, "hidden features")
+    num_steps: int = option(5000, "optimizer steps")
+    batch_size: int = option(32, "frame pairs a step")
+    learning_rate: float = option(3e-4, "AdamW peak learning rate")
+    held_out: float = option(0.2, "share of episodes kept out of training to measure the error; at least one")
+    predict_state: bool = option(True, "predict a state for each frame beside the action")
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """First frames x instructions x seeds -> jobs."""
+
+    first_frames: str | None = option(
+        None, "folder of NAME.txt + NAME.png|jpg, a .csv or .jsonl, or a LeRobot dataset; the demos when not given"
+    )
+    instructions: list[str] = option([], "new instructions, crossed with every first frame of a dataset")
+    num_first_frames: int | None = option(None, "use only the first N first frames")
+    num_seeds: int = option(1, "clips for each pair of first frame and instruction")
+    num_inference_steps: int = option(36, "denoising steps")
+    guidance_scale: float = option(7.0, "cond + g (cond - uncond); at most 0 turns guidance off")
+    negative_prompt: str | None = option(None, "what to avoid; the pipeline's own text when not given")
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """Jobs -> clips on Ray."""
+
+    num_workers: int | None = option(None, "replicas of the model; one a GPU when not given, one without a GPU")
+    gpus_per_worker: float = option(1.0, "GPUs of a replica (may be a fraction); 0 on a machine without one")
+    cpus_per_worker: float = option(1.0, "CPU cores that Ray sets aside for a replica")
+    threads_per_worker: int = option(1, "torch threads of a CPU replica; fixed, as it changes rounding")
+    max_attempts: int = option(3, "tries of a clip, each on another replica where there is one, before it is failed")
+    limit: int | None = option(None, "stop after N clips")
+
+
+@dataclass(frozen=True)
+class CurateSettings:
+    """Thresholds behind each verdict; a figure outside its threshold rejects the clip."""
+
+    min_motion: float = option(0.5, "mean absolute change between frames (0-255) below which a clip is static")
+    min_first_frame_psnr_db: float = option(15.0, "likeness of the clip's first frame to the asked one")
+    max_cut_score: float = option(6.0, "largest frame change over the median change, above which there is a cut")
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Accepted clips -> datasets."""
+
+    formats: list[str] = option(["lerobot-v3.0", "lerobot-v2.1", "robomimic"], "datasets to write")
+    camera: str = option("observation.images.ego_view", "name of the video feature in the dataset")
+    robot_type: str | None = option(None, "robot_type of info.json; the demos' own when not given")
+    include_state: bool = option(True, "write observation.state where labels have one")
+    dream_prefix: bool = option(False, "put <DREAM> before each task (understood by GR00T-Dreams only)")
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """The run's page."""
+
+    max_clips: int = option(24, "clips shown; accepted and rejected ones in their share")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a run is made from."""
+
+    out: str | None = option(None, "run folder, for example runs/pick-and-place")
+    demos: str | None = option(None, "demonstrations: a LeRobot dataset, a GR1 layout, or a folder of mp4 + txt")
+    seed: int = option(0, "seed of training and of the first of num_seeds clips")
+    prompt_prefix: str = option("The robot arm is performing a task. ", "put before every instruction")
+    model: ModelSettings = section(ModelSettings)
+    video: VideoSettings = section(VideoSettings)
+    prepare: PrepareSettings = section(PrepareSettings)
+    finetune: FinetuneSettings = section(FinetuneSettings)
+    idm: IdmSettings = section(IdmSettings)
+    plan: PlanSettings = section(PlanSettings)
+    generate: GenerateSettings = section(GenerateSettings)
+    curate: CurateSettings = section(CurateSettings)
+    export: ExportSettings = section(ExportSettings)
+    report: ReportSettings = section(ReportSettings)
+
+
+def default_of(setting: Any) -> Any:
+    """Return the default of a dataclass field, whichever way it was declared."""
+    return setting.default if setting.default is not MISSING else setting.default_factory()

@@ -1,0 +1,1 @@
+"""The world model and its adapters, and the inverse-dynamics model. Imports core."""

@@ -1,0 +1,141 @@
+"""Saving, checking and loading adapters, in the format that diffusers' own LoRA loader reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import Cosmos2_5_PredictBasePipeline, CosmosTransformer3DModel
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+
+from dreamgen.core.errors import Problems, UserError
+from dreamgen.core.files import sha256_of_file
+
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+ADAPTER_NAME = "dreamgen"
+
+
+def add_adapter(
+    transformer: CosmosTransformer3DModel, rank: int, alpha: int, target_modules: list[str], use_dora: bool
+) -> list[torch.nn.Parameter]:
+    """Put a fresh adapter, in float32, on a frozen transformer.
+
+    Args:
+        transformer: Changed in place: the named linear layers get low-rank updates.
+        rank: Of the update.
+        alpha: The update is scaled by alpha / rank.
+        target_modules: Name endings of the layers.
+        use_dora: Learn each layer's column norms too.
+
+    Returns:
+        The adapter's parameters, the only ones that require gradients.
+
+    Raises:
+        UserError: if a name matches no layer.
+    """
+    names = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
+    for target in target_modules:
+        if not any(name == target or name.endswith("." + target) for name in names):
+            raise UserError("finetune.lora.target_modules names no layer of the model", actual=target)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=target_modules, use_dora=use_dora, init_lora_weights="gaussian"
+    )
+    transformer.requires_grad_(False)
+    transformer.add_adapter(config, adapter_name=ADAPTER_NAME)
+    parameters = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()  # small updates vanish in bfloat16
+    return parameters
+
+
+def save_adapter(transformer: CosmosTransformer3DModel, folder: Path) -> Path:
+    """Write the adapter's weights in float32, with its configuration as metadata.
+
+    Args:
+        transformer: With an adapter made by `add_adapter`, outside any wrapper.
+        folder: It must exist.
+
+    Returns:
+        The safetensors file.
+    """
+    weights = get_peft_model_state_dict(transformer, adapter_name=ADAPTER_NAME)
+    weights = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in weights.items()}
+    Cosmos2_5_PredictBasePipeline.save_lora_weights(
+        folder,
+        transformer_lora_layers=weights,
+        weight_name=WEIGHTS_NAME,
+        safe_serialization=True,
+        # Without it the loader takes alpha for equal to rank.
+        transformer_lora_adapter_metadata=transformer.peft_config[ADAPTER_NAME].to_dict(),
+    )
+    return folder / WEIGHTS_NAME
+
+
+def load_adapter(pipe: Cosmos2_5_PredictBasePipeline, folder: Path, fuse: bool) -> None:
+    """Load an adapter through diffusers' loader, after checking that it fits.
+
+    Args:
+        pipe: Changed in place.
+        folder: With `pytorch_lora_weights.safetensors`.
+        fuse: Add the update into the base weights, so that generation pays nothing for it.
+
+    Raises:
+        UserError: if the file is missing or damaged, or does not fit the model.
+    """
+    check_adapter_fits(pipe.transformer, folder)
+    pipe.load_lora_weights(str(folder), weight_name=WEIGHTS_NAME, adapter_name=ADAPTER_NAME)
+    if fuse:
+        pipe.fuse_lora(adapter_names=[ADAPTER_NAME])
+        pipe.unload_lora_weights()
+
+
+def check_adapter_fits(transformer: CosmosTransformer3DModel, folder: Path) -> None:
+    """Compare the adapter's shapes with the model's layers before anything is loaded.
+
+    Raises:
+        UserError: naming the layers that do not fit, or the file that is not an adapter.
+    """
+    path = adapter_file(folder)
+    layers = {n: m for n, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)}
+    problems, num_keys = Problems(), 0
+    try:
+        with safe_open(path, framework="pt") as stream:
+            for key in stream.keys():  # noqa: SIM118  (safe_open is not a mapping)
+                name, _, part = key.removeprefix("transformer.").rpartition(".lora_")
+                shape = stream.get_slice(key).get_shape()
+                num_keys += 1
+                if name not in layers:
+                    problems.add(f"the model has no linear layer {name}")
+                    continue
+                features = {"A.weight": layers[name].in_features, "B.weight": layers[name].out_features}
+                position = {"A.weight": 1, "B.weight": 0}
+                if part in features and shape[position[part]] != features[part]:
+                    problems.add(f"{name}.lora_{part}", actual=shape[position[part]], allowed=features[part])
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a safetensors file", actual=str(error)) from None
+    if problems.errors or num_keys == 0:
+        first = problems.errors[0] if problems.errors else "it holds no weights"
+        raise UserError(
+            f"the adapter {path} does not fit the model",
+            actual=f"{len(problems.errors)} of {num_keys} tensors do not fit; first: {first}",
+            allowed="an adapter that was trained on this model",
+            next_step="choose the adapter's own base model (its README.md names it), or train a new one",
+        )
+
+
+def adapter_file(folder: Path) -> Path:
+    """Return the adapter's weights file.
+
+    Raises:
+        UserError: if the folder does not hold one.
+    """
+    path = Path(folder) / WEIGHTS_NAME
+    if not path.is_file():
+        raise UserError(f"no adapter in {folder}: it has no {WEIGHTS_NAME}", next_step="dreamgen finetune makes one")
+    return path
+
+
+def adapter_sha256(folder: Path) -> str:
+    """Return the hash of the adapter's weights, as jobs carry it."""
+    return sha256_of_file(adapter_file(folder))

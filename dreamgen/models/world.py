@@ -1,0 +1,137 @@
+"""Loading the world model: a hub id with revision, a local folder, or the mini model; one path for all three."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import Cosmos2_5_PredictBasePipeline
+
+from dreamgen.core.errors import UserError
+from dreamgen.core.files import sha256_of_file
+from dreamgen.core.run_folder import RunFolder
+from dreamgen.core.settings import ModelSettings
+from dreamgen.models.adapter import load_adapter
+from dreamgen.models.mini import ensure_mini
+from dreamgen.models.safety import make_safety_checker
+
+
+@dataclass(frozen=True)
+class WorldModelSource:
+    """Where a world model is loaded from.
+
+    Args:
+        name: What provenance calls it: `ID@REVISION`, or the folder's name.
+        path: Hub id or local folder.
+        revision: Of a hub model; None for a folder.
+        sha256: Fingerprint of a folder's weights and configuration; `ID@REVISION` for a hub model.
+    """
+
+    name: str
+    path: str
+    revision: str | None
+    sha256: str
+
+
+def resolve_world_model(model: ModelSettings, run: RunFolder) -> WorldModelSource:
+    """Find the model that the settings name, building the mini model in the run folder where that is asked for.
+
+    Raises:
+        UserError: if a path is given and is not a saved pipeline.
+    """
+    if model.path == "mini":
+        folder = ensure_mini(run.model)
+        return WorldModelSource("mini", str(folder), None, folder_fingerprint(folder))
+    if Path(model.path).is_dir():
+        folder = Path(model.path)
+        if not (folder / "model_index.json").is_file():
+            raise UserError(
+                f"{folder} is not a saved pipeline: it has no model_index.json",
+                allowed="a folder written by save_pretrained, a hub id, or mini",
+            )
+        return WorldModelSource(folder.resolve().name, str(folder), None, folder_fingerprint(folder))
+    if model.path.startswith((".", "/", "~")) or model.path.count("/") != 1:
+        raise UserError("model folder does not exist", actual=model.path, allowed="a folder, a hub id, or mini")
+    name = f"{model.path}@{model.revision or 'main'}"
+    return WorldModelSource(name, model.path, model.revision, name)
+
+
+def load_world_model(
+    source: WorldModelSource, model: ModelSettings, adapter: Path | None = None, device: torch.device | None = None
+) -> Cosmos2_5_PredictBasePipeline:
+    """Load the whole pipeline, frozen, with an adapter fused into it.
+
+    Args:
+        source: From `resolve_world_model`.
+        model: Precision, device and guardrail.
+        adapter: Folder with `pytorch_lora_weights.safetensors`; None for the base model.
+        device: Overrides the settings' device.
+
+    Returns:
+        The pipeline in eval mode on the device.
+
+    Raises:
+        UserError: if the model cannot be had, the guardrail is missing, or the adapter does not fit.
+    """
+    checker = make_safety_checker(model.safety_checker)
+    dtype = torch_dtype(model.dtype)
+    try:
+        pipe = Cosmos2_5_PredictBasePipeline.from_pretrained(
+            source.path, revision=source.revision, torch_dtype=dtype, safety_checker=checker, use_safetensors=True
+        )
+    except OSError as error:
+        raise UserError(
+            f"the world model {source.name} could not be loaded",
+            actual=str(error).splitlines()[0],
+            next_step="check the id, accept the model's licence on the hub, log in (dreamgen doctor), or give a folder",
+        ) from None
+    for component in (pipe.transformer, pipe.vae, pipe.text_encoder):
+        component.requires_grad_(False).eval()
+    if adapter is not None:
+        load_adapter(pipe, adapter, fuse=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device or resolve_device(model.device))
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that `model.device` names; auto takes the first GPU where there is one.
+
+    Raises:
+        UserError: if a GPU is asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError("model.device is not a device", actual=name, allowed="auto, cpu, cuda, cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("model.device asks for a GPU and none is visible", actual=name, next_step="dreamgen doctor")
+    return device
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return the torch type for `model.dtype`."""
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Hash a saved pipeline's weights and configuration, so that equal models have equal names on every machine.
+
+    Configuration keys that begin with an underscore hold paths and library versions and are left out.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".safetensors":
+            digest.update(f"{name}:{sha256_of_file(path)}\n".encode())
+        elif path.suffix == ".json" and path.name != "tokenizer.json":
+            values = json.loads(path.read_text(encoding="utf-8"))
+            kept = {k: v for k, v in values.items() if not k.startswith("_") and k != "transformers_version"}
+            digest.update(f"{name}:{json.dumps(kept, sort_keys=True)}\n".encode())
+        elif path.name in ("tokenizer.json", "merges.txt", "chat_template.jinja"):
+            digest.update(f"{name}:{sha256_of_file(path)}\n".encode())
+    return digest.hexdigest()

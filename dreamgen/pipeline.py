@@ -1,0 +1,275 @@
+"""All stages in order, and each stage as a command calls it: refuse or resume, run, record the settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+# The libraries that the stages import print progress bars and advice of their own; a run has one voice.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+from dreamgen.core.config import find_preset, read_yaml, settings_from_dict
+from dreamgen.core.errors import UserError
+from dreamgen.core.progress import log
+from dreamgen.core.records import StageResult
+from dreamgen.core.run_folder import RunFolder
+from dreamgen.core.settings import Settings
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run.
+
+    Args:
+        name: As the user calls it.
+        section: Its settings.
+        call: Runs it; may take `resume`.
+        output: What exists once it is done; None for a stage that finds out itself what is left to do.
+    """
+
+    name: str
+    section: str
+    call: Callable[[Settings, bool], StageResult]
+    output: Callable[[RunFolder], Path] | None
+
+
+def _prepare(settings: Settings, resume: bool) -> StageResult:
+    from dreamgen.prepare import prepare
+
+    return prepare(settings)
+
+
+def _finetune(settings: Settings, resume: bool) -> StageResult:
+    from finetune import finetune
+
+    return finetune(settings)
+
+
+def _plan(settings: Settings, resume: bool) -> StageResult:
+    from dreamgen.plan import plan
+
+    return plan(settings)
+
+
+def _generate(settings: Settings, resume: bool) -> StageResult:
+    from dreamgen.generate_ray import generate
+
+    return generate(settings)
+
+
+def _train_idm(settings: Settings, resume: bool) -> StageResult:
+    from finetune.inverse_dynamics import train_inverse_dynamics
+
+    return train_inverse_dynamics(settings)
+
+
+def _label(settings: Settings, resume: bool) -> StageResult:
+    from dreamgen.label import label
+
+    return label(settings)
+
+
+def _curate(settings: Settings, resume: bool) -> StageResult:
+    from dreamgen.curate import curate
+
+    return curate(settings)
+
+
+def _export(settings: Settings, resume: bool) -> StageResult:
+    from export import export_datasets
+
+    return export_datasets(settings, resume=resume)
+
+
+def _check(settings: Settings, resume: bool) -> StageResult:
+    results = [check_stage(RunFolder.of(settings).datasets / name) for name in settings.export.formats]
+    num_errors = sum(result.figures["num_errors"] for result in results)
+    notes = [f"{result.figures['dataset']}: {note}" for result in results for note in result.notes]
+    return StageResult("check", {}, {"datasets": len(results), "num_errors": num_errors}, notes, bool(num_errors))
+
+
+def _report(settings: Settings, resume: bool) -> StageResult:
+    from dreamgen.report import report
+
+    return report(settings)
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("prepare", "prepare", _prepare, lambda run: run.train),
+        Stage("finetune", "finetune", _finetune, lambda run: run.adapter),
+        Stage("plan", "plan", _plan, lambda run: run.jobs),
+        Stage("generate", "generate", _generate, None),
+        Stage("inverse dynamics", "idm", _train_idm, lambda run: run.idm),
+        Stage("label", "idm", _label, None),
+        Stage("curate", "curate", _curate, None),
+        Stage("export", "export", _export, None),
+        Stage("check", "export", _check, None),
+        Stage("report", "report", _report, None),
+    )
+}
+
+
+def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> list[StageResult]:
+    """Run every stage in order in one run folder.
+
+    Args:
+        settings: With `out` and `demos`.
+        resume: Go on in an existing run folder, keeping what is done.
+        dry_run: Only look at the demonstrations and say what would be done.
+
+    Returns:
+        Each stage's result, in order.
+
+    Raises:
+        UserError: if the run folder is in use and `resume` is not set, or a stage refuses its input.
+    """
+    run = RunFolder.of(settings)
+    if dry_run:
+        return [prepare_stage(settings, dry_run=True)]
+    if run.settings_file.exists() and not resume:
+        raise UserError(
+            f"the run folder {run.root} is in use",
+            allowed="a new folder, or this one with --resume",
+            next_step=f"dreamgen run --out {run.root} --resume",
+        )
+    done = [stage for stage in STAGES.values() if stage.output and stage.output(run).exists()]
+    run.check_unchanged(settings, [stage.section for stage in done])
+    run.record(settings, [stage.section for stage in STAGES.values()])
+    results = []
+    for number, stage in enumerate(STAGES.values(), start=1):
+        if stage in done:
+            log(f"[{number}/{len(STAGES)}] {stage.name}: done before, kept")
+            continue
+        log(f"[{number}/{len(STAGES)}] {stage.name}")
+        results.append(stage.call(settings, resume))
+        if results[-1].figures.get("interrupted"):
+            break
+    return results
+
+
+def run_demo(settings: Settings) -> list[StageResult]:
+    """Run the whole job with the mini model on demonstrations made here, then say where things lie and what to try."""
+    from dreamgen.demo_data import demo_instructions, write_demo_dataset
+
+    out = Path(settings.out or "runs/demo")
+    demos = out / "demos"
+    if not demos.exists():
+        log(f"making demonstrations: a drawn robot arm picks and places blocks -> {demos}")
+        write_demo_dataset(demos)
+    preset = read_yaml(find_preset("mini"))
+    settings = settings_from_dict({**preset, "out": str(out), "demos": str(demos)})
+    settings = replace(settings, plan=replace(settings.plan, instructions=demo_instructions(2, seed=1)))
+    results = run_all(settings, resume=True)
+    return [*results, StageResult("demo", _where(RunFolder(out)), {}, _next_commands(out))]
+
+
+def prepare_stage(settings: Settings, resume: bool = False, dry_run: bool = False) -> StageResult:
+    """`dreamgen prepare`."""
+    if dry_run:
+        from dreamgen.prepare import inspect
+
+        return inspect(settings)
+    return _single("prepare", settings, resume)
+
+
+def finetune_stage(settings: Settings, resume: bool = False, dry_run: bool = False) -> StageResult:
+    """`dreamgen finetune`."""
+    if dry_run:
+        from finetune import finetune
+
+        return finetune(settings, dry_run=True)
+    return _single("finetune", settings, resume)
+
+
+def plan_stage(settings: Settings, resume: bool = False, dry_run: bool = False) -> StageResult:
+    """`dreamgen plan`: adds to the jobs that are there."""
+    if dry_run:
+        from dreamgen.plan import plan
+
+        return plan(settings, dry_run=True)
+    return _single("plan", settings, resume=False)
+
+
+def generate_stage(settings: Settings, resume: bool = False, dry_run: bool = False) -> StageResult:
+    """`dreamgen generate`: always goes on where it stopped."""
+    if dry_run:
+        from dreamgen.generate_ray import generate
+
+        return generate(settings, dry_run=True)
+    return _single("generate", settings, resume)
+
+
+def label_stage(settings: Settings, resume: bool = False) -> list[StageResult]:
+    """`dreamgen label`: trains the inverse-dynamics model first where the run has none."""
+    trained = [] if RunFolder.of(settings).idm.exists() else [_single("inverse dynamics", settings, resume)]
+    return [*trained, _single("label", settings, resume)]
+
+
+def curate_stage(settings: Settings, resume: bool = False) -> StageResult:
+    """`dreamgen curate`: judges again, so that new thresholds count."""
+    return _single("curate", settings, resume)
+
+
+def export_stage(settings: Settings, resume: bool = False) -> StageResult:
+    """`dreamgen export`."""
+    return _single("export", settings, resume)
+
+
+def report_stage(settings: Settings, resume: bool = False) -> StageResult:
+    """`dreamgen report`."""
+    return _single("report", settings, resume)
+
+
+def check_stage(path: Path) -> StageResult:
+    """`dreamgen check PATH`."""
+    from export.check import check_stage as check
+
+    return check(path)
+
+
+def doctor_stage(out: Path | None = None) -> StageResult:
+    """`dreamgen doctor [OUT]`."""
+    from dreamgen.doctor import doctor
+
+    return doctor(out)
+
+
+def _single(name: str, settings: Settings, resume: bool) -> StageResult:
+    run, stage = RunFolder.of(settings), STAGES[name]
+    # A stage may be run again with other settings of its own; what earlier stages were made with must stay.
+    run.check_unchanged(settings, [])
+    output = stage.output(run) if stage.output else None
+    if resume and output is not None and output.exists():
+        return StageResult(name, {name: output}, {}, ["done before, kept"])
+    result = stage.call(settings, resume)
+    run.record(settings, [stage.section])
+    return result
+
+
+def _where(run: RunFolder) -> dict[str, Any]:
+    places = {
+        "report": run.report,
+        "datasets": run.datasets,
+        "clips": run.clips,
+        "adapter": run.adapter,
+        "training set": run.train,
+        "settings": run.settings_file,
+    }
+    return {name: path for name, path in places.items() if path.exists()}
+
+
+def _next_commands(out: Path) -> list[str]:
+    return [
+        f"look at it:           open {out / 'report.html'} in a browser",
+        "your demonstrations:  dreamgen run --config_path configs/mini.yaml --demos YOUR_DATASET --out runs/mine",
+        f"more clips:           dreamgen plan --out {out} --num_seeds 2 && dreamgen generate --out {out}",
+        f"check a dataset:      dreamgen check {out / 'datasets' / 'lerobot-v3.0'}",
+    ]

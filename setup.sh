@@ -1,0 +1,45 @@
+#!/bin/sh
+# Makes or refreshes .venv with everything that DreamGen needs. `make demo` and `make test` call it; so may you.
+set -eu
+cd "$(dirname "$0")"
+
+# A name on the PATH proves nothing (it may be a shim for a version that is not selected), so each candidate is asked.
+usable() {
+    "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 12) <= sys.version_info[:2] < (3, 15))' >/dev/null 2>&1
+}
+
+find_python() {
+    for version in 3.12 3.13 3.14; do
+        for candidate in \
+            "${PYTHON:-}" "python$version" python3 python \
+            "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version"*/bin/python \
+            "$HOME"/.local/share/uv/python/*"$version"*/bin/python3 \
+            /usr/bin/"python$version" /usr/local/bin/"python$version" /opt/homebrew/bin/"python$version" \
+            /opt/python*/bin/"python$version"; do
+            [ -n "$candidate" ] && usable "$candidate" || continue
+            case $("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])') in
+                "$version") "$candidate" -c 'import sys; print(sys.executable)'; return 0 ;;
+            esac
+        done
+    done
+    return 1
+}
+
+if [ ! -x .venv/bin/python ] || ! usable .venv/bin/python; then
+    python=$(find_python) || {
+        echo "error: no Python 3.12 or newer was found. Install one (for example Debian's python3.12 and" \
+             "python3.12-venv, or 'uv python install 3.12'), or name it: PYTHON=/path/to/python3.12 make demo" >&2
+        exit 1
+    }
+    echo "making .venv with $python ($("$python" --version))" >&2
+    "$python" -m venv --clear .venv
+fi
+
+# uv installs the same packages as pip in a tenth of the time; where it cannot be had, pip does it.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check uv >&2 || true
+if [ -x .venv/bin/uv ]; then
+    .venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[dev]' >&2
+else
+    .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' >&2
+fi
+touch .venv/.ready

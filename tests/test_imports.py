@@ -1,0 +1,69 @@
+"""Imports go one way, and the command line stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Room -> rooms that it may import. A stage may import its own package's parts, never another stage.
+ALLOWED = {
+    "core": {"core"},
+    "models": {"core", "models"},
+    "finetune": {"core", "models", "finetune"},
+    "stage": {"core", "models", "stage"},
+    "export": {"core", "export"},
+    "top": {"core", "models", "finetune", "stage", "export", "top"},
+}
+TOP = {"cli", "pipeline", "__main__"}
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    if parts[0] in ("finetune", "export"):
+        return parts[0]
+    if len(parts) == 1 or parts[1] in ("core", "models"):
+        return parts[1] if len(parts) > 1 else "core"
+    return "top" if parts[1] in TOP else "stage"
+
+
+def source_files() -> list[Path]:
+    return [p for room in ("dreamgen", "finetune", "export") for p in sorted((ROOT / room).rglob("*.py"))]
+
+
+def imported_modules(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the direction"
+            found.append(node.module)
+    return [name for name in found if name.split(".")[0] in ("dreamgen", "finetune", "export")]
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    room = room_of(module)
+    for imported in imported_modules(path):
+        if imported == "dreamgen":
+            continue  # the version
+        assert room_of(imported) in ALLOWED[room], f"{module} ({room}) imports {imported} ({room_of(imported)})"
+        if room == "stage" and room_of(imported) == "stage":
+            # A stage's parts share its first word: generate and generate_ray, plan and plan_sources.
+            own, other = (name.split(".")[1].split("_")[0] for name in (module, imported))
+            assert own == other, f"stage {own} imports stage {other}"
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from dreamgen.cli import main; main(['--help']); main(['run', '--help']);"
+        "heavy = {'torch', 'ray', 'diffusers', 'lerobot', 'transformers', 'pandas', 'pyarrow', 'cv2', 'av', 'numpy'};"
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, f"--help imports {done.stderr}"
