@@ -116,7 +116,7 @@ class PlanSettings:
     num_first_frames: int | None = option(None, "use only the first N first frames")
     num_seeds: int = option(1, "clips for each pair of first frame and instruction")
     num_inference_steps: int = option(36, "denoising steps")
-    guidance_scale: float = option(7.0, "cond + g (cond - uncond); at most 0 turns guidance off")
+    guidance_scale: float = option(7.0, "cond + g (cond - uncond); at most 1 turns guidance off")
     negative_prompt: str | None = option(None, "what to avoid; the pipeline's own text when not given")
 
 

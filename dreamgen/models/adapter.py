@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from diffusers import Cosmos2_5_PredictBasePipeline, CosmosTransformer3DModel
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 
-from dreamgen.core.errors import Problems, UserError
+from dreamgen.core.errors import UserError
 from dreamgen.core.files import sha256_of_file
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
@@ -61,14 +62,16 @@ def save_adapter(transformer: CosmosTransformer3DModel, folder: Path) -> Path:
     """
     weights = get_peft_model_state_dict(transformer, adapter_name=ADAPTER_NAME)
     weights = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in weights.items()}
+    config = transformer.peft_config[ADAPTER_NAME].to_dict()
     Cosmos2_5_PredictBasePipeline.save_lora_weights(
         folder,
         transformer_lora_layers=weights,
         weight_name=WEIGHTS_NAME,
         safe_serialization=True,
-        # Without it the loader takes alpha for equal to rank.
-        transformer_lora_adapter_metadata=transformer.peft_config[ADAPTER_NAME].to_dict(),
+        # Without its configuration the loader takes alpha for equal to rank.
+        transformer_lora_adapter_metadata={**config, "target_modules": sorted(config["target_modules"])},
     )
+    _sort_header(folder / WEIGHTS_NAME)
     return folder / WEIGHTS_NAME
 
 
@@ -97,28 +100,22 @@ def check_adapter_fits(transformer: CosmosTransformer3DModel, folder: Path) -> N
         UserError: naming the layers that do not fit, or the file that is not an adapter.
     """
     path = adapter_file(folder)
-    layers = {n: m for n, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)}
-    problems, num_keys = Problems(), 0
+    layers = {name: module for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)}
     try:
         with safe_open(path, framework="pt") as stream:
-            for key in stream.keys():  # noqa: SIM118  (safe_open is not a mapping)
-                name, _, part = key.removeprefix("transformer.").rpartition(".lora_")
-                shape = stream.get_slice(key).get_shape()
-                num_keys += 1
-                if name not in layers:
-                    problems.add(f"the model has no linear layer {name}")
-                    continue
-                features = {"A.weight": layers[name].in_features, "B.weight": layers[name].out_features}
-                position = {"A.weight": 1, "B.weight": 0}
-                if part in features and shape[position[part]] != features[part]:
-                    problems.add(f"{name}.lora_{part}", actual=shape[position[part]], allowed=features[part])
+            shapes = {key: stream.get_slice(key).get_shape() for key in stream.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file", actual=str(error)) from None
-    if problems.errors or num_keys == 0:
-        first = problems.errors[0] if problems.errors else "it holds no weights"
+        raise UserError(
+            f"{path} is damaged or is not a safetensors file",
+            actual=str(error),
+            next_step="copy it again from its source, or train the adapter again",
+        ) from None
+    misfits = [misfit for key, shape in sorted(shapes.items()) if (misfit := _misfit(key, shape, layers))]
+    if misfits or not shapes:
+        named = "; ".join(misfits[:3]) + ("; ..." if len(misfits) > 3 else "")
         raise UserError(
             f"the adapter {path} does not fit the model",
-            actual=f"{len(problems.errors)} of {num_keys} tensors do not fit; first: {first}",
+            actual=f"{len(misfits)} of {len(shapes)} tensors do not fit: {named}" if shapes else "it holds no weights",
             allowed="an adapter that was trained on this model",
             next_step="choose the adapter's own base model (its README.md names it), or train a new one",
         )
@@ -139,3 +136,32 @@ def adapter_file(folder: Path) -> Path:
 def adapter_sha256(folder: Path) -> str:
     """Return the hash of the adapter's weights, as jobs carry it."""
     return sha256_of_file(adapter_file(folder))
+
+
+def _misfit(key: str, shape: list[int], layers: dict[str, torch.nn.Linear]) -> str | None:
+    name, found, part = key.removeprefix("transformer.").rpartition(".lora_")
+    if not found:
+        return f"{key} is not a part of a LoRA or DoRA adapter"
+    if name not in layers:
+        return f"the model has no linear layer {name}"
+    layer = layers[name]
+    axis, wanted = {
+        "A.weight": (-1, layer.in_features),
+        "B.weight": (0, layer.out_features),
+        "magnitude_vector": (0, layer.out_features),
+    }.get(part, (0, None))
+    if wanted is None or not shape or shape[axis] != wanted:
+        return f"{name}.lora_{part} has shape {shape} and the layer is {layer.in_features} -> {layer.out_features}"
+    return None
+
+
+def _sort_header(path: Path) -> None:
+    # The library writes its metadata in a random order. Clips are named by the adapter's hash, so equal adapters have
+    # to be equal files. Layout: 8 bytes of length, little-endian, then JSON padded with spaces to a multiple of 8.
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLFo
 
 from dreamgen.core.config import configs_folder, read_yaml
 from dreamgen.core.files import atomic_folder
+from dreamgen.models.quiet import quiet_loaders
 from dreamgen.models.safety import Unguarded
 
 # Turns of a conversation in the form that the real text encoder was trained on; text parts only.
@@ -47,7 +48,7 @@ def save_mini(folder: Path, sizes: dict[str, Any]) -> None:
         sizes: The shape of configs/models/mini.yaml.
     """
     pipe = build_mini(sizes)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary, quiet_loaders():
         # The checker that lets everything pass is ours; a saved model must load without this package.
         pipe.register_to_config(safety_checker=(None, None))
         pipe.save_pretrained(temporary, safe_serialization=True)

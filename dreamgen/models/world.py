@@ -16,6 +16,7 @@ from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import ModelSettings
 from dreamgen.models.adapter import load_adapter
 from dreamgen.models.mini import ensure_mini
+from dreamgen.models.quiet import quiet_loaders
 from dreamgen.models.safety import make_safety_checker
 
 
@@ -79,9 +80,10 @@ def load_world_model(
     checker = make_safety_checker(model.safety_checker)
     dtype = torch_dtype(model.dtype)
     try:
-        pipe = Cosmos2_5_PredictBasePipeline.from_pretrained(
-            source.path, revision=source.revision, torch_dtype=dtype, safety_checker=checker, use_safetensors=True
-        )
+        with quiet_loaders():
+            pipe = Cosmos2_5_PredictBasePipeline.from_pretrained(
+                source.path, revision=source.revision, torch_dtype=dtype, safety_checker=checker, use_safetensors=True
+            )
     except OSError as error:
         raise UserError(
             f"the world model {source.name} could not be loaded",
