@@ -1,0 +1,154 @@
+"""Writing the training set: each clip's video, text and trajectory, then the tables that list them.
+
+Axes: H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from dreamgen.core.errors import UserError
+from dreamgen.core.files import atomic_file, write_json, write_text
+from dreamgen.core.records import RobotFeatures
+from dreamgen.core.settings import Settings
+from dreamgen.core.video import fit_frame, write_video
+from dreamgen.prepare.frames import FrameReader
+from dreamgen.prepare.sources import reason_of
+from dreamgen.prepare.survey import MAX_FRAMES_APART, SurveyedClip, check_length
+from dreamgen.prepare.trajectory import write_trajectory
+
+SUMMARY_COLUMNS = (
+    "source", "name", "status", "detail", "num_source_frames", "num_frames", "source_fps", "height", "width",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ClipRow:
+    """What became of one source clip: a row of summary.csv, and of metadata.csv if it was not refused.
+
+    Args:
+        source: Where it is in the source.
+        name: File stem in the training set.
+        status: used (as it was), changed or refused.
+        detail: How it was changed, or why it was refused.
+        num_source_frames: Frames of the source.
+        num_frames: Frames written; 0 when refused.
+        source_fps: Frames a second of the source; 0 when unknown.
+        height: Pixels of the source; 0 when unknown.
+        width: Pixels of the source; 0 when unknown.
+        instruction: The task in words.
+    """
+
+    source: str
+    name: str
+    status: Literal["used", "changed", "refused"]
+    detail: str
+    num_source_frames: int = 0
+    num_frames: int = 0
+    source_fps: float = 0.0
+    height: int = 0
+    width: int = 0
+    instruction: str = ""
+
+
+def row_of(surveyed: SurveyedClip, refused: str | None = None) -> ClipRow:
+    """Return the row of a clip as the survey leaves it, or refused for a reason that came later."""
+    clip, info = surveyed.clip, surveyed.info
+    refused = refused or surveyed.refused
+    fps = surveyed.fps or clip.fps or (info.fps if info else None) or Fraction(0)
+    return ClipRow(
+        source=clip.origin,
+        name=clip.name,
+        status="refused" if refused else "changed" if surveyed.changes else "used",
+        detail=refused or "; ".join(surveyed.changes),
+        num_source_frames=surveyed.num_source_frames or clip.num_frames or (info.num_frames if info else 0),
+        num_frames=0 if refused else len(surveyed.indices),
+        source_fps=round(float(fps), 4),
+        height=info.height if info else 0,
+        width=info.width if info else 0,
+        instruction=clip.instruction,
+    )
+
+
+def build_clip(folder: Path, surveyed: SurveyedClip, reader: FrameReader, settings: Settings) -> ClipRow:
+    """Write one clip into the training set; a clip that turns out to be bad leaves nothing behind.
+
+    Args:
+        folder: The training set.
+        surveyed: A clip; one that the survey refused is only reported.
+        reader: Keeps a packed mp4 open between its episodes.
+        settings: Of the run.
+
+    Returns:
+        Its row, with the frames that were counted.
+    """
+    if surveyed.refused:
+        return row_of(surveyed)
+    name, video = surveyed.clip.name, folder / "videos" / f"{surveyed.clip.name}.mp4"
+    try:
+        counted = _write_video(video, surveyed, reader, settings)
+        if surveyed.clip.load_trajectory is not None:
+            trajectory = surveyed.clip.load_trajectory().at(counted.indices)
+            if trajectory.state_TS is not None or trajectory.action_TA is not None:
+                write_trajectory(folder / "trajectories" / f"{name}.parquet", trajectory)
+    except UserError as error:
+        reader.close()
+        video.unlink(missing_ok=True)
+        return row_of(surveyed, refused=reason_of(error))
+    write_text(folder / "metas" / f"{name}.txt", settings.prompt_prefix + surveyed.clip.instruction)
+    return row_of(counted)
+
+
+def write_tables(folder: Path, rows: Sequence[ClipRow], features: RobotFeatures, settings: Settings) -> None:
+    """Write metadata.csv, summary.csv and features.json."""
+    metadata = [
+        {
+            "file_name": f"videos/{row.name}.mp4",
+            "prompt": settings.prompt_prefix + row.instruction,
+            "instruction": row.instruction,
+            "source": row.source,
+            "num_frames": row.num_frames,
+        }
+        for row in rows
+        if row.status != "refused"
+    ]
+    _write_csv(folder / "metadata.csv", list(metadata[0]), metadata)
+    _write_csv(folder / "summary.csv", SUMMARY_COLUMNS, [{c: getattr(row, c) for c in SUMMARY_COLUMNS} for row in rows])
+    write_json(folder / "features.json", asdict(features))
+
+
+def _write_video(path: Path, surveyed: SurveyedClip, reader: FrameReader, settings: Settings) -> SurveyedClip:
+    """Encode the clip frame by frame and return the survey corrected by what was decoded."""
+    clip, shape = surveyed.clip, settings.video
+    frames = _fitted(reader.frames(clip.video, clip.from_frame, surveyed.indices), settings)
+    num_written = write_video(path, frames, shape.fps, shape.codec, shape.crf, shape.gop)
+    num_decoded = reader.count_to(clip.from_frame + surveyed.num_source_frames) - clip.from_frame
+    missing = surveyed.num_source_frames - num_decoded
+    if missing > MAX_FRAMES_APART:
+        raise UserError(
+            f"{clip.video} is damaged", actual=f"{num_decoded} of {surveyed.num_source_frames} frames could be decoded"
+        )
+    # Every index is below num_frames whatever num_frames is, so a shorter source only shortens the list.
+    indices = surveyed.indices[:num_written]
+    check_length(indices, settings, num_decoded, surveyed.fps)
+    changes = (f"the last {missing} frames could not be decoded",) if missing else ()
+    return replace(surveyed, num_source_frames=num_decoded, indices=indices, changes=surveyed.changes + changes)
+
+
+def _fitted(frames: Iterator[np.ndarray], settings: Settings) -> Iterator[np.ndarray]:
+    for frame_HWC in frames:
+        yield fit_frame(frame_HWC, settings.video.height, settings.video.width, settings.prepare.fit)
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
+    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(rows)

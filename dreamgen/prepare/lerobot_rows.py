@@ -1,0 +1,83 @@
+"""What the rows of LeRobot episodes say of their tasks, read without the vectors and pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from dreamgen.core.errors import UserError
+from dreamgen.prepare.lerobot_meta import Episode
+from dreamgen.prepare.sources import reason_of
+from dreamgen.prepare.trajectory import ACTION, STATE, read_columns, read_schema
+
+TASK = "task_index"
+
+
+@dataclass(frozen=True)
+class EpisodeRows:
+    """What an episode's rows say of its task, without its vectors.
+
+    Args:
+        counts: Column of task indices -> how many frames point to each.
+        first_time_s: `timestamp` of the first row; None without that column.
+        wide: Names of the vectors that are float64.
+        refused: Why the rows cannot be read.
+    """
+
+    counts: dict[str, Counter[int]] = field(default_factory=dict)
+    first_time_s: float | None = None
+    wide: tuple[str, ...] = ()
+    refused: str | None = None
+
+
+def read_rows(episodes: Sequence[Episode]) -> list[EpisodeRows]:
+    """Read each episode's rows; a shared file is opened once, and one that cannot be read refuses its episode."""
+    found, opened = [], (None, None)
+    for episode in episodes:
+        try:
+            if opened[0] != episode.data_file:
+                opened = (episode.data_file, _read_scalars(episode.data_file))
+            found.append(_rows_of(*opened[1], episode))
+        except UserError as error:
+            opened = (None, None)
+            found.append(EpisodeRows(refused=reason_of(error)))
+    return found
+
+
+def _read_scalars(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
+    schema = read_schema(path)
+    names = [
+        field.name
+        for field in schema
+        if (field.name in (TASK, "episode_index") or field.name.startswith("annotation."))
+        and pa.types.is_integer(field.type)
+    ]
+    names += ["timestamp"] if "timestamp" in schema.names else []
+    wide = [
+        n
+        for n in (STATE, ACTION)
+        if n in schema.names and getattr(schema.field(n).type, "value_type", None) == pa.float64()
+    ]
+    # A file without any of these columns still has rows to count.
+    return read_columns(path, names or schema.names), tuple(wide)
+
+
+def _rows_of(table: pa.Table, wide: tuple[str, ...], episode: Episode) -> EpisodeRows:
+    if episode.shares_file:
+        if "episode_index" not in table.column_names:
+            raise UserError(f"{episode.data_file} has no episode_index column")
+        table = table.filter(pa.array(table["episode_index"].to_numpy() == episode.index))
+    if table.num_rows == 0:
+        raise UserError(f"{episode.data_file} has no rows of episode {episode.index}")
+    counts = {
+        name: Counter(table[name].drop_null().to_pylist())
+        for name in table.column_names
+        if name == TASK or name.startswith("annotation.")
+    }
+    times = table["timestamp"].to_pylist() if "timestamp" in table.column_names else []
+    first = times[0] if times and isinstance(times[0], int | float) else None
+    return EpisodeRows(counts, first, wide)

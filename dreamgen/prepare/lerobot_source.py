@@ -1,0 +1,172 @@
+"""A LeRobot dataset (v2.0, v2.1, v3.0) as a source of demonstrations, with its quirks said aloud.
+
+Data found in the wild names cameras that have no files, counts that do not add up and "tasks" that are marks of
+quality. What is true of the rows decides; what the metadata says besides becomes a finding.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from dreamgen.core.errors import UserError
+from dreamgen.core.records import RobotFeatures
+from dreamgen.core.settings import PrepareSettings
+from dreamgen.core.timeline import frame_index_at
+from dreamgen.prepare.lerobot_findings import metadata_findings, pseudo_task_findings, row_findings
+from dreamgen.prepare.lerobot_meta import Episode, LeRobotMeta, read_meta
+from dreamgen.prepare.lerobot_rows import TASK, EpisodeRows, read_rows
+from dreamgen.prepare.sources import Source, SourceClip, reason_of, safe_names
+from dreamgen.prepare.trajectory import ACTION, STATE, read_trajectory
+
+DESCRIPTION = "annotation.human.action.task_description"
+
+
+def open_lerobot(root: Path, settings: PrepareSettings) -> Source:
+    """Read metadata and task columns of a LeRobot dataset; vectors and pictures are read later, clip by clip.
+
+    Raises:
+        UserError: if the metadata cannot be used, or no camera or several can be meant.
+    """
+    meta = read_meta(root)
+    camera, findings = choose_camera(meta, settings.camera)
+    dims, names, name_findings = _vector_features(meta)
+    episodes = meta.episodes[: settings.max_episodes]
+    rows = read_rows(episodes)
+    findings += name_findings + metadata_findings(meta) + row_findings(meta, rows)
+    findings += pseudo_task_findings(meta, episodes, rows)
+    stems = safe_names(f"episode_{episode.index:06d}" for episode in episodes)
+    clips = tuple(_clip(meta, *each, camera, dims) for each in zip(stems, episodes, rows, strict=True))
+    features = RobotFeatures(
+        robot_type=meta.info.get("robot_type") or "unknown",
+        camera=camera,
+        state_names=names.get(STATE, ()),
+        action_names=names.get(ACTION, ()),
+        modality=meta.modality,
+    )
+    return Source(f"LeRobot {meta.version}", clips, features, tuple(findings))
+
+
+def choose_camera(meta: LeRobotMeta, wanted: str | None) -> tuple[str, list[str]]:
+    """Return the camera to use and what is odd about the others.
+
+    Args:
+        meta: The dataset.
+        wanted: The user's choice, with or without `observation.images.`; None: the only one that has files.
+
+    Raises:
+        UserError: if the choice has no files, or there is no choice and not exactly one camera has files.
+    """
+    info_file = meta.root / "meta" / "info.json"
+    with_files = [
+        key for key in meta.cameras if any(key in e.videos and e.videos[key].is_file() for e in meta.episodes)
+    ]
+    findings = [
+        f"info.json names the camera {key}, but no episode has a file of it: not used"
+        for key in meta.cameras
+        if key not in with_files
+    ]
+    findings += [
+        f"{key} is stored as images, which are not read: not used"
+        for key, feature in meta.info["features"].items()
+        if feature.get("dtype") == "image"
+    ]
+    if not with_files:
+        raise UserError(
+            f"{info_file}: no camera has a video file", actual=", ".join(meta.cameras) or "no video feature",
+            allowed="at least one camera with files under videos/", next_step="copy the dataset again, with videos/",
+        )  # fmt: skip
+    if wanted is not None:
+        for key in (wanted, f"observation.images.{wanted}"):
+            if key in with_files:
+                return key, findings
+        raise UserError(
+            f"prepare.camera is not a camera of {meta.root} that has files", actual=wanted,
+            allowed=", ".join(with_files),
+        )  # fmt: skip
+    if len(with_files) > 1:
+        raise UserError(
+            f"{meta.root} has several cameras", actual=", ".join(with_files), allowed="one",
+            next_step=f"--camera={with_files[0]}",
+        )  # fmt: skip
+    return with_files[0], findings
+
+
+def _vector_features(meta: LeRobotMeta) -> tuple[dict[str, int], dict[str, tuple[str, ...]], list[str]]:
+    dims, names, findings = {}, {}, []
+    for key in (STATE, ACTION):
+        feature = meta.info["features"].get(key)
+        if feature is None:
+            findings.append(f"the dataset has no {key}: the training set will have none")
+            continue
+        shape = feature.get("shape")
+        if not isinstance(shape, list | tuple) or len(shape) != 1 or not isinstance(shape[0], int):
+            raise UserError(f"{meta.root / 'meta' / 'info.json'}: {key} is not a vector", actual=shape, allowed="[N]")
+        dims[key] = shape[0]
+        given = _flat_names(feature.get("names"))
+        if len(given) != shape[0]:
+            if given:
+                findings.append(f"info.json gives {key} {shape[0]} dimensions but {len(given)} names: names not used")
+            given = tuple(f"{key.rpartition('.')[2]}_{i}" for i in range(shape[0]))
+        names[key] = given
+    return dims, names, findings
+
+
+def _flat_names(names: Any) -> tuple[str, ...]:
+    # Some datasets group names: {"motors": ["waist", ...]}.
+    if isinstance(names, dict):
+        return tuple(text for group in names.values() for text in _flat_names(group))
+    return tuple(str(name) for name in names) if isinstance(names, list | tuple) else ()
+
+
+def _clip(
+    meta: LeRobotMeta, name: str, episode: Episode, rows: EpisodeRows, camera: str, dims: dict[str, int]
+) -> SourceClip:
+    origin = f"episode {episode.index}"
+    try:
+        if rows.refused:
+            return SourceClip(name, origin, refused=rows.refused)
+        video = episode.videos.get(camera)
+        if video is None or not video.is_file():
+            raise UserError(f"{video or camera} does not exist", allowed="a video of the chosen camera")
+        instruction, changes = instruction_of(meta, episode, rows)
+        from_frame, num_frames = 0, None
+        if camera in episode.spans_s:
+            from_frame, to_frame = (frame_index_at(time_s, meta.fps) for time_s in episode.spans_s[camera])
+            num_frames = to_frame - from_frame
+    except UserError as error:
+        return SourceClip(name, origin, refused=reason_of(error))
+    load = functools.partial(
+        read_trajectory,
+        episode.data_file,
+        dims.get(STATE),
+        dims.get(ACTION),
+        episode.index if episode.shares_file else None,
+    )
+    return SourceClip(name, origin, video, instruction, meta.fps, from_frame, num_frames, load, changes)
+
+
+def instruction_of(meta: LeRobotMeta, episode: Episode, rows: EpisodeRows) -> tuple[str, tuple[str, ...]]:
+    """Return an episode's task in words and what had to be decided to get it.
+
+    The frames' own task_index goes first, then the annotation of the task, then the only task of the metadata.
+
+    Raises:
+        UserError: if none of them gives a text.
+    """
+    for column in (TASK, DESCRIPTION):
+        ranked = rows.counts.get(column, Counter()).most_common()
+        text = meta.tasks.get(ranked[0][0], "") if ranked else ""
+        if text:
+            changes = [f"{len(ranked)} tasks in its frames: used the most frequent"] if len(ranked) > 1 else []
+            changes += [f"instruction taken from {column}"] if column != TASK else []
+            return text, tuple(changes)
+    if len(episode.tasks) == 1:
+        return episode.tasks[0], ("instruction taken from the episode's metadata",)
+    raise UserError(
+        f"episode {episode.index} has no instruction",
+        actual=f"task_index {sorted(rows.counts.get(TASK, {}))}, tasks {list(episode.tasks)}",
+        allowed="a task_index that the dataset's tasks list",
+    )

@@ -1,0 +1,100 @@
+"""What every kind of demonstration is read into, and which kind a folder is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+
+from dreamgen.core.errors import UserError
+from dreamgen.core.records import RobotFeatures
+from dreamgen.prepare.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class SourceClip:
+    """One demonstration as its source describes it; nothing of its video has been read yet.
+
+    Args:
+        name: File stem in the training set: unique there, letters, digits, `.`, `_` and `-`.
+        origin: Where it is in the source, for people: a path below the source, or an episode.
+        video: The mp4, or None when the clip is refused.
+        instruction: The task in words, as the source has it.
+        fps: Frames a second that the source states; None where only the video knows.
+        from_frame: Its first frame in `video`.
+        num_frames: Its frames in `video`; None: all that are there.
+        load_trajectory: Reads its state and action; None where the source has none.
+        changes: What was decided while reading the source, for the summary.
+        refused: Why it cannot be used; None if it may.
+    """
+
+    name: str
+    origin: str
+    video: Path | None = None
+    instruction: str = ""
+    fps: Fraction | None = None
+    from_frame: int = 0
+    num_frames: int | None = None
+    load_trajectory: Callable[[], Trajectory] | None = None
+    changes: tuple[str, ...] = ()
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Demonstrations that were opened.
+
+    Args:
+        layout: Which layout it is, in words.
+        clips: In stable order.
+        features: The robot, as `train/features.json` will hold it.
+        findings: Quirks of the source that the user should know, a sentence each.
+    """
+
+    layout: str
+    clips: tuple[SourceClip, ...]
+    features: RobotFeatures
+    findings: tuple[str, ...] = field(default=())
+
+
+def safe_name(stem: str, taken: set[str]) -> str:
+    """Return a file stem of plain characters that is not among `taken`, whatever the case of its letters."""
+    base = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._-")[:100] or "clip"
+    name, number = base, 2
+    while name.lower() in taken:
+        name, number = f"{base}_{number}", number + 1
+    return name
+
+
+def safe_names(stems: Iterable[str]) -> list[str]:
+    """Return a unique `safe_name` for each stem, in order."""
+    taken: set[str] = set()
+    names = []
+    for stem in stems:
+        names.append(safe_name(stem, taken))
+        taken.add(names[-1].lower())
+    return names
+
+
+def with_bare_instruction(clip: SourceClip, prompt_prefix: str) -> SourceClip:
+    """Return the clip with its text on one line and without the prefix, which would else be put before it twice."""
+    if clip.refused:
+        return clip
+    text, prefix = (" ".join(words.split()) for words in (clip.instruction, prompt_prefix))
+    if prefix and text.startswith(prefix):
+        text = text[len(prefix) :].strip()
+    if not text:
+        return replace(clip, refused="its caption is empty")
+    return replace(clip, instruction=text)
+
+
+def reason_of(error: UserError) -> str:
+    """Return a user error as one line of a table."""
+    parts = [error.what]
+    if error.actual is not None:
+        parts.append(f"found {error.actual}")
+    if error.allowed is not None:
+        parts.append(f"allowed: {error.allowed}")
+    return " ".join("; ".join(parts).split())
