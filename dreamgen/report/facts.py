@@ -1,0 +1,122 @@
+"""The words and numbers at the head and foot of the page: headline figures, warnings, settings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from dreamgen.report.gather import RunView
+from dreamgen.report.stages import demos_used, num_ok, refused_demos
+
+
+def tiles(view: RunView) -> list[dict[str, str]]:
+    """Return the headline numbers: label, value and a line of context each."""
+    made, judged = num_ok(view, "generate"), view.count("accepted", "rejected")
+    refused, failed, rejected = len(refused_demos(view)), view.count("failed"), view.count("rejected")
+    return [
+        _tile("Demonstrations used", f"{demos_used(view):,}" if view.demos else "–",
+              f"{refused:,} refused" if view.demos else "no summary"),
+        _tile("Steps trained", f"{view.steps[-1].step:,}" if view.steps else "–",
+              f"last loss {view.steps[-1].loss:.3g}" if view.steps else "no training log"),
+        _tile("Clips generated", f"{made:,}" if view.clips else "–",
+              f"of {len(view.clips):,} planned · {failed:,} failed" if view.clips else "no jobs"),
+        _tile("Clips accepted", f"{view.count('accepted'):,}" if judged else "–",
+              f"{rejected:,} rejected · {view.count('accepted') / judged:.0%} pass" if judged else "not judged yet"),
+        _error_tile(view),
+        _tile("Episodes exported", _episodes(view),
+              f"in {len(view.datasets)} formats" if view.datasets else "no dataset"),
+    ]  # fmt: skip
+
+
+def _error_tile(view: RunView) -> dict[str, str]:
+    error, mean_error = held_out_error(view.idm or {})
+    if error is None:
+        return _tile("Held-out action error", "–", "no inverse dynamics" if view.idm is None else "not measured")
+    beside = f"guessing the mean: {mean_error:.3g}" if mean_error is not None else "mean absolute error"
+    return _tile("Held-out action error", f"{error:.3g}", beside)
+
+
+def held_out_error(idm: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Return the inverse-dynamics model's error on held-out episodes, and that of guessing the demos' mean action.
+
+    Args:
+        idm: Its config.json.
+
+    Returns:
+        Mean absolute errors in the robot's units; None where there are none.
+    """
+    action = (idm.get("held_out") or {}).get("action") or {}
+    return action.get("mae"), (action.get("baselines") or {}).get("demo_mean")
+
+
+def _episodes(view: RunView) -> str:
+    counts = sorted({dataset.num_episodes for dataset in view.datasets if dataset.num_episodes is not None})
+    return "–" if not counts else f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}–{counts[-1]:,}"
+
+
+def _tile(label: str, value: str, context: str) -> dict[str, str]:
+    return {"label": label, "value": value, "context": context}
+
+
+def notices(view: RunView) -> list[dict[str, str]]:
+    """Return what a reader must know before looking at the clips: a title and a sentence each."""
+    model = view.settings.get("model", {})
+    found = []
+    if {clip.job.model for clip in view.clips} == {"mini"} or (not view.clips and model.get("path") == "mini"):
+        found.append({
+            "title": "The mini model has untrained weights",
+            "text": "Its clips look like noise. This run proves that every stage works, not that the clips are good.",
+        })  # fmt: skip
+    checked = [record.figures.get("safety_checker") for record in view.journal.get("generate", {}).values()]
+    if False in checked or (not view.clips and model.get("safety_checker") is False):
+        whom = f"{checked.count(False)} of {len(checked)} clips were" if False in checked else "Clips will be"
+        found.append({
+            "title": "The safety checker was off",
+            "text": f"{whom} made without screening of prompt and picture. "
+                    "The real model's licence asks for its guardrail.",
+        })  # fmt: skip
+    error, mean_error = held_out_error(view.idm or {})
+    if error is not None and mean_error is not None and error >= mean_error:
+        found.append({
+            "title": "The recovered actions are no better than a guess",
+            "text": f"On held-out demonstrations their error is {error:.3g}; always guessing the mean has "
+                    f"{mean_error:.3g}. More demonstrations or training steps help.",
+        })  # fmt: skip
+    if "av1" in {clip.job.codec for clip in view.clips}:
+        text = "Browsers without an AV1 decoder (older Safari) show only the first frame of each."
+        found.append({"title": "The clips are AV1", "text": text})
+    return found
+
+
+def settings_by_section(recorded: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Return run.yaml as rows of text, section by section; values that have no section come first as "run"."""
+    sections: dict[str, list[tuple[str, str]]] = {"run": []}
+    for name, value in recorded.items():
+        if isinstance(value, dict):
+            sections[name] = list(_flat(value))
+        else:
+            sections["run"].append((name, _plain_text(value)))
+    return {name: rows for name, rows in sections.items() if rows}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + str(name), _plain_text(value)
+
+
+def _plain_text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "not set" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def last_activity(view: RunView) -> str | None:
+    """Return when the journal was last written, in UTC, or None without a journal."""
+    times_s = [record.time_s for records in view.journal.values() for record in records.values()]
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(max(times_s))) if times_s else None

@@ -1,0 +1,220 @@
+"""What a run folder holds, as far as it got: everything the page shows, read through core and never changed."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dreamgen.core.config import read_yaml
+from dreamgen.core.errors import UserError
+from dreamgen.core.files import read_json
+from dreamgen.core.jobs import read_jobs
+from dreamgen.core.journal import read_journal
+from dreamgen.core.records import Job, JournalRecord, RobotFeatures
+from dreamgen.core.run_folder import RunFolder
+
+Verdict = Literal["accepted", "rejected", "failed", "not judged", "waiting"]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One job and what became of it.
+
+    Args:
+        job: What was asked for.
+        verdict: accepted or rejected (results); failed (an error); not judged (curate has not seen it); waiting.
+        reasons: Why it was rejected.
+        figures: Measures of curate by name.
+        video: Its mp4, where there is one.
+        label: Its actions, where there are some.
+    """
+
+    job: Job
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    figures: dict[str, Any]
+    video: Path | None
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A clip that a stage could not make, with its error."""
+
+    job: Job
+    record: JournalRecord
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of the training log; the gradient's norm and the like are left out."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One exported dataset; `num_episodes` is None where its own metadata does not say."""
+
+    name: str
+    num_episodes: int | None
+    size_mb: float
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as far as it got; what does not exist yet is empty or None.
+
+    Args:
+        run: Its folder.
+        settings: run.yaml, nested.
+        demos: One row a source demonstration, as prepare's summary has it.
+        features: What the demonstrations say of the robot.
+        steps: The training log.
+        adapter: The adapter's file.
+        idm: config.json of the inverse-dynamics model, with its held-out error.
+        jobs_planned: Whether there is a list of jobs.
+        clips: Every job in planned order.
+        failures: The latest error of every failed clip.
+        journal: Stage -> clip id -> latest record.
+        datasets: What was exported.
+        unreadable: Files that are there and cannot be read, and why.
+    """
+
+    run: RunFolder
+    settings: dict[str, Any]
+    demos: list[dict[str, str]] = field(default_factory=list)
+    features: RobotFeatures | None = None
+    steps: list[Step] = field(default_factory=list)
+    adapter: Path | None = None
+    idm: dict[str, Any] | None = None
+    jobs_planned: bool = False
+    clips: list[Clip] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    journal: dict[str, dict[str, JournalRecord]] = field(default_factory=dict)
+    datasets: list[Dataset] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+    def count(self, *verdicts: Verdict) -> int:
+        """Return how many clips have one of the verdicts."""
+        return sum(clip.verdict in verdicts for clip in self.clips)
+
+
+def gather(run: RunFolder) -> RunView:
+    """Read whatever of a run exists.
+
+    Raises:
+        UserError: if the run folder does not exist.
+    """
+    if not run.root.is_dir():
+        raise UserError(
+            f"the run folder {run.root} does not exist", next_step=f"dreamgen prepare --demos PATH --out {run.root}"
+        )
+    unreadable: list[str] = []
+
+    def attempt(path: Path, read: Callable[[Path], Any], missing: Any) -> Any:
+        """Read a file that may be absent or damaged; one broken file must not cost the whole page."""
+        try:
+            return read(path) if path.exists() else missing
+        except UserError as error:
+            unreadable.append(str(error))
+            return missing
+
+    jobs = attempt(run.jobs, read_jobs, [])
+    journal = {stage: read_journal(run.journal, stage) for stage in ("generate", "label", "curate")}
+    adapter = run.adapter / "pytorch_lora_weights.safetensors"
+    return RunView(
+        run=run,
+        settings=attempt(run.settings_file, read_yaml, {}),
+        demos=attempt(run.train / "summary.csv", _read_csv, []),
+        features=attempt(run.train / "features.json", _read_features, None),
+        steps=attempt(run.finetune_logs / "loss.csv", _read_steps, []),
+        adapter=adapter if adapter.is_file() else None,
+        idm=attempt(run.idm / "config.json", read_json, None),
+        jobs_planned=run.jobs.exists(),
+        clips=[_clip(run, job, journal) for job in jobs],
+        failures=[Failure(job, record) for job in jobs if (record := _failed(job, journal)) is not None],
+        journal=journal,
+        datasets=attempt(run.datasets, _read_datasets, []),
+        unreadable=unreadable,
+    )
+
+
+def _clip(run: RunFolder, job: Job, journal: dict[str, dict[str, JournalRecord]]) -> Clip:
+    records = [journal[stage].get(job.clip_id) for stage in ("generate", "label", "curate")]
+    generated, _, judged = records
+    rejected = next((record for record in records if record is not None and record.status == "rejected"), None)
+    if _failed(job, journal) is not None:
+        verdict: Verdict = "failed"
+    elif rejected is not None:
+        verdict = "rejected"
+    elif judged is not None:
+        verdict = "accepted"
+    else:
+        verdict = "waiting" if generated is None else "not judged"
+    video, label = run.clip_file(job.clip_id), run.label_file(job.clip_id)
+    return Clip(
+        job=job,
+        verdict=verdict,
+        reasons=tuple((rejected.reason or "no reason given").split("; ")) if rejected is not None else (),
+        figures=judged.figures if judged is not None else {},
+        video=video if video.is_file() else None,
+        label=label if label.is_file() else None,
+    )
+
+
+def _failed(job: Job, journal: dict[str, dict[str, JournalRecord]]) -> JournalRecord | None:
+    records = (journal[stage].get(job.clip_id) for stage in ("generate", "label", "curate"))
+    return next((record for record in records if record is not None and record.status == "failed"), None)
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return [{key: value or "" for key, value in row.items() if key} for row in csv.DictReader(stream)]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a CSV table", actual=str(error)) from None
+
+
+def _read_features(path: Path) -> RobotFeatures:
+    try:
+        return RobotFeatures.from_dict(read_json(path))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} does not describe a robot", actual=str(error)) from None
+
+
+def _read_steps(path: Path) -> list[Step]:
+    try:
+        return [Step(int(row["step"]), float(row["loss"])) for row in _read_csv(path)]
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} is not a training log", actual=str(error), allowed="columns step, loss") from None
+
+
+def _read_datasets(folder: Path) -> list[Dataset]:
+    found = []
+    for path in sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")):
+        size_mb = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
+        found.append(Dataset(path.name, _num_episodes(path), size_mb))
+    return found
+
+
+def _num_episodes(dataset: Path) -> int | None:
+    info = dataset / "meta" / "info.json"
+    if info.is_file():
+        return read_json(info).get("total_episodes")
+    files = [file for file in dataset.rglob("*.hdf5") if file.is_file()]
+    return sum(map(_num_demos, files)) if files else None
+
+
+def _num_demos(path: Path) -> int:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return len(file["data"]) if "data" in file else 1
+    except OSError as error:
+        raise UserError(f"{path} is not an HDF5 file", actual=str(error)) from None

@@ -1,0 +1,194 @@
+"""From what a run holds to report.html: which clips are shown, how they are embedded, and the finished page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import cv2
+import jinja2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from markupsafe import Markup
+
+from dreamgen.core.errors import UserError
+from dreamgen.core.files import write_text
+from dreamgen.core.records import StageResult
+from dreamgen.core.run_folder import RunFolder
+from dreamgen.core.settings import Settings
+from dreamgen.core.video import iter_frames
+from dreamgen.report.facts import last_activity, notices, settings_by_section, tiles
+from dreamgen.report.gather import Clip, RunView, gather
+from dreamgen.report.plots import action_strips, loss_curve
+from dreamgen.report.stages import refused_demos, stage_states
+
+MAX_EMBEDDED_BYTES = 40 * 10**6  # of base64; beyond it the page links its clips, which then must stay beside it
+POSTER_WIDTH_PX = 480
+SHOWN_FIRST = ("accepted", "not judged", "rejected")
+
+
+@dataclass(frozen=True)
+class Card:
+    """One clip as the page shows it.
+
+    Args:
+        clip: What it is.
+        poster: data: URL of its first frame.
+        source: data: URL or relative path of its mp4; None when the file is missing.
+        plot: The predicted actions.
+        measures: Curate's figures, each with its name, value and limit in words.
+        problems: Which of its files cannot be read, and why.
+    """
+
+    clip: Clip
+    poster: str | None
+    source: str | None
+    plot: Markup | None
+    measures: list[dict[str, str]]
+    problems: list[str]
+
+
+def report(settings: Settings) -> StageResult:
+    """Write report.html from whatever of the run exists.
+
+    Args:
+        settings: `out` names the run folder; `report.max_clips` bounds the clips shown.
+
+    Returns:
+        The page, what it counts, and a note for each stage that is not done.
+
+    Raises:
+        UserError: if the run folder does not exist.
+    """
+    run = RunFolder.of(settings)
+    view = gather(run)
+    shown = choose_clips(view.clips, settings.report.max_clips)
+    embedded_bytes = sum(clip.video.stat().st_size for clip in shown if clip.video) * 4 // 3
+    cards = [_card(clip, view, embed=embedded_bytes <= MAX_EMBEDDED_BYTES) for clip in shown]
+    made, stages = [clip for clip in view.clips if clip.verdict in SHOWN_FIRST], stage_states(view)
+    unreadable = view.unreadable + [problem for card in cards for problem in card.problems]
+    page = _environment().get_template("page.html").render(
+        name=run.root.resolve().name,
+        view=view,
+        cards=cards,
+        num_with_video=sum(clip.video is not None for clip in made),
+        without_video=sum(clip.video is None for clip in made),
+        unreadable=unreadable,
+        linked=embedded_bytes > MAX_EMBEDDED_BYTES,
+        stages=stages,
+        todo=next((stage for stage in stages if stage.command), None),
+        notices=notices(view),
+        tiles=tiles(view),
+        refused=refused_demos(view),
+        loss_plot=loss_curve([s.step for s in view.steps], [s.loss for s in view.steps]) if view.steps else None,
+        settings_by_section=settings_by_section(view.settings),
+        last_activity=last_activity(view),
+    )  # fmt: skip
+    write_text(run.report, page)
+    figures = {
+        "clips_shown": len(cards), "accepted": view.count("accepted"), "rejected": view.count("rejected"),
+        "failed": view.count("failed"), "size_mb": round(run.report.stat().st_size / 1e6, 2),
+    }  # fmt: skip
+    notes = [f"{stage.name}: {stage.detail}; {stage.command}" for stage in stages if stage.command]
+    return StageResult("report", {"report": run.report}, figures, notes + unreadable)
+
+
+def choose_clips(clips: Sequence[Clip], max_clips: int) -> list[Clip]:
+    """Choose the clips to show: each verdict in its share and at least once, spread evenly over the plan.
+
+    Args:
+        clips: All of the run; those without a video or that failed are not shown.
+        max_clips: How many at most.
+
+    Returns:
+        Accepted first, then those not judged, then rejected; within these in planned order.
+    """
+    groups = [[c for c in clips if c.verdict == verdict and c.video is not None] for verdict in SHOWN_FIRST]
+    total = sum(map(len, groups))
+    room = min(max_clips, total)
+    if room <= 0:
+        return []
+    exact = [len(group) * room / total for group in groups]
+    shares = [0] * len(groups)
+    for _ in range(room):
+        open_groups = [i for i in range(len(groups)) if shares[i] < len(groups[i])]
+        neediest = max(open_groups, key=lambda i: (shares[i] == 0, exact[i] - shares[i]))
+        shares[neediest] += 1
+    return [
+        group[round(index * (len(group) - 1) / max(share - 1, 1))]
+        for group, share in zip(groups, shares, strict=True)
+        for index in range(share)
+    ]
+
+
+def _card(clip: Clip, view: RunView, embed: bool) -> Card:
+    poster = source = plot = None
+    problems = []
+    try:
+        first_frame_HWC = next(iter_frames(clip.video), None)
+        if first_frame_HWC is None:
+            raise UserError(f"{clip.video} has 0 frames", next_step=f"dreamgen generate --out {view.run.root}")
+        poster = _poster(first_frame_HWC)
+        source = _data_url("video/mp4", clip.video.read_bytes()) if embed else _relative_url(clip.video, view.run.root)
+    except UserError as error:
+        problems.append(str(error))
+    if clip.label is not None:
+        try:
+            rows = pq.read_table(clip.label, columns=["action"])["action"].to_pylist()
+            names = view.features.action_names if view.features is not None else ()
+            plot = action_strips(np.array(rows, np.float64), names, clip.job.fps)
+        except (pa.ArrowInvalid, KeyError, ValueError) as error:
+            problems.append(f"{clip.label} is not a table of actions: {error}")
+    return Card(clip, poster, source, plot, _measures(clip.figures), problems)
+
+
+def _measures(figures: dict[str, Any]) -> list[dict[str, str]]:
+    """Pair each measure with the threshold that stands beside it as min_NAME or max_NAME."""
+    measures = []
+    for name, value in figures.items():
+        if isinstance(value, bool | str | None) or name.startswith(("min_", "max_", "wanted_", "num_")):
+            continue
+        low, high = figures.get(f"min_{name}"), figures.get(f"max_{name}")
+        limit = f"min {low:g}" if low is not None else f"max {high:g}" if high is not None else ""
+        words = name.removesuffix("_db").replace("_", " ").replace("psnr", "PSNR")
+        unit = " dB" if name.endswith("_db") else ""
+        measures.append({"name": words, "value": f"{value:.3g}{unit}", "limit": limit})
+    return measures
+
+
+def _poster(frame_HWC: np.ndarray) -> str:
+    height, width = frame_HWC.shape[:2]
+    if width > POSTER_WIDTH_PX:
+        size = (POSTER_WIDTH_PX, round(height * POSTER_WIDTH_PX / width))
+        frame_HWC = cv2.resize(frame_HWC, size, interpolation=cv2.INTER_AREA)
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 82])
+    assert done, "JPEG encoding of a uint8 array does not fail"
+    return _data_url("image/jpeg", data.tobytes())
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _relative_url(path: Path, root: Path) -> str:
+    return quote(path.relative_to(root).as_posix())
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    environment.globals.update(script=Markup(script), script_hash=f"sha256-{digest}")
+    return environment
