@@ -1,0 +1,24 @@
+"""The learning rate by optimizer step."""
+
+from __future__ import annotations
+
+from dreamgen.core.settings import FinetuneSettings
+
+
+def learning_rate(step: int, tune: FinetuneSettings) -> float:
+    """Return the learning rate of one optimizer step: linear warm-up, then linear decay to the last step.
+
+    It counts optimizer steps, so it is the same on any number of GPUs. The warm-up is cut to half of a short training.
+
+    Args:
+        step: 0 for the first.
+        tune: Peak rate, length and the multipliers after the warm-up and at the end.
+
+    Returns:
+        The rate; `learning_rate * decay_to` at step `num_steps - 1`.
+    """
+    num_warmup = min(tune.warmup_steps, tune.num_steps // 2)
+    if step < num_warmup:
+        return tune.learning_rate * tune.decay_from * (step + 1) / num_warmup
+    done = (step - num_warmup + 1) / (tune.num_steps - num_warmup)
+    return tune.learning_rate * (tune.decay_from + (tune.decay_to - tune.decay_from) * done)

@@ -1,0 +1,179 @@
+"""The training step feeds the transformer exactly what the pipeline feeds it."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dreamgen.core.settings import FinetuneSettings, ModelSettings
+from dreamgen.models.world import WorldModelSource, load_world_model
+from finetune.flow import (
+    Draws,
+    draw_batch,
+    drop_texts,
+    encode_windows,
+    flow_input,
+    flow_loss,
+    predict_velocity,
+    shifted_sigma,
+)
+from finetune.text import PromptFeatures
+from tests.finetune.conftest import HEIGHT, NUM_FRAMES, WIDTH
+from tests.fixtures.demos import make_episode
+
+PROMPT = "The robot arm is performing a task. push the square"
+TUNE = FinetuneSettings()
+
+
+def load(world, dtype="float32"):
+    model = ModelSettings(path=str(world), revision=None, dtype=dtype, device="cpu", safety_checker=False)
+    return load_world_model(WorldModelSource("tiny", str(world), None, ""), model)
+
+
+@pytest.fixture(scope="module")
+def pipe(world):
+    return load(world)
+
+
+@pytest.fixture(scope="module")
+def video_THWC():
+    return make_episode(0, NUM_FRAMES, 16, HEIGHT, WIDTH).video_THWC
+
+
+def encode(pipe, video_THWC):
+    return encode_windows(pipe, torch.from_numpy(video_THWC)[None])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("conditional_frame_timestep", [1e-4, -1.0])
+@pytest.mark.parametrize("num_conditioned", [1, 2])
+def test_the_transformer_gets_what_the_pipeline_gives_it(
+    world, video_THWC, num_conditioned, conditional_frame_timestep, dtype
+):
+    pipe = load(world, dtype)
+    clean_BCTHW = encode(pipe, video_THWC)
+    noise_BCTHW = torch.randn(clean_BCTHW.shape, generator=torch.Generator().manual_seed(0))
+    num_steps = 3
+    pipe.scheduler.set_timesteps(num_steps)
+    flows = [
+        flow_input(clean_BCTHW, Draws(sigma[None], [num_conditioned], [False], noise_BCTHW), conditional_frame_timestep)
+        for sigma in pipe.scheduler.sigmas[:num_steps]
+    ]
+    calls = []
+    pipe.transformer.register_forward_pre_hook(lambda _, args, named: calls.append((args, named)), with_kwargs=True)
+
+    frames = [Image.fromarray(frame_HWC) for frame_HWC in video_THWC]
+    given = {"image": frames[0]} if num_conditioned == 1 else {"video": frames[:5]}
+
+    def at_the_training_latents(pipe, step, time, tensors):
+        # The sampler's own path is left: at each sigma it continues from the latents that training would see there.
+        return {"latents": flows[min(step + 1, num_steps - 1)].hidden_states_BCTHW}
+
+    pipe(
+        **given, prompt=PROMPT, height=HEIGHT, width=WIDTH, num_frames=NUM_FRAMES, num_inference_steps=num_steps,
+        guidance_scale=0.0, latents=flows[0].hidden_states_BCTHW, output_type="latent",
+        num_latent_conditional_frames=num_conditioned, conditional_frame_timestep=conditional_frame_timestep,
+        callback_on_step_end=at_the_training_latents, callback_on_step_end_tensor_inputs=["latents"],
+    )  # fmt: skip
+    assert len(calls) == num_steps
+
+    text_BLD = PromptFeatures(pipe)([PROMPT], torch.device("cpu"))
+    for step, (args, wanted) in enumerate(list(calls)):
+        assert args == ()
+        with torch.no_grad():
+            predict_velocity(pipe.transformer, flows[step], text_BLD, (HEIGHT, WIDTH), pipe.transformer.dtype)
+        args, got = calls[-1]
+        assert args == () and got.keys() == wanted.keys()
+        for name in wanted:
+            if isinstance(wanted[name], torch.Tensor):
+                assert (got[name].shape, got[name].dtype) == (wanted[name].shape, wanted[name].dtype), name
+                assert torch.allclose(got[name].float(), wanted[name].float(), rtol=0, atol=1e-5), name
+            else:
+                assert got[name] == wanted[name]
+
+
+@pytest.mark.parametrize("num_conditioned", [1, 2])
+def test_clean_latents_are_the_pipelines_own_conditioning_latents(pipe, video_THWC, num_conditioned):
+    clean_BCTHW = encode(pipe, video_THWC)
+    num_given = 4 * (num_conditioned - 1) + 1
+    given_BCTHW = pipe.video_processor.preprocess_video([Image.fromarray(f) for f in video_THWC], HEIGHT, WIDTH)
+    given_BCTHW[:, :, num_given:] = given_BCTHW[:, :, num_given - 1 : num_given]
+    _, wanted_BCTHW, _, _ = pipe.prepare_latents(
+        given_BCTHW, 1, 16, HEIGHT, WIDTH, num_given, NUM_FRAMES, dtype=torch.float32, device=torch.device("cpu")
+    )
+    assert torch.allclose(clean_BCTHW[:, :, :num_conditioned], wanted_BCTHW[:, :, :num_conditioned], rtol=0, atol=1e-6)
+    assert not torch.allclose(clean_BCTHW[:, :, num_conditioned:], wanted_BCTHW[:, :, num_conditioned:], atol=1e-3)
+
+
+def test_the_flow_runs_from_clean_to_noise_along_its_target(pipe, video_THWC):
+    clean_BCTHW = encode(pipe, video_THWC)
+    draws = draw_batch(0, [0], clean_BCTHW.shape[1:], TUNE)
+    flow = flow_input(clean_BCTHW, draws, 1e-4)
+    num_conditioned = draws.num_conditioned[0]
+    assert torch.equal(flow.hidden_states_BCTHW[:, :, :num_conditioned], clean_BCTHW[:, :, :num_conditioned])
+    ahead_BCTHW = flow.hidden_states_BCTHW + (1 - draws.sigma_B) * flow.target_BCTHW
+    back_BCTHW = flow.hidden_states_BCTHW - draws.sigma_B * flow.target_BCTHW
+    learnt = slice(num_conditioned, None)
+    assert torch.allclose(ahead_BCTHW[:, :, learnt], draws.noise_BCTHW[:, :, learnt], atol=1e-5)
+    assert torch.allclose(back_BCTHW[:, :, learnt], clean_BCTHW[:, :, learnt], atol=1e-5)
+
+
+def test_the_loss_counts_each_sample_over_the_frames_it_was_not_given():
+    clean_BCTHW = torch.randn(2, 16, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    draws = Draws(torch.tensor([0.3, 0.7]), [1, 2], [False, False], torch.ones_like(clean_BCTHW))
+    flow = flow_input(clean_BCTHW, draws, 1e-4)
+    velocity_BCTHW = torch.zeros_like(clean_BCTHW, requires_grad=True)
+    loss_B = flow_loss(velocity_BCTHW, flow)
+    wanted = [flow.target_BCTHW[0, :, 1:].square().mean(), flow.target_BCTHW[1, :, 2:].square().mean()]
+    assert torch.allclose(loss_B, torch.stack(wanted))
+    loss_B.sum().backward()
+    assert velocity_BCTHW.grad[0, :, 1:].abs().min() > 0
+    assert velocity_BCTHW.grad[0, :, :1].abs().max() == 0
+    assert velocity_BCTHW.grad[1, :, :2].abs().max() == 0
+
+
+def test_draws_belong_to_their_sample_and_not_to_its_batch():
+    together = draw_batch(3, [7, 8], (16, 3, 2, 2), TUNE)
+    apart = [draw_batch(3, [index], (16, 3, 2, 2), TUNE) for index in (7, 8)]
+    assert torch.equal(together.noise_BCTHW, torch.cat([draws.noise_BCTHW for draws in apart]))
+    assert torch.equal(together.sigma_B, torch.cat([draws.sigma_B for draws in apart]))
+    assert together.num_conditioned == [draws.num_conditioned[0] for draws in apart]
+    assert not torch.equal(together.noise_BCTHW[0], together.noise_BCTHW[1])
+    other = draw_batch(4, [7, 8], (16, 3, 2, 2), TUNE)
+    assert not torch.equal(together.noise_BCTHW, other.noise_BCTHW)
+
+
+def test_draws_follow_the_recipes_distributions():
+    draws = draw_batch(0, range(4000), (1, 3, 1, 1), TUNE)
+    # The median of a monotonic function is the function of the median: t = 1/2 gives 5/6.
+    assert float(draws.sigma_B.median()) == pytest.approx(5 / 6, abs=0.015)
+    assert np.mean(np.array(draws.num_conditioned) == 1) == pytest.approx(0.5, abs=0.03)
+    assert set(draws.num_conditioned) == {1, 2}
+    assert np.mean(draws.drop_text) == pytest.approx(0.2, abs=0.03)
+    assert draws.noise_BCTHW.std() == pytest.approx(1, abs=0.05)
+    assert shifted_sigma(torch.tensor(0.0), 1.0) == 0.5
+
+
+def test_a_frame_is_always_left_to_learn():
+    draws = draw_batch(0, range(20), (16, 2, 2, 2), TUNE)
+    assert set(draws.num_conditioned) == {1}
+
+
+def test_text_is_dropped_to_zeros_and_encoded_once(pipe):
+    encoded = []
+    handle = pipe.text_encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
+    texts = PromptFeatures(pipe)
+    text_BLD = texts([PROMPT, "another", PROMPT], torch.device("cpu"))
+    handle.remove()
+    assert len(encoded) == 2
+    with torch.no_grad():
+        wanted_BLD, _ = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False)
+    assert torch.equal(text_BLD[0], wanted_BLD[0]) and torch.equal(text_BLD[2], wanted_BLD[0])
+    dropped_BLD = drop_texts(text_BLD, [False, True, False])
+    assert dropped_BLD[1].abs().max() == 0 and torch.equal(dropped_BLD[0], text_BLD[0])
+
+
+def test_prompts_beyond_the_memory_limit_are_encoded_again(pipe):
+    texts = PromptFeatures(pipe, keep_gib=0.0)
+    first_BLD, second_BLD = (texts([PROMPT], torch.device("cpu")) for _ in range(2))
+    assert torch.equal(first_BLD, second_BLD) and not first_BLD.requires_grad

@@ -1,0 +1,29 @@
+"""The learning rate by optimizer step."""
+
+import pytest
+
+from dreamgen.core.settings import FinetuneSettings
+from finetune.schedule import learning_rate
+
+
+def rates(**values):
+    tune = FinetuneSettings(learning_rate=2.0, **values)
+    return [learning_rate(step, tune) for step in range(tune.num_steps)]
+
+
+def test_it_rises_to_decay_from_and_falls_to_decay_to():
+    values = rates(num_steps=30, warmup_steps=10, decay_from=0.5, decay_to=0.2)
+    assert values[0] == pytest.approx(2 * 0.5 / 10)
+    assert max(values) == values[9] == pytest.approx(2 * 0.5)
+    assert values[19] == pytest.approx(2 * 0.35)
+    assert values[-1] == pytest.approx(2 * 0.2)
+
+
+def test_the_warm_up_is_at_most_half_of_a_short_training():
+    values = rates(num_steps=8, warmup_steps=1000)
+    assert values.index(max(values)) == 3
+    assert values[-1] == pytest.approx(2 * 0.2)
+
+
+def test_one_step_has_a_rate():
+    assert rates(num_steps=1) == [pytest.approx(2 * 0.2)]

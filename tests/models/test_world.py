@@ -1,0 +1,132 @@
+"""The mini model, a local folder and a hub id go one path, and what cannot be loaded is said."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import Cosmos2_5_PredictBasePipeline
+
+from dreamgen.core.errors import UserError
+from dreamgen.core.run_folder import RunFolder
+from dreamgen.core.settings import ModelSettings
+from dreamgen.models.adapter import add_adapter, save_adapter
+from dreamgen.models.mini import build_mini, save_mini
+from dreamgen.models.safety import make_safety_checker
+from dreamgen.models.world import (
+    folder_fingerprint,
+    load_world_model,
+    resolve_device,
+    resolve_world_model,
+    torch_dtype,
+)
+from tests.fixtures.world import make_world, tiny_sizes
+
+MODEL = ModelSettings(path="mini", revision=None, dtype="float32", device="cpu", safety_checker=False)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world") / "model")
+
+
+def test_a_local_folder_is_loaded_whole_and_frozen(world, tmp_path):
+    source = resolve_world_model(replace(MODEL, path=str(world)), RunFolder(tmp_path))
+    assert (source.name, source.revision) == ("model", None)
+    pipe = load_world_model(source, MODEL)
+    wanted = build_mini(tiny_sizes())
+    for name in ("transformer", "vae", "text_encoder"):
+        part = getattr(pipe, name)
+        assert not part.training and not any(parameter.requires_grad for parameter in part.parameters())
+        loaded, built = part.state_dict(), getattr(wanted, name).state_dict()
+        assert loaded.keys() == built.keys()
+        assert all(torch.equal(loaded[key], built[key]) for key in loaded)
+
+
+def test_the_precision_is_the_settings(world):
+    source = resolve_world_model(replace(MODEL, path=str(world)), RunFolder(world.parent))
+    pipe = load_world_model(source, replace(MODEL, dtype="bfloat16"))
+    assert {pipe.transformer.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.bfloat16}
+    assert torch_dtype("float32") is torch.float32
+
+
+def test_an_adapter_is_fused_into_the_loaded_model(world, tmp_path):
+    source = resolve_world_model(replace(MODEL, path=str(world)), RunFolder(tmp_path))
+    plain = load_world_model(source, MODEL)
+    for parameter in add_adapter(plain.transformer, 4, 4, ["to_q"], use_dora=False):
+        torch.nn.init.constant_(parameter, 0.1)
+    save_adapter(plain.transformer, tmp_path)
+    fused = load_world_model(source, MODEL, adapter=tmp_path).transformer.state_dict()
+    before = build_mini(tiny_sizes()).transformer.state_dict()
+    assert fused.keys() == before.keys()
+    changed = {name for name in before if not torch.equal(before[name], fused[name])}
+    assert changed == {f"transformer_blocks.0.{attention}.to_q.weight" for attention in ("attn1", "attn2")}
+    update = fused["transformer_blocks.0.attn1.to_q.weight"] - before["transformer_blocks.0.attn1.to_q.weight"]
+    assert torch.allclose(update, torch.full_like(update, 4 * 0.1 * 0.1), atol=1e-6)
+
+
+def test_a_saved_mini_model_needs_nothing_of_ours(world):
+    index = json.loads((world / "model_index.json").read_text())
+    assert "dreamgen" not in json.dumps(index) and index["safety_checker"] == [None, None]
+
+
+def test_mini_is_built_once_in_the_run_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("dreamgen.models.mini.read_yaml", lambda _: tiny_sizes())
+    run = RunFolder(tmp_path)
+    first = resolve_world_model(MODEL, run)
+    stamp = (run.model / "model_index.json").stat().st_mtime_ns
+    assert resolve_world_model(MODEL, run) == first and first.name == "mini"
+    assert (run.model / "model_index.json").stat().st_mtime_ns == stamp
+
+
+def test_the_fingerprint_follows_weights_and_configuration(world, tmp_path):
+    save_mini(tmp_path / "same", tiny_sizes())
+    assert folder_fingerprint(tmp_path / "same") == folder_fingerprint(world)
+    save_mini(tmp_path / "seed", tiny_sizes() | {"seed": 1})
+    assert folder_fingerprint(tmp_path / "seed") != folder_fingerprint(world)
+    config = tmp_path / "same/scheduler/scheduler_config.json"
+    config.write_text(config.read_text().replace("200.0", "80.0"))
+    assert folder_fingerprint(tmp_path / "same") != folder_fingerprint(world)
+
+
+def test_a_hub_model_is_named_by_id_and_revision(tmp_path):
+    source = resolve_world_model(ModelSettings(path="owner/name", revision="r1"), RunFolder(tmp_path))
+    assert source.name == source.sha256 == "owner/name@r1" and source.revision == "r1"
+
+
+@pytest.mark.parametrize("path", ["./absent", "/absent/model", "owner/name/more", "absent"])
+def test_a_path_that_is_not_there_is_refused(path, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        resolve_world_model(replace(MODEL, path=path), RunFolder(tmp_path))
+
+
+def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"model_index\.json"):
+        resolve_world_model(replace(MODEL, path=str(tmp_path)), RunFolder(tmp_path))
+
+
+def test_a_model_that_cannot_be_had_is_told_without_a_traceback(tmp_path):
+    source = resolve_world_model(ModelSettings(path="owner/name", revision=None), RunFolder(tmp_path))
+    with pytest.raises(UserError, match="could not be loaded"):
+        load_world_model(source, MODEL)
+
+
+def test_a_guardrail_that_is_wanted_and_missing_is_refused(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match="cosmos_guardrail"):
+        make_safety_checker(True)
+
+
+def test_a_device_that_is_none_is_refused():
+    assert resolve_device("cpu").type == "cpu"
+    with pytest.raises(UserError, match="not a device"):
+        resolve_device("gpu")
+    if not torch.cuda.is_available():
+        assert resolve_device("auto").type == "cpu"
+        with pytest.raises(UserError, match="none is visible"):
+            resolve_device("cuda:0")
+
+
+def test_the_pipeline_class_is_the_real_one(world):
+    source = resolve_world_model(replace(MODEL, path=str(world)), RunFolder(world.parent))
+    assert type(load_world_model(source, MODEL)) is Cosmos2_5_PredictBasePipeline
