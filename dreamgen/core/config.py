@@ -98,9 +98,10 @@ def check_values(settings: Settings) -> None:
         "finetune.gradient_accumulation_steps": 1, "finetune.checkpoint_every": 1, "finetune.log_every": 1,
         "idm.num_steps": 1, "idm.batch_size": 1, "idm.horizon": 1, "plan.num_seeds": 1,
         "plan.num_inference_steps": 1, "generate.max_attempts": 1, "generate.threads_per_worker": 1,
+        "generate.num_workers": 1, "generate.limit": 1, "prepare.max_episodes": 1, "plan.num_first_frames": 1,
     }.items():  # fmt: skip
         value = get_path(settings, path)
-        if value < low:
+        if value is not None and value < low:
             problems.add(f"{path} is too small", actual=value, allowed=f"at least {low}")
     for path in ("finetune.text_dropout", "finetune.condition_on_one_latent", "idm.held_out"):
         value = get_path(settings, path)

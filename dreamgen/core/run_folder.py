@@ -101,6 +101,7 @@ class RunFolder:
         """Write the settings of a stage that ran, and those that all stages share, into run.yaml."""
         recorded: dict[str, Any] = read_yaml(self.settings_file) if self.settings_file.exists() else {}
         plain = as_plain(settings)
+        plain["generate"]["limit"] = None  # for one call; recorded, it would stop every later one too
         for name in (*SHARED, *sections):
             recorded[name] = plain[name]
         write_text(self.settings_file, yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True))

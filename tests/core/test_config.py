@@ -52,6 +52,7 @@ def test_unknown_key_is_refused_with_the_closest_match(tokens, named, nearest):
         ({"finetune": {"num_steps": "many"}}, "num_steps"),
         ({"finetune": {"method": "qlora"}}, "method"),
         ({"export": {"formats": ["lerobot-v9"]}}, "lerobot-v9"),
+        ({"generate": {"limit": 0}}, "generate.limit"),
         ({"finetune": {"text_dropout": 1.5}}, "text_dropout"),
     ],
 )
@@ -81,6 +82,13 @@ def test_run_yaml_repeats_the_run(tmp_path):
     again, _ = parse_settings(["--config_path", str(run.settings_file)], None)
     assert again == settings
     assert set(yaml.safe_load(run.settings_file.read_text())) >= {"plan", "finetune", "model", "video"}
+
+
+def test_a_limit_holds_for_one_call_only(tmp_path):
+    settings = settings_from_dict({"out": str(tmp_path), "generate": {"limit": 1, "num_workers": 2}})
+    RunFolder.of(settings).record(settings, ["generate"])
+    later, _ = parse_settings([f"--out={tmp_path}"], "generate")
+    assert (later.generate.limit, later.generate.num_workers) == (None, 2)
 
 
 def test_other_settings_in_the_same_run_are_refused(tmp_path):
