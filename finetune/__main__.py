@@ -6,6 +6,7 @@ import os
 import sys
 
 from dreamgen.core.config import parse_settings
+from dreamgen.core.environment import set_library_defaults
 from dreamgen.core.errors import UserError
 
 USAGE = """\
@@ -26,6 +27,7 @@ def main(tokens: list[str]) -> int:
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         settings, switches = parse_settings(tokens, "finetune", flags=("dry_run",))
+        set_library_defaults()
         from finetune.train import finetune
 
         result = finetune(settings, dry_run=switches["dry_run"])

@@ -96,11 +96,11 @@ class IdmSettings:
     """The inverse-dynamics model: two frames -> the actions between them."""
 
     horizon: int = option(16, "frames between the two that the model sees; it predicts the actions between")
-    image_px: int = option(128, "side of the square images that it sees")
+    image_px: int = option(64, "side of the square images that it sees, divisible by 16")
     width: int = option(256, "hidden features")
-    num_steps: int = option(5000, "optimizer steps")
+    num_steps: int = option(1500, "optimizer steps")
     batch_size: int = option(32, "frame pairs a step")
-    learning_rate: float = option(3e-4, "AdamW peak learning rate")
+    learning_rate: float = option(1e-3, "AdamW peak learning rate")
     held_out: float = option(0.2, "share of episodes kept out of training to measure the error; at least one")
     predict_state: bool = option(True, "predict a state for each frame beside the action")
 
@@ -136,9 +136,9 @@ class GenerateSettings:
 class CurateSettings:
     """Thresholds behind each verdict; a figure outside its threshold rejects the clip."""
 
-    min_motion: float = option(0.5, "mean absolute change between frames (0-255) below which a clip is static")
+    min_motion: float = option(0.5, "mean change between frames half a clip apart (0-255) below which a clip is static")
     min_first_frame_psnr_db: float = option(15.0, "likeness of the clip's first frame to the asked one")
-    max_cut_score: float = option(6.0, "largest frame change over the median change, above which there is a cut")
+    max_cut_score: float = option(6.0, "most abrupt frame change over its neighbours', above which there is a cut")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,196 @@
+"""Clips -> verdicts: is each whole, in motion, what was asked for, and without cuts.
+
+Axes: T frames, H height, W width, C channels. A `video_THWC` or `frame_HWC` is uint8, 0-255, RGB;
+a `grey_THW` is a small float32 copy, 0-255, in which pixel noise has been averaged away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dreamgen.core.errors import UserError
+from dreamgen.core.files import atomic_file
+from dreamgen.core.jobs import read_jobs
+from dreamgen.core.journal import Journal, read_journal
+from dreamgen.core.progress import Progress
+from dreamgen.core.records import Job, JournalRecord, StageResult
+from dreamgen.core.run_folder import RunFolder
+from dreamgen.core.settings import CurateSettings, Settings
+from dreamgen.core.video import probe, read_image, read_video
+
+STAGE = "curate"
+GREY_PX = 32
+MAX_PSNR_DB = 100.0  # equal pictures have an infinite one, which JSON cannot hold
+STILL_CHANGE = 1.0  # of 255: frame changes below it are the codec's and the noise's, and count as this much
+NEIGHBOURS = 4  # frame changes on each side that a cut is measured against
+
+
+def curate(settings: Settings) -> StageResult:
+    """Judge every generated clip and write the verdicts.
+
+    All clips are judged again each time, so that new thresholds count; only verdicts that changed are appended to the
+    journal.
+
+    Args:
+        settings: Of the run; `curate` holds the thresholds.
+
+    Returns:
+        The score table, with counts; partial when a clip that the journal calls done has no file.
+
+    Raises:
+        UserError: if no clip was generated, or a first frame is missing or damaged.
+    """
+    run, limits = RunFolder.of(settings), settings.curate
+    jobs = read_jobs(run.need(run.jobs, "plan"))
+    generated = read_journal(run.journal, "generate")
+    jobs = [job for job in jobs if job.clip_id in generated and generated[job.clip_id].status == "ok"]
+    if not jobs:
+        raise UserError(f"{run.root} has no generated clip to judge", next_step=f"dreamgen generate --out {run.root}")
+    missing = [job.clip_id for job in jobs if not run.clip_file(job.clip_id).is_file()]
+    before, records = read_journal(run.journal, STAGE), []
+    with Journal(run.journal, STAGE) as journal, Progress(STAGE, len(jobs) - len(missing)) as progress:
+        for job in jobs:
+            if job.clip_id in missing:
+                continue
+            record = judge_clip(run, job, limits)
+            records.append(record)
+            if not _same_verdict(before.get(job.clip_id), record):
+                journal.append(record)
+            progress.add(rejected=int(record.status == "rejected"))
+    table = run.scores / "scores.parquet"
+    _write_scores(table, records)
+    num_accepted = sum(record.status == "ok" for record in records)
+    notes = [f"{r.clip_id} rejected: {r.reason}" for r in records if r.status == "rejected"]
+    if missing:
+        notes.append(f"{len(missing)} clips have no file, first {missing[0]}; dreamgen generate makes them again")
+    figures = {"num_clips": len(records), "num_accepted": num_accepted, "num_rejected": len(records) - num_accepted}
+    return StageResult(STAGE, {"scores": table}, figures, notes, partial=bool(missing))
+
+
+def judge_clip(run: RunFolder, job: Job, limits: CurateSettings) -> JournalRecord:
+    """Measure one clip and hold each figure against its threshold.
+
+    Returns:
+        The record: ok, or rejected with every reason that applies.
+    """
+    first_frame_HWC = read_image(run.need(run.first_frame_file(job.first_frame_sha256), "plan"))
+    file = run.clip_file(job.clip_id)
+    figures: dict[str, Any] = {
+        "num_frames": None, "wanted_num_frames": job.num_frames, "motion": None, "min_motion": limits.min_motion,
+        "first_frame_psnr_db": None, "min_first_frame_psnr_db": limits.min_first_frame_psnr_db,
+        "cut_score": None, "max_cut_score": limits.max_cut_score,
+    }  # fmt: skip
+    try:
+        probe(file)  # a file that was cut short may decode without complaint
+        video_THWC = read_video(file)
+    except UserError as error:
+        reasons = [f"not decodable: {error.actual or error.what}"]
+    else:
+        grey_THW = small_grey(video_THWC)
+        figures |= {
+            "num_frames": len(video_THWC),
+            "motion": motion(grey_THW),
+            "first_frame_psnr_db": psnr_db(video_THWC[0], first_frame_HWC),
+            "cut_score": cut_score(grey_THW),
+        }
+        reasons = _reasons(figures, limits)
+    relative = str(file.relative_to(run.root))
+    status = "rejected" if reasons else "ok"
+    return JournalRecord(job.clip_id, STAGE, status, reason="; ".join(reasons) or None, file=relative, figures=figures)
+
+
+def small_grey(video_THWC: np.ndarray) -> np.ndarray:
+    """Return a copy of `GREY_PX` squared pixels a frame, grey_THW; area averaging takes noise out, not movement."""
+    frames = [cv2.resize(f, (GREY_PX, GREY_PX), interpolation=cv2.INTER_AREA).astype(np.float32) for f in video_THWC]
+    return np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+
+
+def motion(grey_THW: np.ndarray) -> float:
+    """Return how much a clip moves: mean |frame[t + lag] - frame[t]|, for a lag of half a clip.
+
+    Movement adds up over the lag and noise does not, so that a slow robot and a still picture with noise lie apart;
+    between neighbouring frames they do not. The lag of a third is there for what comes back after half a clip.
+
+    Args:
+        grey_THW: From `small_grey`.
+
+    Returns:
+        0-255; 0 for a single frame.
+    """
+    lags = {lag for lag in (len(grey_THW) // 2, len(grey_THW) // 3) if lag}
+    return max((float(np.abs(grey_THW[lag:] - grey_THW[:-lag]).mean()) for lag in lags), default=0.0)
+
+
+def psnr_db(frame_HWC: np.ndarray, wanted_HWC: np.ndarray) -> float | None:
+    """Return the peak signal-to-noise ratio of 8-bit pictures, 10 log10(255^2 / mean squared error).
+
+    Source of the formula: ITU-T J.340 (2010), without its alignment.
+
+    Returns:
+        Decibels, at most `MAX_PSNR_DB`; None for pictures of different sizes.
+    """
+    if frame_HWC.shape != wanted_HWC.shape:
+        return None
+    error = float(np.mean((frame_HWC.astype(np.float64) - wanted_HWC) ** 2))
+    return MAX_PSNR_DB if error == 0 else min(MAX_PSNR_DB, float(10 * np.log10(255**2 / error)))
+
+
+def cut_score(grey_THW: np.ndarray) -> float:
+    """Return how far the most abrupt frame change stands out: change / median change of its neighbours in time.
+
+    A cut is one large change between calm ones. Fast movement lasts several frames and noise all frames, so both are
+    near 1. Changes below `STILL_CHANGE` count as that, or the first movement after a pause would be a cut.
+
+    Args:
+        grey_THW: From `small_grey`.
+
+    Returns:
+        A ratio, at least 0; 0 for fewer than three frames, where no change has a neighbour.
+    """
+    changes = np.abs(np.diff(grey_THW, axis=0)).mean(axis=(1, 2), dtype=np.float64)
+    if len(changes) < 2:
+        return 0.0
+    scores = []
+    for t, change in enumerate(changes):
+        around = np.concatenate([changes[max(0, t - NEIGHBOURS) : t], changes[t + 1 : t + 1 + NEIGHBOURS]])
+        scores.append(change / max(float(np.median(around)), STILL_CHANGE))
+    return float(max(scores))
+
+
+def _reasons(figures: dict[str, Any], limits: CurateSettings) -> list[str]:
+    reasons = []
+    if figures["num_frames"] != figures["wanted_num_frames"]:
+        reasons.append(f"wrong length: {figures['num_frames']} frames instead of {figures['wanted_num_frames']}")
+    if figures["motion"] < limits.min_motion:
+        reasons.append(f"static: motion {figures['motion']:.2f} < {limits.min_motion:g}")
+    likeness_db = figures["first_frame_psnr_db"]
+    if likeness_db is None:
+        reasons.append("first frame differs: it has another size than the asked one")
+    elif likeness_db < limits.min_first_frame_psnr_db:
+        reasons.append(f"first frame differs: PSNR {likeness_db:.1f} dB < {limits.min_first_frame_psnr_db:g} dB")
+    if figures["cut_score"] > limits.max_cut_score:
+        reasons.append(f"cut: score {figures['cut_score']:.1f} > {limits.max_cut_score:g}")
+    return reasons
+
+
+def _same_verdict(before: JournalRecord | None, now: JournalRecord) -> bool:
+    return before is not None and replace(before, time_s=0.0) == now
+
+
+def _write_scores(path: Path, records: Sequence[JournalRecord]) -> None:
+    counts, measures = ("num_frames", "wanted_num_frames"), (
+        "motion", "min_motion", "first_frame_psnr_db", "min_first_frame_psnr_db", "cut_score", "max_cut_score",
+    )  # fmt: skip
+    columns = {"clip_id": pa.string(), **dict.fromkeys(counts, pa.int64()), **dict.fromkeys(measures, pa.float64())}
+    schema = pa.schema({**columns, "verdict": pa.string(), "reasons": pa.string()})
+    rows = [{"clip_id": r.clip_id, **r.figures, "verdict": r.status, "reasons": r.reason} for r in records]
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)

@@ -1,0 +1,168 @@
+"""What inverse dynamics trains on: the training set's clips, small, each with its actions and states.
+
+Axes: T frames, H height, W width, C channels, A action, S state, D dimensions of one vector.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dreamgen.core.errors import Problems, UserError
+from dreamgen.core.progress import Progress, log
+from dreamgen.core.run_folder import RunFolder
+from dreamgen.core.settings import Settings
+from dreamgen.core.video import iter_frames
+from dreamgen.models.inverse_dynamics import small_frames
+from finetune.seeds import derived_seed
+from finetune.windows import TrainingClip, read_training_set
+
+MAX_MEMORY_SHARE = 0.5  # of the machine's, for all small frames together
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A clip of the training set with what the robot did.
+
+    Args:
+        name: Of the clip.
+        small_TCHW: uint8, RGB, from `small_frames`.
+        action_TA: float32, the robot's units.
+        state_TS: Likewise, or None.
+    """
+
+    name: str
+    small_TCHW: np.ndarray
+    action_TA: np.ndarray
+    state_TS: np.ndarray | None
+
+    def part(self, start: int, stop: int) -> Episode:
+        """Return frames `start` to `stop` - 1."""
+        state_TS = None if self.state_TS is None else self.state_TS[start:stop]
+        return Episode(self.name, self.small_TCHW[start:stop], self.action_TA[start:stop], state_TS)
+
+
+def read_episodes(run: RunFolder, settings: Settings) -> list[Episode]:
+    """Decode every clip that has actions, once, and keep it small in memory.
+
+    Raises:
+        UserError: if no clip has actions, a trajectory does not fit its clip or the others, or memory is too small.
+    """
+    clips = read_training_set(run, settings.video)
+    tables = {clip: run.train / "trajectories" / f"{clip.path.stem}.parquet" for clip in clips}
+    with_actions = [clip for clip in clips if tables[clip].is_file() and "action" in pq.read_schema(tables[clip]).names]
+    if not with_actions:
+        raise UserError(
+            f"{run.train / 'trajectories'} has no actions: label has nothing to learn from",
+            allowed="demonstrations with an action for each frame, such as a LeRobot dataset",
+            next_step="dreamgen prepare --out NEW_RUN --demos DATASET_WITH_ACTIONS",
+        )
+    if len(with_actions) < len(clips):
+        log(
+            f"inverse dynamics: {len(clips) - len(with_actions)} of {len(clips)} clips have no actions and are left out"
+        )
+    vectors = _read_all_vectors(with_actions, tables, settings.idm.predict_state)
+    image_px, episodes = settings.idm.image_px, []
+    _check_memory(sum(clip.num_frames for clip in with_actions), image_px)
+    with Progress("inverse dynamics: decode", len(with_actions)) as progress:
+        for clip, (action_TA, state_TS) in zip(with_actions, vectors, strict=True):
+            small_TCHW = np.concatenate([small_frames(frame[None], image_px) for frame in iter_frames(clip.path)])
+            episodes.append(Episode(clip.path.stem, small_TCHW, action_TA, state_TS))
+            progress.add()
+    return episodes
+
+
+def split_episodes(episodes: list[Episode], share: float, seed: int) -> tuple[list[Episode], list[Episode], str]:
+    """Keep episodes out of training, at least one; of a single episode its last part.
+
+    Args:
+        episodes: All, in the training set's order.
+        share: Of the episodes to hold out.
+        seed: Chooses which.
+
+    Returns:
+        Those to train on, those held out, and how in words.
+
+    Raises:
+        UserError: if the only episode is too short to be divided.
+    """
+    if len(episodes) == 1:
+        (only,) = episodes
+        num_frames = len(only.small_TCHW)
+        num_held_out = max(2, round(num_frames * share))
+        if num_frames - num_held_out < 2:
+            raise UserError(
+                f"{only.name} is the only episode with actions and too short to measure an error on",
+                actual=f"{num_frames} frames, {num_held_out} of them held out",
+                allowed="two episodes, or a longer one",
+                next_step="add demonstrations, or lower --idm.held_out",
+            )
+        cut = num_frames - num_held_out
+        return [only.part(0, cut)], [only.part(cut, num_frames)], f"the last {num_held_out} frames of the only episode"
+    num_held_out = min(len(episodes) - 1, max(1, round(len(episodes) * share)))
+    order = np.random.default_rng(derived_seed(seed, "idm", "held out")).permutation(len(episodes)).tolist()
+    chosen = set(order[:num_held_out])
+    train = [episode for number, episode in enumerate(episodes) if number not in chosen]
+    return train, [episodes[number] for number in sorted(chosen)], f"{num_held_out} of {len(episodes)} episodes"
+
+
+def _read_all_vectors(
+    clips: list[TrainingClip], tables: dict[TrainingClip, Path], want_state: bool
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    problems, vectors = Problems(), []
+    for clip in clips:
+        try:
+            vectors.append(_read_vectors(tables[clip], clip.num_frames, want_state))
+        except UserError as error:
+            problems.errors.append(error)
+    for number, name in enumerate(("action", "observation.state")):
+        shapes = {None if pair[number] is None else pair[number].shape[1] for pair in vectors}
+        if len(shapes) > 1:
+            problems.add(
+                f"{tables[clips[0]].parent}: {name} is not the same in all trajectories",
+                actual=", ".join(sorted(str(shape or "missing") for shape in shapes)),
+                allowed="one number of dimensions",
+            )
+    problems.raise_if_any("trajectories that cannot be learnt from")
+    return vectors
+
+
+def _read_vectors(path: Path, num_frames: int, want_state: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged or is not parquet", actual=str(error).splitlines()[0]) from None
+    if table.num_rows != num_frames:
+        raise UserError(
+            f"{path} does not fit its clip", actual=f"{table.num_rows} rows", allowed=f"{num_frames} frames"
+        )
+    action_TA = _stacked(table, "action", path)
+    has_state = want_state and "observation.state" in table.column_names
+    return action_TA, _stacked(table, "observation.state", path) if has_state else None
+
+
+def _stacked(table: pa.Table, name: str, path: Path) -> np.ndarray:
+    try:
+        values_TD = np.asarray(table[name].to_pylist(), dtype=np.float32)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: {name} is not one vector of numbers a row", actual=error) from None
+    if values_TD.ndim != 2 or not values_TD.shape[1] or not np.isfinite(values_TD).all():
+        raise UserError(f"{path}: {name} is not one finite vector a row", actual=f"shape {values_TD.shape}")
+    return values_TD
+
+
+def _check_memory(num_frames: int, image_px: int) -> None:
+    needed_gib = num_frames * 3 * image_px**2 / 2**30
+    limit_gib = MAX_MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    log(f"inverse dynamics: {num_frames} frames of {image_px} px take {needed_gib:.2f} GiB of memory")
+    if needed_gib > limit_gib:
+        raise UserError(
+            "the demonstrations do not fit into memory for inverse dynamics",
+            actual=f"{needed_gib:.1f} GiB", allowed=f"{limit_gib:.1f} GiB",
+            next_step=f"lower --idm.image_px ({image_px}), or use fewer episodes with --prepare.max_episodes",
+        )  # fmt: skip

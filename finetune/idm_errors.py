@@ -1,0 +1,125 @@
+"""How wrong inverse dynamics is on episodes that it was not trained on, beside guesses that need no model.
+
+Axes: T frames, D dimensions of one vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from dreamgen.models.inverse_dynamics import InverseDynamics, VectorStats
+from finetune.idm_episodes import Episode
+
+MAX_CURVES = 12
+CURVE_WIDTH_PX, CURVE_HEIGHT_PX, MARGIN_PX = 640, 90, 12
+
+
+def predict_episode(model: InverseDynamics, episode: Episode, num_frames: int) -> list[np.ndarray]:
+    """Label a whole episode in pieces as long as the clips that label will see.
+
+    Returns:
+        action_TA and, where the model has states, state_TS.
+    """
+    video_THWC = episode.small_TCHW.transpose(0, 2, 3, 1)
+    pieces = [model.predict(video_THWC[start : start + num_frames]) for start in range(0, len(video_THWC), num_frames)]
+    return [np.concatenate(parts) for parts in zip(*pieces, strict=True) if parts[0] is not None]
+
+
+def vector_errors(truths: Sequence[np.ndarray], guesses: Sequence[np.ndarray], stats: VectorStats) -> dict[str, Any]:
+    """Compare predictions with the truth, in the robot's units.
+
+    `r2` is the out-of-sample R^2 of Campbell and Thompson (2008): 1 - sum (y - f)^2 / sum (y - m)^2, where m is the
+    mean of the training demos. Above 0 the model is better than that mean; 1 is perfect.
+
+    Args:
+        truths: values_TD of each held-out episode.
+        guesses: Predictions of the same shapes.
+        stats: Of the training demos.
+
+    Returns:
+        `mae` (over the dimensions that change), `mae_per_dim`, `r2` (over the varied ones: a gripper's large steps
+        would drown the arm), `r2_per_dim` (None where it has no meaning), `binary_accuracy`, `spread` (spread of the
+        predictions over that of the truth, median over dimensions; actions that are too small show as less than 1),
+        and `baselines`: the mae of predicting the demos' mean and of an episode that never leaves its first row, and
+        the accuracy of always giving a binary dimension its commoner value.
+    """
+    truth_TD, guess_TD = (np.concatenate(values).astype(np.float64) for values in (truths, guesses))
+    mean_TD = np.broadcast_to(np.asarray(stats.mean), truth_TD.shape)
+    still_TD = np.concatenate([np.broadcast_to(values[:1], values.shape) for values in truths])
+    moving, binary = stats.moving(), np.flatnonzero(stats.binary())
+    varied = np.setdiff1d(moving, binary)
+    squared_D, mean_squared_D = (((x - truth_TD) ** 2).sum(axis=0) for x in (guess_TD, mean_TD))
+    true_std_D = truth_TD.std(axis=0)
+    spreads = [guess_TD[:, d].std() / true_std_D[d] for d in varied if true_std_D[d] > 0]
+    middle = (np.asarray(stats.low) + np.asarray(stats.high)) / 2
+    agree_TD = (truth_TD > middle) == (guess_TD > middle)
+    majority_TD = np.broadcast_to(np.asarray(stats.mean) > middle, truth_TD.shape)
+    baselines = {
+        "demo_mean": _mae(mean_TD, truth_TD, moving),
+        "stays_at_first": _mae(still_TD, truth_TD, moving),
+        "binary_majority_accuracy": float((majority_TD == (truth_TD > middle))[:, binary].mean())
+        if len(binary)
+        else None,
+    }
+    return {
+        "mae": _mae(guess_TD, truth_TD, moving),
+        "mae_per_dim": np.abs(guess_TD - truth_TD).mean(axis=0).tolist(),
+        "r2": _r2(squared_D[varied].sum(), mean_squared_D[varied].sum()),
+        "r2_per_dim": [_r2(squared_D[d], mean_squared_D[d]) if d in varied else None for d in range(len(squared_D))],
+        "binary_accuracy": float(agree_TD[:, binary].mean()) if len(binary) else None,
+        "spread": float(np.median(spreads)) if spreads else None,
+        "baselines": baselines,
+    }
+
+
+def previous_state_mae(episodes: Sequence[Episode], stats: VectorStats, state_names: Sequence[str]) -> float | None:
+    """Return the error of `action = the state before`, which asks for true states that label does not have.
+
+    Returns:
+        The mean absolute error over the dimensions that change; None where states are missing or are not the same
+        joints as actions.
+    """
+    if tuple(state_names) != stats.names or any(episode.state_TS is None for episode in episodes):
+        return None
+    moving, errors = stats.moving(), []
+    for episode in episodes:
+        before_TS = np.concatenate([episode.state_TS[:1], episode.state_TS[:-1]])
+        errors.append(np.abs(before_TS - episode.action_TA)[:, moving])
+    return float(np.concatenate(errors).mean())
+
+
+def curves_svg(truth_TD: np.ndarray, guess_TD: np.ndarray, stats: VectorStats, title: str) -> str:
+    """Draw truth (grey) and prediction (blue) over the frames, for the dimensions that change most in the demos.
+
+    Returns:
+        An SVG page, self-contained.
+    """
+    order = sorted(stats.moving().tolist(), key=lambda d: -stats.std[d])[:MAX_CURVES]
+    height = 40 + len(order) * (CURVE_HEIGHT_PX + MARGIN_PX)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {CURVE_WIDTH_PX} {height}" font-family="sans-serif" '
+        f'font-size="11"><text x="4" y="16">{escape(title)}: truth grey, prediction blue</text>'
+    ]
+    for number, d in enumerate(order):
+        top = 40 + number * (CURVE_HEIGHT_PX + MARGIN_PX)
+        both = np.concatenate([truth_TD[:, d], guess_TD[:, d]]).astype(np.float64)
+        low, high = float(both.min()), float(both.max())
+        parts.append(f'<text x="4" y="{top - 2}">{escape(stats.names[d])}  {low:.3g} to {high:.3g}</text>')
+        for values, colour in ((truth_TD[:, d], "#999"), (guess_TD[:, d], "#06c")):
+            x = np.linspace(0, CURVE_WIDTH_PX, len(values))
+            y = top + CURVE_HEIGHT_PX * (1 - (values.astype(np.float64) - low) / max(high - low, 1e-12))
+            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+            parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{points}"/>')
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def _mae(guess_TD: np.ndarray, truth_TD: np.ndarray, dims: np.ndarray) -> float:
+    return float(np.abs(guess_TD - truth_TD)[:, dims].mean())
+
+
+def _r2(squared: float, mean_squared: float) -> float | None:
+    return float(1 - squared / mean_squared) if mean_squared > 0 else None

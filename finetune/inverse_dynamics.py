@@ -1,0 +1,240 @@
+"""Training set -> the inverse-dynamics model that labels dreamed clips, with its error on held-out demonstrations.
+
+Axes: N pairs of frames, K rows of a pair, T frames, H height, W width, C channels, D dimensions, P network outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from dreamgen.core.errors import UserError
+from dreamgen.core.files import atomic_folder, read_json, write_text
+from dreamgen.core.progress import Progress
+from dreamgen.core.records import RobotFeatures, StageResult
+from dreamgen.core.run_folder import RunFolder
+from dreamgen.core.settings import IdmSettings, Settings
+from dreamgen.models.inverse_dynamics import STRIDE_PX, IdmConfig, InverseDynamics, VectorStats, pair_loss, to_unit
+from dreamgen.models.world import resolve_device
+from finetune.idm_episodes import Episode, read_episodes, split_episodes
+from finetune.idm_errors import curves_svg, predict_episode, previous_state_mae, vector_errors
+from finetune.seeds import derived_seed
+
+BACKGROUND_FRAMES = 8  # of a window, averaged: labelling averages all, training a sample
+WEIGHT_DECAY, MAX_GRAD_NORM, WARMUP_SHARE = 1e-2, 1.0, 0.1
+COLOUR_MIX, COLOUR_SHIFT, MAX_SHIFT_SHARE = 0.5, 0.2, 0.04  # chosen by leaving out GR1 episodes in turn
+
+
+def train_inverse_dynamics(settings: Settings) -> StageResult:
+    """Train on the demonstrations' own actions and states and write `idm/`, whole or not at all.
+
+    Args:
+        settings: Of the run; `idm` holds the model's shape and training.
+
+    Returns:
+        The model with its held-out errors; a note says so when it is no better than the demonstrations' mean.
+
+    Raises:
+        UserError: if the training set has no actions or cannot be used, or the run has a model already.
+    """
+    run, idm = RunFolder.of(settings), settings.idm
+    check_can_start(run, idm)
+    device = resolve_device(settings.model.device)
+    episodes = read_episodes(run, settings)
+    train, held_out, how = split_episodes(episodes, idm.held_out, settings.seed)
+    config = describe_robot(run, settings, train)
+    model = fit(config, train, settings, device)
+    measured = measure(model, train, held_out, settings.video.num_frames)
+    model = InverseDynamics(replace(config, held_out={"how": how, **measured}), model.network)
+    first = held_out[0]
+    guess_TA = predict_episode(model, first, settings.video.num_frames)[0]
+    with atomic_folder(run.idm) as folder:
+        model.save(folder)
+        write_text(folder / "held_out.svg", curves_svg(first.action_TA, guess_TA, config.actions, first.name))
+    action = measured["action"]
+    figures = {
+        "held_out_mae": action["mae"],
+        "held_out_r2": action["r2"],
+        "held_out_binary_accuracy": action["binary_accuracy"],
+        "demo_mean_mae": action["baselines"]["demo_mean"],
+        "stays_at_first_mae": action["baselines"]["stays_at_first"],
+        "previous_state_mae": action["baselines"]["previous_state"],
+        "state_held_out_mae": measured["state"]["mae"] if "state" in measured else None,
+        "train_mae": action["train_mae"],
+        "num_train_episodes": len(train),
+        "num_held_out_frames": measured["num_frames"],
+    }
+    figures = {name: value for name, value in figures.items() if value is not None}
+    outputs = {"idm": run.idm, "curves": run.idm / "held_out.svg"}
+    return StageResult("inverse dynamics", outputs, figures, verdict_in_words(action, how))
+
+
+def check_can_start(run: RunFolder, idm: IdmSettings) -> None:
+    """Refuse what would fail after minutes.
+
+    Raises:
+        UserError: if the model exists, or its pictures have a size that the encoder cannot take.
+    """
+    if run.idm.exists():
+        raise UserError(
+            f"{run.idm} already exists", next_step=f"dreamgen label --out {run.root} uses it; remove it to train again"
+        )
+    if idm.image_px < STRIDE_PX or idm.image_px % STRIDE_PX:
+        raise UserError("idm.image_px does not fit", actual=idm.image_px, allowed=f"multiples of {STRIDE_PX}")
+
+
+def describe_robot(run: RunFolder, settings: Settings, train: list[Episode]) -> IdmConfig:
+    """Measure the training episodes' actions and states: nothing of the held-out ones goes into the model.
+
+    Raises:
+        UserError: if no action ever changes.
+    """
+    features = RobotFeatures.from_dict(read_json(run.need(run.train / "features.json", "prepare")))
+    actions = VectorStats.measure(np.concatenate([e.action_TA for e in train]), features.action_names)
+    states = None
+    if train[0].state_TS is not None:
+        states = VectorStats.measure(np.concatenate([e.state_TS for e in train]), features.state_names)
+    if not len(actions.moving()):
+        raise UserError("no action of the training demonstrations ever changes: there is nothing to learn")
+    # A pair lies within one clip.
+    horizon = min(settings.idm.horizon, settings.video.num_frames - 1)
+    return IdmConfig(horizon, settings.idm.image_px, settings.idm.width, settings.video.fps, actions, states)
+
+
+def fit(config: IdmConfig, train: list[Episode], settings: Settings, device: torch.device) -> InverseDynamics:
+    """Train a fresh network; on a CPU the same seed gives the same weights.
+
+    Args:
+        config: From `describe_robot`.
+        train: Episodes to draw pairs of frames from.
+        settings: Of the run.
+        device: Where to train.
+
+    Returns:
+        The model on the device.
+    """
+    idm = settings.idm
+    torch.manual_seed(derived_seed(settings.seed, "idm", "weights"))
+    random = np.random.default_rng(derived_seed(settings.seed, "idm", "pairs"))
+    model = InverseDynamics(config).to(device)
+    network, votes_P = model.network.train(), torch.from_numpy(config.binary_outputs()).to(device)
+    targets = [_targets(config, episode) for episode in train]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=idm.learning_rate, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, idm.learning_rate, total_steps=idm.num_steps + 1, pct_start=WARMUP_SHARE
+    )
+    with Progress("inverse dynamics: train", idm.num_steps, "steps") as progress:
+        for _ in range(idm.num_steps):
+            pictures, target_NKP, gap_N = draw_batch(train, targets, config, settings, random)
+            first, last, background = change_colours(to_unit(pictures.to(device)), random)
+            target_NKP, gap_N = target_NKP.to(device), gap_N.to(device)
+            features = network.encode(torch.cat([first, last]), torch.cat([background, background]))
+            loss = pair_loss(network.rows(*features.chunk(2), gap_N), target_NKP, gap_N, votes_P)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), MAX_GRAD_NORM)
+            optimizer.step()
+            schedule.step()
+            progress.add(note=f"loss {loss.item():.3f}")
+    return model
+
+
+def draw_batch(
+    train: list[Episode], targets: list[np.ndarray], config: IdmConfig, settings: Settings, random: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draw pairs of frames, each within a window as long as a clip, as labelling will meet them.
+
+    Half of the pairs are as far apart as the horizon allows, which labelling uses most; the others anything below.
+    Each is shifted by a few pixels, as no camera is mounted exactly where the demos' was.
+
+    Returns:
+        pictures (first, last and background: 3, N, C, H, W, 0-255), target_NKP and gap_N.
+    """
+    lengths = np.array([len(episode.small_TCHW) for episode in train])
+    image_px, pictures, rows, gaps = config.image_px, [], [], []
+    pixels, reach = np.arange(image_px), round(MAX_SHIFT_SHARE * image_px)
+    for number in random.choice(len(train), settings.idm.batch_size, p=lengths / lengths.sum()):
+        small_TCHW, target_TP = train[number].small_TCHW, targets[number]
+        num_frames = min(settings.video.num_frames, len(small_TCHW))
+        start = random.integers(len(small_TCHW) - num_frames + 1)
+        longest = min(config.horizon, num_frames - 1)
+        gap = longest if random.random() < 0.5 else random.integers(longest + 1)
+        first = start + random.integers(num_frames - gap)
+        seen = start + random.integers(num_frames, size=BACKGROUND_FRAMES)
+        background_CHW = small_TCHW[seen].mean(axis=0, dtype=np.float32)
+        together = np.stack([small_TCHW[first], small_TCHW[first + gap], background_CHW])
+        y, x = (np.clip(pixels + random.integers(-reach, reach + 1), 0, image_px - 1) for _ in range(2))
+        pictures.append(together[..., y[:, None], x])
+        padded_KP = np.zeros((config.horizon + 1, target_TP.shape[1]), np.float32)
+        padded_KP[: gap + 1] = target_TP[first : first + gap + 1]
+        rows.append(padded_KP)
+        gaps.append(gap)
+    stacked = np.stack(pictures, axis=1)
+    return torch.from_numpy(stacked), torch.from_numpy(np.stack(rows)), torch.tensor(gaps)
+
+
+def change_colours(pictures: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+    """Mix and shift the colours, alike in a pair and its background: light and material differ in dreamed clips.
+
+    Args:
+        pictures: (3, N, C, H, W), -1..1.
+        random: Draws one change a pair.
+
+    Returns:
+        The same shape.
+    """
+    num = pictures.shape[1]
+    mix = np.eye(3) + COLOUR_MIX * random.standard_normal((num, 3, 3))
+    shift = COLOUR_SHIFT * random.standard_normal((num, 3, 1))
+    mix, shift = (torch.tensor(x, dtype=torch.float32, device=pictures.device) for x in (mix, shift))
+    return (mix @ pictures.flatten(3) + shift).view_as(pictures)
+
+
+def measure(model: InverseDynamics, train: list[Episode], held_out: list[Episode], num_frames: int) -> dict[str, Any]:
+    """Label the held-out episodes as clips are labelled, and compare with what the robot did.
+
+    Args:
+        model: Trained.
+        train: What it was trained on: whether it learned even that.
+        held_out: What it was not trained on.
+        num_frames: Of a clip.
+
+    Returns:
+        `action` and, where there are states, `state`: see `vector_errors`; with `train_mae` of the actions.
+    """
+    config = model.config
+    guesses = [predict_episode(model, episode, num_frames) for episode in held_out]
+    action = vector_errors([e.action_TA for e in held_out], [g[0] for g in guesses], config.actions)
+    state_names = config.states.names if config.states else ()
+    action["baselines"]["previous_state"] = previous_state_mae(held_out, config.actions, state_names)
+    trained = [predict_episode(model, episode, num_frames)[0] for episode in train]
+    action["train_mae"] = vector_errors([e.action_TA for e in train], trained, config.actions)["mae"]
+    measured = {
+        "episodes": [episode.name for episode in held_out],
+        "num_frames": sum(len(episode.action_TA) for episode in held_out),
+        "action": action,
+    }
+    if config.states:
+        measured["state"] = vector_errors([e.state_TS for e in held_out], [g[1] for g in guesses], config.states)
+    return measured
+
+
+def verdict_in_words(action: dict[str, Any], how: str) -> list[str]:
+    """Say how good the model is, and plainly when it is not."""
+    mae, mean_mae, r2 = action["mae"], action["baselines"]["demo_mean"], action["r2"]
+    said = f"held-out error ({how}): {mae:.4g} in the robot's units; the demos' mean has {mean_mae:.4g}"
+    said += "" if r2 is None else f"; R^2 of what is not binary {r2:.2f} (0 is the mean, 1 perfect)"
+    if mae >= mean_mae or (r2 is not None and r2 <= 0):
+        return [
+            said,
+            "the model is NO BETTER than the demos' mean: add demonstrations or steps before using its labels",
+        ]
+    return [said]
+
+
+def _targets(config: IdmConfig, episode: Episode) -> np.ndarray:
+    vectors = zip(config.vectors(), (episode.action_TA, episode.state_TS), strict=False)
+    return np.concatenate([stats.to_network(values_TD) for stats, values_TD in vectors], axis=1)
