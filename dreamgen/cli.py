@@ -1,4 +1,4 @@
-"""The commands: parse settings, call one stage, print its result. Heavy libraries are imported inside a command only."""
+"""The commands: parse settings, call one stage, print its result. Heavy libraries are imported inside it only."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import av
 import datasets
 import numpy as np
 from lerobot.configs.video import RGBEncoderConfig
@@ -113,13 +112,11 @@ def _shuffled_tasks(seed: int) -> list[tuple[str, str]]:
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Keep the encoder's report on every episode, and a progress bar for each table, out of the terminal."""
+    """Keep a progress bar for each table out of the terminal."""
     bars_shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
-    av.logging.set_libav_level(av.logging.ERROR)
     try:
         yield
     finally:
-        av.logging.set_libav_level(av.logging.INFO)  # what the library starts with
         if bars_shown:
             datasets.enable_progress_bars()

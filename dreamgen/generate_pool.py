@@ -20,6 +20,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from dreamgen.core.environment import DEFAULTS
 from dreamgen.core.errors import UserError
 from dreamgen.core.progress import log
 from dreamgen.core.records import Job, JournalRecord
@@ -32,12 +33,6 @@ from dreamgen.models.world import WorldModelSource, load_world_model
 # What Ray raises when a process or a node is gone; an error of our own code is a RayTaskError.
 DEATHS = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
 WAIT_S = 0.5
-QUIET = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "DIFFUSERS_VERBOSITY": "error",
-}
 
 
 @dataclass(frozen=True)
@@ -166,7 +161,7 @@ class ClipPool:
             "num_gpus": self._size.gpus_per_worker,
             "num_cpus": self._size.cpus_per_worker,
             "max_restarts": 0,  # a new actor has to load; the pool starts it
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **QUIET}},
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **DEFAULTS}},
         }
         for _ in range(num_wanted - len(self._workers())):
             worker = Worker(next(self._numbers), ray.remote(Dreamer).options(**options).remote())

@@ -5,12 +5,15 @@ import os
 # Before any library reads them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
 
 from pathlib import Path
 
 import pytest
+
+from dreamgen.core.environment import set_library_defaults
+
+set_library_defaults()
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

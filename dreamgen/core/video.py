@@ -19,7 +19,9 @@ import numpy as np
 from dreamgen.core.errors import UserError
 from dreamgen.core.files import atomic_file
 
-os.environ.setdefault("SVT_LOG", "1")  # errors only; the AV1 encoder is talkative otherwise
+# Errors only: both report on every file otherwise, as soon as another library has libav write to the terminal.
+os.environ.setdefault("SVT_LOG", "1")
+av.logging.set_libav_level(av.logging.ERROR)
 
 # One thread: with more, the encoders' output may depend on the machine, and clips are compared byte for byte.
 # B-frames are off so that a stream copy may cut or join at any key frame without a lost or repeated frame.

@@ -1,0 +1,120 @@
+"""The main job through the command line, as a user types it: all stages, resume, and what wrong input gets."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+from tests.fixtures.demos import write_lerobot_v20, write_plain
+
+# The mini preset cut down to what proves that the stages fit together.
+SMALL = [
+    "--config_path=mini", "--video.height=64", "--video.width=64", "--video.num_frames=9",
+    "--finetune.num_steps=2", "--finetune.tracker=none", "--idm.num_steps=20", "--idm.image_px=32", "--idm.horizon=4",
+    "--plan.num_inference_steps=2", "--plan.num_first_frames=2", "--generate.num_workers=1",
+    "--curate.min_first_frame_psnr_db=0", "--curate.max_cut_score=100",
+]  # fmt: skip
+
+
+def dreamgen(*words: object, status: int = 0) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [sys.executable, "-m", "dreamgen", *map(str, words)], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr[-4000:]}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("main_job")
+    demos = write_lerobot_v20(folder / "demos", num_episodes=3, num_frames=24)
+    dreamgen("run", *SMALL, "--demos", demos, "--out", folder / "run")
+    return folder / "run"
+
+
+def test_a_run_leaves_everything_that_it_promises(finished_run):
+    for name in ("train/metadata.csv", "adapter/pytorch_lora_weights.safetensors", "idm/config.json", "jobs.parquet",
+                 "scores/scores.parquet", "report.html", "run.yaml"):  # fmt: skip
+        assert (finished_run / name).is_file(), name
+    assert len(list(finished_run.glob("clips/*/*.mp4"))) == 2
+    assert len(list(finished_run.glob("labels/*/*.parquet"))) == 2
+    recorded = yaml.safe_load((finished_run / "run.yaml").read_text())
+    assert recorded["model"]["safety_checker"] is False
+    assert recorded["plan"]["num_inference_steps"] == 2
+
+
+def test_the_datasets_open_in_the_libraries_that_users_read_with(finished_run):
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    from torch.utils.data import DataLoader
+
+    dataset = LeRobotDataset("local/run", root=finished_run / "datasets" / "lerobot-v3.0", video_backend="pyav")
+    assert (dataset.meta.total_episodes, len(dataset)) == (2, 18)
+    batch = next(iter(DataLoader(dataset, batch_size=18)))
+    assert batch["observation.images.ego_view"].shape == (18, 3, 64, 64)
+    assert batch["action"].shape[0] == 18
+    with h5py.File(next((finished_run / "datasets" / "robomimic").glob("*.hdf5"))) as file:
+        actions_TA = file["data/demo_0/actions"][:]
+        assert len(actions_TA) == 9
+        assert np.abs(actions_TA).max() <= 1
+    for name in ("lerobot-v3.0", "lerobot-v2.1", "robomimic"):
+        results = json.loads(dreamgen("check", finished_run / "datasets" / name, "--json").stdout)
+        assert results[0]["figures"]["num_errors"] == 0
+
+
+def test_a_finished_run_is_not_touched_without_resume_and_does_nothing_with_it(finished_run):
+    before = {p: p.stat().st_mtime_ns for p in finished_run.glob("clips/*/*.mp4")}
+    refused = dreamgen("run", *SMALL, "--out", finished_run, "--demos", finished_run / "x", status=2)
+    assert "in use" in refused.stderr
+    assert "--resume" in refused.stderr
+    dreamgen("run", "--out", finished_run, "--resume")
+    assert {p: p.stat().st_mtime_ns for p in finished_run.glob("clips/*/*.mp4")} == before
+    changed = dreamgen("run", "--out", finished_run, "--resume", "--video.height=96", status=2)
+    assert "video.height: 64 -> 96" in changed.stderr
+
+
+def test_more_seeds_add_clips_to_a_run(finished_run):
+    figures = json.loads(dreamgen("plan", "--out", finished_run, "--num_seeds=2", "--json").stdout)[0]["figures"]
+    assert figures["new"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["run", "--demos", "{tmp}/nowhere", "--out", "{tmp}/run"], "does not exist"),
+        (["run", "--demos", "{tmp}/empty", "--out", "{tmp}/run"], "empty"),
+        (["run", "--demos", "{tmp}/plain", "--out", "{tmp}/run", "--video.height=100"], "--video.height=96"),
+        (["run", "--demos", "{tmp}/plain", "--out", "{tmp}/run", "--video.hieght=96"], "video.height"),
+        (["run", "--demos", "{tmp}/plain"], "--out"),
+        (["generate", "--out", "{tmp}/run"], "dreamgen plan"),
+        (["export", "--out", "{tmp}/run"], "dreamgen"),
+        (["check", "{tmp}/nowhere"], "nowhere"),
+        (["check", "{tmp}/empty"], "empty"),
+        (["run", "--config_path=nothing.yaml"], "mini"),
+        (["dream"], "unknown command"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),
+)
+def test_wrong_input_gets_a_clear_error_and_leaves_nothing(tmp_path, words, says):
+    (tmp_path / "empty").mkdir()
+    write_plain(tmp_path / "plain", num_episodes=1, num_frames=9)
+    before = sorted(tmp_path.rglob("*"))
+    done = dreamgen(*(word.format(tmp=tmp_path) for word in words), status=2)
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_real_demonstrations_are_prepared_with_their_quirks_reported(real_demos, tmp_path):
+    out = dreamgen("prepare", "--config_path=mini", "--demos", real_demos, "--out", tmp_path / "real", "--json").stdout
+    result = json.loads(out)[0]
+    assert result["figures"]["changed"] + result["figures"]["used"] == 5
+    notes = " ".join(result["notes"])
+    assert "observation.images.egoview" in notes
+    assert "valid" in notes
+    metadata = (tmp_path / "real" / "train" / "metadata.csv").read_text()
+    assert "pick the pear from the counter and place it in the plate" in metadata
