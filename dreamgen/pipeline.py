@@ -138,7 +138,7 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
         )
     done = [stage for stage in STAGES.values() if stage.output and stage.output(run).exists()]
     run.check_unchanged(settings, [stage.section for stage in done])
-    run.record(settings, [stage.section for stage in STAGES.values()])
+    sections = [stage.section for stage in STAGES.values()]
     results = []
     for number, stage in enumerate(STAGES.values(), start=1):
         if stage in done:
@@ -146,6 +146,7 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
             continue
         log(f"[{number}/{len(STAGES)}] {stage.name}")
         results.append(stage.call(settings, resume))
+        run.record(settings, sections)  # not before the first stage found its input good: nothing is left of a mistake
         if results[-1].figures.get("interrupted"):
             break
     return results

@@ -79,7 +79,7 @@ def test_a_finished_run_is_not_touched_without_resume_and_does_nothing_with_it(f
 
 def test_more_seeds_add_clips_to_a_run(finished_run):
     figures = json.loads(dreamgen("plan", "--out", finished_run, "--num_seeds=2", "--json").stdout)[0]["figures"]
-    assert figures["new"] == 2
+    assert figures["num_new"] == 2
 
 
 @pytest.mark.parametrize(
