@@ -141,10 +141,23 @@ def _dispatch(words: list[str]) -> int:
         return ALL_DONE
     if name in ("check", "doctor"):
         return _plain_command(name, command, rest)
+    if name == "demo":
+        _only_out(rest)
     settings, switches = parse_settings(rest, command.section, (*command.flags, "json"))
     as_json = switches.pop("json")
     results = _load(command.function)(settings, **switches)
     return show(results if isinstance(results, list) else [results], as_json)
+
+
+def _only_out(rest: list[str]) -> None:
+    """The demo is one fixed job: any other setting would be read and then not count."""
+    keys = [word[2:].partition("=")[0] for word in rest if word.startswith("--")]
+    for key in keys:
+        if key not in ("out", "json"):
+            raise UserError(
+                f"dreamgen demo does not take --{key}", allowed="--out FOLDER, --json",
+                next_step="dreamgen run --config_path mini takes every setting",
+            )  # fmt: skip
 
 
 def _plain_command(name: str, command: Command, rest: list[str]) -> int:
@@ -157,8 +170,7 @@ def _plain_command(name: str, command: Command, rest: list[str]) -> int:
     if name == "check" and not paths:
         raise UserError("dreamgen check needs a dataset", next_step=command.example)
     results = [_load(command.function)(Path(path)) for path in paths] or [_load(command.function)()]
-    status = show(results, as_json)
-    return FAILED if any(result.figures.get("num_errors") for result in results) else status
+    return show(results, as_json)
 
 
 def show(results: Sequence[StageResult], as_json: bool) -> int:
@@ -168,6 +180,8 @@ def show(results: Sequence[StageResult], as_json: bool) -> int:
     else:
         for result in results:
             print(result_text(result))
+    if any(result.figures.get("num_errors") for result in results):
+        return FAILED
     return DONE_IN_PART if any(result.partial for result in results) else ALL_DONE
 
 
@@ -206,7 +220,10 @@ def command_help(name: str) -> str:
     lines = [f"dreamgen {name}: {command.summary}", "", "example:", f"  {command.example}", "", "switches:"]
     lines += [f"  --{flag:<36} {FLAG_HELP[flag]}" for flag in (*command.flags, "json")]
     if name in ("check", "doctor"):
-        return "\n".join(lines)
+        what = "PATH ...: datasets" if name == "check" else "[OUT]: a run folder, whose disk is looked at"
+        return "\n".join([*lines, f"  {what}"])
+    if name == "demo":
+        return "\n".join([*lines, f"  --{'out FOLDER':<36} the run folder [runs/demo]"])
     lines.append(f"  --{'config_path FILE':<36} a preset, or a run's run.yaml; the command line wins over it")
     own, shared = [], []
     for path, setting in setting_paths(Settings):

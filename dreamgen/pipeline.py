@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dreamgen.core.config import find_preset, read_yaml, settings_from_dict
 from dreamgen.core.environment import set_library_defaults
-from dreamgen.core.errors import UserError
+from dreamgen.core.errors import NothingAccepted, Problems, UserError
+from dreamgen.core.journal import read_journal
 from dreamgen.core.progress import log
 from dreamgen.core.records import StageResult
 from dreamgen.core.run_folder import RunFolder
@@ -84,10 +88,11 @@ def _export(settings: Settings, resume: bool) -> StageResult:
 
 
 def _check(settings: Settings, resume: bool) -> StageResult:
-    results = [check_stage(RunFolder.of(settings).datasets / name) for name in settings.export.formats]
-    num_errors = sum(result.figures["num_errors"] for result in results)
-    notes = [f"{result.figures['dataset']}: {note}" for result in results for note in result.notes]
-    return StageResult("check", {}, {"datasets": len(results), "num_errors": num_errors}, notes, bool(num_errors))
+    folders = [RunFolder.of(settings).datasets / name for name in settings.export.formats]
+    results = {folder.name: check_stage(folder) for folder in folders if folder.exists()}
+    num_errors = sum(result.figures["num_errors"] for result in results.values())
+    notes = [f"{name}: {note}" for name, result in results.items() for note in result.notes]
+    return StageResult("check", {}, {"datasets": len(results), "num_errors": num_errors}, notes)
 
 
 def _report(settings: Settings, resume: bool) -> StageResult:
@@ -116,6 +121,9 @@ STAGES = {
 def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> list[StageResult]:
     """Run every stage in order in one run folder.
 
+    A run whose demonstrations have no actions ends in clips and verdicts without labels and datasets; one in which
+    nothing is accepted ends without datasets. Both still get their page.
+
     Args:
         settings: With `out` and `demos`.
         resume: Go on in an existing run folder, keeping what is done.
@@ -130,26 +138,63 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
     run = RunFolder.of(settings)
     if dry_run:
         return [prepare_stage(settings, dry_run=True)]
-    if run.settings_file.exists() and not resume:
+    done = [stage for stage in STAGES.values() if stage.output and stage.output(run).exists()]
+    check_can_run(settings, run, done, resume)
+    results: list[StageResult] = []
+    with _claimed(run, settings):
+        for number, stage in enumerate(STAGES.values(), start=1):
+            reason = "done before, kept" if stage in done else _why_skipped(stage, run)
+            log(f"[{number}/{len(STAGES)}] {stage.name}" + (f": {reason}" if reason else ""))
+            if reason:
+                continue
+            try:
+                results.append(stage.call(settings, resume))
+            except NothingAccepted as error:
+                results.append(StageResult(stage.name, {}, {"episodes": 0}, [str(error)], partial=True))
+            _release_memory()
+            if results[-1].figures.get("interrupted"):
+                break
+    return results
+
+
+def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume: bool) -> None:
+    """Find out now what a stage would refuse hours later.
+
+    Raises:
+        UserError: listing what stands in the way.
+    """
+    from dreamgen.models.safety import require_safety_checker
+    from export.spec import check_camera_name
+
+    begun = run.settings_file.exists() or bool(done)
+    if begun and not resume:
         raise UserError(
             f"the run folder {run.root} is in use",
             allowed="a new folder, or this one with --resume",
             next_step=f"dreamgen run --out {run.root} --resume",
         )
-    done = [stage for stage in STAGES.values() if stage.output and stage.output(run).exists()]
     run.check_unchanged(settings, [stage.section for stage in done])
-    sections = [stage.section for stage in STAGES.values()]
-    results = []
-    for number, stage in enumerate(STAGES.values(), start=1):
-        if stage in done:
-            log(f"[{number}/{len(STAGES)}] {stage.name}: done before, kept")
-            continue
-        log(f"[{number}/{len(STAGES)}] {stage.name}")
-        results.append(stage.call(settings, resume))
-        run.record(settings, sections)  # not before the first stage found its input good: nothing is left of a mistake
-        if results[-1].figures.get("interrupted"):
-            break
-    return results
+    problems, given = Problems(), settings.plan.first_frames
+    for check, value in (
+        (require_safety_checker, settings.model.safety_checker),
+        (check_camera_name, settings.export.camera),
+    ):
+        try:
+            check(value)
+        except UserError as error:
+            problems.errors.append(error)
+    if not run.train.exists() and settings.demos is None:
+        problems.add("no demonstrations given", next_step="add --demos FOLDER")
+    elif not run.train.exists() and not Path(settings.demos).exists() and settings.demos.count("/") != 1:
+        problems.add("demonstrations: folder does not exist", actual=settings.demos, next_step="check the path")
+    if settings.model.device.startswith("cuda:"):
+        problems.add(
+            "generate takes its GPUs from Ray, which numbers them itself", actual=settings.model.device,
+            allowed="auto, cpu, cuda", next_step="choose the GPU with CUDA_VISIBLE_DEVICES",
+        )  # fmt: skip
+    if given is not None and not Path(given).exists():
+        problems.add("plan.first_frames does not exist", actual=given, allowed="a folder, a .csv or a .jsonl")
+    problems.raise_if_any("the run cannot start")
 
 
 def run_demo(settings: Settings) -> list[StageResult]:
@@ -166,6 +211,40 @@ def run_demo(settings: Settings) -> list[StageResult]:
     settings = replace(settings, plan=replace(settings.plan, instructions=demo_instructions(2, seed=0)))
     results = run_all(settings, resume=True)
     return [*results, StageResult("demo", _where(RunFolder(out)), {}, _next_commands(out))]
+
+
+@contextmanager
+def _claimed(run: RunFolder, settings: Settings) -> Iterator[None]:
+    """Write run.yaml before anything else, so that no output is without it; take it back from a false start."""
+    new_folder, new_run = not run.root.exists(), not run.settings_file.exists()
+    run.record(settings, [stage.section for stage in STAGES.values()])
+    try:
+        yield
+    except UserError:
+        if new_run and not run.train.exists():
+            run.settings_file.unlink()
+            if new_folder and not any(run.root.iterdir()):
+                run.root.rmdir()
+        raise
+
+
+def _why_skipped(stage: Stage, run: RunFolder) -> str | None:
+    """Say why a stage has nothing to work on in this run; None if it has."""
+    if stage.name in ("inverse dynamics", "label", "export", "check") and not (run.train / "trajectories").is_dir():
+        return "skipped, the demonstrations have no actions to learn from"
+    needs_clips = stage.name in ("label", "curate", "export")
+    if needs_clips and all(record.status != "ok" for record in read_journal(run.journal, "generate").values()):
+        return "skipped, no clip was generated"
+    if stage.name == "check" and not run.datasets.is_dir():
+        return "skipped, there is no dataset"
+    return None
+
+
+def _release_memory() -> None:
+    """Give a stage's memory back: the next one may load the model in processes of its own on the same GPU."""
+    gc.collect()
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        sys.modules["torch"].cuda.empty_cache()
 
 
 def prepare_stage(settings: Settings, resume: bool = False, dry_run: bool = False) -> StageResult:
@@ -206,8 +285,11 @@ def generate_stage(settings: Settings, resume: bool = False, dry_run: bool = Fal
 
 def label_stage(settings: Settings, resume: bool = False) -> list[StageResult]:
     """`dreamgen label`: trains the inverse-dynamics model first where the run has none."""
-    trained = [] if RunFolder.of(settings).idm.exists() else [_single("inverse dynamics", settings, resume)]
-    return [*trained, _single("label", settings, resume)]
+    run = RunFolder.of(settings)
+    if not run.idm.exists():
+        return [_single("inverse dynamics", settings, resume), _single("label", settings, resume)]
+    run.check_unchanged(settings, ["idm"], but=("idm.predict_state",))
+    return [_single("label", settings, resume)]
 
 
 def curate_stage(settings: Settings, resume: bool = False) -> StageResult:
@@ -265,8 +347,8 @@ def _where(run: RunFolder) -> dict[str, Any]:
 
 def _next_commands(out: Path) -> list[str]:
     return [
-        f"look at it:           open {out / 'report.html'} in a browser",
-        "your demonstrations:  dreamgen run --config_path configs/mini.yaml --demos YOUR_DATASET --out runs/mine",
-        f"more clips:           dreamgen plan --out {out} --num_seeds 2 && dreamgen generate --out {out}",
-        f"check a dataset:      dreamgen check {out / 'datasets' / 'lerobot-v3.0'}",
+        "try next, after `source .venv/bin/activate`:",
+        "dreamgen run --config_path configs/mini.yaml --demos YOUR_DATASET --out runs/mine",
+        f"dreamgen plan --out {out} --num_seeds 2 && dreamgen generate --out {out}",
+        f"dreamgen check {out / 'datasets' / 'lerobot-v3.0'}",
     ]

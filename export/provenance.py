@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import dreamgen
-from dreamgen.core.config import read_yaml
 from dreamgen.core.files import atomic_file, read_json
 from dreamgen.core.run_folder import RunFolder
 from export.episodes import Episode
@@ -44,6 +43,7 @@ def write_provenance(path: Path, episodes: Sequence[Episode], of_run: dict[str, 
                 "clip_id": job.clip_id,
                 "num_frames": episode.num_frames,
                 **{name: getattr(job, name) for name in FROM_JOB},
+                "safety_checker": episode.clip.safety_checker,
                 **{f"score_{n}": _cell(figures[n], plain[n]) if n in figures else None for n in scores},
                 **of_run,
             }
@@ -53,17 +53,15 @@ def write_provenance(path: Path, episodes: Sequence[Episode], of_run: dict[str, 
 
 
 def run_provenance(run: RunFolder) -> dict[str, Any]:
-    """Return what all clips of a run share: guardrail, error of the inverse-dynamics model, version.
+    """Return what all clips of a run share: error of the inverse-dynamics model, version.
 
     `idm_held_out` is JSON: every entry of idm/config.json whose name begins with `held_out`; None without the file.
     """
-    model = (read_yaml(run.settings_file) if run.settings_file.exists() else {}).get("model") or {}
     config = run.idm / "config.json"
     held_out = None
     if config.exists():
         held_out = json.dumps({k: v for k, v in read_json(config).items() if k.startswith("held_out")})
     return {
-        "safety_checker": model.get("safety_checker"),
         "idm_held_out": held_out,
         "dreamgen_version": dreamgen.__version__,
     }

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from dreamgen.core.errors import UserError
+from dreamgen.core.errors import NothingAccepted, UserError
 from dreamgen.core.files import atomic_folder, read_json
 from dreamgen.core.jobs import accepted_clips
 from dreamgen.core.journal import read_journal
@@ -64,7 +64,6 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
             # Before the rename: a dataset that exists always has its provenance.
             write_provenance(provenance, episodes, of_run)
         outputs[name], outputs[f"{name} provenance"] = run.datasets / name, provenance
-    run.record(settings, ["export"])
     figures = {
         "episodes": len(episodes),
         "frames": sum(episode.num_frames for episode in episodes),
@@ -84,7 +83,7 @@ def _already_there(run: RunFolder, existing: list[str]) -> UserError:
     )
 
 
-def nothing_accepted(run: RunFolder, settings: Settings) -> UserError:
+def nothing_accepted(run: RunFolder, settings: Settings) -> NothingAccepted:
     """Explain why a run has no accepted clip: how many clips stand where, and which thresholds turned them away."""
     generated, labelled, verdicts = (read_journal(run.journal, stage) for stage in ("generate", "label", "curate"))
     counts = Counter(f"{stage} {record.status}" for stage, records in
@@ -107,7 +106,7 @@ def nothing_accepted(run: RunFolder, settings: Settings) -> UserError:
             advice.append(
                 f"curate.{threshold}={limit:g} turned away {len(outside)}, the nearest with {nearest(outside):.3g}"
             )
-    return UserError(
+    return NothingAccepted(
         "no clip was accepted, so there is nothing to export",
         actual="; ".join([", ".join(f"{n} {what}" for what, n in sorted(counts.items())), *lines]),
         next_step=("look at " + "; ".join(advice)) if advice else f"dreamgen report --out {run.root}",

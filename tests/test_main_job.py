@@ -1,6 +1,7 @@
 """The main job through the command line, as a user types it: all stages, resume, and what wrong input gets."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,47 @@ def test_a_finished_run_is_not_touched_without_resume_and_does_nothing_with_it(f
     assert "video.height: 64 -> 96" in changed.stderr
 
 
+def test_what_check_finds_is_told_and_ends_the_run_with_status_1(finished_run):
+    stray = finished_run / "datasets" / "lerobot-v3.0" / "data" / "chunk-000" / "file-000.parquet"
+    whole = stray.read_bytes()
+    try:
+        stray.write_bytes(whole[:-10])
+        done = dreamgen("run", "--out", finished_run, "--resume", status=1)
+        assert "lerobot-v3.0" in done.stdout
+        assert "Traceback" not in done.stderr
+    finally:
+        stray.write_bytes(whole)
+
+
+def test_a_later_stage_cannot_change_what_the_clips_were_made_with(finished_run):
+    import pyarrow.parquet as pq
+
+    dreamgen("curate", "--out", finished_run, "--model.safety_checker=true", "--demos=elsewhere")
+    recorded = yaml.safe_load((finished_run / "run.yaml").read_text())
+    assert recorded["model"]["safety_checker"] is False
+    assert recorded["demos"] != "elsewhere"
+    rows = pq.read_table(finished_run / "datasets" / "lerobot-v3.0.provenance.parquet").to_pylist()
+    assert [row["safety_checker"] for row in rows] == [False, False]
+
+
+def test_demonstrations_without_actions_end_in_clips_and_a_page(tmp_path):
+    demos = write_plain(tmp_path / "plain", num_episodes=2, num_frames=12)
+    done = dreamgen("run", *SMALL, "--curate.max_cut_score=0", "--demos", demos, "--out", tmp_path / "run")
+    assert "no actions" in done.stderr
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert len(list((tmp_path / "run").glob("clips/*/*.mp4"))) == 2
+
+
+def test_a_run_in_which_nothing_is_accepted_still_gets_its_page(finished_run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished_run, out)
+    shutil.rmtree(out / "datasets")
+    done = dreamgen("run", "--out", out, "--resume", "--curate.min_motion=1000", status=3)
+    assert "min_motion=1000 turned away" in done.stdout
+    assert not (out / "datasets").exists()
+    assert "1000" in (out / "report.html").read_text()
+
+
 def test_more_seeds_add_clips_to_a_run(finished_run):
     figures = json.loads(dreamgen("plan", "--out", finished_run, "--num_seeds=2", "--json").stdout)[0]["figures"]
     assert figures["num_new"] == 2
@@ -85,8 +127,12 @@ def test_more_seeds_add_clips_to_a_run(finished_run):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["run", "--demos", "{tmp}/nowhere", "--out", "{tmp}/run"], "does not exist"),
-        (["run", "--demos", "{tmp}/empty", "--out", "{tmp}/run"], "empty"),
+        (["run", "--config_path=mini", "--demos", "{tmp}/nowhere", "--out", "{tmp}/run"], "does not exist"),
+        (["run", "--config_path=mini", "--demos", "{tmp}/empty", "--out", "{tmp}/run"], "empty"),
+        (["run", "--config_path=mini", "--demos", "{tmp}/plain", "--out", "{tmp}/run"], "shorter than a window"),
+        (["run", "--demos", "{tmp}/plain", "--out", "{tmp}/run"], "cosmos_guardrail"),
+        (["run", "--config_path=mini", "--demos", "{tmp}/plain", "--out", "{tmp}/plain/demo_0.txt"], "demo_0.txt"),
+        (["demo", "--video.height=64"], "does not take"),
         (["run", "--demos", "{tmp}/plain", "--out", "{tmp}/run", "--video.height=100"], "--video.height=96"),
         (["run", "--demos", "{tmp}/plain", "--out", "{tmp}/run", "--video.hieght=96"], "video.height"),
         (["run", "--demos", "{tmp}/plain"], "--out"),

@@ -37,6 +37,10 @@ class UserError(Exception):
         return _rebuild_user_error, (self.what, self.actual, self.allowed, self.next_step)
 
 
+class NothingAccepted(UserError):
+    """No clip came through, so there is no dataset to write; the run's page says why."""
+
+
 def _rebuild_user_error(what, actual, allowed, next_step) -> UserError:
     return UserError(what, actual=actual, allowed=allowed, next_step=next_step)
 

@@ -34,10 +34,12 @@ def read_jobs(path: Path) -> list[Job]:
 
     names = [f.name for f in fields(Job)]
     try:
-        rows = pq.read_table(path, columns=names).to_pylist()
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise UserError(f"{path} is not a jobs table", actual=str(error), next_step="run dreamgen plan again") from None
-    return [Job(**row) for row in rows]
+        return [Job(**row) for row in pq.read_table(path, columns=names).to_pylist()]
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a jobs table", actual=f"{error}"[:200],
+            next_step=f"remove {path} and run dreamgen plan again; clips that are done are found by their ids",
+        ) from None  # fmt: skip
 
 
 def accepted_clips(run: RunFolder) -> list[AcceptedClip]:
@@ -57,6 +59,7 @@ def accepted_clips(run: RunFolder) -> list[AcceptedClip]:
             num_frames=int(generated[job.clip_id].figures["num_frames"]),
             label=run.label_file(job.clip_id),
             scores={**labelled[job.clip_id].figures, **verdicts[job.clip_id].figures},
+            safety_checker=generated[job.clip_id].figures.get("safety_checker"),
         )
         for job in jobs
         if all(job.clip_id in r and r[job.clip_id].status == "ok" for r in (generated, labelled, verdicts))

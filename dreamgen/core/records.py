@@ -159,6 +159,7 @@ class AcceptedClip:
         num_frames: Counted frames of the mp4.
         label: Parquet with `action` and perhaps `observation.state`, one row a frame.
         scores: Figures of curate and label.
+        safety_checker: Whether the guardrail watched over this clip; None where its record does not say.
     """
 
     job: Job
@@ -166,3 +167,4 @@ class AcceptedClip:
     num_frames: int
     label: Path
     scores: dict[str, Any]
+    safety_checker: bool | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,19 @@ class RunFolder:
         """Return the run folder that the settings name.
 
         Raises:
-            UserError: if none is named.
+            UserError: if none is named, or it cannot be written to.
         """
         if not settings.out:
             raise UserError("no run folder given", next_step="add --out runs/NAME")
-        return cls(Path(settings.out))
+        root = Path(settings.out)
+        nearest = next(path for path in (root, *root.absolute().parents) if path.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise UserError(
+                f"{root} cannot be a run folder",
+                actual=f"{nearest} is not a folder that can be written to",
+                next_step="choose another --out",
+            )
+        return cls(root)
 
     settings_file = property(lambda self: self.root / "run.yaml")
     model = property(lambda self: self.root / "model")
@@ -75,12 +84,13 @@ class RunFolder:
             )
         return path
 
-    def check_unchanged(self, settings: Settings, sections: Sequence[str]) -> None:
+    def check_unchanged(self, settings: Settings, sections: Sequence[str], but: Sequence[str] = ()) -> None:
         """Refuse to go on in a run that was made with other settings.
 
         Args:
             settings: What the command was asked to do.
             sections: The stages whose output is being continued.
+            but: Settings of those stages that may change all the same.
 
         Raises:
             UserError: listing each setting that differs from run.yaml.
@@ -89,6 +99,7 @@ class RunFolder:
             return
         recorded = read_yaml(self.settings_file)
         changes = changed_settings(recorded, as_plain(settings), [s for s in sections if s in recorded])
+        changes = [change for change in changes if change.partition(":")[0] not in but]
         if changes:
             raise UserError(
                 f"{self.root} was made with other settings",
@@ -102,6 +113,10 @@ class RunFolder:
         recorded: dict[str, Any] = read_yaml(self.settings_file) if self.settings_file.exists() else {}
         plain = as_plain(settings)
         plain["generate"]["limit"] = None  # for one call; recorded, it would stop every later one too
+        if "demos" in recorded and "prepare" not in sections:
+            plain["demos"] = recorded["demos"]  # another stage did not read what it was given
+        if "model" in recorded and "generate" not in sections:
+            plain["model"]["safety_checker"] = recorded["model"]["safety_checker"]  # it watched over the clips, or not
         for name in (*SHARED, *sections):
             recorded[name] = plain[name]
         write_text(self.settings_file, yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True))

@@ -26,6 +26,20 @@ class Unguarded:
         return video_THWC
 
 
+def require_safety_checker(wanted: bool) -> None:
+    """Make sure that the guardrail is there if it is wanted, without loading it.
+
+    Raises:
+        UserError: if it is wanted and not installed.
+    """
+    if wanted and importlib.util.find_spec("cosmos_guardrail") is None:
+        raise UserError(
+            "the model's licence asks for its guardrail, and cosmos_guardrail is not installed",
+            allowed="the guardrail, or a run that says it goes without",
+            next_step="pip install cosmos_guardrail, or set --model.safety_checker=false (run.yaml records it)",
+        )
+
+
 def make_safety_checker(wanted: bool) -> Any:
     """Return NVIDIA's guardrail, or the stand-in where the user turned it off.
 
@@ -34,12 +48,7 @@ def make_safety_checker(wanted: bool) -> Any:
     """
     if not wanted:
         return Unguarded()
-    if importlib.util.find_spec("cosmos_guardrail") is None:
-        raise UserError(
-            "the model's licence asks for its guardrail, and cosmos_guardrail is not installed",
-            allowed="the guardrail, or a run that says it goes without",
-            next_step="pip install cosmos_guardrail, or set --model.safety_checker=false (run.yaml records it)",
-        )
+    require_safety_checker(wanted)
     from cosmos_guardrail import CosmosSafetyChecker
 
     return CosmosSafetyChecker()
