@@ -9,11 +9,15 @@ usable() {
 }
 
 find_python() {
+    if [ -n "${PYTHON:-}" ]; then # named by the user: this one or none
+        usable "$PYTHON" && "$PYTHON" -c 'import sys; print(sys.executable)'
+        return
+    fi
     for version in 3.12 3.13 3.14; do
         for candidate in \
-            "${PYTHON:-}" "python$version" python3 python \
-            "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version"*/bin/python \
-            "$HOME"/.local/share/uv/python/*"$version"*/bin/python3 \
+            "python$version" python3 python \
+            "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/"$version"*/bin/python \
+            "${HOME:-}"/.local/share/uv/python/*"$version"*/bin/python3 \
             /usr/bin/"python$version" /usr/local/bin/"python$version" /opt/homebrew/bin/"python$version" \
             /opt/python*/bin/"python$version"; do
             [ -n "$candidate" ] && usable "$candidate" || continue
@@ -25,15 +29,23 @@ find_python() {
     return 1
 }
 
-if [ ! -x .venv/bin/python ] || ! usable .venv/bin/python; then
+if [ -x .venv/bin/python ] && ! usable .venv/bin/python; then
+    echo "error: .venv is not of Python 3.12 to 3.14; move it away and try again" >&2
+    exit 1
+fi
+if [ ! -x .venv/bin/python ]; then
     python=$(find_python) || {
-        echo "error: no Python 3.12 or newer was found. Install one (for example Debian's python3.12 and" \
-             "python3.12-venv, or 'uv python install 3.12'), or name it: PYTHON=/path/to/python3.12 make demo" >&2
+        echo "error: no Python from 3.12 to 3.14 with venv was found${PYTHON:+ at PYTHON=$PYTHON}. Install one (for" \
+             "example Debian's python3.12 and python3.12-venv, or 'uv python install 3.12')," \
+             "or name it: PYTHON=/path/to/python3.12 make demo" >&2
         exit 1
     }
     echo "making .venv with $python ($("$python" --version))" >&2
-    "$python" -m venv --clear .venv
+    "$python" -m venv .venv
 fi
+
+# A set-up that was stopped leaves an environment without pip.
+.venv/bin/python -c 'import pip' 2>/dev/null || .venv/bin/python -m ensurepip >/dev/null
 
 # uv installs the same packages as pip in a tenth of the time; where it cannot be had, pip does it.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check uv >&2 || true

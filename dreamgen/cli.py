@@ -118,6 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of stdout (head, less) has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:
+        if error.filename is None:
+            raise
+        log(f"error: {error.filename}: {error.strerror}")  # no space, no permission: nothing that a traceback explains
+        return FAILED
 
 
 def _dispatch(words: list[str]) -> int:
@@ -189,7 +194,8 @@ def result_text(result: StageResult) -> str:
     """Return a stage's result as lines for a terminal."""
     if "markdown" in result.figures:
         return str(result.figures["markdown"])
-    figures = "  ".join(f"{name}={_short(value)}" for name, value in result.figures.items())
+    shown = {name: value for name, value in result.figures.items() if not isinstance(value, list | dict)}
+    figures = "  ".join(f"{name}={_short(value)}" for name, value in shown.items())
     lines = [f"{result.stage}: {figures}" if figures else f"{result.stage}:"]
     lines += [f"  {name}: {path}" for name, path in result.outputs.items()]
     lines += ["  - " + note.replace("\n", "\n    ") for note in result.notes]

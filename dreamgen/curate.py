@@ -6,6 +6,8 @@ a `grey_THW` is a small float32 copy, 0-255, in which pixel noise has been avera
 
 from __future__ import annotations
 
+import traceback
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,10 +45,11 @@ def curate(settings: Settings) -> StageResult:
         settings: Of the run; `curate` holds the thresholds.
 
     Returns:
-        The score table, with counts; partial when a clip that the journal calls done has no file.
+        The score table, with counts; partial when a clip that the journal calls done has no file, or one could not be
+        judged.
 
     Raises:
-        UserError: if no clip was generated, or a first frame is missing or damaged.
+        UserError: if no clip was generated.
     """
     run, limits = RunFolder.of(settings), settings.curate
     jobs = read_jobs(run.need(run.jobs, "plan"))
@@ -64,30 +67,40 @@ def curate(settings: Settings) -> StageResult:
             records.append(record)
             if not _same_verdict(before.get(job.clip_id), record):
                 journal.append(record)
-            progress.add(rejected=int(record.status == "rejected"))
+            progress.add(rejected=int(record.status == "rejected"), failed=int(record.status == "failed"))
     table = run.scores / "scores.parquet"
     _write_scores(table, records)
-    num_accepted = sum(record.status == "ok" for record in records)
-    notes = [f"{r.clip_id} rejected: {r.reason}" for r in records if r.status == "rejected"]
+    counts = Counter(record.status for record in records)
+    notes = [f"{r.clip_id} {r.status}: {r.reason or r.error}" for r in records if r.status != "ok"]
     if missing:
         notes.append(f"{len(missing)} clips have no file, first {missing[0]}; dreamgen generate makes them again")
-    figures = {"num_clips": len(records), "num_accepted": num_accepted, "num_rejected": len(records) - num_accepted}
-    return StageResult(STAGE, {"scores": table}, figures, notes, partial=bool(missing))
+    figures = {
+        "num_clips": len(records), "num_accepted": counts["ok"], "num_rejected": counts["rejected"],
+        "num_failed": counts["failed"],
+    }  # fmt: skip
+    return StageResult(STAGE, {"scores": table}, figures, notes, partial=bool(missing or counts["failed"]))
 
 
 def judge_clip(run: RunFolder, job: Job, limits: CurateSettings) -> JournalRecord:
     """Measure one clip and hold each figure against its threshold.
 
     Returns:
-        The record: ok, or rejected with every reason that applies.
+        The record: ok; rejected with every reason that applies; or failed, without its first frame to compare with.
     """
-    first_frame_HWC = read_image(run.need(run.first_frame_file(job.first_frame_sha256), "plan"))
     file = run.clip_file(job.clip_id)
     figures: dict[str, Any] = {
         "num_frames": None, "wanted_num_frames": job.num_frames, "motion": None, "min_motion": limits.min_motion,
         "first_frame_psnr_db": None, "min_first_frame_psnr_db": limits.min_first_frame_psnr_db,
         "cut_score": None, "max_cut_score": limits.max_cut_score,
     }  # fmt: skip
+    relative = str(file.relative_to(run.root))
+    try:
+        first_frame_HWC = read_image(run.need(run.first_frame_file(job.first_frame_sha256), "plan"))
+    except (UserError, OSError) as error:
+        return JournalRecord(
+            job.clip_id, STAGE, "failed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc(),
+            file=relative, figures=figures,
+        )  # fmt: skip
     try:
         probe(file)  # a file that was cut short may decode without complaint
         video_THWC = read_video(file)
@@ -102,7 +115,6 @@ def judge_clip(run: RunFolder, job: Job, limits: CurateSettings) -> JournalRecor
             "cut_score": cut_score(grey_THW),
         }
         reasons = _reasons(figures, limits)
-    relative = str(file.relative_to(run.root))
     status = "rejected" if reasons else "ok"
     return JournalRecord(job.clip_id, STAGE, status, reason="; ".join(reasons) or None, file=relative, figures=figures)
 
@@ -191,6 +203,6 @@ def _write_scores(path: Path, records: Sequence[JournalRecord]) -> None:
     )  # fmt: skip
     columns = {"clip_id": pa.string(), **dict.fromkeys(counts, pa.int64()), **dict.fromkeys(measures, pa.float64())}
     schema = pa.schema({**columns, "verdict": pa.string(), "reasons": pa.string()})
-    rows = [{"clip_id": r.clip_id, **r.figures, "verdict": r.status, "reasons": r.reason} for r in records]
+    rows = [{"clip_id": r.clip_id, **r.figures, "verdict": r.status, "reasons": r.reason or r.error} for r in records]
     with atomic_file(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import av
 import datasets
 import numpy as np
 from lerobot.configs.video import RGBEncoderConfig
@@ -112,9 +113,10 @@ def _shuffled_tasks(seed: int) -> list[tuple[str, str]]:
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Keep a progress bar for each table out of the terminal."""
+    """Keep the encoder's report on every episode, and a progress bar for each table, out of the terminal."""
     bars_shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
+    av.logging.set_libav_level(av.logging.ERROR)  # for good: lerobot's encoder has libav write to the terminal
     try:
         yield
     finally:

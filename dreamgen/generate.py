@@ -27,7 +27,7 @@ from dreamgen.models.safety import Unguarded
 
 STAGE = "generate"
 NUM_LATENT_CHANNELS, LATENT_STRIDE_PX = 16, 8  # of the Wan VAE, which every Cosmos Predict 2.5 model uses
-TEMPORARY_CLIP = re.compile(r"\.[0-9a-f]{20}\.(?P<pid>[0-9]+)-[0-9a-f]{8}\.tmp\.mp4")
+TEMPORARY_CLIP = re.compile(r"\.[0-9a-f]{20}\.(?P<pid>[0-9]+)-[0-9a-f]+\.tmp\.mp4")
 STALE_AFTER_S = 600.0
 
 

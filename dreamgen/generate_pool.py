@@ -55,16 +55,24 @@ class Load:
 class Dreamer:
     """The actor: loads once, then makes one clip at a time."""
 
-    def load(self, what: Load, num_threads: int) -> None:
-        """Load the model.
+    def load(self, what: Load, num_threads: int, without_gpu: bool) -> None:
+        """Load the model; a worker that Ray gave no GPU stays off the GPUs that it can see.
 
         Raises:
-            UserError: as `load_world_model` does.
+            UserError: as `load_world_model` does, or if the GPU has no room for the model.
         """
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle; the clip in hand is finished
         torch.set_num_threads(num_threads)
         self.run = what.run
-        self.pipe = load_world_model(what.source, what.model, what.adapter)
+        device = torch.device("cpu") if without_gpu else None
+        try:
+            self.pipe = load_world_model(what.source, what.model, what.adapter, device)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                "the GPU has no room for a worker's copy of the model",
+                actual=str(error).split(". ")[0],
+                next_step="fewer workers a GPU (--generate.gpus_per_worker=1), or a GPU that nothing else uses",
+            ) from None
 
     def make(self, job: Job) -> JournalRecord:
         """Make one clip and say how it went."""
@@ -165,7 +173,10 @@ class ClipPool:
         }
         for _ in range(num_wanted - len(self._workers())):
             worker = Worker(next(self._numbers), ray.remote(Dreamer).options(**options).remote())
-            self._loading[worker.actor.load.remote(self._what, self._settings.threads_per_worker)] = worker
+            loading = worker.actor.load.remote(
+                self._what, self._settings.threads_per_worker, self._size.gpus_per_worker == 0
+            )
+            self._loading[loading] = worker
 
     def _hand_out(self) -> None:
         is_alone = len(self._idle) + len(self._in_hand) == 1
@@ -222,8 +233,10 @@ class ClipPool:
 
 
 def is_gpu_fault(record: JournalRecord) -> bool:
-    """Say whether a clip failed in a way that leaves its process without a usable GPU."""
-    return record.status == "failed" and ("CUDA" in record.error or record.error.startswith("AcceleratorError"))
+    """Say whether a clip failed in a way that leaves its process without a usable GPU; too little memory does not."""
+    if record.status != "failed" or record.error.startswith(("OutOfMemoryError", "UserError", "OSError")):
+        return False
+    return record.error.startswith("AcceleratorError") or "CUDA error" in record.error
 
 
 def _first_line(error: Exception | str) -> str:

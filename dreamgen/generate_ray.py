@@ -28,6 +28,7 @@ from dreamgen.models.adapter import adapter_sha256
 from dreamgen.models.world import WorldModelSource, resolve_world_model
 
 NUM_FAILURES_SHOWN = 3
+GIVE_UP_AFTER = 10
 NUM_PROMPTS_SHOWN = 3
 
 
@@ -66,8 +67,10 @@ def generate(settings: Settings, dry_run: bool = False) -> StageResult:
         ClipPool(size, what, settings.generate) as pool,
         Progress(STAGE, len(wanted)) as progress,
     ):
-        for record in pool.make_clips(wanted, stopped):
+        statuses: list[str] = []
+        for record in pool.make_clips(wanted, lambda: stopped() or all_failed(statuses)):
             journal.append(record)
+            statuses.append(record.status)
             progress.add(rejected=record.status == "rejected", failed=record.status == "failed")
         was_interrupted = stopped()
 
@@ -76,9 +79,16 @@ def generate(settings: Settings, dry_run: bool = False) -> StageResult:
         notes.append(
             f"{len(left) - len(fitting)} jobs were planned for another model, adapter or precision and were left out"
         )
+    if all_failed(statuses):
+        notes.append(f"the first {len(statuses)} clips all failed, so no more were begun")
     if was_interrupted:
         notes.append(f"stopped by Ctrl-C; go on with:  dreamgen generate --out {run.root}")
     return _result(run, jobs, notes, was_interrupted)
+
+
+def all_failed(statuses: Sequence[str]) -> bool:
+    """Say whether so many clips failed, and none came out, that what is wrong is wrong with all of them."""
+    return len(statuses) >= GIVE_UP_AFTER and set(statuses) == {"failed"}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import os
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,15 +46,15 @@ def label(settings: Settings) -> StageResult:
     jobs = generated_jobs(run)
     model = InverseDynamics.load(run.need(run.idm, STAGE)).to(resolve_device(settings.model.device))
     check_frame_rate(run, model, jobs)
-    idm_sha256 = sha256_of_file(run.idm / WEIGHTS_NAME)
-    todo = clips_to_label(run, jobs, idm_sha256)
+    want_state = settings.idm.predict_state and model.config.states is not None
+    made_by = {"idm_sha256": sha256_of_file(run.idm / WEIGHTS_NAME), "has_state": want_state}
+    todo = clips_to_label(run, jobs, made_by)
     held_out_mae = model.config.held_out["action"]["mae"]
     log(f"label: held-out error of the model: {held_out_mae:.4g} in the robot's units (mean absolute)")
-    want_state = settings.idm.predict_state and model.config.states is not None
     num_failed = 0
     with Journal(run.journal, STAGE) as journal, Progress(STAGE, len(todo)) as progress:
         for job in todo:
-            record = label_clip(run, job, model, want_state, idm_sha256)
+            record = label_clip(run, job, model, made_by)
             journal.append(record)
             failed = int(record.status == "failed")
             num_failed += failed
@@ -100,21 +101,27 @@ def check_frame_rate(run: RunFolder, model: InverseDynamics, jobs: Sequence[Job]
         )  # fmt: skip
 
 
-def clips_to_label(run: RunFolder, jobs: Sequence[Job], idm_sha256: str) -> list[Job]:
-    """Return the jobs without a label file, without an ok record for it, or labelled by another model."""
+def clips_to_label(run: RunFolder, jobs: Sequence[Job], made_by: dict[str, Any]) -> list[Job]:
+    """Return the jobs without a label file, or without an ok record for it that has the figures of `made_by`."""
     records = read_journal(run.journal, STAGE)
     return [
         job
         for job in jobs
         if job.clip_id not in records
         or records[job.clip_id].status != "ok"
-        or records[job.clip_id].figures.get("idm_sha256") != idm_sha256
+        or not made_by.items() <= records[job.clip_id].figures.items()
         or not run.label_file(job.clip_id).is_file()
     ]
 
 
-def label_clip(run: RunFolder, job: Job, model: InverseDynamics, want_state: bool, idm_sha256: str) -> JournalRecord:
+def label_clip(run: RunFolder, job: Job, model: InverseDynamics, made_by: dict[str, Any]) -> JournalRecord:
     """Label one clip; whatever goes wrong with it is in the record, and the other clips go on.
+
+    Args:
+        run: The run folder.
+        job: Of the clip.
+        model: Of the run.
+        made_by: `idm_sha256` of the model and `has_state`, whether states are wanted; they go into the record.
 
     Returns:
         The record: ok, once the file is written, or failed with type, message and traceback.
@@ -122,7 +129,7 @@ def label_clip(run: RunFolder, job: Job, model: InverseDynamics, want_state: boo
     worker, path = f"{os.uname().nodename}:{os.getpid()}", run.label_file(job.clip_id)
     try:
         action_TA, state_TS = model.predict(read_video(run.clip_file(job.clip_id)))
-        write_labels(path, action_TA, state_TS if want_state else None)
+        write_labels(path, action_TA, state_TS if made_by["has_state"] else None)
     except Exception as error:
         return JournalRecord(
             job.clip_id, STAGE, "failed", error=f"{type(error).__name__}: {error}",
@@ -134,7 +141,7 @@ def label_clip(run: RunFolder, job: Job, model: InverseDynamics, want_state: boo
     figures = {
         "num_frames": len(action_TA),
         "idm_held_out_mae": model.config.held_out["action"]["mae"],
-        "idm_sha256": idm_sha256,
+        **made_by,
         "action_mean_abs_change": float(np.abs(np.diff(action_TA, axis=0)).mean()) if len(action_TA) > 1 else 0.0,
         "action_outside_demos": float(outside_TA.mean()),
     }

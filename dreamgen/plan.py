@@ -16,6 +16,7 @@ from diffusers.pipelines.cosmos.pipeline_cosmos2_5_predict import DEFAULT_NEGATI
 from dreamgen.core.errors import Problems, UserError
 from dreamgen.core.jobs import read_jobs, write_jobs
 from dreamgen.core.progress import log
+from dreamgen.core.prompts import bare_instruction
 from dreamgen.core.records import Job, StageResult, job_id
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import Settings
@@ -152,12 +153,6 @@ def instructions_of(row: FrameRow, crosses: bool, settings: Settings) -> list[st
             f"{row.source}: its instruction is empty", actual=repr(row.instruction), allowed="the task in words"
         )
     return [text]
-
-
-def bare_instruction(text: str, prefix: str) -> str:
-    """Return an instruction on one line, without the prompt's prefix if it was written with it."""
-    text, prefix = " ".join(text.split()), " ".join(prefix.split())
-    return text[len(prefix) :].strip() if prefix and f"{text} ".startswith(f"{prefix} ") else text
 
 
 def make_jobs(scenes: Sequence[Scene], settings: Settings, model: WorldModelSource, adapter: str | None) -> list[Job]:

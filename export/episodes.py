@@ -99,7 +99,7 @@ def _admit(clip: AcceptedClip, index: int, include_state: bool) -> Episode:
         raise UserError(
             f"{clip.video.name}: frames and label rows differ",
             actual=", ".join(f"{count} {what}" for what, count in counts.items()),
-            next_step="dreamgen label --resume",
+            next_step=_label_again(clip.label),
         )
     if problem := uncopyable(clip.video, clip.job.fps):
         raise UserError(f"{clip.video.name} cannot be copied without encoding it again", actual=problem)
@@ -118,12 +118,17 @@ def read_label(path: Path, include_state: bool) -> tuple[np.ndarray, np.ndarray 
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read", actual=str(error), next_step="dreamgen label --resume") from None
+        raise UserError(f"{path} cannot be read", actual=str(error), next_step=_label_again(path)) from None
     if "action" not in table.column_names:
         raise UserError(f"{path} has no column action", actual=", ".join(table.column_names))
     action_TA = _matrix(table, "action", path)
     wanted = include_state and "observation.state" in table.column_names
     return action_TA, _matrix(table, "observation.state", path) if wanted else None
+
+
+def _label_again(label: Path) -> str:
+    command = f"dreamgen label --out {label.parents[2]} --resume"  # the run of labels/AB/ABCD.parquet
+    return f"remove {label}, then {command}" if label.exists() else command
 
 
 def _matrix(table: pa.Table, name: str, path: Path) -> np.ndarray:

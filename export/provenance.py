@@ -76,4 +76,6 @@ def _is_plain(score: str, episodes: Sequence[Episode]) -> bool:
 def _cell(value: Any, plain: bool) -> Any:
     if plain:
         return None if value is None else float(value)
+    if isinstance(value, str):
+        return value
     return json.dumps(value, ensure_ascii=False)

@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from dreamgen.core.errors import NothingAccepted, UserError
 from dreamgen.core.files import atomic_folder, read_json
 from dreamgen.core.jobs import accepted_clips
@@ -48,9 +50,10 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
     features = RobotFeatures.from_dict(read_json(run.need(run.train / "features.json", "prepare")))
     wanted = [name for name in formats if name not in existing]
     notes = [f"{run.datasets / name} exists and is left as it is" for name in existing]
+    stale = [note for name in existing if (note := _why_stale(run, name, {clip.job.clip_id for clip in clips}))]
     outputs: dict[str, Path] = {name: run.datasets / name for name in existing}
     if not wanted:
-        return StageResult("export", outputs, {"episodes": 0, "left_out": 0}, notes)
+        return StageResult("export", outputs, {"episodes": 0, "left_out": 0}, notes + stale, partial=bool(stale))
     episodes, refused = admit_clips(clips, features, settings.export.include_state)
     if not episodes:
         raise UserError(f"none of {len(clips)} accepted clips can be exported\n" + "\n".join(f"- {r}" for r in refused))
@@ -70,7 +73,19 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
         "tasks": len({episode.instruction for episode in episodes}),
         "left_out": len(refused),
     }
-    return StageResult("export", outputs, figures, notes + refused, partial=bool(refused))
+    return StageResult("export", outputs, figures, notes + stale + refused, partial=bool(refused or stale))
+
+
+def _why_stale(run: RunFolder, name: str, accepted: set[str]) -> str | None:
+    """Say how a dataset that exists differs from the clips that are accepted now; None if it holds just these."""
+    file = provenance_file(run, name)
+    held = set(pq.read_table(file, columns=["clip_id"])["clip_id"].to_pylist()) if file.is_file() else set()
+    if held == accepted:
+        return None
+    return (
+        f"{run.datasets / name} is out of date: it holds {len(held & accepted)} of {len(accepted)} accepted clips"
+        f" and {len(held - accepted)} others; move it away and run  dreamgen export --out {run.root} --resume"
+    )
 
 
 def _already_there(run: RunFolder, existing: list[str]) -> UserError:
@@ -100,7 +115,7 @@ def nothing_accepted(run: RunFolder, settings: Settings) -> NothingAccepted:
         ("cut_score", "max_cut_score", min),
     ):
         limit = getattr(settings.curate, threshold)
-        values = [float(record.figures[figure]) for record in rejected if figure in record.figures]
+        values = [float(record.figures[figure]) for record in rejected if record.figures.get(figure) is not None]
         outside = [v for v in values if (v < limit if nearest is max else v > limit)]
         if outside:
             advice.append(

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from dreamgen.models.inverse_dynamics import InverseDynamics, VectorStats
+from dreamgen.models.inverse_dynamics import InverseDynamics
+from dreamgen.models.vector_stats import VectorStats
 from finetune.idm_episodes import Episode
 
 MAX_CURVES = 12

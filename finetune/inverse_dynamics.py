@@ -17,7 +17,9 @@ from dreamgen.core.progress import Progress
 from dreamgen.core.records import RobotFeatures, StageResult
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import IdmSettings, Settings
-from dreamgen.models.inverse_dynamics import STRIDE_PX, IdmConfig, InverseDynamics, VectorStats, pair_loss, to_unit
+from dreamgen.models.idm_network import STRIDE_PX, IdmConfig, pair_loss, to_unit
+from dreamgen.models.inverse_dynamics import InverseDynamics
+from dreamgen.models.vector_stats import VectorStats
 from dreamgen.models.world import resolve_device
 from finetune.idm_episodes import Episode, read_episodes, split_episodes
 from finetune.idm_errors import curves_svg, predict_episode, previous_state_mae, vector_errors

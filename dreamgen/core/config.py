@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,26 @@ from dreamgen.core.settings import Settings
 
 # Where a run happens, not what it makes: these may differ between two stages of one run.
 NOT_PART_OF_THE_RUN = {"out", "demos", "model.device", "model.safety_checker"}
+
+MAX_CRF = {"h264": 51, "av1": 63}
+ABOVE_ZERO = {"finetune.learning_rate", "finetune.sigma_shift", "idm.learning_rate"}
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys((
+        "video.fps", "video.gop", "prepare.max_episodes", "finetune.num_steps", "finetune.batch_size",
+        "finetune.gradient_accumulation_steps", "finetune.checkpoint_every", "finetune.log_every",
+        "finetune.lora.rank", "finetune.lora.alpha", "idm.num_steps", "idm.batch_size", "idm.horizon", "idm.width",
+        "plan.num_first_frames", "plan.num_seeds", "plan.num_inference_steps", "generate.num_workers",
+        "generate.threads_per_worker", "generate.max_attempts", "generate.limit",
+    ), (1, math.inf)),
+    **dict.fromkeys((
+        "finetune.weight_decay", "finetune.max_grad_norm", "finetune.warmup_steps", "finetune.decay_from",
+        "finetune.decay_to", "plan.guidance_scale", "generate.gpus_per_worker", "generate.cpus_per_worker",
+        "report.max_clips",
+    ), (0, math.inf)),
+    **dict.fromkeys(("finetune.text_dropout", "finetune.condition_on_one_latent", "idm.held_out"), (0, 1)),
+    "finetune.conditional_frame_timestep": (-math.inf, 1),
+    "seed": (0, 2**62),  # and a few more for num_seeds: jobs.parquet holds 64 bits
+}  # fmt: skip
 
 
 def parse_settings(
@@ -55,21 +76,38 @@ def settings_from_dict(values: dict[str, Any]) -> Settings:
     """
     problems = Problems()
     known = dict(setting_paths(Settings))
+    for path, value in _flatten(values):
+        if isinstance(value, bool) and path in known and "bool" not in str(known[path].type):
+            problems.add(f"{path} is not a yes-or-no setting", actual=value, allowed=known[path].type)
     for path in _paths_of(values, known):
         if path not in known and not any(name.startswith(path + ".") for name in known):
-            nearest = closest_match(path, known)
+            nearest = _nearest_setting(path, known)
             problems.add(
                 f"unknown setting: {path}",
                 allowed=f"did you mean {nearest}?" if nearest else None,
                 next_step="dreamgen run --help lists every setting",
             )
-    problems.raise_if_any("settings that do not exist")
+    problems.raise_if_any("settings that cannot be read")
     try:
         settings = draccus.decode(Settings, values)
     except (DraccusException, TypeError, ValueError, AttributeError) as error:
-        raise UserError("a setting has the wrong type", actual=str(error)) from None
+        # Its path is in backquotes or dots somewhere in the library's words; the last known name in it is the setting.
+        named = [path for path in known if path in str(error) or f"'{path.split('.')[-1]}'" in str(error)]
+        raise UserError(
+            f"a setting has the wrong type{': ' + named[-1] if named else ''}",
+            actual=str(error).splitlines()[0],
+            allowed=str(known[named[-1]].type) if named else None,
+            next_step="see its help: dreamgen run --help",
+        ) from None
     check_values(settings)
     return settings
+
+
+def _nearest_setting(path: str, known: dict[str, Any]) -> str | None:
+    """Find the setting that was meant, by its whole path or by its last name in whichever section."""
+    by_last = {name.split(".")[-1]: name for name in reversed(known)}
+    nearest = closest_match(path.split(".")[-1], by_last)
+    return by_last[nearest] if nearest else closest_match(path, known)
 
 
 def check_values(settings: Settings) -> None:
@@ -79,34 +117,35 @@ def check_values(settings: Settings) -> None:
         UserError: listing each.
     """
     problems, video = Problems(), settings.video
-    for name in ("height", "width"):
-        size = getattr(video, name)
+    for path in ("video.height", "video.width", "idm.image_px"):
+        size = get_path(settings, path)
         if size < 16 or size % 16:
             near = max(16, round(size / 16) * 16)
             problems.add(
-                f"video.{name} is not divisible by 16", actual=size, allowed="multiples of 16",
-                next_step=f"--video.{name}={near}",
-            )  # fmt: skip
+                f"{path} is not divisible by 16", actual=size, allowed="multiples of 16", next_step=f"--{path}={near}"
+            )
     if video.num_frames < 5 or video.num_frames % 4 != 1:
         near = max(5, (video.num_frames - 1) // 4 * 4 + 1)
         problems.add(
             "video.num_frames does not fill the VAE's groups of four", actual=video.num_frames,
             allowed="4k + 1, at least 5", next_step=f"--video.num_frames={near}",
         )  # fmt: skip
-    for path, low in {
-        "video.fps": 1, "video.gop": 1, "finetune.num_steps": 1, "finetune.batch_size": 1, "finetune.lora.rank": 1,
-        "finetune.gradient_accumulation_steps": 1, "finetune.checkpoint_every": 1, "finetune.log_every": 1,
-        "idm.num_steps": 1, "idm.batch_size": 1, "idm.horizon": 1, "plan.num_seeds": 1,
-        "plan.num_inference_steps": 1, "generate.max_attempts": 1, "generate.threads_per_worker": 1,
-        "generate.num_workers": 1, "generate.limit": 1, "prepare.max_episodes": 1, "plan.num_first_frames": 1,
-    }.items():  # fmt: skip
+    if not 0 <= video.crf <= MAX_CRF[video.codec]:
+        problems.add(
+            f"video.crf is no quality of {video.codec}", actual=video.crf, allowed=f"0 to {MAX_CRF[video.codec]}"
+        )
+    for path, _ in setting_paths(Settings):
         value = get_path(settings, path)
-        if value is not None and value < low:
-            problems.add(f"{path} is too small", actual=value, allowed=f"at least {low}")
-    for path in ("finetune.text_dropout", "finetune.condition_on_one_latent", "idm.held_out"):
-        value = get_path(settings, path)
-        if not 0 <= value <= 1:
-            problems.add(f"{path} is not a share", actual=value, allowed="0 to 1")
+        low, high = RANGES.get(path, (-math.inf, math.inf))
+        if not isinstance(value, int | float):
+            continue
+        if not math.isfinite(value):
+            problems.add(f"{path} is not a finite number", actual=value)
+        elif path in ABOVE_ZERO and value <= 0:
+            problems.add(f"{path} is too small", actual=value, allowed="above 0")
+        elif not low <= value <= high:
+            allowed = f"at least {low}" if high == math.inf else f"{low} to {high}"
+            problems.add(f"{path} is out of range", actual=value, allowed=allowed)
     known_formats = ["lerobot-v3.0", "lerobot-v2.1", "robomimic"]
     for name in settings.export.formats:
         if name not in known_formats:
@@ -166,7 +205,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML", actual=str(error)) from None
+        place = getattr(error, "problem_mark", None)
+        where = f"line {place.line + 1}: {getattr(error, 'problem', '')}" if place else str(error)
+        raise UserError(
+            f"{path} is not valid YAML", actual=where, allowed="`name: value`, indented by spaces"
+        ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read", actual=error.strerror) from None
     if not isinstance(values or {}, dict):
@@ -206,6 +249,8 @@ def _read_tokens(
         if path in switches and not has_value:
             switches[path] = True
             continue
+        if path in ("dry_run", "resume", "json") and path not in switches:
+            raise UserError(f"this command has no --{path}", allowed=", ".join(f"--{flag}" for flag in switches))
         if not has_value:
             if not queue or queue[0].startswith("--"):
                 raise UserError(f"--{path} has no value", allowed=f"--{path}=value")
@@ -220,10 +265,15 @@ def _parse_value(path: str, text: str) -> Any:
     kinds = dict(setting_paths(Settings))
     if path in kinds and str(kinds[path].type).startswith("str"):
         return None if text in ("null", "none", "None") and "None" in str(kinds[path].type) else text
+    if path in kinds and kinds[path].type == "list[str]" and not text.startswith("["):
+        return [text]
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"--{path} is not a value", actual=text, allowed=str(error)) from None
+        raise UserError(
+            f"--{path} is not a value", actual=f"{text}   ({' '.join(str(error).split())[:120]})",
+            allowed="a number, true or false, a word, or a list such as '[\"one\", \"two\"]'",
+        ) from None  # fmt: skip
 
 
 def _set_path(values: dict[str, Any], path: str, value: Any) -> None:

@@ -8,6 +8,7 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
+from dreamgen.core.files import fsync
 from dreamgen.core.records import JournalRecord
 
 _KNOWN = {f.name for f in fields(JournalRecord)}
@@ -25,6 +26,8 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{stage}-{time.strftime('%Y%m%dT%H%M%S')}-{os.uname().nodename}-{os.getpid()}.jsonl"
         self._stream = self.path.open("a", encoding="utf-8")
+        fsync(folder)  # or a crash of the machine could take the file's name, and every record with it
+        fsync(folder.parent)
 
     def append(self, record: JournalRecord) -> None:
         """Write one record and sync it to disk; it stands once this returns."""
@@ -60,7 +63,7 @@ def read_journal(folder: Path, stage: str) -> dict[str, JournalRecord]:
     """
     latest: dict[str, JournalRecord] = {}
     for path in sorted(folder.glob(f"{stage}-*.jsonl")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # records hold U+2028 as it is
             try:
                 values = json.loads(line)
             except json.JSONDecodeError:

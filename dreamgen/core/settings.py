@@ -52,6 +52,9 @@ class PrepareSettings:
     camera: str | None = option(None, "video feature to use; the only camera with files when not given")
     fit: Literal["crop", "pad"] = option("crop", "how the aspect ratio is kept: cut the borders or add black ones")
     max_episodes: int | None = option(None, "use only the first N episodes")
+    action_kind: Literal["absolute", "delta"] = option(
+        "absolute", "at another frame rate, absolute targets are picked; delta, changes a frame, are summed or shared"
+    )
     caption_length: Literal["long", "medium", "short"] = option("long", "which text of captions/*.json to use")
 
 

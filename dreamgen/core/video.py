@@ -19,8 +19,9 @@ import numpy as np
 from dreamgen.core.errors import UserError
 from dreamgen.core.files import atomic_file
 
-# Errors only: both report on every file otherwise, as soon as another library has libav write to the terminal.
+# Errors only: all three report on files otherwise, libav as soon as another library has it write to the terminal.
 os.environ.setdefault("SVT_LOG", "1")
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 av.logging.set_libav_level(av.logging.ERROR)
 
 # One thread: with more, the encoders' output may depend on the machine, and clips are compared byte for byte.

@@ -15,7 +15,7 @@ from dreamgen.prepare.build import ClipRow, build_clip, row_of, write_tables
 from dreamgen.prepare.frames import FrameReader
 from dreamgen.prepare.open import open_source
 from dreamgen.prepare.sources import Source
-from dreamgen.prepare.survey import survey
+from dreamgen.prepare.survey import SurveyedClip, resampling_findings, survey
 
 __all__ = ["inspect", "open_source", "prepare"]
 
@@ -62,7 +62,8 @@ def prepare(settings: Settings) -> StageResult:
     finally:
         reader.close()
     outputs = {"train": run.train, "summary": run.train / "summary.csv"}
-    return StageResult("prepare", outputs, _figures(rows, settings), _notes(rows, source))
+    notes = [*_findings(source, surveyed, settings), *_refusals(rows)]
+    return StageResult("prepare", outputs, _figures(rows, settings), notes)
 
 
 def inspect(settings: Settings) -> StageResult:
@@ -78,14 +79,14 @@ def inspect(settings: Settings) -> StageResult:
         UserError: if the demos cannot be used.
     """
     source = _open(settings, may_download=False)
-    rows = [row_of(clip) for clip in survey(source.clips, settings)]
+    surveyed = list(survey(source.clips, settings))
+    rows = [row_of(clip) for clip in surveyed]
     figures = _figures(rows, settings)
     num_bytes = figures["frames"] * settings.video.height * settings.video.width * BYTES_PER_PIXEL
     kept = [row for row in rows if row.status != "refused"]
     prompts = [f"prompt of {row.name}: {settings.prompt_prefix}{row.instruction}" for row in kept[:NUM_SAMPLES]]
-    return StageResult(
-        "prepare", {}, {**figures, "disk_mib": round(num_bytes / 2**20, 3)}, prompts + _notes(rows, source)
-    )
+    notes = [*prompts, *_findings(source, surveyed, settings), *_refusals(rows)]
+    return StageResult("prepare", {}, {**figures, "disk_mib": round(num_bytes / 2**20, 3)}, notes)
 
 
 def _open(settings: Settings, may_download: bool) -> Source:
@@ -112,8 +113,9 @@ def _figures(rows: Sequence[ClipRow], settings: Settings) -> dict[str, float]:
     }
 
 
-def _notes(rows: Sequence[ClipRow], source: Source) -> list[str]:
-    return [*source.findings, *_refusals(rows)]
+def _findings(source: Source, surveyed: Sequence[SurveyedClip], settings: Settings) -> list[str]:
+    has_actions = bool(source.features.action_names)
+    return [*source.findings, *(resampling_findings(surveyed, settings) if has_actions else ())]
 
 
 def _refusals(rows: Sequence[ClipRow]) -> list[str]:

@@ -95,7 +95,8 @@ def build_clip(folder: Path, surveyed: SurveyedClip, reader: FrameReader, settin
     try:
         counted = _write_video(video, surveyed, reader, settings)
         if surveyed.clip.load_trajectory is not None:
-            trajectory = surveyed.clip.load_trajectory().at(counted.indices)
+            trajectory = surveyed.clip.load_trajectory().first(counted.num_source_frames)
+            trajectory = trajectory.at(counted.indices, settings.prepare.action_kind)
             if trajectory.state_TS is not None or trajectory.action_TA is not None:
                 write_trajectory(folder / "trajectories" / f"{name}.parquet", trajectory)
     except UserError as error:

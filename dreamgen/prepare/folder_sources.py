@@ -130,7 +130,7 @@ def _row_text(row: dict[str | None, Any], origin: str) -> str | UserError:
 
 def _named_video(root: Path, text: str, origin: str) -> Path:
     """Return the video that a row names, relative to `root`; published tables leave `videos/` out or in."""
-    if not text.strip() or "\0" in text:
+    if not text.strip():
         raise UserError(f"{origin} names no video", actual=repr(text))
     for candidate in (Path(text), Path("videos") / text):
         if inside(root, candidate, origin).is_file():

@@ -11,7 +11,7 @@ from dreamgen.prepare.trajectory import ACTION, STATE
 
 
 def metadata_findings(meta: LeRobotMeta) -> list[str]:
-    """Compare the totals, splits and modality of the metadata with what is there."""
+    """Compare the totals and splits of the metadata with what is there."""
     num_episodes = len(meta.episodes)
     counted = {
         "total_episodes": num_episodes,
@@ -31,7 +31,7 @@ def metadata_findings(meta: LeRobotMeta) -> list[str]:
         _, _, end = str(span).partition(":")
         if end.isdigit() and int(end) > num_episodes:
             findings.append(f"info.json's split {name} is {span}, the dataset has {num_episodes} episodes: not used")
-    return findings + _modality_findings(meta)
+    return findings
 
 
 def row_findings(meta: LeRobotMeta, rows: Sequence[EpisodeRows]) -> list[str]:
@@ -67,16 +67,3 @@ def pseudo_task_findings(meta: LeRobotMeta, episodes: Sequence[Episode], rows: S
         f'the task "{task}" of {count} episodes is not an instruction: only {columns} points to it'
         for (task, columns), count in found.items()
     ]
-
-
-def _modality_findings(meta: LeRobotMeta) -> list[str]:
-    findings = []
-    for kind, key in (("state", STATE), ("action", ACTION)):
-        size = (meta.info["features"].get(key, {}).get("shape") or [0])[0]
-        spans = (meta.modality or {}).get(kind)
-        for name, span in (spans if isinstance(spans, dict) else {}).items():
-            start, end = (span.get("start"), span.get("end")) if isinstance(span, dict) else (None, None)
-            whole = isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= size
-            if not whole and not (isinstance(span, dict) and span.get("original_key", key) != key):
-                findings.append(f"modality.json's {kind} {name} is {start}:{end}, but {key} has {size} values")
-    return findings

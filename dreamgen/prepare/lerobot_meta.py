@@ -55,7 +55,7 @@ class LeRobotMeta:
         fps: Frames a second.
         episodes: In the order of the metadata.
         tasks: task_index -> the task in words.
-        modality: GR00T's modality.json, or None.
+        modality: GR00T's modality.json as it stands, or None.
     """
 
     root: Path
@@ -90,8 +90,6 @@ def read_meta(root: Path) -> LeRobotMeta:
         raise UserError(f"{root} has no episodes", allowed="a dataset with at least one episode")
     modality_file = root / "meta" / "modality.json"
     modality = read_json(modality_file) if modality_file.is_file() else None
-    if not isinstance(modality, dict | None):
-        raise UserError(f"{modality_file} is not a JSON object", actual=type(modality).__name__)
     return LeRobotMeta(root, version, info, Fraction(str(info["fps"])), tuple(episodes), tasks, modality)
 
 
@@ -107,7 +105,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path} does not exist", next_step="copy the dataset again, with all of meta/") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8", actual=str(error)) from None
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # tasks hold U+2028 as it is
         if not line.strip():
             continue
         try:
@@ -148,8 +146,6 @@ def fill_template(template: str, named_by: str, **values: object) -> str:
 def _read_info(path: Path) -> dict[str, Any]:
     info = read_json(path)
     problems = Problems()
-    if not isinstance(info, dict):
-        raise UserError(f"{path} is not a JSON object", actual=type(info).__name__)
     if info.get("codebase_version") not in VERSIONS:
         problems.add(
             f"{path}: codebase_version is not one that can be read",
@@ -249,5 +245,5 @@ def _video_keys(info: dict[str, Any]) -> list[str]:
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:
-    details = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
-    return bool(details.get("is_depth_map") or details.get("video.is_depth_map"))
+    tables = [table for key in ("video_info", "info") if isinstance(table := feature.get(key), dict)]
+    return any(table.get("is_depth_map") or table.get("video.is_depth_map") for table in tables)

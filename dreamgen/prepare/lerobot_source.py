@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamgen.core.errors import UserError
+from dreamgen.core.modality import usable_modality
 from dreamgen.core.records import RobotFeatures
 from dreamgen.core.settings import PrepareSettings
 from dreamgen.core.timeline import frame_index_at
@@ -37,6 +38,7 @@ def open_lerobot(root: Path, settings: PrepareSettings) -> Source:
     rows = read_rows(episodes)
     findings += name_findings + metadata_findings(meta) + row_findings(meta, rows)
     findings += pseudo_task_findings(meta, episodes, rows)
+    modality, problems = usable_modality(meta.modality, dims)
     stems = safe_names(f"episode_{episode.index:06d}" for episode in episodes)
     clips = tuple(_clip(meta, *each, camera, dims) for each in zip(stems, episodes, rows, strict=True))
     features = RobotFeatures(
@@ -44,9 +46,9 @@ def open_lerobot(root: Path, settings: PrepareSettings) -> Source:
         camera=camera,
         state_names=names.get(STATE, ()),
         action_names=names.get(ACTION, ()),
-        modality=meta.modality,
+        modality=modality or None,
     )
-    return Source(f"LeRobot {meta.version}", clips, features, tuple(findings))
+    return Source(f"LeRobot {meta.version}", clips, features, tuple(findings + problems))
 
 
 def choose_camera(meta: LeRobotMeta, wanted: str | None) -> tuple[str, list[str]]:

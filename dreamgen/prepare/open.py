@@ -58,26 +58,27 @@ def open_source(demos: str, settings: PrepareSettings, prompt_prefix: str = "", 
 
 
 def _hub_dataset(repo_id: str, may_download: bool) -> Path:
-    """Return the folder of a hub dataset, fetched by lerobot where it is not there yet."""
+    """Return the folder of a hub dataset; lerobot fetches what is missing of it, after an interrupted download too."""
     import httpx
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    from lerobot.datasets.utils import CompatibilityError
     from lerobot.utils.constants import HF_LEROBOT_HOME
 
     # A folder of its own and not the hub's cache, whose links would lead out of the dataset.
     root = HF_LEROBOT_HOME / repo_id
-    if (root / "meta" / "info.json").is_file():
-        return root
     if not may_download:
+        if (root / "meta" / "info.json").is_file():
+            return root
         raise UserError(
             f"{repo_id} is no folder here, and a dry run downloads nothing", allowed="a folder",
             next_step="leave out --dry_run to fetch it from the hub, or check the path",
         )  # fmt: skip
     try:
         return LeRobotDataset(repo_id, root=root).root
-    except (OSError, httpx.HTTPError, RuntimeError, ValueError) as error:
+    except (OSError, httpx.HTTPError, CompatibilityError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(
-            f"{repo_id} is no folder here, and lerobot cannot fetch it from the hub",
+            f"{repo_id} is no folder here, and lerobot cannot fetch it, or what is missing of {root}, from the hub",
             actual=f"{type(error).__name__}: {error}",
             allowed="a folder, or a public LeRobot v3.0 dataset",
-            next_step="check the path, or download the dataset and give its folder",
+            next_step="check the path and the network, or download the dataset and give its folder",
         ) from None

@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from dreamgen.core.errors import UserError
+from dreamgen.core.prompts import bare_instruction
 from dreamgen.core.records import RobotFeatures
 from dreamgen.prepare.trajectory import Trajectory
 
@@ -82,9 +83,7 @@ def with_bare_instruction(clip: SourceClip, prompt_prefix: str) -> SourceClip:
     """Return the clip with its text on one line and without the prefix, which would else be put before it twice."""
     if clip.refused:
         return clip
-    text, prefix = (" ".join(words.split()) for words in (clip.instruction, prompt_prefix))
-    if prefix and text.startswith(prefix):
-        text = text[len(prefix) :].strip()
+    text = bare_instruction(clip.instruction, prompt_prefix)
     if not text:
         return replace(clip, refused="its caption is empty")
     return replace(clip, instruction=text)

@@ -57,6 +57,22 @@ def survey(clips: Iterable[SourceClip], settings: Settings) -> Iterator[Surveyed
             yield SurveyedClip(clip, info, refused=reason_of(error))
 
 
+def resampling_findings(surveyed: Iterable[SurveyedClip], settings: Settings) -> list[str]:
+    """Say how actions were resampled, where that would be wrong for another kind of action."""
+    if settings.prepare.action_kind == "delta":
+        return []
+    num_resampled = sum(
+        not clip.refused and clip.fps != settings.video.fps and clip.clip.load_trajectory is not None
+        for clip in surveyed
+    )
+    if not num_resampled:
+        return []
+    return [
+        f"{num_resampled} clips are resampled to {settings.video.fps} fps: actions are taken as absolute targets; "
+        "set --prepare.action_kind=delta for per-frame deltas"
+    ]
+
+
 def check_length(indices: np.ndarray, settings: Settings, num_source_frames: int, source_fps: Fraction) -> None:
     """Refuse a clip that is shorter than a training window.
 

@@ -33,13 +33,27 @@ class Trajectory:
     state_TS: np.ndarray | None
     action_TA: np.ndarray | None
 
-    def at(self, rows: np.ndarray) -> Trajectory:
-        """Return the rows with the given indices, in that order."""
-        return Trajectory(
-            len(rows),
-            None if self.state_TS is None else self.state_TS[rows],
-            None if self.action_TA is None else self.action_TA[rows],
-        )
+    def at(self, rows: np.ndarray, action_kind: str = "absolute") -> Trajectory:
+        """Return the trajectory at other frames.
+
+        Args:
+            rows: Which row each frame takes, ascending, from `core.timeline.resampled_indices`.
+            action_kind: absolute: actions are picked, as states always are. delta: each frame gets the sum of its row
+                and of those up to the next frame's; frames that take the same row share it. So the motion of the
+                clip, the sum over its rows, stays what it was.
+
+        Returns:
+            One row a frame, float32.
+        """
+        action_TA = self.action_TA
+        if action_TA is not None and len(rows):
+            action_TA = _deltas_at(action_TA, rows) if action_kind == "delta" else action_TA[rows]
+        return Trajectory(len(rows), None if self.state_TS is None else self.state_TS[rows], action_TA)
+
+    def first(self, num_rows: int) -> Trajectory:
+        """Return the first rows, those that have a picture."""
+        parts = (None if values_TD is None else values_TD[:num_rows] for values_TD in (self.state_TS, self.action_TA))
+        return Trajectory(min(num_rows, self.num_rows), *parts)
 
 
 def read_trajectory(
@@ -106,6 +120,12 @@ def read_columns(path: Path, names: list[str] | None, filters: list | None = Non
         return pq.read_table(path, columns=names, filters=filters)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise UserError(f"{path} is damaged or is not parquet", actual=_first_line(error)) from None
+
+
+def _deltas_at(action_TA: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    starts, num_frames = np.unique(rows, return_counts=True)
+    sums_NA = np.add.reduceat(action_TA.astype(np.float64), starts, axis=0)  # of each start up to the next one
+    return np.repeat(sums_NA / num_frames[:, None], num_frames, axis=0).astype(np.float32)
 
 
 def _vectors(table: pa.Table, name: str, dim: int | None, path: Path) -> np.ndarray:

@@ -143,7 +143,7 @@ def _card(clip: Clip, view: RunView, embed: bool) -> Card:
             rows = pq.read_table(clip.label, columns=["action"])["action"].to_pylist()
             names = view.features.action_names if view.features is not None else ()
             plot = action_strips(np.array(rows, np.float64), names, clip.job.fps)
-        except (pa.ArrowInvalid, KeyError, ValueError) as error:
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             problems.append(f"{clip.label} is not a table of actions: {error}")
     return Card(clip, poster, source, plot, _measures(clip.figures), problems)
 

@@ -3,7 +3,14 @@
 import pytest
 import yaml
 
-from dreamgen.core.config import parse_settings, settings_from_dict
+from dreamgen.core.config import (
+    ABOVE_ZERO,
+    RANGES,
+    configs_folder,
+    parse_settings,
+    setting_paths,
+    settings_from_dict,
+)
 from dreamgen.core.errors import UserError
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import Settings
@@ -54,6 +61,30 @@ def test_unknown_key_is_refused_with_the_closest_match(tokens, named, nearest):
         ({"export": {"formats": ["lerobot-v9"]}}, "lerobot-v9"),
         ({"generate": {"limit": 0}}, "generate.limit"),
         ({"finetune": {"text_dropout": 1.5}}, "text_dropout"),
+        ({"video": {"crf": 52}}, "0 to 51"),
+        ({"video": {"crf": -1}}, "video.crf"),
+        ({"video": {"codec": "av1", "crf": 64}}, "0 to 63"),
+        ({"idm": {"image_px": 40}}, "--idm.image_px=32"),
+        ({"idm": {"image_px": 0}}, "--idm.image_px=16"),
+        ({"generate": {"gpus_per_worker": -0.5}}, "generate.gpus_per_worker"),
+        ({"generate": {"cpus_per_worker": -1}}, "generate.cpus_per_worker"),
+        ({"finetune": {"learning_rate": 0}}, "above 0"),
+        ({"finetune": {"learning_rate": float("nan")}}, "finetune.learning_rate is not a finite number"),
+        ({"idm": {"learning_rate": float("inf")}}, "idm.learning_rate is not a finite number"),
+        ({"idm": {"learning_rate": -1e-3}}, "idm.learning_rate"),
+        ({"finetune": {"lora": {"alpha": 0}}}, "finetune.lora.alpha"),
+        ({"finetune": {"weight_decay": -1}}, "finetune.weight_decay"),
+        ({"finetune": {"warmup_steps": -1}}, "finetune.warmup_steps"),
+        ({"finetune": {"sigma_shift": 0}}, "finetune.sigma_shift"),
+        ({"finetune": {"conditional_frame_timestep": 2}}, "finetune.conditional_frame_timestep"),
+        ({"curate": {"max_cut_score": float("inf")}}, "curate.max_cut_score is not a finite number"),
+        ({"curate": {"min_motion": float("nan")}}, "curate.min_motion is not a finite number"),
+        ({"seed": -1}, "seed"),
+        ({"prepare": {"action_kind": "velocity"}}, "action_kind"),
+        ({"video": {"gop": True}}, "video.gop is not a yes-or-no setting"),
+        ({"generate": {"limit": True}}, "generate.limit is not a yes-or-no setting"),
+        ({"finetune": {"learning_rate": True}}, "finetune.learning_rate is not a yes-or-no setting"),
+        ({"model": {"path": False}}, "model.path is not a yes-or-no setting"),
     ],
 )
 def test_values_that_cannot_work_are_refused(values, message):
@@ -66,6 +97,18 @@ def test_text_values_stay_text():
     settings, _ = parse_settings(["--prompt_prefix", "yes: ", "--plan.negative_prompt=null"], None)
     assert settings.prompt_prefix == "yes: "
     assert settings.plan.negative_prompt is None
+
+
+def test_one_text_stands_for_a_list_of_one():
+    settings, _ = parse_settings(["--instructions", "pick up: the cup"], "plan")
+    assert settings.plan.instructions == ["pick up: the cup"]
+    settings, _ = parse_settings(["--instructions=['a', 'b']"], "plan")
+    assert settings.plan.instructions == ["a", "b"]
+
+
+def test_a_switch_of_another_command_is_named():
+    with pytest.raises(UserError, match="has no --dry_run"):
+        parse_settings(["--dry_run"], "label", ("resume",))
 
 
 def test_value_missing_and_stray_word():
@@ -102,3 +145,23 @@ def test_other_settings_in_the_same_run_are_refused(tmp_path):
     run.check_unchanged(changed, [])
     with pytest.raises(UserError, match=r"finetune.num_steps: 5 -> 6"):
         run.check_unchanged(changed, ["finetune"])
+
+
+def test_values_at_the_edge_of_their_range_are_taken():
+    settings = settings_from_dict({
+        "seed": 0, "video": {"codec": "av1", "crf": 63}, "generate": {"gpus_per_worker": 0, "num_workers": None},
+        "finetune": {"conditional_frame_timestep": -1, "text_dropout": 1}, "idm": {"image_px": 16},
+        "model": {"safety_checker": False},
+    })  # fmt: skip
+    assert settings.video.crf == 63 and settings.idm.image_px == 16
+
+
+def test_every_range_names_a_setting():
+    assert ABOVE_ZERO | set(RANGES) <= {path for path, _ in setting_paths(Settings)}
+
+
+def test_shipped_presets_are_within_the_ranges():
+    presets = sorted(path.stem for path in configs_folder().glob("*.yaml"))
+    assert presets
+    for name in presets:
+        parse_settings(["--config_path", name], None)

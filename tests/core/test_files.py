@@ -1,5 +1,9 @@
 """Files and folders are whole or absent; data's paths stay in their folder."""
 
+import os
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -58,3 +62,77 @@ def test_several_problems_are_one_error():
     assert "first" in str(caught.value)
     assert "second" in str(caught.value)
     assert "2 problems" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["a\0b.mp4", "a" * 300 + ".mp4", "loop/a.mp4"])
+def test_text_that_is_no_path_is_the_users_mistake(tmp_path, path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="metadata.csv row 3 names no path"):
+        inside(tmp_path, path, "metadata.csv row 3")
+
+
+def test_json_that_is_no_object_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text("[1]")
+    with pytest.raises(UserError, match="not a JSON object"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_folder_is_synced_from_the_bottom_up_before_its_rename(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def recording_fsync(descriptor):
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    with atomic_folder(tmp_path / "set") as temporary:
+        (temporary / "deep" / "deeper").mkdir(parents=True)
+        (temporary / "deep" / "deeper" / "file").write_text("x")
+    deep = temporary / "deep"
+    wanted = [deep / "deeper" / "file", deep / "deeper", deep, temporary, tmp_path]
+    assert synced == [str(path) for path in wanted]
+
+
+def test_leftovers_of_dead_processes_of_this_host_are_swept(tmp_path):
+    dead = 2**22 + 1  # above the largest process id that Linux gives
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "set") as temporary:
+        own = temporary.name
+        raise RuntimeError
+    pid, host_and_random = own.removeprefix(".set.").removesuffix(".tmp").split("-")
+    assert int(pid) == os.getpid()
+    of_dead = f"{dead}-{host_and_random}.tmp"
+    other_host = f"{dead}-{'0' * 8}{host_and_random[8:]}.tmp"
+    stale = [f".set.{of_dead}", f".video.{of_dead}.mp4"]
+    kept = [own, f".other.{other_host}", ".notes.tmp", f"set.{of_dead}", f".fresh.{of_dead}"]
+    for name in stale + kept:
+        if name.endswith(".mp4"):
+            (tmp_path / name).write_bytes(b"half")
+        else:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "part").write_text("half")
+        if "fresh" not in name:
+            os.utime(tmp_path / name, (time.time() - 7200,) * 2)
+    with atomic_folder(tmp_path / "new"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "new"])
+
+
+def test_a_snapshot_of_the_hub_cache_is_links_into_its_blobs(tmp_path):
+    blobs, snapshot = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (blobs / "1f").write_text("x")
+    (snapshot / "info.json").symlink_to("../../blobs/1f")
+    (snapshot / "secret").symlink_to("/etc/passwd")
+    assert inside(snapshot, "info.json", "row") == blobs / "1f"
+    with pytest.raises(UserError, match="by a symbolic link"):
+        inside(snapshot, "secret", "row")
+    with pytest.raises(UserError, match="outside its dataset"):
+        inside(snapshot, "../../blobs/1f", "row")
+
+
+def test_files_are_readable_by_the_team_whatever_wrote_them(tmp_path):
+    with atomic_folder(tmp_path / "set") as temporary:
+        (temporary / "weights").write_text("x")
+        (temporary / "weights").chmod(0o600)
+    assert (tmp_path / "set" / "weights").stat().st_mode & 0o777 == (tmp_path / "set").stat().st_mode & 0o666

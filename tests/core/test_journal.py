@@ -1,9 +1,12 @@
 """The journal is readable while it is written and after a kill; job ids hash what determines a clip."""
 
+import os
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
+from dreamgen.core.errors import UserError
 from dreamgen.core.jobs import read_jobs, write_jobs
 from dreamgen.core.journal import Journal, read_journal
 from dreamgen.core.records import NOT_IN_JOB_ID, Job, JournalRecord, job_id
@@ -52,5 +55,42 @@ def test_jobs_round_trip(tmp_path):
     write_jobs(tmp_path / "jobs.parquet", jobs)
     assert read_jobs(tmp_path / "jobs.parquet") == jobs
     (tmp_path / "bad.parquet").write_text("no")
-    with pytest.raises(Exception, match="not a jobs table"):
+    with pytest.raises(UserError, match="not a jobs table"):
         read_jobs(tmp_path / "bad.parquet")
+
+
+def test_damaged_jobs_are_the_users_to_mend(tmp_path):
+    path = tmp_path / "jobs.parquet"
+    write_jobs(path, [replace(JOB, clip_id=f"{number:020x}", seed=number) for number in range(200)])
+    whole = path.read_bytes()
+    refused = 0
+    for start in range(4, len(whole) - 8, len(whole) // 40):
+        path.write_bytes(whole[:start] + bytes(b ^ 0xFF for b in whole[start : start + 16]) + whole[start + 16 :])
+        try:
+            read_jobs(path)
+        except UserError as error:
+            refused += "dreamgen plan" in error.next_step
+    assert refused > 10
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="not a jobs table"):
+        read_jobs(path)
+
+
+def test_unicode_line_breaks_stay_within_a_record(tmp_path):
+    reason = "one\u2028two\u0085three"
+    with Journal(tmp_path, "generate") as journal:
+        journal.append(JournalRecord("c1", "generate", "rejected", reason=reason))
+    assert read_journal(tmp_path, "generate")["c1"].reason == reason
+
+
+def test_the_name_of_a_new_journal_is_synced(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def recording_fsync(descriptor):
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    with Journal(tmp_path / "journal", "generate"):
+        assert set(synced) >= {str(tmp_path / "journal"), str(tmp_path)}

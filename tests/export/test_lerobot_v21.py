@@ -10,12 +10,15 @@ import pandas as pd
 import pytest
 from lerobot.scripts.convert_dataset_v21_to_v30 import convert_dataset
 
-from dreamgen.core.errors import UserError
 from dreamgen.core.files import read_json, write_json
 from dreamgen.core.jobs import accepted_clips
+from dreamgen.core.records import RobotFeatures
 from dreamgen.core.video import probe
 from export import export_datasets
 from export.check import check
+from export.episodes import admit_clips
+from export.modality import modality_json
+from export.spec import dataset_spec
 from tests.export.test_lerobot_v30 import assert_same_as_clips
 from tests.fixtures.runs import CAMERA, make_run, run_settings
 
@@ -83,11 +86,18 @@ def test_without_a_modality_one_part_is_the_whole_vector(tmp_path):
     assert read_json(root / "meta/info.json")["features"]["action"]["names"][0] == "action_0"
 
 
-def test_a_modality_that_does_not_fit_is_refused_and_leaves_nothing(tmp_path):
-    run = make_run(tmp_path / "run", num_clips=1, rejected=0)
-    features = read_json(run.train / "features.json")
-    features["modality"]["action"]["gripper"]["end"] = 6
-    write_json(run.train / "features.json", features)
-    with pytest.raises(UserError, match=r"action\.gripper"):
-        export_datasets(run_settings(run.root, export={"formats": ["lerobot-v2.1"]}))
-    assert list(run.datasets.iterdir()) == []
+@pytest.mark.parametrize(
+    "modality",
+    [
+        {"action": {"arm": [0, 3]}}, {"action": {"arm": {"start": 0}}}, {"action": {"arm": {"start": "0", "end": "5"}}},
+        {"action": {"arm": {"start": 0, "end": 6}}}, {"action": [1], "state": "x", "video": [2]}, [1], "text",
+        {"action": {"arm": {"start": 0, "end": 5, "original_key": {}}}, "video": {"ego_view": 3}},
+    ],
+)  # fmt: skip
+def test_a_modality_that_cannot_be_used_becomes_one_part_of_the_whole_vector(modality, exported):
+    features = RobotFeatures.from_dict({**read_json(exported.train / "features.json"), "modality": modality})
+    episodes, _ = admit_clips(accepted_clips(exported), features, include_state=True)
+    written = modality_json(dataset_spec(run_settings(exported.root).export, features, episodes[0]))
+    assert written["action"] == {"whole": {"start": 0, "end": 5}}
+    assert written["state"] == {"whole": {"start": 0, "end": 4}}
+    assert written["video"] == {"ego_view": {"original_key": "observation.images.ego_view"}}

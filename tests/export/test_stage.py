@@ -10,7 +10,9 @@ import pytest
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.files import read_json, write_json
-from dreamgen.core.jobs import accepted_clips
+from dreamgen.core.jobs import accepted_clips, read_jobs
+from dreamgen.core.journal import Journal
+from dreamgen.core.records import JournalRecord
 from dreamgen.core.video import read_video, write_video
 from export import export_datasets
 from export.check import check
@@ -66,6 +68,9 @@ def test_clips_that_disagree_are_left_out_and_the_others_go_on(tmp_path):
     for clip, words in zip(clips[1:6], ("8 label rows", "6", "row 3", "8 frames", "cannot be read"), strict=True):
         note = next(note for note in result.notes if clip.job.clip_id in note)
         assert words in note
+    again = f"dreamgen label --out {run.root} --resume"
+    assert f"remove {clips[1].label}, then {again}" in result.notes[0]
+    assert f"do:      {again}" in result.notes[4], "nothing to remove"
     for name in ("lerobot-v3.0", "lerobot-v2.1", "robomimic"):
         assert check(run.datasets / name) == []
         rows = pq.read_table(run.datasets / f"{name}.provenance.parquet").to_pylist()
@@ -97,6 +102,16 @@ def test_no_accepted_clip_names_the_threshold(tmp_path):
     text = str(refused.value)
     assert "2 generate failed" in text and "3 curate rejected" in text
     assert "3 x motion # is below min_motion #" in text and "curate.min_motion=0.5 turned away 3" in text
+
+
+def test_rejected_clips_that_could_not_be_measured_do_not_hide_the_reasons(tmp_path):
+    run = make_run(tmp_path / "run", num_clips=2, rejected=2)
+    with Journal(run.journal, "curate") as journal:
+        figures = {"motion": None, "first_frame_psnr_db": None, "cut_score": None}
+        clip_id = read_jobs(run.jobs)[0].clip_id
+        journal.append(JournalRecord(clip_id, "curate", "rejected", reason="not decodable: x", figures=figures))
+    with pytest.raises(UserError, match="1 x not decodable: x"):
+        export_datasets(run_settings(run.root))
 
 
 @pytest.mark.parametrize(

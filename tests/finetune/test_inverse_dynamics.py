@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from dreamgen.core.errors import UserError
-from dreamgen.models.inverse_dynamics import InverseDynamics, VectorStats
+from dreamgen.models.inverse_dynamics import InverseDynamics
+from dreamgen.models.vector_stats import VectorStats
 from finetune.idm_episodes import Episode, split_episodes
 from finetune.idm_errors import curves_svg, vector_errors
 from finetune.inverse_dynamics import train_inverse_dynamics, verdict_in_words

@@ -355,3 +355,22 @@ def test_states_are_not_read_from_outside(tmp_path, settings_for):
     trajectory.symlink_to(tmp_path / "outside.parquet")
     assert pq.read_table(trajectory).num_rows == 24
     assert "outside its dataset" in refused_one(settings_for(first, out="again"), num_good=1)
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".mp4", "a\0b.mp4"])
+def test_a_row_that_names_no_possible_path_is_refused_alone(name, tmp_path, settings_for):
+    demos.write_gr1(tmp_path / "demos", num_episodes=2)
+    with (tmp_path / "demos/metadata.csv").open("a") as stream:
+        stream.write(f"{name},take it\n")
+    assert "names no path" in refused_one(settings_for(tmp_path / "demos"), num_good=2)
+
+
+@pytest.mark.parametrize("missing", ["videos/**/*.mp4", "data/**/*.parquet", "meta/tasks.parquet"])
+def test_an_interrupted_download_is_not_taken_for_a_dataset(missing, tmp_path, settings_for, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lerobot.utils.constants.HF_LEROBOT_HOME", tmp_path / "home")
+    demos.write_lerobot_v30(tmp_path / "home/somebody/demos", num_episodes=2)
+    assert prepare(settings_for("somebody/demos")).figures["used"] == 2  # whole: nothing is asked of the network
+    next((tmp_path / "home/somebody/demos").glob(missing)).unlink()
+    with pytest.raises(UserError, match="what is missing of"):
+        prepare(settings_for("somebody/demos", out="again"))

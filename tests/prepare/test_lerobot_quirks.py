@@ -125,7 +125,38 @@ def test_names_that_do_not_fit_the_vector_are_not_used(tmp_path):
 def test_modality_beyond_the_vector_is_said(tmp_path):
     demos.write_lerobot_v21(tmp_path)
     (tmp_path / "meta/modality.json").write_text(json.dumps({"action": {"arm": {"start": 0, "end": 7}}}))
-    assert opened(tmp_path).findings == ("modality.json's action arm is 0:7, but action has 3 values",)
+    assert opened(tmp_path).findings == ("modality.json's action arm is 0:7, but action has 3 values: not used",)
+
+
+def test_only_what_is_whole_of_a_modality_reaches_features_json(tmp_path, settings_for):
+    demos.write_lerobot_v21(tmp_path / "demos", num_episodes=1)
+    file = tmp_path / "demos/meta/modality.json"
+    parts = {"arm": [0, 3], "hand": {"start": 2, "end": 3}}
+    file.write_text(json.dumps({"action": parts, "state": {"x": {"start": 0}}}))
+    result = prepare(settings_for(tmp_path / "demos"))
+    features = json.loads((result.outputs["train"] / "features.json").read_text())
+    assert features["modality"] == {"action": {"hand": {"start": 2, "end": 3}}}
+    assert [note for note in result.notes if note.startswith("modality.json")] == [
+        "modality.json's state x is 0:None, but observation.state has 3 values: not used",
+        "modality.json's action arm is [0, 3], not an object: not used",
+    ]
+    file.write_text(json.dumps({"action": {"arm": [0, 3]}}))
+    assert opened(tmp_path / "demos").features.modality is None
+
+
+def test_unicode_line_breaks_stay_within_a_task(tmp_path):
+    demos.write_lerobot_v21(tmp_path, num_episodes=1)
+    task = "push\u2028the\u0085square"
+    rows = [{"task_index": 0, "task": task}]
+    (tmp_path / "meta/tasks.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    assert opened(tmp_path).clips[0].instruction == "push the square"
+
+
+@pytest.mark.parametrize("details", [["is_depth_map"], "depth", 3, None])
+def test_video_details_that_are_no_table_say_nothing_of_depth(details, tmp_path):
+    demos.write_lerobot_v21(tmp_path, num_episodes=1)
+    change_feature(tmp_path, demos.CAMERA, info=details, video_info=details)
+    assert opened(tmp_path).features.camera == demos.CAMERA
 
 
 def test_dataset_without_action_gives_clips_without(tmp_path, settings_for):

@@ -101,7 +101,8 @@ def test_each_kind_of_bad_clip_gets_its_reason(tmp_path):
     clip = run.clip_file(jobs[5].clip_id)
     clip.write_bytes(clip.read_bytes()[: clip.stat().st_size * 2 // 3])
     result = curate(settings_of(tmp_path))
-    assert result.figures == {"num_clips": 6, "num_accepted": 1, "num_rejected": 5} and not result.partial
+    assert result.figures == {"num_clips": 6, "num_accepted": 1, "num_rejected": 5, "num_failed": 0}
+    assert not result.partial
     records = read_journal(run.journal, "curate")
     reasons = [records[job.clip_id].reason for job in jobs]
     assert reasons[0] is None and records[jobs[0].clip_id].status == "ok"
@@ -116,6 +117,27 @@ def test_each_kind_of_bad_clip_gets_its_reason(tmp_path):
     assert [row["reasons"] for row in table] == reasons
     assert table[0]["num_frames"] == 17 and table[0]["min_motion"] == 0.5 and table[0]["first_frame_psnr_db"] > 25
     assert table[5]["motion"] is None and table[5]["wanted_num_frames"] == 17
+
+
+def test_a_first_frame_that_cannot_be_read_fails_its_clip_alone(tmp_path):
+    jobs = write_generated_run(tmp_path, [moving_square(), moving_square(1), moving_square(2)])
+    run = RunFolder(tmp_path)
+    missing, damaged = (run.first_frame_file(job.first_frame_sha256) for job in jobs[:2])
+    whole = missing.read_bytes(), damaged.read_bytes()
+    missing.unlink()
+    damaged.write_bytes(b"no picture")
+    result = curate(settings_of(tmp_path))
+    assert result.partial
+    assert result.figures == {"num_clips": 3, "num_accepted": 1, "num_rejected": 0, "num_failed": 2}
+    records = read_journal(run.journal, "curate")
+    for job, path in zip(jobs, (missing, damaged), strict=False):
+        record = records[job.clip_id]
+        assert record.status == "failed" and path.name in record.error and "Traceback" in record.traceback
+    assert [row["verdict"] for row in pq.read_table(result.outputs["scores"]).to_pylist()] == ["failed", "failed", "ok"]
+    missing.write_bytes(whole[0])
+    damaged.write_bytes(whole[1])
+    again = curate(settings_of(tmp_path))
+    assert again.figures["num_accepted"] == 3 and not again.partial
 
 
 def test_all_reasons_are_listed(tmp_path):

@@ -217,7 +217,7 @@ def test_stale_temporaries_of_dead_processes_only(plain, tmp_path):
     [
         ("AcceleratorError: an illegal memory access", True),
         ("RuntimeError: CUDA error: device-side assert triggered", True),
-        ("OutOfMemoryError: CUDA out of memory.", True),
+        ("OutOfMemoryError: CUDA out of memory.", False),
         ("ValueError: too small", False),
     ],
 )

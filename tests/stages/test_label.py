@@ -98,6 +98,15 @@ def test_a_damaged_clip_fails_alone_and_is_tried_again(run):
     assert read_journal(run.journal, "label")[jobs[0].clip_id].status == "ok"
 
 
+def test_asking_for_states_or_for_none_labels_again(run):
+    run, jobs = run
+    for predict_state, columns in ((False, ["action"]), (True, ["action", "observation.state"]), (False, ["action"])):
+        settings = square_settings(run.root, predict_state=predict_state)
+        assert label(settings).figures["num_labelled"] == 3
+        assert all(pq.read_schema(run.label_file(job.clip_id)).names == columns for job in jobs)
+        assert label(settings).figures["num_labelled"] == 0
+
+
 def test_no_states_where_not_asked_for(run):
     run, jobs = run
     label(square_settings(run.root, predict_state=False))

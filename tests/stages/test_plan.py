@@ -16,7 +16,7 @@ from dreamgen.core.records import Job, job_id
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import PrepareSettings
 from dreamgen.core.video import fit_frame, frame_sha256, iter_frames, read_image, write_png, write_video
-from dreamgen.plan import bare_instruction, plan
+from dreamgen.plan import plan
 from tests.fixtures.world import HEIGHT, INSTRUCTIONS, WIDTH, frame, make_world, tiny_settings, write_pairs
 
 
@@ -260,19 +260,6 @@ def test_damaged_stored_frame_is_written_anew(tmp_path, world, pairs):
     stored.write_bytes(b"damaged")
     plan(settings)
     np.testing.assert_array_equal(read_image(stored), frame(0))
-
-
-@pytest.mark.parametrize(
-    ("text", "prefix", "bare"),
-    [
-        ("The arm works. lift it", "The arm works. ", "lift it"),
-        ("Robots lift it", "Robot ", "Robots lift it"),
-        (" lift\n it ", "", "lift it"),
-        ("The arm works.\n", "The arm works. ", ""),
-    ],
-)
-def test_prefix_is_not_said_twice(text, prefix, bare):
-    assert bare_instruction(text, prefix) == bare
 
 
 def test_empty_new_instruction_is_refused(tmp_path, world, pairs):

@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 import cv2
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dreamgen.core.errors import UserError
@@ -256,6 +258,17 @@ def test_damaged_files_cost_their_part_and_not_the_page(tmp_path):
         assert any(path.name in text for text in broken)
     assert any("features.json" in text for text in broken)
     assert "1 clip has a verdict and no video" in page.text
+
+    for rows in ([None, [1.0]], [["a"], ["b"]], [[1.0], [1.0, 2.0]], []):
+        pq.write_table(pa.table({"action": pa.array(rows)}), run.label_file(second.clip_id))
+        assert any(run.label_file(second.clip_id).name in text for _, text in page_of(run).all("aside", "broken"))
+    whole = pa.table({"action": [[float(i), float(i % 7)] for i in range(500)]})
+    pq.write_table(whole, run.label_file(second.clip_id), compression="snappy")
+    data = run.label_file(second.clip_id).read_bytes()
+    run.label_file(second.clip_id).write_bytes(data[:4] + bytes(b ^ 0xFF for b in data[4:200]) + data[200:])
+    assert any(run.label_file(second.clip_id).name in text for _, text in page_of(run).all("aside", "broken"))
+    (run.scores / "scores.parquet").write_bytes(b"not parquet")
+    assert len(page_of(run).all("article")) == 3
 
     run.jobs.write_bytes(b"not parquet")
     assert any("jobs.parquet" in text for _, text in page_of(run).all("aside", "broken"))

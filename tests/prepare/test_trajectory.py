@@ -1,0 +1,66 @@
+"""Actions at another frame rate: absolute ones are picked, deltas keep the motion of the clip."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from dreamgen.core.timeline import resampled_indices
+from dreamgen.prepare import inspect, prepare
+from dreamgen.prepare.sources import SourceClip, with_bare_instruction
+from dreamgen.prepare.trajectory import Trajectory
+from tests.fixtures import demos
+
+
+def trajectory(num_rows: int) -> Trajectory:
+    random = np.random.default_rng(num_rows)
+    return Trajectory(num_rows, *(random.normal(size=(num_rows, dims)).astype(np.float32) for dims in (2, 3)))
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 24, 25, 100])
+@pytest.mark.parametrize("source_fps", [5, 8, 15, 16, 20, 30, 50])
+def test_deltas_sum_to_the_same_motion_in_both_directions(num_rows, source_fps):
+    source, rows = trajectory(num_rows), resampled_indices(num_rows, source_fps, 16)
+    resampled = source.at(rows, "delta")
+    np.testing.assert_allclose(resampled.action_TA.sum(axis=0), source.action_TA.sum(axis=0), atol=1e-4)
+    assert resampled.action_TA.shape == (len(rows), 3) and resampled.action_TA.dtype == np.float32
+    np.testing.assert_array_equal(resampled.state_TS, source.state_TS[rows])
+    np.testing.assert_array_equal(source.at(rows).action_TA, source.action_TA[rows])
+    if source_fps == 16:
+        np.testing.assert_array_equal(resampled.action_TA, source.action_TA)
+
+
+def test_deltas_by_hand():
+    source = Trajectory(5, None, np.array([[1], [2], [3], [4], [5]], np.float32))
+    assert source.at(np.array([0, 2, 4]), "delta").action_TA[:, 0].tolist() == [3, 7, 5]
+    assert source.at(np.array([0, 0, 1, 2, 2, 3, 4]), "delta").action_TA[:, 0].tolist() == [0.5, 0.5, 2, 1.5, 1.5, 4, 5]
+    assert source.first(3).at(np.array([0, 2]), "delta").action_TA[:, 0].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("fps", [8, 32])
+def test_prepare_resamples_deltas_and_says_how_it_takes_actions(fps, tmp_path, settings_for):
+    demos.write_lerobot_v21(tmp_path / "demos", num_episodes=2, fps=fps)
+    said = (
+        "2 clips are resampled to 16 fps: actions are taken as absolute targets; "
+        "set --prepare.action_kind=delta for per-frame deltas"
+    )
+    absolute = settings_for(tmp_path / "demos")
+    assert said in inspect(absolute).notes and said in prepare(absolute).notes
+    delta = settings_for(tmp_path / "demos", out="delta", prepare={"action_kind": "delta"})
+    assert said not in inspect(delta).notes
+    result = prepare(delta)
+    assert said not in result.notes
+    for index in range(2):
+        action_TA = demos.make_episode(index, 24, fps, 48, 64).action_TA
+        table = pq.read_table(result.outputs["train"] / f"trajectories/episode_{index:06d}.parquet")
+        written_TA = np.array(table["action"].to_pylist())
+        np.testing.assert_allclose(written_TA.sum(axis=0), action_TA.sum(axis=0), rtol=1e-5)
+
+
+def test_clips_without_actions_are_resampled_in_silence(tmp_path, settings_for):
+    demos.write_plain(tmp_path / "demos", fps=8)
+    assert prepare(settings_for(tmp_path / "demos")).notes == []
+
+
+def test_the_prefix_is_taken_off_as_whole_words_only():
+    clip = SourceClip("a", "a", instruction="Robots lift it")
+    assert with_bare_instruction(clip, "Robot ").instruction == "Robots lift it"
