@@ -48,7 +48,7 @@ def _prepare(settings: Settings, resume: bool) -> StageResult:
 def _finetune(settings: Settings, resume: bool) -> StageResult:
     from finetune import finetune
 
-    return finetune(settings)
+    return finetune(settings, resume=resume)
 
 
 def _plan(settings: Settings, resume: bool) -> StageResult:

@@ -21,12 +21,13 @@ from dreamgen.core.records import Job, StageResult, job_id
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import Settings
 from dreamgen.core.video import fit_frame, frame_sha256, read_image, write_png, write_video
-from dreamgen.models.adapter import adapter_sha256
-from dreamgen.models.world import WorldModelSource, resolve_world_model
+from dreamgen.models.adapter import adapter_sha256, check_adapter_fits
+from dreamgen.models.world import WorldModelSource, empty_transformer, resolve_world_model
 from dreamgen.plan_sources import FrameRow, FrameRows, find_rows, first_frame_of
 
 NUM_REFUSALS_SHOWN = 20
 NUM_PROMPTS_SHOWN = 3
+NOT_BUILT = "not built yet"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def plan(settings: Settings, dry_run: bool = False) -> StageResult:
     rows = find_rows(settings, run)
     log(f"plan: {rows.kind}")
     model = _model_of(settings, run, dry_run)
-    adapter = adapter_sha256(run.adapter) if run.adapter.exists() else None
+    adapter = _adapter_of(run, model)
     scenes, refused = read_scenes(rows, settings, None if dry_run else run)
     if not scenes:
         _raise_nothing_usable(refused, settings.plan.first_frames or str(run.train))
@@ -213,8 +214,17 @@ def _raise_nothing_usable(refused: Sequence[UserError], source: str) -> NoReturn
 
 def _model_of(settings: Settings, run: RunFolder, dry_run: bool) -> WorldModelSource:
     if dry_run and settings.model.path == "mini" and not run.model.exists():
-        return WorldModelSource("mini", str(run.model), None, "not built yet")  # building it would write
+        return WorldModelSource("mini", str(run.model), None, NOT_BUILT)  # building it would write
     return resolve_world_model(settings.model, run)
+
+
+def _adapter_of(run: RunFolder, model: WorldModelSource) -> str | None:
+    """Return the hash of the run's adapter, after making sure that it fits: jobs for one that does not would stay."""
+    if not run.adapter.exists():
+        return None
+    if model.sha256 != NOT_BUILT:
+        check_adapter_fits(empty_transformer(model), run.adapter)
+    return adapter_sha256(run.adapter)
 
 
 def _store_frame(file: Path, settings: Settings, run: RunFolder | None) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 
 from dreamgen.core.config import parse_settings
 from dreamgen.core.environment import set_library_defaults
 from dreamgen.core.errors import UserError
+from dreamgen.core.run_folder import RunFolder
 
 USAGE = """\
-accelerate launch -m finetune --out runs/NAME [--config_path FILE] [--setting=value ...] [--dry_run]
-The settings are those of `dreamgen finetune --help`.
+accelerate launch -m finetune --out runs/NAME [--config_path FILE] [--setting=value ...] [--dry_run] [--resume]
+The settings are those of `dreamgen finetune --help`. --resume goes on from the last checkpoint where there is one;
+--resume latest, or a checkpoint's folder, insists on it.
 """
 
 
@@ -19,28 +22,48 @@ def main(tokens: list[str]) -> int:
     """Train in this process, one of those that accelerate launched; the first of each machine speaks.
 
     Returns:
-        Exit status: 0 done, 2 for a mistake in settings or data.
+        Exit status: 0 done, 2 for a mistake in settings or data, 3 for a training that was stopped and can go on.
     """
     if {"-h", "--help"} & set(tokens):
         print(USAGE, end="")
         return 0
-    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
-        settings, switches = parse_settings(tokens, "finetune", flags=("dry_run",))
+        settings, switches = parse_settings(tokens, "finetune", flags=("dry_run", "resume"))
         set_library_defaults()
-        from finetune.train import finetune
+        if switches["resume"] and RunFolder.of(settings).adapter.exists():
+            lines, status = [f"{RunFolder.of(settings).adapter}: done before, kept"], 0
+        else:
+            from finetune.train import finetune
 
-        result = finetune(settings, dry_run=switches["dry_run"])
+            result = finetune(settings, **switches)
+            lines = [f"{name}: {value}" for name, value in {**result.outputs, **result.figures}.items()]
+            lines, status = [*lines, *result.notes], 3 if result.partial else 0
     except UserError as error:
-        if speaks:
+        if first_to_say(str(error)):
             print(f"error: {error}", file=sys.stderr)
         return 2
-    if speaks:
-        for name, value in {**result.outputs, **result.figures}.items():
-            print(f"{name}: {value}")
-        for note in result.notes:
-            print(note)
-    return 0
+    except KeyboardInterrupt:
+        lines, status = ["stopped; the same command with --resume goes on from the last checkpoint"], 3
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print("\n".join(lines))
+    return status
+
+
+def first_to_say(message: str) -> bool:
+    """Return whether no other process of this training has said the same.
+
+    A mistake in the settings stops all processes alike; a damaged clip stops one, and not always the first.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    from torch.distributed import TCPStore
+
+    try:
+        # The launcher's own store outlives the processes.
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5)).add(message, 1) == 1
+    except (KeyError, RuntimeError):
+        return True  # said twice is better than not at all
 
 
 if __name__ == "__main__":

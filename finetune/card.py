@@ -1,21 +1,31 @@
-"""The adapter's card: what it was trained on and how a plain diffusers pipeline loads it."""
+"""The adapter's card: what it was trained on, how its loss went, and how a plain diffusers pipeline loads it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dreamgen.core.files import write_text
+from dreamgen.core.run_folder import RunFolder, as_plain
 from dreamgen.core.settings import Settings
 from dreamgen.models.world import WorldModelSource
+from finetune.curves import curves_svg
+from finetune.training_log import read_steps
+
+NUM_ROWS = 10
+CURVES_NAME = "loss.svg"
+# Where a run happens and goes: nobody else's business, and no part of how the adapter was made.
+PRIVATE = {"cache_dir", "resume_from", "push_to_hub", "tracker", "num_workers"}
 
 CARD = """\
 ---
 {front}
 ---
 
-# {method} adapter for {model}
+# {method} {model}
 
 Made by DreamGen from {num_clips} clips: {num_windows} windows of {num_frames} frames, {width} x {height} px, {fps} fps.
 
@@ -30,7 +40,43 @@ Made by DreamGen from {num_clips} clips: {num_windows} windows of {num_frames} f
 ```
 
 The prompt begins with the words that the training used: `{prompt_prefix}`.
+
+## Curves
+
+![Loss over the optimizer steps](loss.svg)
+
+{curves}
+
+## Settings
+
+```yaml
+{settings}
+```
 """
+
+
+def write_card(
+    folder: Path, settings: Settings, source: WorldModelSource, device: str, counts: dict[str, Any], final_loss: float
+) -> None:
+    """Write an adapter's README.md and loss.svg, from the run's loss.csv and validation.csv.
+
+    Args:
+        folder: With the adapter's weights; it need not have its final name yet.
+        settings: Of the training.
+        source: The base model.
+        device: Kind of device that it was trained on: cpu or cuda.
+        counts: num_clips, num_windows, num_samples and num_epochs.
+        final_loss: Mean of the last log line.
+    """
+    run = RunFolder.of(settings)
+    logs, facts = run.finetune_logs, (settings, source, run.adapter, device, counts, final_loss)
+    training, validation = read_steps(logs / "loss.csv"), validation_table(read_steps(logs / "validation.csv"))
+    curves = {
+        "training": [(int(row["step"]), float(row["loss"])) for row in training],
+        "validation": [(step, sum(losses.values()) / len(losses)) for step, losses in validation.items()],
+    }
+    write_text(folder / CURVES_NAME, curves_svg(curves))
+    write_text(folder / "README.md", adapter_card(*facts, training, validation))
 
 
 def adapter_card(
@@ -40,44 +86,63 @@ def adapter_card(
     device: str,
     counts: dict[str, Any],
     final_loss: float,
+    training: Sequence[dict[str, str]] = (),
+    validation: dict[int, dict[str, float]] | None = None,
 ) -> str:
     """Return README.md of an adapter.
 
     Args:
         settings: Of the training.
         source: The base model.
-        adapter: The folder that the card will lie in.
+        adapter: The folder that it will be loaded from, unless it goes to a hub.
         device: Kind of device that it was trained on: cpu or cuda.
         counts: num_clips, num_windows, num_samples and num_epochs.
         final_loss: Mean of the last log line.
+        training: Rows of loss.csv.
+        validation: From `validation_table`.
 
     Returns:
         Markdown with the front matter that hubs read.
     """
-    tune, video = settings.finetune, settings.video
+    tune, video, is_full = settings.finetune, settings.video, settings.finetune.method == "full"
     front: dict[str, Any] = {
         "library_name": "diffusers",
-        "tags": sorted({"lora", tune.method, "cosmos", "image-to-video"}),
+        "pipeline_tag": "image-to-video",
+        "tags": sorted({tune.method, "cosmos", "image-to-video"} | (set() if is_full else {"lora"})),
     }
     if source.revision is not None:  # only a hub's model can be named to a hub
-        front["base_model"] = source.path
+        front |= {"base_model": source.path, "base_model_relation": "finetune" if is_full else "adapter"}
     rows = {
-        "base model": source.path,
+        "base model": source.path if tune.push_to_hub is None else source.name,
         "revision": source.revision or "none (a local folder)",
         "fingerprint": source.sha256,
         "method": tune.method,
-        "rank, alpha": f"{tune.lora.rank}, {tune.lora.alpha}",
-        "layers": ", ".join(tune.lora.target_modules),
+        **(
+            {}
+            if is_full
+            else {
+                "rank, alpha": f"{tune.lora.rank}, {tune.lora.alpha}",
+                "layers": ", ".join(tune.lora.target_modules),
+            }
+        ),
         "optimizer steps": tune.num_steps,
         "windows seen": f"{counts['num_samples']} ({counts['num_epochs']:.2f} epochs)",
+        "clips held out": tune.validation_clips,
         "peak learning rate": f"{tune.learning_rate:.3e}",
         "precision of the base": settings.model.dtype,
         "seed": settings.seed,
         "final loss": f"{final_loss:.6f}",
     }
+    if tune.ema_decay is not None:
+        rows["weights"] = f"moving average of the steps, decay {tune.ema_decay:g}"
+    if validation:
+        losses = list(validation.values())[-1]
+        rows["final validation loss"] = f"{sum(losses.values()) / len(losses):.6f}"
+    plain = as_plain(settings)
+    kept = {name: value for name, value in plain["finetune"].items() if name not in PRIVATE}
     return CARD.format(
         front=yaml.safe_dump(front, sort_keys=True).strip(),
-        method={"lora": "LoRA", "dora": "DoRA"}[tune.method],
+        method={"lora": "LoRA adapter for", "dora": "DoRA adapter for", "full": "All weights of"}[tune.method],
         model=source.name,
         num_clips=counts["num_clips"],
         num_windows=counts["num_windows"],
@@ -86,17 +151,36 @@ def adapter_card(
         height=video.height,
         fps=video.fps,
         table="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
-        snippet=loading_snippet(settings, source, adapter, device),
+        snippet=loading_snippet(settings, source, tune.push_to_hub or adapter, device),
         prompt_prefix=settings.prompt_prefix,
+        curves="\n\n".join(filter(None, [_training_rows(training), _validation_rows(validation)])),
+        settings=yaml.safe_dump({"seed": settings.seed, "finetune": kept}, sort_keys=False).strip(),
     )
 
 
-def loading_snippet(settings: Settings, source: WorldModelSource, adapter: Path, device: str) -> str:
+def validation_table(rows: Sequence[dict[str, str]]) -> dict[int, dict[str, float]]:
+    """Return step -> sigma -> loss from the rows of validation.csv."""
+    table: dict[int, dict[str, float]] = {}
+    for row in rows:
+        table.setdefault(int(row["step"]), {})[row["sigma"]] = float(row["loss"])
+    return table
+
+
+def spread(items: Sequence[Any], number: int) -> list[Any]:
+    """Return at most `number` of the items, evenly spaced, with the first and the last."""
+    if len(items) <= number:
+        return list(items)
+    return [items[round(index * (len(items) - 1) / (number - 1))] for index in range(number)]
+
+
+def loading_snippet(settings: Settings, source: WorldModelSource, adapter: Path | str, device: str) -> str:
     """Return at most ten lines of Python that dream a clip with the adapter and use nothing of ours."""
-    video, guarded = settings.video, settings.model.safety_checker
+    video, guarded, is_full = settings.video, settings.model.safety_checker, settings.finetune.method == "full"
+    whole = f'{str(adapter)!r}, subfolder="transformer", torch_dtype=torch.{settings.model.dtype}'
     options = {
         "revision": repr(source.revision) if source.revision is not None else "",
         "torch_dtype": f"torch.{settings.model.dtype}",
+        "transformer": "trained" if is_full else "",
         # The pipeline insists on a checker; without `guarded` the run's settings say that this model has none.
         "safety_checker": "" if guarded else "Unguarded()",
     }
@@ -105,14 +189,33 @@ def loading_snippet(settings: Settings, source: WorldModelSource, adapter: Path,
     asked = f"prompt={settings.prompt_prefix + '...'!r}, height={video.height}, width={video.width}"
     lines = {
         "import torch": True,
-        "from diffusers import Cosmos2_5_PredictBasePipeline": True,
+        "from diffusers import Cosmos2_5_PredictBasePipeline": not is_full,
+        "from diffusers import Cosmos2_5_PredictBasePipeline, CosmosTransformer3DModel": is_full,
         "from diffusers.utils import export_to_video, load_image": True,
         "class Unguarded:": not guarded,
         "    to = staticmethod(lambda device: None)": not guarded,
         "    check_text_safety = staticmethod(lambda text: True)": not guarded,
+        f"trained = CosmosTransformer3DModel.from_pretrained({whole})": is_full,
         f"pipe = Cosmos2_5_PredictBasePipeline.from_pretrained({given}){moved}": True,
-        f"pipe.load_lora_weights({str(adapter)!r})": True,
+        f"pipe.load_lora_weights({str(adapter)!r})": not is_full,
         f'clip = pipe(load_image("first_frame.png"), {asked}, num_frames={video.num_frames}).frames[0]': True,
         f'export_to_video(clip, "dream.mp4", fps={video.fps})': True,
     }
     return "\n".join(line for line, wanted in lines.items() if wanted)
+
+
+def _training_rows(training: Sequence[dict[str, str]]) -> str:
+    lines = [f"| {row['step']} | {float(row['loss']):.4f} |" for row in spread(training, NUM_ROWS)]
+    return "\n".join(["| step | training loss |", "|---|---|", *lines])
+
+
+def _validation_rows(validation: dict[int, dict[str, float]] | None) -> str:
+    if not validation:
+        return ""
+    sigmas = list(next(iter(validation.values())))
+    lines = [
+        "| " + " | ".join([str(step), *(f"{losses[sigma]:.4f}" for sigma in sigmas)]) + " |"
+        for step, losses in spread(list(validation.items()), NUM_ROWS)
+    ]
+    header = "| step | " + " | ".join(f"validation loss at noise {sigma}" for sigma in sigmas) + " |"
+    return "\n".join([header, "|" + "---|" * (len(sigmas) + 1), *lines])

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
-from diffusers import Cosmos2_5_PredictBasePipeline
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, GradientAccumulationPlugin
+from diffusers import CosmosTransformer3DModel
 
 from dreamgen.core.config import get_path, setting_paths
-from dreamgen.core.errors import Problems
+from dreamgen.core.errors import Problems, UserError
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import Settings
 from dreamgen.models.adapter import add_adapter
+from dreamgen.models.safety import require_safety_checker
 from dreamgen.models.world import resolve_device
+from finetune.checkpoint import TrainingState
+from finetune.dora import use_closed_form
+from finetune.hub import check_can_push
+from finetune.resume import make_folder
 from finetune.seeds import derived_seed
+from finetune.stopping import on_main_process
 
 
 def check_can_start(settings: Settings) -> None:
@@ -43,6 +50,16 @@ def check_can_start(settings: Settings) -> None:
             actual=tune.max_grad_norm,
             allowed="above 0; inf never clips",
         )
+    if tune.windows_per_clip < 1:
+        problems.add("finetune.windows_per_clip leaves no window", actual=tune.windows_per_clip, allowed="at least 1")
+    if tune.sample_every and not tune.validation_clips:
+        problems.add("finetune.sample_every needs a held-out clip to dream from", next_step="--validation_clips=1")
+    if tune.sample_every:
+        try:
+            require_safety_checker(settings.model.safety_checker)
+        except UserError as error:
+            problems.errors.append(error)
+    check_can_push(tune.push_to_hub, problems)
     problems.raise_if_any("the training cannot start")
 
 
@@ -59,42 +76,77 @@ def make_accelerator(settings: Settings, run: RunFolder) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=tune.gradient_accumulation_steps, sync_with_dataloader=False
         ),
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+        # The frozen model's buffers are the same everywhere; sent at every step they would only cost time.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         log_with=None if tune.tracker == "none" else tune.tracker,
         project_dir=run.finetune_logs,
     )
 
 
-def attach_adapter(pipe: Cosmos2_5_PredictBasePipeline, settings: Settings) -> list[torch.nn.Parameter]:
-    """Put the settings' adapter on the transformer, its start drawn from the run's seed; return its parameters."""
+def make_trainable(transformer: CosmosTransformer3DModel, settings: Settings) -> list[torch.nn.Parameter]:
+    """Put an adapter on the transformer, its start drawn from the run's seed, or free the weights for `full`.
+
+    Returns:
+        The parameters that are trained, in float32.
+    """
     tune = settings.finetune
+    transformer.train()
+    if tune.method == "full":
+        return free_weights(transformer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(settings.seed, "adapter"))
         parameters = add_adapter(
-            pipe.transformer, tune.lora.rank, tune.lora.alpha, tune.lora.target_modules, tune.method == "dora"
+            transformer, tune.lora.rank, tune.lora.alpha, tune.lora.target_modules, tune.method == "dora"
         )
-    if tune.gradient_checkpointing:
-        pipe.transformer.enable_gradient_checkpointing()
-    pipe.transformer.train()
+    use_closed_form(transformer)
     return parameters
 
 
-def start_logs(accelerator: Accelerator, run: RunFolder, settings: Settings) -> list[str]:
-    """Make `finetune/`, write run.yaml and start the trackers; an interrupted training's files are moved aside.
+def free_weights(transformer: CosmosTransformer3DModel) -> list[torch.nn.Parameter]:
+    """Let all weights be trained except the text's projection, which stands before the cache.
+
+    Returns:
+        The parameters, now in float32: small updates vanish in bfloat16.
+    """
+    parameters = [p for name, p in transformer.named_parameters() if not name.startswith("crossattn_proj.")]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    return parameters
+
+
+def start_logs(
+    accelerator: Accelerator, run: RunFolder, settings: Settings, start: TrainingState, checkpoint: Path | None
+) -> list[str]:
+    """Make `finetune/` ready, write run.yaml and start the trackers, or go on with them.
+
+    Args:
+        accelerator: Every process calls this.
+        run: Of the training.
+        settings: Of the run.
+        start: Where the training stands.
+        checkpoint: That it goes on from; None for a training that begins.
 
     Returns:
         Notes for the user.
     """
     notes = []
-    if accelerator.is_main_process:
-        if run.finetune_logs.exists():
-            tried = len(list(run.root.glob("finetune.interrupted-*")))
-            aside = run.finetune_logs.rename(run.root / f"finetune.interrupted-{tried + 1}")
-            notes.append(f"an earlier training did not finish; its files are in {aside}")
-        run.finetune_logs.mkdir(parents=True)
+
+    def write() -> None:
+        notes.extend(make_folder(run, checkpoint))
         run.record(settings, ["finetune"])
-    accelerator.wait_for_everyone()
+
+    on_main_process(accelerator, write)
     paths = [path for path, _ in setting_paths(Settings) if path.startswith(("finetune.", "video.", "model."))]
     values = {path: get_path(settings, path) for path in [*paths, "seed"]}
     plain = {path: value if isinstance(value, int | float | str) else str(value) for path, value in values.items()}
-    accelerator.init_trackers("tracker", config=plain)
+    resumed = {
+        "tensorboard": {"purge_step": start.step + 1 if start.step else None},  # hides points that are made again
+        "wandb": {"name": run.root.resolve().name, "id": start.tracker_run, "resume": "allow"},
+        "trackio": {"name": start.tracker_run, "resume": "allow"},
+    }
+    # For tensorboard the name is a folder beside loss.csv, for the others a project that many runs share.
+    name = "tracker" if settings.finetune.tracker == "tensorboard" else "dreamgen"
+    accelerator.init_trackers(name, config=plain, init_kwargs=resumed)
     return notes

@@ -6,14 +6,13 @@ Axes: B batch, T frames, H height, W width, C channels. A `video_THWC` is uint8,
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from dreamgen.core.errors import Problems, UserError
 from dreamgen.core.files import inside
@@ -48,12 +47,13 @@ class Window:
     start: int
 
 
-def read_training_set(run: RunFolder, video: VideoSettings) -> list[TrainingClip]:
+def read_training_set(run: RunFolder, video: VideoSettings, num_held_out: int = 0) -> list[TrainingClip]:
     """Read `train/metadata.csv` and check every clip that it names.
 
     Args:
         run: With the folder that prepare writes.
         video: The size, rate and length that a window must have.
+        num_held_out: Videos that will be kept out of training; at least one must be left.
 
     Returns:
         The clips in the file's order.
@@ -63,8 +63,8 @@ def read_training_set(run: RunFolder, video: VideoSettings) -> list[TrainingClip
             prompt. None is left out or replaced.
     """
     metadata = run.need(run.train / "metadata.csv", "prepare")
-    problems, clips = Problems(), []
-    for line, row in _read_rows(metadata):
+    problems, clips, rows = Problems(), [], _read_rows(metadata)
+    for line, row in rows:
         name, prompt = row["file_name"] or "", (row["prompt"] or "").strip()
         where = f"{metadata} line {line}"
         _check_prompt(prompt, f"{where}: {_readable(name)}", problems)
@@ -75,10 +75,23 @@ def read_training_set(run: RunFolder, video: VideoSettings) -> list[TrainingClip
             continue
         _check_video(info, row.get("num_frames"), video, problems)
         clips.append(TrainingClip(info.path, prompt, info.num_frames))
+    num_videos = len({clip.path for clip in clips}) + len(rows) - len(clips)  # the unreadable ones may be mended
+    if num_held_out and num_held_out >= num_videos:
+        problems.add(
+            "finetune.validation_clips leaves no clip to train on",
+            actual=num_held_out,
+            allowed=f"0 to {max(num_videos - 1, 0)}, as {metadata} names {num_videos} videos",
+            next_step="set a smaller --validation_clips, or prepare more demonstrations",
+        )
     problems.raise_if_any(f"{run.train} cannot be trained on")
     if not clips:
         raise UserError(f"{metadata} names no clip", next_step=f"dreamgen prepare --out {run.root} --demos ...")
     return clips
+
+
+def all_windows(clips: list[TrainingClip], num_frames: int, windows_per_clip: int | None = None) -> list[Window]:
+    """Return every window that `choose_window` may choose, clip by clip."""
+    return [Window(clip, start) for clip in clips for start in window_starts(clip, num_frames, windows_per_clip)]
 
 
 def num_windows(clips: list[TrainingClip], num_frames: int) -> int:
@@ -86,7 +99,26 @@ def num_windows(clips: list[TrainingClip], num_frames: int) -> int:
     return sum(clip.num_frames - num_frames + 1 for clip in clips)
 
 
-def choose_window(clips: list[TrainingClip], num_frames: int, seed: int, sample_index: int) -> Window:
+def window_starts(clip: TrainingClip, num_frames: int, windows_per_clip: int | None = None) -> Sequence[int]:
+    """Return where a clip's windows may start.
+
+    Args:
+        clip: At least `num_frames` long.
+        num_frames: Of a window.
+        windows_per_clip: At most so many, evenly spaced from the first frame to the last; None: every start.
+
+    Returns:
+        First frames' numbers, ascending.
+    """
+    num_starts = clip.num_frames - num_frames + 1
+    if windows_per_clip is None or windows_per_clip >= num_starts:
+        return range(num_starts)
+    return [int(start) for start in np.linspace(0, num_starts - 1, windows_per_clip).round()]
+
+
+def choose_window(
+    clips: list[TrainingClip], num_frames: int, seed: int, sample_index: int, windows_per_clip: int | None = None
+) -> Window:
     """Choose the window of one sample: each clip once an epoch, in a new order, from a random start.
 
     Args:
@@ -94,6 +126,7 @@ def choose_window(clips: list[TrainingClip], num_frames: int, seed: int, sample_
         num_frames: Of a window.
         seed: Of the run.
         sample_index: Counts the samples of a whole training, across its steps and GPUs.
+        windows_per_clip: Draw among so many starts of a clip; None: among all.
 
     Returns:
         The window; the same arguments give the same one in any process.
@@ -101,12 +134,12 @@ def choose_window(clips: list[TrainingClip], num_frames: int, seed: int, sample_
     epoch, position = divmod(sample_index, len(clips))
     order = np.random.default_rng(derived_seed(seed, "order", epoch)).permutation(len(clips))
     index = int(order[position])
-    starts = clips[index].num_frames - num_frames + 1
-    start = np.random.default_rng(derived_seed(seed, "start", epoch, index)).integers(starts)
-    return Window(clips[index], int(start))
+    starts = window_starts(clips[index], num_frames, windows_per_clip)
+    drawn = np.random.default_rng(derived_seed(seed, "start", epoch, index)).integers(len(starts))
+    return Window(clips[index], starts[int(drawn)])
 
 
-def read_window(window: Window, num_frames: int) -> np.ndarray:
+def read_window(window: Window, num_frames: int) -> torch.Tensor:
     """Decode a window's frames; those before it are not converted to RGB and those after it not decoded.
 
     Returns:
@@ -124,38 +157,7 @@ def read_window(window: Window, num_frames: int) -> np.ndarray:
             allowed=window.clip.num_frames,
             next_step="copy it again from its source, or take it out of the training set",
         )
-    return np.stack(frames)
-
-
-class WindowDataset(Dataset):
-    """The samples of a whole training, by their index.
-
-    Args:
-        clips: The training set.
-        num_frames: Of a window.
-        num_samples: Windows that the training sees.
-        seed: Of the run.
-    """
-
-    def __init__(self, clips: list[TrainingClip], num_frames: int, num_samples: int, seed: int) -> None:
-        self.clips, self.num_frames, self.num_samples, self.seed = clips, num_frames, num_samples, seed
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def __getitem__(self, sample_index: int) -> dict[str, Any]:
-        window = choose_window(self.clips, self.num_frames, self.seed, sample_index)
-        video_THWC = torch.from_numpy(read_window(window, self.num_frames))
-        return {"sample_index": sample_index, "prompt": window.clip.prompt, "video_THWC": video_THWC}
-
-
-def collate_windows(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples into a batch: lists of indices and prompts, and video_BTHWC."""
-    return {
-        "sample_index": [sample["sample_index"] for sample in samples],
-        "prompt": [sample["prompt"] for sample in samples],
-        "video_BTHWC": torch.stack([sample["video_THWC"] for sample in samples]),
-    }
+    return torch.from_numpy(np.stack(frames))
 
 
 def _read_rows(metadata: Path) -> list[tuple[int, dict[str, str | None]]]:

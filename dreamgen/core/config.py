@@ -18,7 +18,10 @@ from dreamgen.core.errors import Problems, UserError, closest_match
 from dreamgen.core.settings import Settings
 
 # Where a run happens, not what it makes: these may differ between two stages of one run.
-NOT_PART_OF_THE_RUN = {"out", "demos", "model.device", "model.safety_checker"}
+NOT_PART_OF_THE_RUN = {
+    "out", "demos", "model.device", "model.safety_checker",
+    "finetune.resume_from", "finetune.cache_dir", "finetune.num_workers",
+}  # fmt: skip
 
 MAX_CRF = {"h264": 51, "av1": 63}
 ABOVE_ZERO = {"finetune.learning_rate", "finetune.sigma_shift", "idm.learning_rate"}
@@ -26,14 +29,15 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys((
         "video.fps", "video.gop", "prepare.max_episodes", "finetune.num_steps", "finetune.batch_size",
         "finetune.gradient_accumulation_steps", "finetune.checkpoint_every", "finetune.log_every",
-        "finetune.lora.rank", "finetune.lora.alpha", "idm.num_steps", "idm.batch_size", "idm.horizon", "idm.width",
+        "finetune.lora.rank", "finetune.lora.alpha", "finetune.keep_checkpoints", "finetune.windows_per_clip",
+        "finetune.validate_every", "finetune.memory_gib", "idm.num_steps", "idm.batch_size", "idm.horizon", "idm.width",
         "plan.num_first_frames", "plan.num_seeds", "plan.num_inference_steps", "generate.num_workers",
         "generate.threads_per_worker", "generate.max_attempts", "generate.limit",
     ), (1, math.inf)),
     **dict.fromkeys((
         "finetune.weight_decay", "finetune.max_grad_norm", "finetune.warmup_steps", "finetune.decay_from",
         "finetune.decay_to", "plan.guidance_scale", "generate.gpus_per_worker", "generate.cpus_per_worker",
-        "report.max_clips",
+        "finetune.num_workers", "finetune.validation_clips", "finetune.sample_every", "report.max_clips",
     ), (0, math.inf)),
     **dict.fromkeys(("finetune.text_dropout", "finetune.condition_on_one_latent", "idm.held_out"), (0, 1)),
     "finetune.conditional_frame_timestep": (-math.inf, 1),
@@ -146,6 +150,9 @@ def check_values(settings: Settings) -> None:
         elif not low <= value <= high:
             allowed = f"at least {low}" if high == math.inf else f"{low} to {high}"
             problems.add(f"{path} is out of range", actual=value, allowed=allowed)
+    decay = settings.finetune.ema_decay
+    if decay is not None and not 0 < decay < 1:
+        problems.add("finetune.ema_decay is not a decay", actual=decay, allowed="between 0 and 1, such as 0.999")
     known_formats = ["lerobot-v3.0", "lerobot-v2.1", "robomimic"]
     for name in settings.export.formats:
         if name not in known_formats:
@@ -246,7 +253,12 @@ def _read_tokens(
         if not token.startswith("--") or token == "--":
             raise UserError("unexpected word on the command line", actual=token, allowed="--setting=value")
         path, has_value, text = token[2:].partition("=")
-        if path in switches and not has_value:
+        if path == "resume" and path in switches and stage in ("finetune", None):
+            switches[path] = True
+            if not has_value and (not queue or queue[0].startswith("--")):
+                continue
+            path = "finetune.resume_from"  # `--resume latest`: with a value it insists on that checkpoint
+        elif path in switches and not has_value:
             switches[path] = True
             continue
         if path in ("dry_run", "resume", "json") and path not in switches:

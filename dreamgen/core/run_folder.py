@@ -113,6 +113,7 @@ class RunFolder:
         recorded: dict[str, Any] = read_yaml(self.settings_file) if self.settings_file.exists() else {}
         plain = as_plain(settings)
         plain["generate"]["limit"] = None  # for one call; recorded, it would stop every later one too
+        plain["finetune"]["resume_from"] = None  # likewise
         if "demos" in recorded and "prepare" not in sections:
             plain["demos"] = recorded["demos"]  # another stage did not read what it was given
         if "model" in recorded and "generate" not in sections:

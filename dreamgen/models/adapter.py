@@ -1,7 +1,11 @@
-"""Saving, checking and loading adapters, in the format that diffusers' own LoRA loader reads."""
+"""Saving, checking and loading adapters, in the format that diffusers' own LoRA loader reads.
+
+Where all weights were trained, the whole transformer takes the adapter's place: `transformer/`, as diffusers saves it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,9 +16,11 @@ from safetensors import SafetensorError, safe_open
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.files import sha256_of_file
+from dreamgen.models.quiet import quiet_loaders
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 ADAPTER_NAME = "dreamgen"
+FULL_NAME = "transformer"
 
 
 def add_adapter(
@@ -54,12 +60,15 @@ def save_adapter(transformer: CosmosTransformer3DModel, folder: Path) -> Path:
     """Write the adapter's weights in float32, with its configuration as metadata.
 
     Args:
-        transformer: With an adapter made by `add_adapter`, outside any wrapper.
+        transformer: With an adapter made by `add_adapter`, outside any wrapper. One without is written whole.
         folder: It must exist.
 
     Returns:
-        The safetensors file.
+        The safetensors file, or the folder `transformer`.
     """
+    if not getattr(transformer, "peft_config", None):
+        transformer.save_pretrained(folder / FULL_NAME, safe_serialization=True)
+        return folder / FULL_NAME
     weights = get_peft_model_state_dict(transformer, adapter_name=ADAPTER_NAME)
     weights = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in weights.items()}
     config = transformer.peft_config[ADAPTER_NAME].to_dict()
@@ -87,6 +96,9 @@ def load_adapter(pipe: Cosmos2_5_PredictBasePipeline, folder: Path, fuse: bool) 
         UserError: if the file is missing or damaged, or does not fit the model.
     """
     check_adapter_fits(pipe.transformer, folder)
+    if is_full(folder):
+        pipe.transformer = _load_full(folder / FULL_NAME, pipe.transformer)
+        return
     pipe.load_lora_weights(str(folder), weight_name=WEIGHTS_NAME, adapter_name=ADAPTER_NAME)
     if fuse:
         pipe.fuse_lora(adapter_names=[ADAPTER_NAME])
@@ -99,6 +111,9 @@ def check_adapter_fits(transformer: CosmosTransformer3DModel, folder: Path) -> N
     Raises:
         UserError: naming the layers that do not fit, or the file that is not an adapter.
     """
+    if is_full(folder):
+        _check_same_sizes(transformer, folder / FULL_NAME)
+        return
     path = adapter_file(folder)
     layers = {name: module for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)}
     try:
@@ -135,7 +150,46 @@ def adapter_file(folder: Path) -> Path:
 
 def adapter_sha256(folder: Path) -> str:
     """Return the hash of the adapter's weights, as jobs carry it."""
-    return sha256_of_file(adapter_file(folder))
+    if not is_full(folder):
+        return sha256_of_file(adapter_file(folder))
+    shards = sorted((Path(folder) / FULL_NAME).glob("*.safetensors"))
+    return hashlib.sha256("\n".join(f"{path.name}:{sha256_of_file(path)}" for path in shards).encode()).hexdigest()
+
+
+def is_full(folder: Path) -> bool:
+    """Say whether a whole transformer lies where an adapter would."""
+    return (Path(folder) / FULL_NAME / "config.json").is_file()
+
+
+def _load_full(folder: Path, like: CosmosTransformer3DModel) -> CosmosTransformer3DModel:
+    try:
+        with quiet_loaders():
+            loaded = CosmosTransformer3DModel.from_pretrained(folder, torch_dtype=like.dtype, use_safetensors=True)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the weights in {folder} are damaged",
+            actual=str(error).splitlines()[0],
+            next_step="copy them again from their source, or train them again",
+        ) from None
+    return loaded.requires_grad_(False).eval().to(like.device)
+
+
+def _check_same_sizes(transformer: CosmosTransformer3DModel, folder: Path) -> None:
+    stored = CosmosTransformer3DModel.load_config(folder)
+    wanted = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
+    differing = [
+        f"{name} is {stored[name]}, not {value}"
+        for name, value in wanted.items()
+        # JSON has no tuples.
+        if name in stored and stored[name] != (list(value) if isinstance(value, tuple) else value)
+    ]
+    if differing:
+        raise UserError(
+            f"the transformer in {folder} is not of the model's size",
+            actual="; ".join(differing[:3]) + ("; ..." if len(differing) > 3 else ""),
+            allowed="weights that were trained on this model",
+            next_step="choose the model that its README.md names, or train a new one",
+        )
 
 
 def _misfit(key: str, shape: list[int], layers: dict[str, torch.nn.Linear]) -> str | None:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import Cosmos2_5_PredictBasePipeline
+from accelerate import init_empty_weights
+from diffusers import (
+    AutoencoderKLWan,
+    Cosmos2_5_PredictBasePipeline,
+    CosmosTransformer3DModel,
+    UniPCMultistepScheduler,
+)
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.files import sha256_of_file
@@ -61,15 +72,22 @@ def resolve_world_model(model: ModelSettings, run: RunFolder) -> WorldModelSourc
 
 
 def load_world_model(
-    source: WorldModelSource, model: ModelSettings, adapter: Path | None = None, device: torch.device | None = None
+    source: WorldModelSource,
+    model: ModelSettings,
+    adapter: Path | None = None,
+    device: torch.device | None = None,
+    transformer: CosmosTransformer3DModel | None = None,
+    text_encoder: bool = True,
 ) -> Cosmos2_5_PredictBasePipeline:
-    """Load the whole pipeline, frozen, with an adapter fused into it.
+    """Load the pipeline, frozen, with an adapter fused into it.
 
     Args:
         source: From `resolve_world_model`.
         model: Precision, device and guardrail.
         adapter: Folder with `pytorch_lora_weights.safetensors`; None for the base model.
         device: Overrides the settings' device.
+        transformer: One that is loaded already, to be used instead of a second copy and left as it is.
+        text_encoder: False leaves the text encoder and its tokenizer out.
 
     Returns:
         The pipeline in eval mode on the device.
@@ -78,24 +96,88 @@ def load_world_model(
         UserError: if the model cannot be had, the guardrail is missing, or the adapter does not fit.
     """
     checker = make_safety_checker(model.safety_checker)
-    dtype = torch_dtype(model.dtype)
+    with _loading(source):
+        # Part by part, for model_index.json may name a safety checker of a package that is not installed, which keeps
+        # the pipeline's own from_pretrained from loading even where another checker is given.
+        pipe = Cosmos2_5_PredictBasePipeline(
+            transformer=transformer or _load_part(CosmosTransformer3DModel, "transformer", source, model),
+            vae=_load_part(AutoencoderKLWan, "vae", source, model),
+            text_encoder=_load_part(Qwen2_5_VLForConditionalGeneration, "text_encoder", source, model)
+            if text_encoder
+            else None,
+            tokenizer=AutoTokenizer.from_pretrained(source.path, subfolder="tokenizer", revision=source.revision)
+            if text_encoder
+            else None,
+            scheduler=UniPCMultistepScheduler.from_pretrained(
+                source.path, subfolder="scheduler", revision=source.revision
+            ),
+            safety_checker=checker,
+        )
+    for component in (pipe.transformer, pipe.vae, pipe.text_encoder):
+        if component is not None and component is not transformer:
+            component.requires_grad_(False).eval()
+    if adapter is not None:
+        load_adapter(pipe, adapter, fuse=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device or resolve_device(model.device))
+
+
+def load_transformer(
+    source: WorldModelSource, model: ModelSettings, device: torch.device | None = None
+) -> CosmosTransformer3DModel:
+    """Load the transformer alone, frozen and in eval mode, as the pipeline would hold it.
+
+    Raises:
+        UserError: if the model cannot be had.
+    """
+    with _loading(source):
+        transformer = _load_part(CosmosTransformer3DModel, "transformer", source, model)
+    return transformer.requires_grad_(False).eval().to(device or resolve_device(model.device))
+
+
+def empty_transformer(source: WorldModelSource) -> CosmosTransformer3DModel:
+    """Make the transformer's layers without their weights, to compare shapes with.
+
+    Raises:
+        UserError: if the model cannot be had.
+    """
+    with _loading(source), init_empty_weights():
+        config = CosmosTransformer3DModel.load_config(source.path, subfolder="transformer", revision=source.revision)
+        return CosmosTransformer3DModel.from_config(config)
+
+
+def latent_statistics(source: WorldModelSource) -> tuple[list[float], list[float]]:
+    """Return the VAE's mean and standard deviation of each latent channel, from its configuration alone.
+
+    Raises:
+        UserError: if the model cannot be had.
+    """
+    with _loading(source):
+        config = AutoencoderKLWan.load_config(source.path, subfolder="vae", revision=source.revision)
+    return config["latents_mean"], config["latents_std"]
+
+
+def _load_part(cls: Any, name: str, source: WorldModelSource, model: ModelSettings) -> Any:
+    return cls.from_pretrained(
+        source.path,
+        subfolder=name,
+        revision=source.revision,
+        torch_dtype=torch_dtype(model.dtype),
+        use_safetensors=True,
+    )
+
+
+@contextmanager
+def _loading(source: WorldModelSource) -> Iterator[None]:
     try:
         with quiet_loaders():
-            pipe = Cosmos2_5_PredictBasePipeline.from_pretrained(
-                source.path, revision=source.revision, torch_dtype=dtype, safety_checker=checker, use_safetensors=True
-            )
-    except OSError as error:
+            yield
+    except (OSError, SafetensorError, ValueError) as error:
         raise UserError(
             f"the world model {source.name} could not be loaded",
             actual=str(error).splitlines()[0],
             next_step="check the id, accept the model's licence on the hub, log in (dreamgen doctor), or give a folder",
         ) from None
-    for component in (pipe.transformer, pipe.vae, pipe.text_encoder):
-        component.requires_grad_(False).eval()
-    if adapter is not None:
-        load_adapter(pipe, adapter, fuse=True)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device or resolve_device(model.device))
 
 
 def resolve_device(name: str) -> torch.device:

@@ -5,29 +5,36 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamgen.core.settings import FinetuneSettings, ModelSettings
-from dreamgen.models.world import WorldModelSource, load_world_model
+from dreamgen.core.settings import FinetuneSettings, ModelSettings, VideoSettings
+from dreamgen.models.velocity import project_text
+from dreamgen.models.world import WorldModelSource, latent_statistics, load_world_model
 from finetune.flow import (
     Draws,
+    LatentScale,
+    VelocityModel,
     draw_batch,
-    drop_texts,
-    encode_windows,
     flow_input,
     flow_loss,
-    predict_velocity,
+    latent_shape,
     shifted_sigma,
+    vae_means,
 )
-from finetune.text import PromptFeatures
+from finetune.text import ProjectedTexts, encode_text
 from tests.finetune.conftest import HEIGHT, NUM_FRAMES, WIDTH
 from tests.fixtures.demos import make_episode
 
 PROMPT = "The robot arm is performing a task. push the square"
 TUNE = FinetuneSettings()
+INPUTS = {"hidden_states", "condition_mask", "timestep", "padding_mask", "encoder_hidden_states"}
+
+
+def source(world):
+    return WorldModelSource("tiny", str(world), None, "")
 
 
 def load(world, dtype="float32"):
     model = ModelSettings(path=str(world), revision=None, dtype=dtype, device="cpu", safety_checker=False)
-    return load_world_model(WorldModelSource("tiny", str(world), None, ""), model)
+    return load_world_model(source(world), model)
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +47,17 @@ def video_THWC():
     return make_episode(0, NUM_FRAMES, 16, HEIGHT, WIDTH).video_THWC
 
 
-def encode(pipe, video_THWC):
-    return encode_windows(pipe, torch.from_numpy(video_THWC)[None])
+@pytest.fixture(scope="module")
+def encode(world):
+    scale = LatentScale(*latent_statistics(source(world)))
+    return lambda pipe, video_THWC: scale(vae_means(pipe.vae, torch.from_numpy(video_THWC)[None]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("conditional_frame_timestep", [1e-4, -1.0])
 @pytest.mark.parametrize("num_conditioned", [1, 2])
 def test_the_transformer_gets_what_the_pipeline_gives_it(
-    world, video_THWC, num_conditioned, conditional_frame_timestep, dtype
+    world, encode, video_THWC, num_conditioned, conditional_frame_timestep, dtype
 ):
     pipe = load(world, dtype)
     clean_BCTHW = encode(pipe, video_THWC)
@@ -56,11 +65,15 @@ def test_the_transformer_gets_what_the_pipeline_gives_it(
     num_steps = 3
     pipe.scheduler.set_timesteps(num_steps)
     flows = [
-        flow_input(clean_BCTHW, Draws(sigma[None], [num_conditioned], [False], noise_BCTHW), conditional_frame_timestep)
+        flow_input(
+            clean_BCTHW,
+            Draws(sigma[None], torch.tensor([num_conditioned]), [False], noise_BCTHW),
+            conditional_frame_timestep,
+        )
         for sigma in pipe.scheduler.sigmas[:num_steps]
     ]
     calls = []
-    pipe.transformer.register_forward_pre_hook(lambda _, args, named: calls.append((args, named)), with_kwargs=True)
+    pipe.transformer.register_forward_hook(lambda _, args, named, out: calls.append((named, out)), with_kwargs=True)
 
     frames = [Image.fromarray(frame_HWC) for frame_HWC in video_THWC]
     given = {"image": frames[0]} if num_conditioned == 1 else {"video": frames[:5]}
@@ -77,23 +90,29 @@ def test_the_transformer_gets_what_the_pipeline_gives_it(
     )  # fmt: skip
     assert len(calls) == num_steps
 
-    text_BLD = PromptFeatures(pipe)([PROMPT], torch.device("cpu"))
-    for step, (args, wanted) in enumerate(list(calls)):
-        assert args == ()
+    text_BLD, model = encode_text(pipe, PROMPT), VelocityModel(pipe.transformer)
+    for flow, (wanted, (wanted_BCTHW,)) in zip(flows, calls, strict=True):
+        close(flow.hidden_states_BCTHW.to(pipe.transformer.dtype), wanted["hidden_states"])
+        close(flow.condition_mask_B1THW.to(pipe.transformer.dtype), wanted["condition_mask"])
+        assert wanted["timestep"].dtype == torch.float32 and wanted["padding_mask"].abs().max() == 0
+        given_BT = wanted["timestep"].flatten()[None] if wanted["timestep"].ndim == 5 else wanted["timestep"][:, None]
+        close(flow.timestep_BT, given_BT.expand_as(flow.timestep_BT))
+        close(text_BLD, project_text(pipe.transformer, wanted["encoder_hidden_states"]))
+        assert not wanted.keys() - INPUTS - {"return_dict"}
         with torch.no_grad():
-            predict_velocity(pipe.transformer, flows[step], text_BLD, (HEIGHT, WIDTH), pipe.transformer.dtype)
-        args, got = calls[-1]
-        assert args == () and got.keys() == wanted.keys()
-        for name in wanted:
-            if isinstance(wanted[name], torch.Tensor):
-                assert (got[name].shape, got[name].dtype) == (wanted[name].shape, wanted[name].dtype), name
-                assert torch.allclose(got[name].float(), wanted[name].float(), rtol=0, atol=1e-5), name
-            else:
-                assert got[name] == wanted[name]
+            inputs = flow.hidden_states_BCTHW, flow.condition_mask_B1THW, flow.timestep_BT, text_BLD
+            velocity_BCTHW = model(*inputs)
+        error = (velocity_BCTHW - wanted_BCTHW.float()).norm() / wanted_BCTHW.float().norm()
+        assert error <= (1e-6 if dtype == "float32" else 1e-2)
+
+
+def close(got, wanted):
+    assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
+    assert torch.allclose(got.float(), wanted.float(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_conditioned", [1, 2])
-def test_clean_latents_are_the_pipelines_own_conditioning_latents(pipe, video_THWC, num_conditioned):
+def test_clean_latents_are_the_pipelines_own_conditioning_latents(pipe, encode, video_THWC, num_conditioned):
     clean_BCTHW = encode(pipe, video_THWC)
     num_given = 4 * (num_conditioned - 1) + 1
     given_BCTHW = pipe.video_processor.preprocess_video([Image.fromarray(f) for f in video_THWC], HEIGHT, WIDTH)
@@ -105,11 +124,11 @@ def test_clean_latents_are_the_pipelines_own_conditioning_latents(pipe, video_TH
     assert not torch.allclose(clean_BCTHW[:, :, num_conditioned:], wanted_BCTHW[:, :, num_conditioned:], atol=1e-3)
 
 
-def test_the_flow_runs_from_clean_to_noise_along_its_target(pipe, video_THWC):
+def test_the_flow_runs_from_clean_to_noise_along_its_target(pipe, encode, video_THWC):
     clean_BCTHW = encode(pipe, video_THWC)
     draws = draw_batch(0, [0], clean_BCTHW.shape[1:], TUNE)
     flow = flow_input(clean_BCTHW, draws, 1e-4)
-    num_conditioned = draws.num_conditioned[0]
+    num_conditioned = int(draws.num_conditioned_B[0])
     assert torch.equal(flow.hidden_states_BCTHW[:, :, :num_conditioned], clean_BCTHW[:, :, :num_conditioned])
     ahead_BCTHW = flow.hidden_states_BCTHW + (1 - draws.sigma_B) * flow.target_BCTHW
     back_BCTHW = flow.hidden_states_BCTHW - draws.sigma_B * flow.target_BCTHW
@@ -120,7 +139,7 @@ def test_the_flow_runs_from_clean_to_noise_along_its_target(pipe, video_THWC):
 
 def test_the_loss_counts_each_sample_over_the_frames_it_was_not_given():
     clean_BCTHW = torch.randn(2, 16, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    draws = Draws(torch.tensor([0.3, 0.7]), [1, 2], [False, False], torch.ones_like(clean_BCTHW))
+    draws = Draws(torch.tensor([0.3, 0.7]), torch.tensor([1, 2]), [False, False], torch.ones_like(clean_BCTHW))
     flow = flow_input(clean_BCTHW, draws, 1e-4)
     velocity_BCTHW = torch.zeros_like(clean_BCTHW, requires_grad=True)
     loss_B = flow_loss(velocity_BCTHW, flow)
@@ -137,7 +156,7 @@ def test_draws_belong_to_their_sample_and_not_to_its_batch():
     apart = [draw_batch(3, [index], (16, 3, 2, 2), TUNE) for index in (7, 8)]
     assert torch.equal(together.noise_BCTHW, torch.cat([draws.noise_BCTHW for draws in apart]))
     assert torch.equal(together.sigma_B, torch.cat([draws.sigma_B for draws in apart]))
-    assert together.num_conditioned == [draws.num_conditioned[0] for draws in apart]
+    assert together.num_conditioned_B.tolist() == [int(draws.num_conditioned_B[0]) for draws in apart]
     assert not torch.equal(together.noise_BCTHW[0], together.noise_BCTHW[1])
     other = draw_batch(4, [7, 8], (16, 3, 2, 2), TUNE)
     assert not torch.equal(together.noise_BCTHW, other.noise_BCTHW)
@@ -147,8 +166,8 @@ def test_draws_follow_the_recipes_distributions():
     draws = draw_batch(0, range(4000), (1, 3, 1, 1), TUNE)
     # The median of a monotonic function is the function of the median: t = 1/2 gives 5/6.
     assert float(draws.sigma_B.median()) == pytest.approx(5 / 6, abs=0.015)
-    assert np.mean(np.array(draws.num_conditioned) == 1) == pytest.approx(0.5, abs=0.03)
-    assert set(draws.num_conditioned) == {1, 2}
+    assert (draws.num_conditioned_B == 1).float().mean() == pytest.approx(0.5, abs=0.03)
+    assert set(draws.num_conditioned_B.tolist()) == {1, 2}
     assert np.mean(draws.drop_text) == pytest.approx(0.2, abs=0.03)
     assert draws.noise_BCTHW.std() == pytest.approx(1, abs=0.05)
     assert shifted_sigma(torch.tensor(0.0), 1.0) == 0.5
@@ -156,24 +175,33 @@ def test_draws_follow_the_recipes_distributions():
 
 def test_a_frame_is_always_left_to_learn():
     draws = draw_batch(0, range(20), (16, 2, 2, 2), TUNE)
-    assert set(draws.num_conditioned) == {1}
+    assert set(draws.num_conditioned_B.tolist()) == {1}
 
 
-def test_text_is_dropped_to_zeros_and_encoded_once(pipe):
+def test_text_is_encoded_once_and_dropped_text_is_zero_before_the_projection(pipe):
     encoded = []
     handle = pipe.text_encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
-    texts = PromptFeatures(pipe)
-    text_BLD = texts([PROMPT, "another", PROMPT], torch.device("cpu"))
+    texts = ProjectedTexts(lambda prompt: encode_text(pipe, prompt), torch.device("cpu"))
+    text_BLD = texts([PROMPT, "another", PROMPT, None])
     handle.remove()
     assert len(encoded) == 2
     with torch.no_grad():
         wanted_BLD, _ = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False)
-    assert torch.equal(text_BLD[0], wanted_BLD[0]) and torch.equal(text_BLD[2], wanted_BLD[0])
-    dropped_BLD = drop_texts(text_BLD, [False, True, False])
-    assert dropped_BLD[1].abs().max() == 0 and torch.equal(dropped_BLD[0], text_BLD[0])
+        projected_BLD, zero_BLD = (
+            project_text(pipe.transformer, x) for x in (wanted_BLD, torch.zeros_like(wanted_BLD))
+        )
+    assert torch.equal(text_BLD[0], projected_BLD[0]) and torch.equal(text_BLD[2], projected_BLD[0])
+    assert torch.equal(text_BLD[3], zero_BLD[0]) and not torch.equal(text_BLD[3], text_BLD[0])
+    assert not text_BLD.requires_grad
 
 
-def test_prompts_beyond_the_memory_limit_are_encoded_again(pipe):
-    texts = PromptFeatures(pipe, keep_gib=0.0)
-    first_BLD, second_BLD = (texts([PROMPT], torch.device("cpu")) for _ in range(2))
-    assert torch.equal(first_BLD, second_BLD) and not first_BLD.requires_grad
+def test_prompts_beyond_the_memory_limit_are_read_again():
+    read = []
+    texts = ProjectedTexts(lambda prompt: read.append(prompt) or torch.ones(1, 2, 3), torch.device("cpu"), keep_gib=0.0)
+    assert torch.equal(texts([PROMPT]), texts([PROMPT])) and read == [PROMPT, PROMPT]
+
+
+def test_a_latent_has_the_shape_that_noise_is_drawn_in(pipe, encode, video_THWC):
+    video = VideoSettings(height=HEIGHT, width=WIDTH, num_frames=NUM_FRAMES)
+    assert latent_shape(video) == encode(pipe, video_THWC).shape[1:]
+    assert latent_shape(VideoSettings(height=432, width=768, num_frames=93)) == (16, 24, 54, 96)

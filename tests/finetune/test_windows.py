@@ -2,19 +2,21 @@
 
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import VideoSettings
+from dreamgen.core.settings import FinetuneSettings, VideoSettings
 from dreamgen.core.video import read_video
+from finetune.batches import BatchMaker, WindowDataset
 from finetune.windows import (
-    WindowDataset,
+    all_windows,
     choose_window,
-    collate_windows,
     num_windows,
     read_training_set,
     read_window,
+    window_starts,
 )
 from tests.finetune.conftest import FPS, HEIGHT, NUM_FRAMES, WIDTH, write_training_set
 
@@ -39,7 +41,7 @@ def test_a_window_is_consecutive_frames_of_its_clip(run):
     window = choose_window(clips, NUM_FRAMES, seed=0, sample_index=1)
     whole_THWC = read_video(window.clip.path)
     wanted_THWC = whole_THWC[window.start : window.start + NUM_FRAMES]
-    assert np.array_equal(read_window(window, NUM_FRAMES), wanted_THWC)
+    assert np.array_equal(read_window(window, NUM_FRAMES).numpy(), wanted_THWC)
 
 
 def test_each_epoch_visits_every_clip_once_in_a_new_order(run):
@@ -55,13 +57,26 @@ def test_windows_depend_on_the_seed_and_not_on_workers(run):
     clips = read_training_set(run, VIDEO)
 
     def stream(seed, **options):
-        loader = DataLoader(WindowDataset(clips, NUM_FRAMES, 6, seed), collate_fn=collate_windows, **options)
-        return [video_THWC.numpy() for batch in loader for video_THWC in batch["video_BTHWC"]]
+        dataset = WindowDataset(clips, NUM_FRAMES, 6, seed, None, lambda window: read_window(window, NUM_FRAMES))
+        loader = DataLoader(dataset, collate_fn=BatchMaker(seed, (16, 3, 4, 6), FinetuneSettings()), **options)
+        batches = list(loader)
+        videos = [video_THWC for batch in batches for video_THWC in batch["content"]]
+        return videos + [noise_CTHW for batch in batches for noise_CTHW in batch["draws"].noise_BCTHW]
 
     alone = stream(0)
-    assert all(map(np.array_equal, alone, stream(0, num_workers=2)))
-    assert all(map(np.array_equal, alone, stream(0, batch_size=3)))
-    assert not all(map(np.array_equal, alone, stream(1)))
+    assert all(map(torch.equal, alone, stream(0, num_workers=2)))
+    assert all(map(torch.equal, alone, stream(0, batch_size=3)))
+    assert not all(map(torch.equal, alone, stream(1)))
+
+
+def test_few_windows_are_spread_over_the_clip(run):
+    clips = read_training_set(run, VIDEO)
+    starts = {count: list(window_starts(clips[0], NUM_FRAMES, count)) for count in (1, 2, 3, 5, 6, 9, None)}
+    assert starts == {
+        1: [0], 2: [0, 5], 3: [0, 2, 5], 5: [0, 1, 2, 4, 5], 6: [*range(6)], 9: [*range(6)], None: [*range(6)]
+    }  # fmt: skip
+    chosen = {choose_window(clips, NUM_FRAMES, 0, index, windows_per_clip=2) for index in range(60)}
+    assert chosen == set(all_windows(clips, NUM_FRAMES, 2)) and len(chosen) == 3 * 2
 
 
 def test_all_problems_are_told_at_once(run):
@@ -115,7 +130,6 @@ def test_a_clip_that_breaks_later_is_an_error_and_not_replaced(run):
     clips = read_training_set(run, VIDEO)
     write_training_set(run.root / "other", num_clips=1, num_frames=10)
     (run.root / "other/train/videos/clip_0.mp4").rename(clips[0].path)
-    dataset = WindowDataset(clips, NUM_FRAMES, 60, seed=0)
-    late = next(i for i in range(60) if (w := choose_window(clips, NUM_FRAMES, 0, i)).clip == clips[0] and w.start > 1)
+    late = next(w for i in range(60) if (w := choose_window(clips, NUM_FRAMES, 0, i)).clip == clips[0] and w.start > 1)
     with pytest.raises(UserError, match=r"clip_0\.mp4 is damaged"):
-        dataset[late]
+        read_window(late, NUM_FRAMES)

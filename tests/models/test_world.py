@@ -1,6 +1,7 @@
 """The mini model, a local folder and a hub id go one path, and what cannot be loaded is said."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -12,8 +13,9 @@ from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import ModelSettings
 from dreamgen.models.adapter import add_adapter, save_adapter
 from dreamgen.models.mini import build_mini, save_mini
-from dreamgen.models.safety import make_safety_checker
+from dreamgen.models.safety import Unguarded, make_safety_checker
 from dreamgen.models.world import (
+    empty_transformer,
     folder_fingerprint,
     load_world_model,
     resolve_device,
@@ -130,3 +132,32 @@ def test_a_device_that_is_none_is_refused():
 def test_the_pipeline_class_is_the_real_one(world):
     source = resolve_world_model(replace(MODEL, path=str(world)), RunFolder(world.parent))
     assert type(load_world_model(source, MODEL)) is Cosmos2_5_PredictBasePipeline
+
+
+@pytest.mark.parametrize("entry", [["cosmos_guardrail", "CosmosSafetyChecker"], ["builtins", "function"], [None, None]])
+def test_a_model_that_names_a_checker_which_is_not_installed_still_loads(world, tmp_path, entry):
+    folder = tmp_path / "guarded"
+    shutil.copytree(world, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "safety_checker": entry}))
+    settings = replace(MODEL, path=str(folder))
+    pipe = load_world_model(resolve_world_model(settings, RunFolder(tmp_path / "run")), settings)
+    assert isinstance(pipe.safety_checker, Unguarded)
+
+
+def test_damaged_weights_are_told_without_a_traceback(world, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(world, folder)
+    weights = next((folder / "transformer").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    settings = replace(MODEL, path=str(folder))
+    with pytest.raises(UserError, match="could not be loaded"):
+        load_world_model(resolve_world_model(settings, RunFolder(tmp_path / "run")), settings)
+
+
+def test_an_empty_transformer_has_the_shapes_and_no_weights(world, tmp_path):
+    settings = replace(MODEL, path=str(world))
+    source = resolve_world_model(settings, RunFolder(tmp_path / "run"))
+    empty, whole = empty_transformer(source), load_world_model(source, settings).transformer
+    assert {n: p.shape for n, p in empty.named_parameters()} == {n: p.shape for n, p in whole.named_parameters()}
+    assert all(p.is_meta for p in empty.parameters())

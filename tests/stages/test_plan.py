@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 import cv2
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.jobs import read_jobs
@@ -277,3 +278,20 @@ def test_real_pairs(tmp_path, world, real_pairs):
     assert {path.name for path in RunFolder.of(settings).first_frames.iterdir()} == {
         f"{job.first_frame_sha256[:32]}.png" for job in jobs
     }
+
+
+@pytest.mark.parametrize(("tensors", "says"), [
+    ({"transformer.transformer_blocks.0.attn1.to_q.lora_A.weight": np.zeros((2, 7), np.float32)}, "does not fit"),
+    (None, "damaged"),
+])  # fmt: skip
+def test_an_adapter_that_cannot_be_used_gets_no_jobs(tmp_path, world, pairs, tensors, says):
+    settings = tiny_settings(tmp_path / "run", world, pairs)
+    weights = RunFolder.of(settings).adapter / "pytorch_lora_weights.safetensors"
+    weights.parent.mkdir(parents=True)
+    if tensors is None:
+        weights.write_bytes(b"\x00" * 40)
+    else:
+        save_file(tensors, weights)
+    with pytest.raises(UserError, match=says):
+        plan(settings)
+    assert not RunFolder.of(settings).jobs.exists()

@@ -1,0 +1,402 @@
+"""One training step: the published recipe's against ours, on the same random weights and the same batch.
+
+    python benchmarks/finetune_step.py --model cosmos2.5-2b --out benchmarks/results/finetune_step.json
+    python benchmarks/finetune_step.py --model mini --height 64 --width 64 --num_frames 9 --repeats 2     # a smoke test
+
+The published step decodes nothing here but runs what it runs on the GPU: the VAE on the whole window, the 7B text
+encoder, and the transformer with full checkpointing. Ours starts from cached latents and projected text. Beside each
+time stand the peak memory and the error of its gradients against the published step's, and both against float32.
+
+Axes: B batch, T frames, C channels, H height, W width, L text tokens, D features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import gc
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import Qwen2_5_VLTextConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+
+from dreamgen.core.config import configs_folder, read_yaml
+from dreamgen.models.velocity import project_text, velocity
+from finetune.dora import use_closed_form
+from finetune.fast_step import training_blocks
+
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
+NUM_TEXT_TOKENS = 512
+CONDITION_TIMESTEP = 1e-4
+# Rates measured on an H200 for products and cuDNN attention; training's backward attention runs at the third.
+PRODUCT_FLOPS, ATTENTION_FLOPS, ATTENTION_BACKWARD_FLOPS = 781e12, 686e12, 550e12
+
+
+def main() -> None:
+    """Measure, print the table, and write the figures."""
+    args = parse_arguments()
+    device, dtype = torch.device(args.device), torch.bfloat16
+    sizes = read_yaml(configs_folder() / "models" / f"{args.model}.yaml")
+    batch = make_batch(args, device)
+    rows: list[dict[str, Any]] = []
+    encode = None if args.skip_encoders else encoders(sizes, batch, device, dtype)
+    encode_s = measure(encode, args.repeats, device)[0] if encode else [0.0]
+    del encode
+    release(device)
+    for method in args.methods:
+        rows += measure_method(method, args, sizes, batch, device, dtype, encode_s)
+    report = {
+        "machine": machine(device), "model": args.model, "size": [args.num_frames, args.height, args.width],
+        "num_tokens": num_tokens(args), "encode_s": encode_s, "floor_s": floor_s(sizes, args), "rows": rows,
+    }  # fmt: skip
+    if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.out).write_text(json.dumps(report, indent=1))
+    print(table(report))
+
+
+def measure_method(
+    method: str,
+    args: argparse.Namespace,
+    sizes: dict[str, Any],
+    batch: dict[str, torch.Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    encode_s: list[float],
+) -> list[dict[str, Any]]:
+    """Measure the published step and each of ours for LoRA or DoRA."""
+    transformer = make_transformer(sizes["transformer"], device, dtype)
+    parameters = attach(transformer, args.rank, method == "dora")
+    projected_BLD = project_text(transformer, batch["text_BLD"].to(dtype)).detach()
+    plain = functools.partial(plain_loss, transformer, batch, dtype)
+    reference = float32_gradients(sizes, args, method, batch, device) if args.float32 else None
+
+    before = [parameter.detach().clone() for parameter in parameters]
+    transformer.enable_gradient_checkpointing()
+    transformer.train()
+    published = gradients(plain, parameters, device)
+    times, peak = measure(step(plain, parameters, device), args.repeats, device)
+    baseline = statistics.median(times) + statistics.median(encode_s)
+    rows = [row(f"{method} published", times, peak, baseline, encode_s=statistics.median(encode_s))]
+    rows[0]["error_to_float32"] = relative_error(published, reference)
+    transformer.disable_gradient_checkpointing()
+    if method == "dora":
+        use_closed_form(transformer)
+    for variant in args.variants:
+        name, _, backend = variant.partition("+")
+        torch._dynamo.reset()
+        run_block = training_blocks(levels_of(name, sizes["transformer"]["num_layers"]), compiled=not args.eager)
+        fast = functools.partial(
+            with_attention, backend, fast_loss, transformer, batch, projected_BLD, dtype, run_block
+        )
+        restore(parameters, before)
+        release(device)
+        try:
+            ours = gradients(fast, parameters, device)
+            times, peak = measure(step(fast, parameters, device), args.repeats, device)
+        except torch.OutOfMemoryError:
+            rows.append({"name": f"{method} {variant}", "out_of_memory": True})
+            continue
+        print(f"{method} {variant}: {statistics.median(times):.3f} s, {peak:.1f} GiB", file=sys.stderr, flush=True)
+        rows.append(row(f"{method} {variant}", times, peak, baseline))
+        rows[-1]["error_to_published"] = relative_error(ours, published)
+        rows[-1]["error_to_float32"] = relative_error(ours, reference)
+        del ours
+    del transformer, parameters, plain, fast
+    release(device)
+    return rows
+
+
+def plain_loss(transformer: CosmosTransformer3DModel, batch: dict[str, torch.Tensor], dtype: torch.dtype):
+    """Return the published step's loss: diffusers' own forward, text projected in it."""
+    with torch.autocast(batch["clean"].device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        answer = transformer(
+            hidden_states=batch["mixed"].to(dtype),
+            condition_mask=batch["mask"].to(dtype),
+            timestep=batch["timestep_BT"][:, None, :, None, None],
+            encoder_hidden_states=batch["text_BLD"].to(dtype),
+            padding_mask=batch["padding"].to(dtype),
+            return_dict=False,
+        )[0]
+    return loss_of(answer, batch)
+
+
+def fast_loss(transformer, batch, projected_BLD, dtype, run_block):
+    """Return our step's loss: cached text, modulation once a frame, compiled blocks."""
+    with torch.autocast(batch["clean"].device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        answer = velocity(
+            transformer,
+            batch["mixed"].to(dtype),
+            batch["mask"].to(dtype),
+            batch["timestep_BT"],
+            projected_BLD,
+            run_block,
+        )
+    return loss_of(answer, batch)
+
+
+def with_attention(kind: str, call: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+    """Call with cuDNN's or flash attention, or with torch's own choice."""
+    backends = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+    with sdpa_kernel(backends[kind]) if kind else contextlib.nullcontext():
+        return call(*arguments)
+
+
+def levels_of(name: str, num_layers: int) -> list[str]:
+    """Return each block's level; `all:20` is all for the last 20 blocks and attention for the others."""
+    level, _, count = name.partition(":")
+    num = int(count) if count else num_layers
+    return ["attention"] * (num_layers - num) + [level] * num
+
+
+def restore(parameters: list[torch.nn.Parameter], values: list[torch.Tensor]) -> None:
+    """Put the adapter back to where the published gradients were taken; the timed steps moved it."""
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.data.copy_(value)
+
+
+def loss_of(answer: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the mean squared error over the frames that are not given."""
+    learnt = 1 - batch["mask"]
+    squared = (answer.float() - batch["target"]).square() * learnt
+    return squared.sum() / learnt.expand_as(squared).sum()
+
+
+def step(loss: Callable[[], torch.Tensor], parameters: list[torch.nn.Parameter], device: torch.device):
+    """Return a whole optimizer step: loss, gradients, clipping, AdamW."""
+    optimizer = torch.optim.AdamW(parameters, lr=1e-7, fused=device.type == "cuda")
+
+    def run() -> None:
+        loss().backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def measure(run: Callable[[], Any], repeats: int, device: torch.device) -> tuple[list[float], float]:
+    """Return the seconds of each repeat after two warm-ups, and the peak memory in GiB."""
+    for _ in range(2):
+        run()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(repeats):
+        synchronize(device)
+        start_s = time.perf_counter()
+        run()
+        synchronize(device)
+        times.append(time.perf_counter() - start_s)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
+    return times, peak
+
+
+def gradients(loss, parameters, device) -> torch.Tensor:
+    """Return all gradients of one loss as one vector, on the CPU."""
+    loss().backward()
+    flat = torch.cat([p.grad.detach().float().flatten() for p in parameters]).cpu()
+    for parameter in parameters:
+        parameter.grad = None
+    return flat
+
+
+def float32_gradients(sizes, args, method, batch, device) -> torch.Tensor:
+    """Return the gradients of the plain step with weights and arithmetic in float32, the truth for both."""
+    transformer = make_transformer(sizes["transformer"], device, torch.bfloat16)
+    parameters = attach(transformer, args.rank, method == "dora")
+    transformer.float()  # the same bf16 values, exactly
+    transformer.enable_gradient_checkpointing()
+    transformer.train()
+    flat = gradients(functools.partial(plain_loss, transformer, batch, torch.float32), parameters, device)
+    del transformer, parameters
+    release(device)
+    return flat
+
+
+def relative_error(found: torch.Tensor, wanted: torch.Tensor | None) -> float | None:
+    """Return |found - wanted| / |wanted|; None without a reference."""
+    return None if wanted is None else float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def encoders(sizes: dict[str, Any], batch: dict[str, torch.Tensor], device, dtype) -> Callable[[], None]:
+    """Return what the published step runs before the transformer: the VAE on the window and the text encoder."""
+    with torch.device(device):
+        vae = AutoencoderKLWan(**sizes["vae"]).to(dtype).eval().requires_grad_(False)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+            text = Qwen2_5_VLTextModel(
+                Qwen2_5_VLTextConfig(
+                    **{key: sizes["text_encoder"][key] for key in (*keys, "num_key_value_heads")},
+                    vocab_size=sizes["text_encoder"].get("vocab_size", 300),
+                    bos_token_id=None, eos_token_id=1, pad_token_id=0,
+                    rope_parameters={
+                        "rope_type": "default", "rope_theta": 1e6,
+                        "mrope_section": sizes["text_encoder"]["mrope_section"],
+                    },
+                )
+            ).eval().requires_grad_(False)  # fmt: skip
+        finally:
+            torch.set_default_dtype(before)
+    tokens = torch.randint(2, 200, (1, NUM_TEXT_TOKENS), device=device)
+
+    @torch.no_grad()
+    def run() -> None:
+        vae.encode(batch["video_BCTHW"].to(dtype)).latent_dist.mode()
+        states = text(tokens, output_hidden_states=True).hidden_states[1:]
+        torch.cat([(s - s.mean(-1, keepdim=True)) / (s.std(-1, keepdim=True) + 1e-8) for s in states], dim=-1)
+
+    return run
+
+
+def make_transformer(config: dict[str, Any], device, dtype) -> CosmosTransformer3DModel:
+    """Build the transformer with random weights, the same at every call."""
+    torch.manual_seed(0)
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    if "crossattn_proj_in_channels" not in config:
+        config["crossattn_proj_in_channels"] = 192
+    with torch.device(device):
+        transformer = CosmosTransformer3DModel(**config)
+    return transformer.to(dtype).requires_grad_(False)
+
+
+def attach(transformer: CosmosTransformer3DModel, rank: int, use_dora: bool) -> list[torch.nn.Parameter]:
+    """Put an adapter on, away from its zero start, where half of the gradients would be zero."""
+    from dreamgen.models.adapter import add_adapter
+
+    parameters = add_adapter(transformer, rank, rank, TARGETS, use_dora)
+    generator = torch.Generator(parameters[0].device).manual_seed(1)
+    for name, parameter in transformer.named_parameters():
+        if parameter.requires_grad and "magnitude" not in name:
+            parameter.data.normal_(0, 0.02, generator=generator)
+    return parameters
+
+
+def make_batch(args: argparse.Namespace, device: torch.device) -> dict[str, torch.Tensor]:
+    """Draw one window with its noise, at sigma 0.7, the first latent frame given."""
+    generator = torch.Generator().manual_seed(0)
+    num_latents = (args.num_frames - 1) // 4 + 1
+    shape = (1, 16, num_latents, args.height // 8, args.width // 8)
+    sizes = read_yaml(configs_folder() / "models" / f"{args.model}.yaml")["transformer"]
+    text_features = sizes.get("crossattn_proj_in_channels", 192)
+    clean, noise = (torch.randn(shape, generator=generator) for _ in range(2))
+    mask = torch.zeros(1, 1, *shape[2:])
+    mask[:, :, 0] = 1
+    timestep_BT = torch.full((1, num_latents), 0.7)
+    timestep_BT[:, 0] = CONDITION_TIMESTEP
+    batch = {
+        "video_BCTHW": torch.rand(1, 3, args.num_frames, args.height, args.width, generator=generator) * 2 - 1,
+        "text_BLD": torch.randn(1, NUM_TEXT_TOKENS, text_features, generator=generator),
+        "clean": clean, "target": noise - clean, "mask": mask, "timestep_BT": timestep_BT,
+        "mixed": mask * clean + (1 - mask) * (0.7 * noise + 0.3 * clean),
+        "padding": torch.zeros(1, 1, args.height, args.width),
+    }  # fmt: skip
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def num_tokens(args: argparse.Namespace) -> int:
+    """Return the transformer's tokens for the window."""
+    return ((args.num_frames - 1) // 4 + 1) * (args.height // 16) * (args.width // 16)
+
+
+def floor_s(sizes: dict[str, Any], args: argparse.Namespace) -> float:
+    """Return the seconds that an H200 needs at its measured rates for the arithmetic that cannot be left out.
+
+    Forward products and attention once; backward once more for the products (frozen weights need no gradient of their
+    own) and 2.5 times the forward for attention.
+    """
+    config = sizes["transformer"]
+    tokens, width = num_tokens(args), config["num_attention_heads"] * config["attention_head_dim"]
+    products = config["num_layers"] * tokens * width * width * 2 * (4 + 2 + 2 * config["mlp_ratio"])
+    attention = config["num_layers"] * 4 * tokens * (tokens + NUM_TEXT_TOKENS) * width
+    return 2 * products / PRODUCT_FLOPS + attention / ATTENTION_FLOPS + 2.5 * attention / ATTENTION_BACKWARD_FLOPS
+
+
+def row(name: str, times: list[float], peak_gib: float, baseline_s: float, encode_s: float = 0.0) -> dict[str, Any]:
+    """Return one line of the table."""
+    median = statistics.median(times) + encode_s
+    return {
+        "name": name, "step_s": median, "min_s": min(times) + encode_s, "max_s": max(times) + encode_s,
+        "peak_gib": peak_gib, "ratio": median / baseline_s,
+    }  # fmt: skip
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return the figures as Markdown."""
+    lines = [
+        f"{report['machine']}, {report['model']}, {report['num_tokens']} tokens, floor {report['floor_s']:.2f} s",
+        "",
+        "| step | s (min to max) | of published | peak GiB | gradient error to published | to float32 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for line in report["rows"]:
+        if line.get("out_of_memory"):
+            lines.append(f"| {line['name']} | out of memory | | | | |")
+            continue
+        errors = [line.get("error_to_published"), line.get("error_to_float32")]
+        shown = " | ".join("" if error is None else f"{error:.2e}" for error in errors)
+        lines.append(
+            f"| {line['name']} | {line['step_s']:.3f} ({line['min_s']:.3f} to {line['max_s']:.3f}) "
+            f"| {line['ratio']:.3f} | {line['peak_gib']:.1f} | {shown} |"
+        )
+    return "\n".join(lines)
+
+
+def machine(device: torch.device) -> str:
+    """Return the device's name and torch's version."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    return f"{name}, torch {torch.__version__}"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def release(device: torch.device) -> None:
+    """Give freed memory back, so that one measurement's does not count for the next."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="cosmos2.5-2b", help="a file of configs/models")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--height", type=int, default=432)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--num_frames", type=int, default=93)
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--methods", nargs="+", default=["lora", "dora"])
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=["blocks", "attention", "all:10", "all:20"],
+        help="what blocks keep: blocks, attention, all or all:N; +cudnn or +flash: which attention",
+    )
+    parser.add_argument("--eager", action="store_true", help="do not compile")
+    parser.add_argument("--float32", action="store_true", help="measure both against float32 gradients")
+    parser.add_argument("--skip_encoders", action="store_true")
+    parser.add_argument("--out", help="write the figures as JSON")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The transformer's forward pass with the modulation computed once a frame instead of once a token.
+
+Axes: B batch, C channels, T latent frames, H and W latent height and width, S tokens of one frame, L text tokens,
+D features.
+
+diffusers expands the per-frame timestep to every token before the modulation MLPs; all tokens of a frame then get the
+same numbers. Here hidden states keep a frame axis and the modulation broadcasts over S. The arithmetic of each row is
+the same, so the result differs by rounding at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers import CosmosTransformer3DModel
+from diffusers.models.transformers.transformer_cosmos import CosmosTransformerBlock
+
+Rope = tuple[torch.Tensor, torch.Tensor]
+BlockForward = Callable[
+    [CosmosTransformerBlock, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Rope], torch.Tensor
+]
+
+
+def block_forward(
+    block: CosmosTransformerBlock,
+    hidden_BTSD: torch.Tensor,
+    text_BLD: torch.Tensor,
+    embedded_timestep_BT1D: torch.Tensor,
+    temb_BT1D: torch.Tensor,
+    rope: Rope,
+) -> torch.Tensor:
+    """Run one transformer block: self-attention over all frames, cross-attention to the text, feed-forward.
+
+    Returns:
+        hidden_BTSD.
+    """
+    num_frames = hidden_BTSD.shape[1]
+    modulated, gate = block.norm1(hidden_BTSD, embedded_timestep_BT1D, temb_BT1D)
+    attended = block.attn1(modulated.flatten(1, 2), image_rotary_emb=rope)
+    hidden_BTSD = hidden_BTSD + gate * attended.unflatten(1, (num_frames, -1))
+    modulated, gate = block.norm2(hidden_BTSD, embedded_timestep_BT1D, temb_BT1D)
+    attended = block.attn2(modulated.flatten(1, 2), encoder_hidden_states=text_BLD)
+    hidden_BTSD = hidden_BTSD + gate * attended.unflatten(1, (num_frames, -1))
+    modulated, gate = block.norm3(hidden_BTSD, embedded_timestep_BT1D, temb_BT1D)
+    return hidden_BTSD + gate * block.ff(modulated)
+
+
+def project_text(transformer: CosmosTransformer3DModel, text: torch.Tensor) -> torch.Tensor:
+    """Apply the frozen cross-attention projection: 100,352 features a token become 1,024 in the real model.
+
+    Args:
+        text: The text encoder's output, (B, L, features of all its layers).
+
+    Returns:
+        text_BLD, what `velocity` takes.
+    """
+    return transformer.crossattn_proj(text) if transformer.config.use_crossattn_projection else text
+
+
+def velocity(
+    transformer: CosmosTransformer3DModel,
+    latents_BCTHW: torch.Tensor,
+    condition_mask_B1THW: torch.Tensor,
+    timestep_BT: torch.Tensor,
+    text_BLD: torch.Tensor,
+    run_block: BlockForward | Sequence[BlockForward] = block_forward,
+) -> torch.Tensor:
+    """Predict the velocity, noise - clean, as `CosmosTransformer3DModel.forward` does.
+
+    Args:
+        transformer: A model with patches of one frame and without a learned position embedding, as Predict 2.5 is.
+        latents_BCTHW: Noised latents with clean conditioning frames, in the transformer's dtype.
+        condition_mask_B1THW: 1 on conditioning frames.
+        timestep_BT: Noise level of each frame, float32.
+        text_BLD: From `project_text`.
+        run_block: `block_forward`, or a compiled or checkpointed form of it; a sequence has one for each block.
+
+    Returns:
+        velocity_BCTHW.
+    """
+    config = transformer.config
+    assert config.patch_size[0] == 1 and not config.extra_pos_embed_type, "not a Cosmos Predict 2.5 transformer"
+    batch_size, _, num_frames, height, width = latents_BCTHW.shape
+    channels = [latents_BCTHW, condition_mask_B1THW]
+    if config.concat_padding_mask:
+        channels.append(torch.zeros_like(condition_mask_B1THW))
+    stacked = torch.cat(channels, dim=1)
+
+    rope = transformer.rope(stacked, fps=None)
+    hidden_BTSD = transformer.patch_embed(stacked).flatten(2, 3)
+    temb, embedded_timestep = transformer.time_embed(hidden_BTSD, timestep_BT.flatten())
+    temb_BT1D, embedded_BT1D = (x.view(batch_size, num_frames, 1, -1) for x in (temb, embedded_timestep))
+    blocks = transformer.transformer_blocks
+    for block, run in zip(blocks, [run_block] * len(blocks) if callable(run_block) else run_block, strict=True):
+        hidden_BTSD = run(block, hidden_BTSD, text_BLD, embedded_BT1D, temb_BT1D, rope)
+    hidden_BTSD = transformer.norm_out(hidden_BTSD, embedded_BT1D, temb_BT1D)
+    return _unpatchify(transformer.proj_out(hidden_BTSD), height, width, config.patch_size)
+
+
+def _unpatchify(tokens_BTSD: torch.Tensor, height: int, width: int, patch_size: tuple[int, int, int]) -> torch.Tensor:
+    _, patch_height, patch_width = patch_size
+    # A token's features are ordered (patch row, patch column, channel): not the order that patchifying reads.
+    tokens = tokens_BTSD.unflatten(3, (patch_height, patch_width, -1))
+    tokens = tokens.unflatten(2, (height // patch_height, width // patch_width))  # B T h w ph pw C
+    return tokens.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)

@@ -1,0 +1,129 @@
+"""How much memory a training needs, by arithmetic from the transformer's configuration and before anything is loaded.
+
+Weights and optimizer are counted; activations are counted in units of one (tokens x features), of which
+`finetune.fast_step` says how many a block keeps and a step works with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dreamgen.core.errors import UserError
+from dreamgen.core.settings import Settings
+from finetune.fast_step import KEPT_ACTIVATIONS, WORKING_ACTIVATIONS, Level, kept_activations
+from finetune.sizes import TransformerSize, num_adapter_parameters, num_rows
+
+GIB = 2**30
+ADAM_BYTES = 16  # a trained weight in float32, its gradient and AdamW's two moments
+LEAST: Level = "blocks"
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Parts of the peak of one GPU, in GiB.
+
+    Args:
+        weights: Of the transformer, frozen; where all are trained, their copies in the model's dtype.
+        trained: The adapter, or all weights, with gradients, optimizer and moving average.
+        kept: What the blocks keep from the forward to the backward pass.
+        working: What comes and goes: a block's recomputation and backward pass, the first and last layers.
+    """
+
+    weights: float
+    trained: float
+    kept: float
+    working: float
+
+    @property
+    def peak(self) -> float:
+        """Return the sum."""
+        return self.weights + self.trained + self.kept + self.working
+
+    def __str__(self) -> str:
+        return (
+            f"{self.peak:.1f} GiB = weights {self.weights:.1f} + trained weights with optimizer "
+            f"{self.trained:.1f} + kept activations {self.kept:.1f} + a block at work {self.working:.1f}"
+        )
+
+
+def activation_gib(size: TransformerSize, settings: Settings) -> float:
+    """Return one activation of a batch in GiB: tokens x features in the model's dtype."""
+    num_tokens = settings.finetune.batch_size * num_rows(size, settings.video)["tokens"]
+    return num_tokens * size.num_features * _number_bytes(settings) / GIB
+
+
+def fixed_gib(size: TransformerSize, settings: Settings) -> tuple[float, float]:
+    """Return what weights take whatever is kept, in GiB: the frozen ones, and the trained ones with their optimizer."""
+    tune = settings.finetune
+    if tune.method == "full":
+        # Beside the float32 weights there are autocast's bfloat16 copies of them.
+        copied = size.num_parameters if settings.model.dtype == "bfloat16" else size.num_projection_parameters
+        frozen, num_trained = (
+            copied * _number_bytes(settings),
+            size.num_parameters - size.num_projection_parameters,
+        )
+    else:
+        frozen = size.num_parameters * _number_bytes(settings)
+        num_trained = num_adapter_parameters(size, tune.lora.rank, tune.lora.target_modules, tune.method == "dora")
+    average_bytes = 4 if tune.ema_decay is not None else 0
+    return frozen / GIB, num_trained * (ADAM_BYTES + average_bytes) / GIB
+
+
+def estimate_memory(size: TransformerSize, settings: Settings, levels: Sequence[Level]) -> MemoryEstimate:
+    """Estimate a training step's peak on one GPU.
+
+    Args:
+        size: Of the transformer.
+        settings: Video, batch, method and precision.
+        levels: What each block keeps.
+
+    Returns:
+        The parts.
+    """
+    weights, trained = fixed_gib(size, settings)
+    unit = activation_gib(size, settings)
+    kept = sum(kept_activations(level, settings.finetune.method == "dora") for level in levels) * unit
+    return MemoryEstimate(weights, trained, kept, WORKING_ACTIVATIONS * unit)
+
+
+def check_fits(size: TransformerSize, settings: Settings, memory_gib: float, where: str) -> None:
+    """Refuse a training that cannot fit however little its blocks keep.
+
+    Args:
+        size: Of the transformer.
+        settings: Of the run.
+        memory_gib: That the step may use.
+        where: Whose it is.
+
+    Raises:
+        UserError: with the arithmetic, and what to change.
+    """
+    least = estimate_memory(size, settings, [LEAST] * size.num_layers)
+    if least.peak <= memory_gib:
+        return
+    raise UserError(
+        f"this training does not fit on {where}: {size.num_parameters / 1e9:.1f} billion weights, "
+        f"{num_rows(size, settings.video)['tokens']:,} tokens a window, {settings.finetune.batch_size} a step",
+        actual=f"at least {least}",
+        allowed=f"{memory_gib:.1f} GiB",
+        next_step=_what_to_change(size, settings, memory_gib),
+    )
+
+
+def _what_to_change(size: TransformerSize, settings: Settings, memory_gib: float) -> str:
+    weights, trained = fixed_gib(size, settings)
+    if settings.finetune.method == "full":
+        return f"train an adapter, --method=lora: with all weights the optimizer alone keeps {trained:.0f} GiB"
+    if weights + trained > memory_gib:
+        return "choose a smaller model, or a GPU with more memory: the weights alone do not fit"
+    unit, num_tokens = activation_gib(size, settings), num_rows(size, settings.video)["tokens"]
+    needed = unit * (size.num_layers * KEPT_ACTIVATIONS[LEAST] + WORKING_ACTIVATIONS)
+    batch_size = settings.finetune.batch_size
+    fitting = int(num_tokens * batch_size * (memory_gib - weights - trained) / needed)
+    smaller = "--batch_size=1, " if batch_size > 1 else ""
+    return f"{smaller}a smaller --video.height and --video.width, or fewer --video.num_frames: {fitting:,} tokens fit"
+
+
+def _number_bytes(settings: Settings) -> int:
+    return 2 if settings.model.dtype == "bfloat16" else 4

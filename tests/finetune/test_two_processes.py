@@ -1,0 +1,76 @@
+"""Two processes on the CPU (gloo) train what one with twice the accumulation trains, and none waits for ever."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from dreamgen.core.run_folder import RunFolder
+from dreamgen.models.adapter import WEIGHTS_NAME
+from finetune import finetune
+from tests.finetune.conftest import training_settings, write_training_set
+from tests.finetune.curves import checkpoint_names, curve
+
+ROOT = Path(__file__).parents[2]
+TUNE = {"num_steps": 4, "method": "dora", "ema_decay": 0.5, "log_every": 3}
+
+
+def settings_for(folder, world, **tune):
+    # Three clips for two processes: an epoch ends in the middle of a step.
+    if not (folder / "train").exists():
+        write_training_set(folder, num_clips=3, num_frames=13)
+    return training_settings(folder, world, finetune={**TUNE, **tune})
+
+
+def two_processes(*words) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *map(str, words)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+
+
+def same(one, other):
+    """Compare two trainings up to rounding, which another order of sums changes and Adam makes larger."""
+    for row, wanted in zip(curve(one), curve(other), strict=True):
+        assert list(map(float, row)) == pytest.approx(list(map(float, wanted)), rel=1e-3)
+    weights, wanted = (load_file(run / "adapter" / WEIGHTS_NAME) for run in (one, other))
+    assert weights.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert (weights[name] - tensor).norm() < 0.02 * tensor.norm(), name
+
+
+def test_two_processes_are_one_with_twice_the_accumulation(world, tmp_path):
+    finetune(settings_for(tmp_path / "one", world, gradient_accumulation_steps=2))
+    RunFolder(tmp_path / "two").record(settings_for(tmp_path / "two", world), ["finetune"])
+    done = two_processes("-m", "finetune", f"--out={tmp_path / 'two'}")
+    assert done.returncode == 0, done.stderr
+    same(tmp_path / "two", tmp_path / "one")
+    assert done.stdout.count("final_loss") == 1  # one process speaks
+    counted = [line for line in done.stdout.splitlines() if line.startswith("num_samples")]
+    assert counted == ["num_samples: 8"]
+
+
+def test_processes_stop_together_and_fail_together(world, tmp_path):
+    finetune(settings_for(tmp_path / "one", world, gradient_accumulation_steps=4))
+    for name in ("stopped", "full_disk", "broken_clip"):
+        settings_for(tmp_path / name, world)
+    done = two_processes(Path(__file__).with_name("two_process_driver.py"), tmp_path, world)
+    told = {rank: json.loads((tmp_path / f"told-{rank}.json").read_text()) for rank in (0, 1)}
+
+    # Rank 1 alone got a signal, in its second step. Gradients cross over in each step's last batch only.
+    for rank in (0, 1):
+        assert told[rank]["stopped"] == {"partial": True, "step": 2, "syncs": [False, True, False, True]}
+    assert checkpoint_names(tmp_path / "stopped") == ["step-000002"]
+    # One process goes on with twice the accumulation, and the steps are the same.
+    finetune(settings_for(tmp_path / "stopped", world, gradient_accumulation_steps=4), resume=True)
+    same(tmp_path / "stopped", tmp_path / "one")
+
+    # Rank 0 alone could not write.
+    assert "cannot be written" in told[0]["full_disk"] and "main process could not write" in told[1]["full_disk"]
+    assert not checkpoint_names(tmp_path / "full_disk")
+    # Rank 1 alone met a broken clip and ended; the launcher ended the other instead of letting it wait.
+    assert done.returncode != 0 and "is damaged" in told[1]["broken_clip"] and "broken_clip" not in told[0]
+    assert not (tmp_path / "broken_clip/adapter").exists()
