@@ -43,35 +43,35 @@ class Command:
 
 COMMANDS = {
     "prepare": Command(
-        "demonstrations -> training set", "dreamgen.pipeline:prepare_stage", "prepare", ("dry_run", "resume"),
+        "demonstrations -> training set", "dreamgen.commands:prepare_stage", "prepare", ("dry_run", "resume"),
         "dreamgen prepare --demos path/to/lerobot_dataset --out runs/pick",
     ),
     "finetune": Command(
-        "training set -> LoRA or DoRA adapter", "dreamgen.pipeline:finetune_stage", "finetune", ("dry_run", "resume"),
+        "training set -> LoRA or DoRA adapter", "dreamgen.commands:finetune_stage", "finetune", ("dry_run", "resume"),
         "dreamgen finetune --out runs/pick --method dora --lora.rank=16",
     ),
     "plan": Command(
-        "first frames x instructions x seeds -> jobs", "dreamgen.pipeline:plan_stage", "plan", ("dry_run", "resume"),
+        "first frames x instructions x seeds -> jobs", "dreamgen.commands:plan_stage", "plan", ("dry_run", "resume"),
         "dreamgen plan --out runs/pick --first_frames path/to/pairs --num_seeds 5",
     ),
     "generate": Command(
-        "jobs -> clips on Ray; does what is not done yet", "dreamgen.pipeline:generate_stage", "generate",
+        "jobs -> clips on Ray; does what is not done yet", "dreamgen.commands:generate_stage", "generate",
         ("dry_run", "resume"), "dreamgen generate --out runs/pick --limit 4",
     ),
     "label": Command(
-        "clips -> actions, by inverse dynamics trained on the demonstrations", "dreamgen.pipeline:label_stage", "idm",
+        "clips -> actions, by inverse dynamics trained on the demonstrations", "dreamgen.commands:label_stage", "idm",
         ("resume",), "dreamgen label --out runs/pick",
     ),
     "curate": Command(
-        "clips -> verdicts", "dreamgen.pipeline:curate_stage", "curate", ("resume",),
+        "clips -> verdicts", "dreamgen.commands:curate_stage", "curate", ("resume",),
         "dreamgen curate --out runs/pick --min_motion=1.0",
     ),
     "export": Command(
-        "accepted clips -> LeRobot and HDF5 datasets", "dreamgen.pipeline:export_stage", "export", ("resume",),
+        "accepted clips -> LeRobot and HDF5 datasets", "dreamgen.commands:export_stage", "export", ("resume",),
         "dreamgen export --out runs/pick --formats='[lerobot-v3.0]'",
     ),
     "check": Command(
-        "verify a LeRobot or robomimic dataset, ours or not", "dreamgen.pipeline:check_stage", None, (),
+        "verify a LeRobot or robomimic dataset, ours or not", "dreamgen.commands:check_stage", None, (),
         "dreamgen check runs/pick/datasets/lerobot-v3.0",
     ),
     "run": Command(
@@ -79,15 +79,15 @@ COMMANDS = {
         "dreamgen run --config_path configs/mini.yaml --demos path/to/lerobot_dataset --out runs/pick",
     ),
     "report": Command(
-        "the run on one page, report.html", "dreamgen.pipeline:report_stage", "report", ("resume",),
+        "the run on one page, report.html", "dreamgen.commands:report_stage", "report", ("resume",),
         "dreamgen report --out runs/pick",
     ),
     "doctor": Command(
-        "versions, GPU, codecs, disk, login: one block for a bug report", "dreamgen.pipeline:doctor_stage", None, (),
+        "versions, GPU, codecs, disk, login: one block for a bug report", "dreamgen.commands:doctor_stage", None, (),
         "dreamgen doctor",
     ),
     "demo": Command(
-        "the whole job on demonstrations that it makes itself, on a CPU", "dreamgen.pipeline:run_demo", None, (),
+        "the whole job on demonstrations that it makes itself, on a CPU", "dreamgen.commands:run_demo", None, (),
         "dreamgen demo --out runs/demo",
     ),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""All stages in order, and each stage as a command calls it: refuse or resume, run, record the settings."""
+"""All stages in order: look ahead, run what is not done, skip what has nothing to work on, end in a page."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dreamgen.core.config import find_preset, read_yaml, settings_from_dict
 from dreamgen.core.environment import set_library_defaults
 from dreamgen.core.errors import NothingAccepted, Problems, UserError
 from dreamgen.core.journal import read_journal
@@ -88,6 +86,8 @@ def _export(settings: Settings, resume: bool) -> StageResult:
 
 
 def _check(settings: Settings, resume: bool) -> StageResult:
+    from export.check import check_stage
+
     folders = [RunFolder.of(settings).datasets / name for name in settings.export.formats]
     results = {folder.name: check_stage(folder) for folder in folders if folder.exists()}
     num_errors = sum(result.figures["num_errors"] for result in results.values())
@@ -137,7 +137,9 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
     """
     run = RunFolder.of(settings)
     if dry_run:
-        return [prepare_stage(settings, dry_run=True)]
+        from dreamgen.prepare import inspect
+
+        return [inspect(settings)]
     done = [stage for stage in STAGES.values() if stage.output and stage.output(run).exists()]
     check_can_run(settings, run, done, resume)
     results: list[StageResult] = []
@@ -197,22 +199,6 @@ def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume:
     problems.raise_if_any("the run cannot start")
 
 
-def run_demo(settings: Settings) -> list[StageResult]:
-    """Run the whole job with the mini model on demonstrations made here, then say where things lie and what to try."""
-    from dreamgen.demo_data import demo_instructions, write_demo_dataset
-
-    out = Path(settings.out or "runs/demo")
-    demos = out / "demos"
-    if not demos.exists():
-        log(f"making demonstrations: a drawn robot arm picks and places blocks -> {demos}")
-        write_demo_dataset(demos)
-    preset = read_yaml(find_preset("mini"))
-    settings = settings_from_dict({**preset, "out": str(out), "demos": str(demos)})
-    settings = replace(settings, plan=replace(settings.plan, instructions=demo_instructions(2, seed=0)))
-    results = run_all(settings, resume=True)
-    return [*results, StageResult("demo", _where(RunFolder(out)), {}, _next_commands(out))]
-
-
 @contextmanager
 def _claimed(run: RunFolder, settings: Settings) -> Iterator[None]:
     """Write run.yaml before anything else, so that no output is without it; take it back from a false start."""
@@ -245,110 +231,3 @@ def _release_memory() -> None:
     gc.collect()
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         sys.modules["torch"].cuda.empty_cache()
-
-
-def prepare_stage(settings: Settings, resume: bool = False, dry_run: bool = False) -> StageResult:
-    """`dreamgen prepare`."""
-    if dry_run:
-        from dreamgen.prepare import inspect
-
-        return inspect(settings)
-    return _single("prepare", settings, resume)
-
-
-def finetune_stage(settings: Settings, resume: bool = False, dry_run: bool = False) -> StageResult:
-    """`dreamgen finetune`."""
-    if dry_run:
-        from finetune import finetune
-
-        return finetune(settings, dry_run=True)
-    return _single("finetune", settings, resume)
-
-
-def plan_stage(settings: Settings, resume: bool = False, dry_run: bool = False) -> StageResult:
-    """`dreamgen plan`: adds to the jobs that are there."""
-    if dry_run:
-        from dreamgen.plan import plan
-
-        return plan(settings, dry_run=True)
-    return _single("plan", settings, resume=False)
-
-
-def generate_stage(settings: Settings, resume: bool = False, dry_run: bool = False) -> StageResult:
-    """`dreamgen generate`: always goes on where it stopped."""
-    if dry_run:
-        from dreamgen.generate_ray import generate
-
-        return generate(settings, dry_run=True)
-    return _single("generate", settings, resume)
-
-
-def label_stage(settings: Settings, resume: bool = False) -> list[StageResult]:
-    """`dreamgen label`: trains the inverse-dynamics model first where the run has none."""
-    run = RunFolder.of(settings)
-    if not run.idm.exists():
-        return [_single("inverse dynamics", settings, resume), _single("label", settings, resume)]
-    run.check_unchanged(settings, ["idm"], but=("idm.predict_state",))
-    return [_single("label", settings, resume)]
-
-
-def curate_stage(settings: Settings, resume: bool = False) -> StageResult:
-    """`dreamgen curate`: judges again, so that new thresholds count."""
-    return _single("curate", settings, resume)
-
-
-def export_stage(settings: Settings, resume: bool = False) -> StageResult:
-    """`dreamgen export`."""
-    return _single("export", settings, resume)
-
-
-def report_stage(settings: Settings, resume: bool = False) -> StageResult:
-    """`dreamgen report`."""
-    return _single("report", settings, resume)
-
-
-def check_stage(path: Path) -> StageResult:
-    """`dreamgen check PATH`."""
-    from export.check import check_stage as check
-
-    return check(path)
-
-
-def doctor_stage(out: Path | None = None) -> StageResult:
-    """`dreamgen doctor [OUT]`."""
-    from dreamgen.doctor import doctor
-
-    return doctor(out)
-
-
-def _single(name: str, settings: Settings, resume: bool) -> StageResult:
-    run, stage = RunFolder.of(settings), STAGES[name]
-    # A stage may be run again with other settings of its own; what earlier stages were made with must stay.
-    run.check_unchanged(settings, [])
-    output = stage.output(run) if stage.output else None
-    if resume and output is not None and output.exists():
-        return StageResult(name, {name: output}, {}, ["done before, kept"])
-    result = stage.call(settings, resume)
-    run.record(settings, [stage.section])
-    return result
-
-
-def _where(run: RunFolder) -> dict[str, Any]:
-    places = {
-        "report": run.report,
-        "datasets": run.datasets,
-        "clips": run.clips,
-        "adapter": run.adapter,
-        "training set": run.train,
-        "settings": run.settings_file,
-    }
-    return {name: path for name, path in places.items() if path.exists()}
-
-
-def _next_commands(out: Path) -> list[str]:
-    return [
-        "try next, after `source .venv/bin/activate`:",
-        "dreamgen run --config_path configs/mini.yaml --demos YOUR_DATASET --out runs/mine",
-        f"dreamgen plan --out {out} --num_seeds 2 && dreamgen generate --out {out}",
-        f"dreamgen check {out / 'datasets' / 'lerobot-v3.0'}",
-    ]
