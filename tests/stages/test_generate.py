@@ -17,15 +17,15 @@ import torch
 from safetensors.torch import save_file
 
 from dreamgen.core.errors import UserError
-from dreamgen.core.jobs import read_jobs
+from dreamgen.core.jobs import read_jobs, write_jobs
 from dreamgen.core.journal import Journal, read_journal
-from dreamgen.core.records import JournalRecord, job_id
+from dreamgen.core.records import Job, JournalRecord, job_id
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.video import probe, write_png
 from dreamgen.generate import STAGE, dream_clip, make_clip, noise_for, remove_stale_temporaries, todo
 from dreamgen.generate_pool import is_gpu_fault
 from dreamgen.generate_ray import generate
-from dreamgen.models.adapter import WEIGHTS_NAME
+from dreamgen.models.adapter import WEIGHTS_NAME, adapter_sha256
 from dreamgen.models.safety import Unguarded
 from dreamgen.models.world import load_world_model, resolve_world_model
 from tests.fixtures.world import HEIGHT, NUM_FRAMES, WIDTH, frame, make_world, planned_run, tiny_settings, write_pairs
@@ -288,10 +288,12 @@ def test_worker_that_dies_is_replaced_and_its_clip_made(base, plain, cluster, tm
 
 def test_adapter_that_does_not_fit_stops_before_any_clip(base, cluster, tmp_path):
     settings = settings_for(base, tmp_path / "run")
-    run = RunFolder.of(settings)
+    run = planned_run(settings)
     run.adapter.mkdir(parents=True)
     save_file({"transformer.no_such_layer.lora_A.weight": torch.zeros(2, 8)}, run.adapter / WEIGHTS_NAME)
-    planned_run(settings)
+    # As if it had been planned for: plan itself refuses such an adapter.
+    values = [asdict(job) | {"adapter_sha256": adapter_sha256(run.adapter)} for job in read_jobs(run.jobs)]
+    write_jobs(run.jobs, [Job(**(job | {"clip_id": job_id(job)})) for job in values])
     with pytest.raises(UserError, match="does not fit the model") as caught:
         generate(settings)
     assert type(caught.value) is UserError
