@@ -11,6 +11,7 @@ import yaml
 from dreamgen.core.files import write_text
 from dreamgen.core.run_folder import RunFolder, as_plain
 from dreamgen.core.settings import Settings
+from dreamgen.models.adapter import WEIGHTS_NAME
 from dreamgen.models.world import WorldModelSource
 from finetune.curves import curves_svg
 from finetune.training_log import read_steps
@@ -187,6 +188,8 @@ def loading_snippet(settings: Settings, source: WorldModelSource, adapter: Path 
     given = ", ".join([repr(source.path), *(f"{name}={value}" for name, value in options.items() if value)])
     moved = "" if device == "cpu" else f'.to("{device}")'
     asked = f"prompt={settings.prompt_prefix + '...'!r}, height={video.height}, width={video.width}"
+    # Offline, diffusers 0.39 does not look into a folder for the file's name.
+    named = f", weight_name={WEIGHTS_NAME!r}" if isinstance(adapter, Path) else ""
     lines = {
         "import torch": True,
         "from diffusers import Cosmos2_5_PredictBasePipeline": not is_full,
@@ -197,7 +200,7 @@ def loading_snippet(settings: Settings, source: WorldModelSource, adapter: Path 
         "    check_text_safety = staticmethod(lambda text: True)": not guarded,
         f"trained = CosmosTransformer3DModel.from_pretrained({whole})": is_full,
         f"pipe = Cosmos2_5_PredictBasePipeline.from_pretrained({given}){moved}": True,
-        f"pipe.load_lora_weights({str(adapter)!r})": not is_full,
+        f"pipe.load_lora_weights({str(adapter)!r}{named})": not is_full,
         f'clip = pipe(load_image("first_frame.png"), {asked}, num_frames={video.num_frames}).frames[0]': True,
         f'export_to_video(clip, "dream.mp4", fps={video.fps})': True,
     }

@@ -102,7 +102,7 @@ def test_plain_diffusers_gives_the_trained_models_output(method, world, tmp_path
 
     pipe = plain_pipeline(world)
     base = run(pipe.transformer)
-    pipe.load_lora_weights(str(tmp_path))
+    pipe.load_lora_weights(str(tmp_path), weight_name=WEIGHTS_NAME)
     assert torch.allclose(run(pipe.transformer), wanted, atol=1e-6)
     assert not torch.allclose(base, wanted, atol=0.05)
     if method == "dora":  # the norms had a part in it
