@@ -90,12 +90,13 @@ def judge_clip(run: RunFolder, job: Job, limits: CurateSettings) -> JournalRecor
     file = run.clip_file(job.clip_id)
     figures: dict[str, Any] = {
         "num_frames": None, "wanted_num_frames": job.num_frames, "motion": None, "min_motion": limits.min_motion,
-        "first_frame_psnr_db": None, "min_first_frame_psnr_db": limits.min_first_frame_psnr_db,
+        "first_frame_psnr_db": None,
+        "min_first_frame_psnr_db": limits.min_first_frame_psnr_db if job.num_given_frames else None,
         "cut_score": None, "max_cut_score": limits.max_cut_score,
     }  # fmt: skip
     relative = str(file.relative_to(run.root))
     try:
-        first_frame_HWC = read_image(run.need(run.first_frame_file(job.first_frame_sha256), "plan"))
+        wanted_HWC = _wanted_first_frame(run, job)
     except (UserError, OSError) as error:
         return JournalRecord(
             job.clip_id, STAGE, "failed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc(),
@@ -111,7 +112,7 @@ def judge_clip(run: RunFolder, job: Job, limits: CurateSettings) -> JournalRecor
         figures |= {
             "num_frames": len(video_THWC),
             "motion": motion(grey_THW),
-            "first_frame_psnr_db": psnr_db(video_THWC[0], first_frame_HWC),
+            "first_frame_psnr_db": None if wanted_HWC is None else psnr_db(video_THWC[0], wanted_HWC),
             "cut_score": cut_score(grey_THW),
         }
         reasons = _reasons(figures, limits)
@@ -177,6 +178,13 @@ def cut_score(grey_THW: np.ndarray) -> float:
     return float(max(scores))
 
 
+def _wanted_first_frame(run: RunFolder, job: Job) -> np.ndarray | None:
+    if job.first_frame_sha256 is None:
+        return None
+    # Given frames stand below one another.
+    return read_image(run.need(run.first_frame_file(job.first_frame_sha256), "plan"))[: job.height]
+
+
 def _reasons(figures: dict[str, Any], limits: CurateSettings) -> list[str]:
     reasons = []
     if figures["num_frames"] != figures["wanted_num_frames"]:
@@ -184,7 +192,9 @@ def _reasons(figures: dict[str, Any], limits: CurateSettings) -> list[str]:
     if figures["motion"] < limits.min_motion:
         reasons.append(f"static: motion {figures['motion']:.2f} < {limits.min_motion:g}")
     likeness_db = figures["first_frame_psnr_db"]
-    if likeness_db is None:
+    if figures["min_first_frame_psnr_db"] is None:
+        pass  # a clip from text alone has nothing to be like
+    elif likeness_db is None:
         reasons.append("first frame differs: it has another size than the asked one")
     elif likeness_db < limits.min_first_frame_psnr_db:
         reasons.append(f"first frame differs: PSNR {likeness_db:.1f} dB < {limits.min_first_frame_psnr_db:g} dB")

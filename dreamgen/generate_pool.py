@@ -6,8 +6,8 @@ import itertools
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import ray
 import torch
@@ -26,9 +26,12 @@ from dreamgen.core.progress import log
 from dreamgen.core.records import Job, JournalRecord
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import GenerateSettings, ModelSettings
-from dreamgen.generate import STAGE, make_clip
+from dreamgen.generate import STAGE
+from dreamgen.generate_clip import encode_prompt, make_clip
 from dreamgen.generate_cluster import PoolSize
-from dreamgen.models.world import WorldModelSource, load_world_model
+from dreamgen.generate_maker import ClipMaker
+from dreamgen.generate_texts import PromptTask
+from dreamgen.models.world import WorldModelSource, drop_text_encoder, load_text_encoder, load_world_model
 
 # What Ray raises when a process or a node is gone; an error of our own code is a RayTaskError.
 DEATHS = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
@@ -42,18 +45,20 @@ class Load:
     Args:
         source: The world model; a folder's path is absolute.
         model: Precision, device and guardrail.
-        adapter: Its folder, absolute; None for the base model.
         run: With an absolute root.
+        several_adapters: Whether the jobs ask for more than one.
+        compiled: Compile the transformer's blocks where there is a GPU.
     """
 
     source: WorldModelSource
     model: ModelSettings
-    adapter: Path | None
     run: RunFolder
+    several_adapters: bool
+    compiled: bool
 
 
 class Dreamer:
-    """The actor: loads once, then makes one clip at a time."""
+    """The actor: loads once, then encodes a prompt or makes a clip at a time."""
 
     def load(self, what: Load, num_threads: int, without_gpu: bool) -> None:
         """Load the model; a worker that Ray gave no GPU stays off the GPUs that it can see.
@@ -63,20 +68,36 @@ class Dreamer:
         """
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle; the clip in hand is finished
         torch.set_num_threads(num_threads)
-        self.run = what.run
         device = torch.device("cpu") if without_gpu else None
-        try:
-            self.pipe = load_world_model(what.source, what.model, what.adapter, device)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                "the GPU has no room for a worker's copy of the model",
-                actual=str(error).split(". ")[0],
-                next_step="fewer workers a GPU (--generate.gpus_per_worker=1), or a GPU that nothing else uses",
-            ) from None
+        self.what = what
+        with _room_for_the_model():
+            pipe = load_world_model(what.source, what.model, device=device, text_encoder=False)
+        compiled = what.compiled and pipe.device.type == "cuda"
+        self.maker = ClipMaker(pipe, what.run, what.several_adapters, compiled)
 
-    def make(self, job: Job) -> JournalRecord:
-        """Make one clip and say how it went."""
-        return make_clip(self.pipe, job, self.run)
+    def make(self, task: Job | PromptTask) -> JournalRecord:
+        """Encode a prompt or make a clip, and say how it went. All prompts come before the first clip."""
+        pipe = self.maker.pipe
+        if isinstance(task, Job):
+            if pipe.text_encoder is not None:
+                drop_text_encoder(pipe)
+            return make_clip(self.maker, task)
+        if pipe.text_encoder is None:
+            with _room_for_the_model():
+                load_text_encoder(pipe, self.what.source, self.what.model)
+        return encode_prompt(self.maker, task)
+
+
+@contextmanager
+def _room_for_the_model() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the GPU has no room for a worker's copy of the model",
+            actual=str(error).split(". ")[0],
+            next_step="fewer workers a GPU (--generate.gpus_per_worker=1), or a GPU that nothing else uses",
+        ) from None
 
 
 @dataclass(frozen=True)

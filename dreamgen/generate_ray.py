@@ -24,8 +24,10 @@ from dreamgen.core.settings import Settings
 from dreamgen.generate import STAGE, mean_figure, remove_stale_temporaries, todo
 from dreamgen.generate_cluster import ray_pool_size
 from dreamgen.generate_pool import ClipPool, Load
-from dreamgen.models.adapter import adapter_sha256
-from dreamgen.models.world import WorldModelSource, resolve_world_model
+from dreamgen.generate_texts import PromptTask, prompt_tasks
+from dreamgen.models.adapter import is_full
+from dreamgen.models.adapter_choice import AdapterChoice, adapter_of_job, check_choice_fits
+from dreamgen.models.world import WorldModelSource, empty_transformer, resolve_world_model
 
 NUM_FAILURES_SHOWN = 3
 GIVE_UP_AFTER = 10
@@ -52,26 +54,35 @@ def generate(settings: Settings, dry_run: bool = False) -> StageResult:
         return _preview(run, jobs, left)
     if not left:
         return _result(run, jobs, ["nothing was left to do"])
-    what = _load_of(settings, run)
-    adapter = adapter_sha256(run.adapter) if run.adapter.exists() else None
-    fitting = [job for job in left if _fits(job, what.source, adapter, settings.model.dtype)]
+    source = _source_of(settings, run)
+    choices = adapters_of(run, left)
+    fitting = [job for job in left if _fits(job, source, settings.model.dtype) and job.adapter_sha256 in choices]
     if not fitting:
-        raise _planned_for_another_model(left, what.source, run)
+        raise _planned_for_another_model(left, source, run)
+    for choice in filter(None, choices.values()):
+        check_choice_fits(empty_transformer(source), choice)
 
     remove_stale_temporaries(run)
     wanted = fitting if settings.generate.limit is None else fitting[: max(0, settings.generate.limit)]
+    full = frozenset(sha256 for sha256, choice in choices.items() if choice and is_full(choice.parts[0][0]))
+    texts = prompt_tasks(run, wanted, full)
+    what = Load(
+        source, settings.model, RunFolder(run.root.resolve()),
+        several_adapters=len({job.adapter_sha256 for job in wanted}) > 1, compiled=settings.generate.compile,
+    )  # fmt: skip
     with (
         Journal(run.journal, STAGE) as journal,
         first_interrupt_stops() as stopped,
         ray_pool_size(settings.generate, settings.model.device) as size,
         ClipPool(size, what, settings.generate) as pool,
-        Progress(STAGE, len(wanted)) as progress,
     ):
+        encode_texts(pool, texts, stopped)
         statuses: list[str] = []
-        for record in pool.make_clips(wanted, lambda: stopped() or all_failed(statuses)):
-            journal.append(record)
-            statuses.append(record.status)
-            progress.add(rejected=record.status == "rejected", failed=record.status == "failed")
+        with Progress(STAGE, len(wanted)) as progress:
+            for record in pool.make_clips(wanted, lambda: stopped() or all_failed(statuses)):
+                journal.append(record)
+                statuses.append(record.status)
+                progress.add(rejected=record.status == "rejected", failed=record.status == "failed")
         was_interrupted = stopped()
 
     notes = []
@@ -117,26 +128,54 @@ def first_interrupt_stops() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _load_of(settings: Settings, run: RunFolder) -> Load:
+def encode_texts(pool: ClipPool, tasks: Sequence[PromptTask], stopped: Callable[[], bool]) -> None:
+    """Have the workers encode the prompts that are not there yet; a prompt that cannot be encoded stops the run.
+
+    Raises:
+        UserError: with what the first failed one says.
+    """
+    with Progress("generate: texts", len(tasks)) as progress:
+        for record in pool.make_clips(tasks, stopped):
+            progress.add(failed=record.status == "failed")
+            if record.status == "failed":
+                raise UserError("a prompt could not be encoded", actual=record.error, next_step="dreamgen doctor")
+
+
+def adapters_of(run: RunFolder, jobs: Sequence[Job]) -> dict[str | None, AdapterChoice | None]:
+    """Find the adapters that jobs name; one that is gone, or is no longer the one that was planned for, is left out.
+
+    Returns:
+        Hash, as jobs carry it -> choice; None for the base model.
+    """
+    choices: dict[str | None, AdapterChoice | None] = {}
+    for sha256, job in {job.adapter_sha256: job for job in jobs}.items():
+        try:
+            choice = adapter_of_job(job, run)
+        except UserError:
+            continue
+        if (choice and choice.sha256) == sha256:
+            choices[sha256] = choice
+    return choices
+
+
+def _source_of(settings: Settings, run: RunFolder) -> WorldModelSource:
     source = resolve_world_model(settings.model, run)
     if Path(source.path).is_dir():
         source = replace(source, path=str(Path(source.path).resolve()))  # workers have a folder of their own
-    run = RunFolder(run.root.resolve())
-    return Load(source, settings.model, run.adapter if run.adapter.exists() else None, run)
+    return source
 
 
-def _fits(job: Job, source: WorldModelSource, adapter: str | None, dtype: str) -> bool:
-    return (job.model_sha256, job.adapter_sha256, job.dtype) == (source.sha256, adapter, dtype)
+def _fits(job: Job, source: WorldModelSource, dtype: str) -> bool:
+    return (job.model_sha256, job.dtype) == (source.sha256, dtype)
 
 
 def _planned_for_another_model(left: Sequence[Job], source: WorldModelSource, run: RunFolder) -> UserError:
     job = left[0]
-    with_adapter = "an adapter" if job.adapter_sha256 else "no adapter"
-    has_adapter = f"the adapter in {run.adapter}" if run.adapter.exists() else "no adapter"
+    with_adapter = f"the adapter {job.adapter} ({job.adapter_sha256[:12]})" if job.adapter_sha256 else "no adapter"
     return UserError(
         "the jobs were planned for another model, adapter or precision",
-        actual=f"planned: {job.model} with {with_adapter}, {job.dtype}; now: {source.name} with {has_adapter}",
-        allowed="the model and adapter that the jobs name",
+        actual=f"planned: {job.model} with {with_adapter}, {job.dtype}; now: {source.name}",
+        allowed="the model and adapter that the jobs name, as they were",
         next_step=f"dreamgen plan --out {run.root}   (it adds jobs for the model as it is now)",
     )
 

@@ -20,10 +20,12 @@ from dreamgen.core.prompts import bare_instruction
 from dreamgen.core.records import Job, StageResult, job_id
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import Settings
-from dreamgen.core.video import fit_frame, frame_sha256, read_image, write_png, write_video
-from dreamgen.models.adapter import adapter_sha256, check_adapter_fits
+from dreamgen.core.video import write_video
+from dreamgen.models.adapter_choice import AdapterChoice, check_choice_fits, choose_adapter
+from dreamgen.models.shortcuts import level_shortcuts
 from dreamgen.models.world import WorldModelSource, empty_transformer, resolve_world_model
-from dreamgen.plan_sources import FrameRow, FrameRows, find_rows, first_frame_of
+from dreamgen.plan_frames import NUM_GIVEN_FRAMES, fitted_frames, store_frames
+from dreamgen.plan_sources import FrameRow, FrameRows, find_rows
 
 NUM_REFUSALS_SHOWN = 20
 NUM_PROMPTS_SHOWN = 3
@@ -35,13 +37,13 @@ class Scene:
     """A first frame with one instruction; each of its seeds becomes a job.
 
     Args:
-        first_frame_sha256: Of the frame at the clip's size.
+        first_frame_sha256: Of what the clip begins with, at its size; None for text alone.
         instruction: Without prefix, on one line.
         seed: The first one.
         source: Where the frame came from.
     """
 
-    first_frame_sha256: str
+    first_frame_sha256: str | None
     instruction: str
     seed: int
     source: str
@@ -65,7 +67,9 @@ def plan(settings: Settings, dry_run: bool = False) -> StageResult:
     rows = find_rows(settings, run)
     log(f"plan: {rows.kind}")
     model = _model_of(settings, run, dry_run)
-    adapter = _adapter_of(run, model)
+    adapter = choose_adapter(settings.plan.adapter, run)
+    if adapter is not None and model.sha256 != NOT_BUILT:
+        check_choice_fits(empty_transformer(model), adapter)  # jobs for one that does not fit would stay
     scenes, refused = read_scenes(rows, settings, None if dry_run else run)
     if not scenes:
         _raise_nothing_usable(refused, settings.plan.first_frames or str(run.train))
@@ -80,11 +84,11 @@ def plan(settings: Settings, dry_run: bool = False) -> StageResult:
         "num_jobs": len(known) + len(new),
         "num_new": len(new),
         "num_known": len(known),
-        "num_first_frames": len({job.first_frame_sha256 for job in planned.values()}),
+        "num_first_frames": len({job.first_frame_sha256 for job in planned.values()} - {None}),
         "num_instructions": len({job.instruction for job in planned.values()}),
         "num_refused": len(refused),
     }
-    notes = _notes(rows, refused, settings, run)
+    notes = _notes(rows, refused, settings, run, adapter)
     if len(asked) > len(planned):
         notes.append(f"{len(asked) - len(planned)} asked for the same first frame, instruction and seed: made once")
     if known - set(planned):
@@ -112,16 +116,18 @@ def read_scenes(rows: FrameRows, settings: Settings, run: RunFolder | None) -> t
         Scenes in the rows' order, and an error for each row that cannot be used.
     """
     scenes, refused = [], list(rows.refused)
-    hashes: dict[Path, str] = {}
-    most = settings.plan.num_first_frames
+    hashes: dict[Path | None, str | None] = {None: None}
+    is_text = settings.plan.condition == "text"
+    most = None if is_text else settings.plan.num_first_frames
     for row in rows.rows:
-        is_full = most is not None and len(set(hashes.values())) >= most
-        if is_full and row.file not in hashes:
+        is_full = most is not None and len(set(hashes.values()) - {None}) >= most
+        file = None if is_text else row.file
+        if is_full and file not in hashes:
             continue
         try:
             instructions = instructions_of(row, rows.crosses, settings)
-            if row.file not in hashes:
-                hashes[row.file] = _store_frame(row.file, settings, run)
+            if file not in hashes:
+                hashes[file] = store_frames(file, settings, run)
         except UserError as error:
             refused.append(error)
             continue
@@ -129,7 +135,7 @@ def read_scenes(rows: FrameRows, settings: Settings, run: RunFolder | None) -> t
             refused.append(UserError(f"{row.source}: cannot be read", actual=error.strerror))
             continue
         first_seed = settings.seed if row.seed is None else row.seed
-        scenes.extend(Scene(hashes[row.file], text, first_seed, row.source) for text in instructions)
+        scenes.extend(Scene(hashes[file], text, first_seed, row.source) for text in instructions)
     return scenes, refused
 
 
@@ -156,37 +162,46 @@ def instructions_of(row: FrameRow, crosses: bool, settings: Settings) -> list[st
     return [text]
 
 
-def make_jobs(scenes: Sequence[Scene], settings: Settings, model: WorldModelSource, adapter: str | None) -> list[Job]:
+def make_jobs(
+    scenes: Sequence[Scene], settings: Settings, model: WorldModelSource, adapter: AdapterChoice | None
+) -> list[Job]:
     """Cross scenes with seeds; all scenes come with their first seed before any comes with its second.
 
     Args:
         scenes: From `read_scenes`.
         settings: Sampler, clip and codec.
         model: The world model's name and fingerprint.
-        adapter: Hash of the adapter's weights, or None.
+        adapter: None for the base model.
 
     Returns:
         Jobs with their ids; equal scenes give equal ids.
     """
-    video, negative = settings.video, settings.plan.negative_prompt
-    jobs = []
-    for number in range(settings.plan.num_seeds):
+    video, plan, negative = settings.video, settings.plan, settings.plan.negative_prompt
+    shortcuts, jobs = level_shortcuts(plan.level).to_json(), []
+    for number in range(plan.num_seeds):
         for scene in scenes:
             values = {
                 "first_frame_sha256": scene.first_frame_sha256,
+                "num_given_frames": NUM_GIVEN_FRAMES[plan.condition],
                 "instruction": scene.instruction,
                 "prompt": settings.prompt_prefix + scene.instruction,
                 "negative_prompt": DEFAULT_NEGATIVE_PROMPT if negative is None else negative,
                 "seed": scene.seed + number,
                 "height": video.height,
                 "width": video.width,
-                "num_frames": video.num_frames,
+                # One chunk overlaps nothing: its clip does not depend on the setting.
+                "num_frames": plan.num_chunks * video.num_frames - (plan.num_chunks - 1) * plan.chunk_overlap,
+                "num_chunks": plan.num_chunks,
+                "chunk_overlap": plan.chunk_overlap if plan.num_chunks > 1 else 0,
                 "fps": video.fps,
-                "num_inference_steps": settings.plan.num_inference_steps,
-                "guidance_scale": float(settings.plan.guidance_scale),
+                "num_inference_steps": plan.num_inference_steps,
+                "guidance_scale": float(plan.guidance_scale),
+                "level": plan.level,
+                "shortcuts": shortcuts,
                 "model": model.name,
                 "model_sha256": model.sha256,
-                "adapter_sha256": adapter,
+                "adapter": adapter and adapter.text(RunFolder.of(settings)),
+                "adapter_sha256": adapter and adapter.sha256,
                 "dtype": settings.model.dtype,
                 "codec": video.codec,
                 "crf": video.crf,
@@ -218,48 +233,25 @@ def _model_of(settings: Settings, run: RunFolder, dry_run: bool) -> WorldModelSo
     return resolve_world_model(settings.model, run)
 
 
-def _adapter_of(run: RunFolder, model: WorldModelSource) -> str | None:
-    """Return the hash of the run's adapter, after making sure that it fits: jobs for one that does not would stay."""
-    if not run.adapter.exists():
-        return None
-    if model.sha256 != NOT_BUILT:
-        check_adapter_fits(empty_transformer(model), run.adapter)
-    return adapter_sha256(run.adapter)
-
-
-def _store_frame(file: Path, settings: Settings, run: RunFolder | None) -> str:
-    video = settings.video
-    frame_HWC = fit_frame(first_frame_of(file), video.height, video.width, settings.prepare.fit)
-    sha256 = frame_sha256(frame_HWC)
-    if run is not None:
-        stored = run.first_frame_file(sha256)
-        if not (stored.is_file() and _holds(stored, sha256)):
-            write_png(stored, frame_HWC)
-    return sha256
-
-
-def _holds(stored: Path, sha256: str) -> bool:
-    try:
-        return frame_sha256(read_image(stored)) == sha256
-    except UserError:
-        return False  # damaged since; it is written anew
-
-
 def _most_bytes_a_clip(rows: FrameRows, settings: Settings) -> int:
     video = settings.video
     for row in rows.rows:
         try:
-            frame_HWC = fit_frame(first_frame_of(row.file), video.height, video.width, settings.prepare.fit)
+            if row.file is None or settings.plan.condition == "text":
+                return 0  # no picture to judge from
+            frame_HWC = fitted_frames(row.file, settings)[: video.height]
         except (UserError, OSError):
             continue  # refused above, with its reason
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "key_frame.mp4"
             write_video(file, [frame_HWC], video.fps, video.codec, video.crf, video.gop)
-            return file.stat().st_size * video.num_frames
+            return file.stat().st_size * video.num_frames * settings.plan.num_chunks
     return 0
 
 
-def _notes(rows: FrameRows, refused: Sequence[UserError], settings: Settings, run: RunFolder) -> list[str]:
+def _notes(
+    rows: FrameRows, refused: Sequence[UserError], settings: Settings, run: RunFolder, adapter: AdapterChoice | None
+) -> list[str]:
     notes = [f"first frames: {rows.kind}"]
     num_own = sum(row.instruction is not None for row in rows.rows)
     if settings.plan.instructions and num_own and not rows.crosses:
@@ -267,8 +259,9 @@ def _notes(rows: FrameRows, refused: Sequence[UserError], settings: Settings, ru
             f"{num_own} first frames keep their own instruction; plan.instructions went to the "
             f"{len(rows.rows) - num_own} without one"
         )
-    if not run.adapter.exists():
-        notes.append(f"no adapter in {run.adapter}: the base model dreams (dreamgen finetune makes one)")
+    if adapter is None:
+        missing = "plan.adapter=base" if settings.plan.adapter else f"no adapter in {run.adapter}"
+        notes.append(f"{missing}: the base model dreams (dreamgen finetune makes an adapter)")
     if 0 < settings.plan.guidance_scale <= 1:
         notes.append(f"guidance_scale {settings.plan.guidance_scale:g} is at most 1, which the pipeline takes for off")
     notes.extend("refused: " + str(error).replace("\n", "\n  ") for error in refused[:NUM_REFUSALS_SHOWN])

@@ -1,8 +1,6 @@
 """Where first frames and instructions come from: pairs in a folder, a table, or a training set.
 
-Nothing is decoded here: a `FrameRow` names an image or video, and `first_frame_of` opens it.
-
-Axes: H height, W width, C channels. A `frame_HWC` is uint8, 0-255, RGB.
+Nothing is decoded here: a `FrameRow` names an image or video, and `plan_frames` opens it.
 """
 
 from __future__ import annotations
@@ -14,16 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dreamgen.core.errors import UserError, closest_match
 from dreamgen.core.files import existing_folder, inside
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import Settings
-from dreamgen.core.video import iter_frames, read_image
+from dreamgen.plan_frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-IMAGE_COLUMNS = ("image", "first_frame", "path")
+IMAGE_COLUMNS = ("image", "first_frame", "video", "path")
 TEXT_COLUMNS = ("prompt", "instruction", "text")
 
 
@@ -32,13 +27,13 @@ class FrameRow:
     """One first frame that was asked for, with its own instruction where it has one.
 
     Args:
-        file: Image, or video whose first frame is meant.
+        file: Image, or video whose first frames are meant; None for a text alone.
         instruction: The task in words, as it was written; None where the source gives none.
         seed: The row's own first seed; None for the run's.
         source: Where it stands, for people.
     """
 
-    file: Path
+    file: Path | None
     instruction: str | None
     seed: int | None
     source: str
@@ -70,52 +65,60 @@ def find_rows(settings: Settings, run: RunFolder) -> FrameRows:
     Raises:
         UserError: if there is no such source, or it is of no known kind.
     """
-    given = settings.plan.first_frames
+    given, suffixes = settings.plan.first_frames, suffixes_of(settings)
+    if given is None and settings.plan.condition == "text" and settings.plan.instructions:
+        return FrameRows("text alone", [FrameRow(None, None, None, "plan.instructions")], crosses=True)
     if given is None:
         return training_rows(run.need(run.train / "metadata.csv", "prepare").parent)
     path = Path(given)
     if path.suffix.lower() in (".csv", ".jsonl") and not path.is_dir():
-        return table_rows(path)
+        return table_rows(path, suffixes)
     existing_folder(path, "plan.first_frames")
     if (path / "meta" / "info.json").is_file():
         return _rows_of_demos(path, settings, run)
     if (path / "metadata.csv").is_file() and (path / "videos").is_dir():
         return training_rows(path)
-    return folder_rows(path)
+    return folder_rows(path, suffixes)
 
 
-def folder_rows(folder: Path) -> FrameRows:
-    """List a flat folder of NAME.png|jpg, each with its instruction in NAME.txt.
+def suffixes_of(settings: Settings) -> tuple[str, ...]:
+    """Return which files may begin a clip, by the condition that is asked for."""
+    return VIDEO_SUFFIXES if settings.plan.condition == "video" else IMAGE_SUFFIXES
+
+
+def folder_rows(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> FrameRows:
+    """List a flat folder of NAME.png|jpg (or NAME.mp4, to go on from videos), each with its instruction in NAME.txt.
 
     Raises:
-        UserError: if there is no image in it.
+        UserError: if there is no such file in it.
     """
+    kind = "videos" if suffixes == VIDEO_SUFFIXES else "images"
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = [path for path in files if path.suffix.lower() in suffixes]
     texts = {path.stem: path for path in files if path.suffix.lower() == ".txt"}
     if not images:
         raise UserError(
-            "plan.first_frames: no images in the folder", actual=str(folder),
-            allowed="NAME.txt + NAME.png|jpg, a .csv or .jsonl, or a training set (videos/ and metadata.csv)",
+            f"plan.first_frames: no {kind} in the folder", actual=str(folder),
+            allowed=f"NAME.txt + NAME{'|'.join(suffixes)}, a .csv or .jsonl, or a training set (videos/, metadata.csv)",
         )  # fmt: skip
     stems = [path.stem for path in images]
     rows, refused = [], [
-        UserError(f"{texts[stem]} has no image", allowed=f"{stem}.png or {stem}.jpg beside it")
+        UserError(f"{texts[stem]} has no {kind[:-1]}", allowed=f"{stem}{f' or {stem}'.join(suffixes[:2])} beside it")
         for stem in sorted(set(texts) - set(stems))
     ]  # fmt: skip
     for image in images:
         try:
             if stems.count(image.stem) > 1:
-                raise UserError(f"{image} is one of several images of that name", allowed=f"one image for {image.stem}")
+                raise UserError(f"{image} is one of several {kind} of that name", allowed=f"one for {image.stem}")
             file = inside(folder, image.name, str(image))
             text = texts.get(image.stem)
             rows.append(FrameRow(file, _caption(folder, text) if text else None, None, str(image)))
         except UserError as error:
             refused.append(error)
-    return FrameRows(f"a folder of {len(images)} images with their instructions", rows, refused)
+    return FrameRows(f"a folder of {len(images)} {kind} with their instructions", rows, refused)
 
 
-def table_rows(path: Path) -> FrameRows:
+def table_rows(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> FrameRows:
     """List a .csv or .jsonl; image paths are relative to its folder, and a row may have a seed of its own.
 
     Raises:
@@ -135,7 +138,7 @@ def table_rows(path: Path) -> FrameRows:
         try:
             if isinstance(values, UserError):
                 raise values
-            rows.append(_table_row(path, number, values, image_column, text_column))
+            rows.append(_table_row(path, number, values, (image_column, text_column), suffixes))
         except UserError as error:
             refused.append(error)
     return FrameRows(f"a table of {len(numbered)} rows", rows, refused)
@@ -164,22 +167,6 @@ def training_rows(folder: Path) -> FrameRows:
     return FrameRows(f"the first frames of {len(rows)} training clips", rows, refused, crosses=True)
 
 
-def first_frame_of(file: Path) -> np.ndarray:
-    """Return an image's pixels, or a video's first frame.
-
-    Returns:
-        frame_HWC, uint8, 0-255, RGB.
-
-    Raises:
-        UserError: if it is missing or damaged.
-    """
-    if file.suffix.lower() in IMAGE_SUFFIXES:
-        return read_image(file)
-    for frame_HWC in iter_frames(file):
-        return frame_HWC
-    raise UserError(f"{file} has 0 frames", allowed="a video with at least one frame")
-
-
 def _rows_of_demos(path: Path, settings: Settings, run: RunFolder) -> FrameRows:
     # Reading a dataset is prepare's work; its training set holds the same first frames at the clip's size.
     if settings.demos is None or Path(settings.demos).resolve() != path.resolve():
@@ -191,16 +178,19 @@ def _rows_of_demos(path: Path, settings: Settings, run: RunFolder) -> FrameRows:
     return training_rows(run.need(run.train / "metadata.csv", "prepare").parent)
 
 
-def _table_row(path: Path, number: int, values: dict[str, Any], image_column: str, text_column: str | None) -> FrameRow:
-    where = f"{path}, line {number}"
+def _table_row(
+    path: Path, number: int, values: dict[str, Any], columns: tuple[str, str | None], suffixes: tuple[str, ...]
+) -> FrameRow:
+    where, (image_column, text_column) = f"{path}, line {number}", columns
     image, text = values.get(image_column), values.get(text_column) if text_column else None
     if not isinstance(image, str) or not image.strip() or "\0" in image:
         raise UserError(f"{where}: {image_column} names no file", actual=repr(image), allowed="path of an image")
     if text is not None and not isinstance(text, str):
         raise UserError(f"{where}: {text_column} is not text", actual=repr(text))
     file = inside(path.parent, image.strip(), where)
-    if file.suffix.lower() not in IMAGE_SUFFIXES:
-        raise UserError(f"{where}: not an image", actual=image, allowed=", ".join(IMAGE_SUFFIXES))
+    if file.suffix.lower() not in suffixes:
+        kind = "a video" if suffixes == VIDEO_SUFFIXES else "an image"
+        raise UserError(f"{where}: not {kind}", actual=image, allowed=", ".join(suffixes))
     # An empty cell is a row without a text of its own, which new instructions may fill.
     return FrameRow(
         file, text if text and text.strip() else None, _seed(values.get("seed"), where), f"{where}: {image}"

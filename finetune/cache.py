@@ -25,9 +25,9 @@ from safetensors.torch import save_file
 from dreamgen.core.errors import UserError
 from dreamgen.core.files import atomic_file, sha256_of_file
 from dreamgen.core.settings import Settings
+from dreamgen.models.text import NUM_TOKENS, encode_text
 from dreamgen.models.world import WorldModelSource, torch_dtype
 from finetune.flow import latent_shape, vae_means
-from finetune.text import NUM_TOKENS, encode_text
 from finetune.windows import Window, read_window
 
 NAME = "values"

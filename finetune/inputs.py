@@ -19,10 +19,10 @@ from diffusers import Cosmos2_5_PredictBasePipeline, CosmosTransformer3DModel
 from dreamgen.core.progress import Progress
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import Settings
+from dreamgen.models.text import ProjectedTexts, encode_text
 from dreamgen.models.world import WorldModelSource, latent_statistics, load_world_model
 from finetune.cache import Cache, encode_latent, encode_prompt, missing_share
 from finetune.flow import LatentScale, vae_means
-from finetune.text import ProjectedTexts, encode_text
 from finetune.windows import Window, read_window
 
 # Processes meet after so many items. None is then ever more than these ahead, and a process group's time limit, by

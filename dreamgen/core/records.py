@@ -61,19 +61,28 @@ class Job:
 
     Args:
         clip_id: 20 hex digits, `job_id` of the other fields.
-        first_frame_sha256: Hash of the first frame's pixels (height, width and RGB bytes) at the clip's size.
+        first_frame_sha256: Hash of the pixels (height, width and RGB bytes) that the clip begins with, at its size;
+            several frames stand below one another. None for a clip from text alone.
+        num_given_frames: How many frames are given: 1 (an image), 5 (a short clip) or 0 (text alone).
         instruction: The task in words, as the dataset will carry it.
         prompt: What the model reads: prefix + instruction.
         negative_prompt: What guidance steers away from.
         seed: Together with the id it draws the noise.
+        num_frames: Of the whole clip.
+        num_chunks: Samplings that the clip is made of, each beginning with the last frames of the one before.
+        chunk_overlap: How many frames those are; they are in the clip once.
+        level: Name of the sampler's level; exact, or one of those that trade likeness for speed.
+        shortcuts: The level's numbers, as `Shortcuts.to_json` gives them.
         model: Hub id and revision, or the folder's name.
         model_sha256: Fingerprint of the weights for a local folder; the revision for a hub model.
-        adapter_sha256: Hash of the adapter's safetensors; None without one.
+        adapter_sha256: Hash of the adapter's weights, or of a blend's; None without one.
+        adapter: Where it lies: a folder, or FOLDER:WEIGHT,FOLDER:WEIGHT for a blend; not part of the id.
         source: Where the first frame came from; told to the user, not part of the id.
     """
 
     clip_id: str
-    first_frame_sha256: str
+    first_frame_sha256: str | None
+    num_given_frames: int
     instruction: str
     prompt: str
     negative_prompt: str
@@ -81,11 +90,16 @@ class Job:
     height: int
     width: int
     num_frames: int
+    num_chunks: int
+    chunk_overlap: int
     fps: int
     num_inference_steps: int
     guidance_scale: float
+    level: str
+    shortcuts: str
     model: str
     model_sha256: str
+    adapter: str | None
     adapter_sha256: str | None
     dtype: str
     codec: str
@@ -93,8 +107,13 @@ class Job:
     gop: int
     source: str
 
+    @property
+    def frames_a_chunk(self) -> int:
+        """Frames that the model samples at once, 4k + 1."""
+        return (self.num_frames + (self.num_chunks - 1) * self.chunk_overlap) // self.num_chunks
 
-NOT_IN_JOB_ID = ("clip_id", "source", "model")
+
+NOT_IN_JOB_ID = ("clip_id", "source", "model", "level", "adapter")
 
 
 def job_id(values: dict[str, Any]) -> str:

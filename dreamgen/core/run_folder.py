@@ -52,6 +52,7 @@ class RunFolder:
     finetune_logs = property(lambda self: self.root / "finetune")
     idm = property(lambda self: self.root / "idm")
     first_frames = property(lambda self: self.root / "first_frames")
+    texts = property(lambda self: self.root / "texts")
     jobs = property(lambda self: self.root / "jobs.parquet")
     clips = property(lambda self: self.root / "clips")
     journal = property(lambda self: self.root / "journal")

@@ -142,6 +142,19 @@ class PlanSettings:
     instructions: list[str] = option([], "new instructions, crossed with every first frame of a dataset")
     num_first_frames: int | None = option(None, "use only the first N first frames")
     num_seeds: int = option(1, "clips for each pair of first frame and instruction")
+    condition: Literal["image", "video", "text"] = option(
+        "image", "what a clip begins with: one frame, the first five frames of a video, or nothing but the text"
+    )
+    num_chunks: int = option(1, "long tasks: chain N clips, each beginning with the last frames of the one before")
+    chunk_overlap: Literal[1, 5] = option(5, "how many frames that is; they are in the joined clip once")
+    adapter: str | None = option(
+        None,
+        "adapter's folder, a blend FOLDER:WEIGHT,FOLDER:WEIGHT, or 'base'; the run's own adapter/ when not given; "
+        "plan again with another one to have several in one job",
+    )
+    level: Literal["exact", "balanced", "turbo"] = option(
+        "exact", "exact: the pipeline's own clip, faster; balanced and turbo leave out passes, at a measured cost"
+    )
     num_inference_steps: int = option(36, "denoising steps")
     guidance_scale: float = option(7.0, "cond + g (cond - uncond); at most 1 turns guidance off")
     negative_prompt: str | None = option(None, "what to avoid; the pipeline's own text when not given")
@@ -156,6 +169,7 @@ class GenerateSettings:
     cpus_per_worker: float = option(1.0, "CPU cores that Ray sets aside for a replica")
     threads_per_worker: int = option(1, "torch threads of a CPU replica; fixed, as it changes rounding")
     max_attempts: int = option(3, "tries of a clip, each on another replica where there is one, before it is failed")
+    compile: bool = option(True, "compile the transformer's blocks on a GPU: the first clip takes a minute longer")
     limit: int | None = option(None, "stop after N clips")
 
 

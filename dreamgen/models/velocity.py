@@ -79,26 +79,47 @@ def velocity(
     Returns:
         velocity_BCTHW.
     """
-    config = transformer.config
-    assert config.patch_size[0] == 1 and not config.extra_pos_embed_type, "not a Cosmos Predict 2.5 transformer"
-    batch_size, _, num_frames, height, width = latents_BCTHW.shape
-    channels = [latents_BCTHW, condition_mask_B1THW]
-    if config.concat_padding_mask:
-        channels.append(torch.zeros_like(condition_mask_B1THW))
-    stacked = torch.cat(channels, dim=1)
-
-    rope = transformer.rope(stacked, fps=None)
-    hidden_BTSD = transformer.patch_embed(stacked).flatten(2, 3)
-    temb, embedded_timestep = transformer.time_embed(hidden_BTSD, timestep_BT.flatten())
-    temb_BT1D, embedded_BT1D = (x.view(batch_size, num_frames, 1, -1) for x in (temb, embedded_timestep))
+    hidden_BTSD, embedded_BT1D, temb_BT1D, rope = embed(transformer, latents_BCTHW, condition_mask_B1THW, timestep_BT)
     blocks = transformer.transformer_blocks
     for block, run in zip(blocks, [run_block] * len(blocks) if callable(run_block) else run_block, strict=True):
         hidden_BTSD = run(block, hidden_BTSD, text_BLD, embedded_BT1D, temb_BT1D, rope)
     hidden_BTSD = transformer.norm_out(hidden_BTSD, embedded_BT1D, temb_BT1D)
-    return _unpatchify(transformer.proj_out(hidden_BTSD), height, width, config.patch_size)
+    height, width = latents_BCTHW.shape[-2:]
+    return unpatchify(transformer.proj_out(hidden_BTSD), height, width, transformer.config.patch_size)
 
 
-def _unpatchify(tokens_BTSD: torch.Tensor, height: int, width: int, patch_size: tuple[int, int, int]) -> torch.Tensor:
+def embed(
+    transformer: CosmosTransformer3DModel,
+    latents_BCTHW: torch.Tensor,
+    condition_mask_B1THW: torch.Tensor,
+    timestep_BT: torch.Tensor,
+    rope: Rope | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Rope]:
+    """Turn latents and noise levels into what the blocks read.
+
+    Args:
+        transformer: A model with patches of one frame and without a learned position embedding, as Predict 2.5 is.
+        latents_BCTHW, condition_mask_B1THW, timestep_BT: As `velocity` takes them.
+        rope: The size's rotary embedding, where it is at hand.
+
+    Returns:
+        hidden_BTSD, the embedded timestep and its modulation (BT1D each), and the rotary embedding.
+    """
+    config = transformer.config
+    assert config.patch_size[0] == 1 and not config.extra_pos_embed_type, "not a Cosmos Predict 2.5 transformer"
+    batch_size, _, num_frames, _, _ = latents_BCTHW.shape
+    channels = [latents_BCTHW, condition_mask_B1THW]
+    if config.concat_padding_mask:
+        channels.append(torch.zeros_like(condition_mask_B1THW))
+    stacked = torch.cat(channels, dim=1)
+    hidden_BTSD = transformer.patch_embed(stacked).flatten(2, 3)
+    temb, embedded_timestep = transformer.time_embed(hidden_BTSD, timestep_BT.flatten())
+    temb_BT1D, embedded_BT1D = (x.view(batch_size, num_frames, 1, -1) for x in (temb, embedded_timestep))
+    return hidden_BTSD, embedded_BT1D, temb_BT1D, rope or transformer.rope(stacked, fps=None)
+
+
+def unpatchify(tokens_BTSD: torch.Tensor, height: int, width: int, patch_size: tuple[int, int, int]) -> torch.Tensor:
+    """Lay tokens out as latents of the given height and width. Returns latents_BCTHW."""
     _, patch_height, patch_width = patch_size
     # A token's features are ordered (patch row, patch column, channel): not the order that patchifying reads.
     tokens = tokens_BTSD.unflatten(3, (patch_height, patch_width, -1))

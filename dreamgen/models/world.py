@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Iterator
@@ -102,24 +103,44 @@ def load_world_model(
         pipe = Cosmos2_5_PredictBasePipeline(
             transformer=transformer or _load_part(CosmosTransformer3DModel, "transformer", source, model),
             vae=_load_part(AutoencoderKLWan, "vae", source, model),
-            text_encoder=_load_part(Qwen2_5_VLForConditionalGeneration, "text_encoder", source, model)
-            if text_encoder
-            else None,
-            tokenizer=AutoTokenizer.from_pretrained(source.path, subfolder="tokenizer", revision=source.revision)
-            if text_encoder
-            else None,
+            text_encoder=None,
+            tokenizer=None,
             scheduler=UniPCMultistepScheduler.from_pretrained(
                 source.path, subfolder="scheduler", revision=source.revision
             ),
             safety_checker=checker,
         )
-    for component in (pipe.transformer, pipe.vae, pipe.text_encoder):
-        if component is not None and component is not transformer:
+    for component in (pipe.transformer, pipe.vae):
+        if component is not transformer:
             component.requires_grad_(False).eval()
     if adapter is not None:
         load_adapter(pipe, adapter, fuse=True)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device or resolve_device(model.device))
+    pipe.to(device or resolve_device(model.device))
+    if text_encoder:
+        load_text_encoder(pipe, source, model)
+    return pipe
+
+
+def load_text_encoder(pipe: Cosmos2_5_PredictBasePipeline, source: WorldModelSource, model: ModelSettings) -> None:
+    """Put the text encoder and its tokenizer into a pipeline without them, on its device.
+
+    Raises:
+        UserError: if the model cannot be had.
+    """
+    with _loading(source):
+        encoder = _load_part(Qwen2_5_VLForConditionalGeneration, "text_encoder", source, model)
+        tokenizer = AutoTokenizer.from_pretrained(source.path, subfolder="tokenizer", revision=source.revision)
+    pipe.text_encoder = encoder.requires_grad_(False).eval().to(pipe.vae.device)
+    pipe.tokenizer = tokenizer
+
+
+def drop_text_encoder(pipe: Cosmos2_5_PredictBasePipeline) -> None:
+    """Let go of the text encoder, and give its memory back to the GPU."""
+    pipe.text_encoder = pipe.tokenizer = None
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def load_transformer(

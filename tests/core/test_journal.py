@@ -10,11 +10,13 @@ from dreamgen.core.errors import UserError
 from dreamgen.core.jobs import read_jobs, write_jobs
 from dreamgen.core.journal import Journal, read_journal
 from dreamgen.core.records import NOT_IN_JOB_ID, Job, JournalRecord, job_id
+from tests.fixtures.jobs import SAMPLED_PLAINLY
 
 JOB = Job(
     clip_id="", first_frame_sha256="a" * 64, instruction="pick, the \"pear\"\nnow", prompt="p", negative_prompt="n",
     seed=1, height=32, width=32, num_frames=9, fps=16, num_inference_steps=2, guidance_scale=7.0, model="mini",
     model_sha256="b", adapter_sha256=None, dtype="float32", codec="h264", crf=18, gop=2, source="here",
+    **SAMPLED_PLAINLY,
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from dreamgen.core.settings import FinetuneSettings, ModelSettings, VideoSettings
+from dreamgen.models.text import ProjectedTexts, encode_text
 from dreamgen.models.velocity import project_text
 from dreamgen.models.world import WorldModelSource, latent_statistics, load_world_model
 from finetune.flow import (
@@ -19,7 +20,6 @@ from finetune.flow import (
     shifted_sigma,
     vae_means,
 )
-from finetune.text import ProjectedTexts, encode_text
 from tests.finetune.conftest import HEIGHT, NUM_FRAMES, WIDTH
 from tests.fixtures.demos import make_episode
 

@@ -14,6 +14,7 @@ from dreamgen.core.errors import UserError
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.video import probe, read_video, write_png
 from dreamgen.models.adapter import WEIGHTS_NAME, adapter_sha256, check_adapter_fits
+from dreamgen.models.text import encode_text
 from dreamgen.models.world import (
     WorldModelSource,
     latent_statistics,
@@ -25,7 +26,6 @@ from finetune import finetune
 from finetune.__main__ import main
 from finetune.card import loading_snippet
 from finetune.flow import LatentScale, VelocityModel, draw_batch, flow_input, flow_loss, vae_means
-from finetune.text import encode_text
 from finetune.windows import read_training_set
 from tests.finetune.conftest import HEIGHT, NUM_FRAMES, WIDTH, training_settings, write_training_set
 

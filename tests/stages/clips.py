@@ -10,6 +10,7 @@ from dreamgen.core.journal import Journal
 from dreamgen.core.records import Job, JournalRecord, job_id
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.video import write_png, write_video
+from tests.fixtures.jobs import SAMPLED_PLAINLY
 
 
 def write_generated_run(
@@ -25,6 +26,7 @@ def write_generated_run(
                 "prompt": "push", "negative_prompt": "",
                 "seed": number, "height": height, "width": width, "num_frames": len(video_THWC), "fps": fps,
                 "num_inference_steps": 1, "guidance_scale": 1.0, "model": "mini", "model_sha256": "0",
+                **SAMPLED_PLAINLY,
                 "adapter_sha256": None, "dtype": "float32", "codec": "h264", "crf": 18, "gop": 2, "source": "drawn",
             }  # fmt: skip
             job = Job(clip_id=job_id(values), **values)

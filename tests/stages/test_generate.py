@@ -22,13 +22,24 @@ from dreamgen.core.journal import Journal, read_journal
 from dreamgen.core.records import Job, JournalRecord, job_id
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.video import probe, write_png
-from dreamgen.generate import STAGE, dream_clip, make_clip, noise_for, remove_stale_temporaries, todo
+from dreamgen.generate import STAGE, remove_stale_temporaries, todo
+from dreamgen.generate_clip import dream_clip, make_clip, noise_for
+from dreamgen.generate_maker import ClipMaker
 from dreamgen.generate_pool import is_gpu_fault
 from dreamgen.generate_ray import generate
 from dreamgen.models.adapter import WEIGHTS_NAME, adapter_sha256
 from dreamgen.models.safety import Unguarded
-from dreamgen.models.world import load_world_model, resolve_world_model
-from tests.fixtures.world import HEIGHT, NUM_FRAMES, WIDTH, frame, make_world, planned_run, tiny_settings, write_pairs
+from tests.fixtures.world import (
+    HEIGHT,
+    NUM_FRAMES,
+    WIDTH,
+    clip_maker,
+    frame,
+    make_world,
+    planned_run,
+    tiny_settings,
+    write_pairs,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,19 +65,24 @@ def settings_for(base: Path, out: Path, **sections):
 
 
 @pytest.fixture(scope="module")
-def pipe(base):
-    settings = settings_for(base, base / "unused")
-    return load_world_model(resolve_world_model(settings.model, RunFolder.of(settings)), settings.model)
+def maker(base) -> ClipMaker:
+    settings = settings_for(base, base / "plain")
+    return clip_maker(settings, planned_run(settings))
 
 
 @pytest.fixture(scope="module")
-def plain(base, pipe) -> RunFolder:
+def plain(maker) -> RunFolder:
     """Six clips, made one after another without Ray."""
-    run = planned_run(settings_for(base, base / "plain"))
+    run = maker.run
     with Journal(run.journal, STAGE) as journal:
         for job in read_jobs(run.jobs):
-            journal.append(make_clip(pipe, job, run))
+            journal.append(make_clip(maker, job))
     return run
+
+
+def at(maker: ClipMaker, run: RunFolder) -> ClipMaker:
+    """Return a maker of the same model that works in another run."""
+    return ClipMaker(maker.pipe, run)
 
 
 @pytest.fixture(scope="module")
@@ -102,19 +118,21 @@ def test_plain_clips(plain):
     assert len(set(clips_of(plain).values())) == len(jobs)
 
 
-def test_clip_is_what_the_pipeline_makes_rounded(plain, pipe):
+def test_clip_is_what_the_pipeline_makes_rounded(plain, maker):
     job = read_jobs(plain.jobs)[0]
-    video_THWC = dream_clip(pipe, job, frame(0))
-    expected_THWC = pipe(
+    video_THWC = dream_clip(maker, job)[0].numpy()
+    expected_THWC = maker.pipe(
         image=frame(0), prompt=job.prompt, negative_prompt=job.negative_prompt, height=HEIGHT, width=WIDTH,
         num_frames=NUM_FRAMES, num_inference_steps=job.num_inference_steps, guidance_scale=job.guidance_scale,
         latents=noise_for(job), output_type="np",
     ).frames[0]  # fmt: skip
     assert video_THWC.dtype == np.uint8
-    np.testing.assert_array_equal(video_THWC, np.round(expected_THWC * 255).astype(np.uint8))
+    # Rounding in float32 may tip a value at the middle between two levels, and no other.
+    assert np.abs(video_THWC - np.round(expected_THWC * 255)).max() <= 1
+    assert np.mean(video_THWC == np.round(expected_THWC * 255)) > 0.999
 
 
-def test_record_without_file_and_file_without_record_are_not_done(base, plain, pipe, tmp_path):
+def test_record_without_file_and_file_without_record_are_not_done(base, plain, tmp_path):
     run = RunFolder(shutil.copytree(plain.root, tmp_path / "run"))
     jobs = read_jobs(run.jobs)
     lost, cut, failed, rejected, *kept = jobs
@@ -152,16 +170,16 @@ def test_dry_run_estimates_from_clips_of_this_run(base, plain, tmp_path):
     assert sorted(run.root.rglob("*")) == before
 
 
-def test_changed_first_frame_fails_with_the_reason(plain, pipe, tmp_path):
+def test_changed_first_frame_fails_with_the_reason(plain, maker, tmp_path):
     run = RunFolder(shutil.copytree(plain.root, tmp_path / "run"))
     job = read_jobs(run.jobs)[0]
     shutil.rmtree(run.clips)
     write_png(run.first_frame_file(job.first_frame_sha256), frame(7))
-    record = make_clip(pipe, job, run)
+    record = make_clip(at(maker, run), job)
     assert record.status == "failed" and "is not the first frame that was planned" in record.error
-    assert record.error.startswith("UserError: ") and "read_first_frame" in record.traceback
+    assert record.error.startswith("UserError: ") and "read_given_frames" in record.traceback
     run.first_frame_file(job.first_frame_sha256).unlink()
-    assert "does not exist" in make_clip(pipe, job, run).error
+    assert "does not exist" in make_clip(at(maker, run), job).error
     assert not run.clip_file(job.clip_id).exists()
 
 
@@ -175,15 +193,16 @@ class RefusesTheWordBlock(Unguarded):
         return None
 
 
-def test_guardrail_rejects_prompts_and_clips(plain, pipe, tmp_path):
+def test_guardrail_rejects_prompts_and_clips(plain, maker, tmp_path):
     run = RunFolder(shutil.copytree(plain.root, tmp_path / "run"))
     shutil.rmtree(run.clips)
     shutil.rmtree(run.journal)
     jobs = read_jobs(run.jobs)
+    pipe = maker.pipe
     guard = pipe.safety_checker
     pipe.safety_checker = RefusesTheWordBlock()
     try:
-        records = [make_clip(pipe, job, run) for job in jobs[:2]]
+        records = [make_clip(at(maker, run), job) for job in jobs[:2]]
     finally:
         pipe.safety_checker = guard
     assert [record.status for record in records] == ["rejected", "rejected"]
@@ -260,7 +279,7 @@ def test_three_workers_make_the_clips_of_none(base, plain, cluster, tmp_path):
     assert result.partial and result.figures | {"num_done": 3, "num_failed": 1, "num_left": 2} == result.figures
     assert any("is not the first frame that was planned" in note for note in result.notes)
     records = read_journal(run.journal, STAGE)
-    assert records[tampered.clip_id].attempt == 2 and "read_first_frame" in records[tampered.clip_id].traceback
+    assert records[tampered.clip_id].attempt == 2 and "read_given_frames" in records[tampered.clip_id].traceback
     assert ray.is_initialized()  # it was running before, so it is left running
 
     run.first_frame_file(tampered.first_frame_sha256).write_bytes(original)
@@ -292,12 +311,13 @@ def test_adapter_that_does_not_fit_stops_before_any_clip(base, cluster, tmp_path
     run.adapter.mkdir(parents=True)
     save_file({"transformer.no_such_layer.lora_A.weight": torch.zeros(2, 8)}, run.adapter / WEIGHTS_NAME)
     # As if it had been planned for: plan itself refuses such an adapter.
-    values = [asdict(job) | {"adapter_sha256": adapter_sha256(run.adapter)} for job in read_jobs(run.jobs)]
+    adapter = {"adapter": "adapter", "adapter_sha256": adapter_sha256(run.adapter)}
+    values = [asdict(job) | adapter for job in read_jobs(run.jobs)]
     write_jobs(run.jobs, [Job(**(job | {"clip_id": job_id(job)})) for job in values])
     with pytest.raises(UserError, match="does not fit the model") as caught:
         generate(settings)
     assert type(caught.value) is UserError
-    assert list(run.journal.iterdir()) == [] and not run.clips.exists()
+    assert not run.journal.exists() and not run.clips.exists()
 
 
 def test_more_workers_than_room_is_said(base, cluster, tmp_path):

@@ -16,10 +16,10 @@ import torch
 from dreamgen.core.jobs import read_jobs
 from dreamgen.core.journal import read_journal
 from dreamgen.core.run_folder import RunFolder
-from dreamgen.generate import STAGE, make_clip
+from dreamgen.generate import STAGE
+from dreamgen.generate_clip import make_clip
 from dreamgen.generate_ray import generate
-from dreamgen.models.world import load_world_model, resolve_world_model
-from tests.fixtures.world import make_world, planned_run, tiny_settings, write_pairs
+from tests.fixtures.world import clip_maker, make_world, planned_run, tiny_settings, write_pairs
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 300
@@ -110,7 +110,7 @@ def test_killed_and_interrupted_run_ends_as_an_undisturbed_one(tmp_path):
     assert num_lines == len(jobs)  # nothing was made twice
 
     undisturbed = planned_run(tiny_settings(tmp_path / "undisturbed", world, pairs, plan=plan))
-    pipe = load_world_model(resolve_world_model(settings.model, undisturbed), settings.model)
+    maker = clip_maker(settings, undisturbed)
     for job in read_jobs(undisturbed.jobs):
-        assert make_clip(pipe, job, undisturbed).status == "ok"
+        assert make_clip(maker, job).status == "ok"
     assert clips_of(run) == clips_of(undisturbed)

@@ -60,7 +60,7 @@ def test_id_hangs_on_what_determines_the_clip_and_nothing_else(tmp_path, world, 
     for name, value in values.items():
         other = value + 1 if isinstance(value, int | float) else f"{value}x"
         same_id = job_id({**values, name: other}) == values["clip_id"]
-        assert same_id == (name in ("clip_id", "source", "model")), name
+        assert same_id == (name in ("clip_id", "source", "model", "level", "adapter")), name
     moved = tiny_settings(tmp_path / "elsewhere", world, write_pairs(tmp_path / "other_pairs"))
     plan(moved)
     assert [job.clip_id for job in jobs_of(moved)] == [job.clip_id for job in jobs_of(settings)]
