@@ -63,7 +63,7 @@ def plan(settings: Settings, dry_run: bool = False) -> StageResult:
         UserError: if the source or the model cannot be had, or no row is usable.
     """
     run = RunFolder.of(settings)
-    _check_instructions(settings)
+    _check_can_plan(settings)
     rows = find_rows(settings, run)
     log(f"plan: {rows.kind}")
     model = _model_of(settings, run, dry_run)
@@ -212,12 +212,19 @@ def make_jobs(
     return jobs
 
 
-def _check_instructions(settings: Settings) -> None:
+def _check_can_plan(settings: Settings) -> None:
     problems = Problems()
     for text in settings.plan.instructions:
         if not bare_instruction(text, settings.prompt_prefix):
             problems.add("plan.instructions has an empty one", actual=repr(text), allowed="the task in words")
-    problems.raise_if_any("instructions that cannot be used")
+    video, wanted = settings.video, settings.plan
+    if wanted.num_chunks > 1 and video.num_frames <= wanted.chunk_overlap:
+        problems.add(
+            "plan.chunk_overlap leaves nothing new in a chunk",
+            actual=f"{wanted.chunk_overlap} of video.num_frames={video.num_frames}",
+            allowed="fewer than a chunk's frames",
+        )
+    problems.raise_if_any("what cannot be planned")
 
 
 def _raise_nothing_usable(refused: Sequence[UserError], source: str) -> NoReturn:

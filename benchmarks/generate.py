@@ -1,0 +1,268 @@
+"""Clips an hour on one GPU: the published script's loop against ours at each level, same random weights, same noise.
+
+    python benchmarks/generate.py --model cosmos2.5-2b --out benchmarks/results/generate.json
+    python benchmarks/generate.py --model mini --height 64 --width 64 --num_frames 9 --num_steps 8     # a smoke test
+
+The published loop calls the pipeline for each clip: it encodes both prompts, runs the VAE over 93 frames, makes 72
+forward passes, decodes and writes the mp4. Ours is what a worker of `dreamgen generate` runs: two threads, one of which
+samples while the other one encodes. Beside each time stands how far its clip is from the published one.
+
+Axes: B batch, T frames, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, Cosmos2_5_PredictBasePipeline, UniPCMultistepScheduler
+from diffusers.pipelines.cosmos.pipeline_cosmos2_5_predict import DEFAULT_NEGATIVE_PROMPT
+from finetune_step import machine, make_transformer, release, synchronize
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from dreamgen.core.config import configs_folder, read_yaml
+from dreamgen.core.records import Job, job_id
+from dreamgen.core.run_folder import RunFolder
+from dreamgen.core.video import frame_sha256, write_png
+from dreamgen.curate import cut_score, motion, psnr_db, small_grey
+from dreamgen.generate_clip import dream_clip, encode_prompt, make_clip, noise_for
+from dreamgen.generate_maker import ClipMaker
+from dreamgen.generate_texts import prompt_tasks
+from dreamgen.models.mini import byte_tokenizer
+from dreamgen.models.safety import Unguarded
+from dreamgen.models.shortcuts import level_shortcuts, num_forwards
+
+# As a worker of `generate` is started.
+NUM_THREADS = 2
+X264_DEFAULTS = {"preset": "medium", "crf": "23"}  # what the published export leaves to the encoder
+
+
+def main() -> None:
+    """Measure the published loop and each level, print the table, and write the figures."""
+    args = parse_arguments()
+    device, dtype = torch.device(args.device), torch.bfloat16
+    sizes = read_yaml(configs_folder() / "models" / f"{args.model}.yaml")
+    pipe = make_pipe(sizes, device, dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder(Path(folder))
+        jobs = {level: [make_job(args, run, level, seed) for seed in range(args.num_clips)] for level in args.levels}
+        first = next(iter(jobs.values()))[0]
+        maker = ClipMaker(pipe, run, compiled=device.type == "cuda")
+        for task in prompt_tasks(run, [first]):
+            record = encode_prompt(maker, task)
+            assert record.status == "ok", record.traceback
+        times, published_THWC = measure_published(pipe, first, args.num_published, run.root, device)
+        rows = [row("published", times, 2 * args.num_steps)]
+        pipe.text_encoder = pipe.tokenizer = None
+        release(device)
+        for level, of_level in jobs.items():
+            warm_up = make_job(args, run, level, seed=10**6, num_steps=2)
+            record = make_clip(maker, warm_up)
+            assert record.status == "ok", record.traceback
+            video_THWC, copied = dream_clip(maker, of_level[0])
+            copied()
+            times = measure_ours(maker, of_level[1:], device)
+            rows.append(row(level, times, num_forwards(args.num_steps, level_shortcuts(level), True), rows[0]))
+            rows[-1] |= {"peak_gib": peak_gib(device)} | likeness(video_THWC.numpy(), published_THWC)
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    report = {
+        "machine": machine(device), "model": args.model, "size": [args.num_frames, args.height, args.width],
+        "num_steps": args.num_steps, "rows": rows,
+    }  # fmt: skip
+    if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.out).write_text(json.dumps(report, indent=1))
+    print(table(report))
+
+
+def make_pipe(sizes: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Cosmos2_5_PredictBasePipeline:
+    """Build the pipeline at the model's own sizes with random weights; only the text encoder's vision part is tiny."""
+    transformer = make_transformer(sizes["transformer"], device, dtype).eval()
+    tokenizer, text = byte_tokenizer(), sizes["text_encoder"]
+    config = Qwen2_5_VLConfig(
+        text_config={
+            **{k: text[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")},
+            "num_key_value_heads": text["num_key_value_heads"], "vocab_size": text.get("vocab_size", len(tokenizer)),
+            "max_position_embeddings": 1024, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": text["mrope_section"]},
+        },
+        vision_config={
+            "depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 14,
+            "out_hidden_size": text["hidden_size"], "fullatt_block_indexes": [0],
+        },
+    )  # fmt: skip
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            encoder = Qwen2_5_VLForConditionalGeneration(config).eval().requires_grad_(False)
+            vae = AutoencoderKLWan(**sizes["vae"]).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(before)
+    pipe = Cosmos2_5_PredictBasePipeline(
+        text_encoder=encoder, tokenizer=tokenizer, transformer=transformer, vae=vae.to(dtype),
+        scheduler=UniPCMultistepScheduler(
+            use_flow_sigmas=True, use_karras_sigmas=True, prediction_type="flow_prediction", sigma_max=200.0,
+            sigma_min=0.01,
+        ),
+        safety_checker=Unguarded(),
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def make_job(args: argparse.Namespace, run: RunFolder, level: str, seed: int, num_steps: int | None = None) -> Job:
+    """Ask for one clip of a smooth first frame, which is stored in the run."""
+    rows, columns = np.mgrid[0 : args.height, 0 : args.width]
+    frame_HWC = np.stack([255 * rows / args.height, 255 * columns / args.width, np.full(rows.shape, 90)], axis=-1)
+    frame_HWC = frame_HWC.astype(np.uint8)
+    sha256 = frame_sha256(frame_HWC)
+    if not run.first_frame_file(sha256).is_file():
+        write_png(run.first_frame_file(sha256), frame_HWC)
+    values = {
+        "first_frame_sha256": sha256, "num_given_frames": 1, "instruction": "pick up the pear",
+        "prompt": "The robot arm is performing a task. pick up the pear", "negative_prompt": DEFAULT_NEGATIVE_PROMPT,
+        "seed": seed, "height": args.height, "width": args.width, "num_frames": args.num_frames, "num_chunks": 1,
+        "chunk_overlap": 0, "fps": 16, "num_inference_steps": num_steps or args.num_steps, "guidance_scale": 7.0,
+        "level": level, "shortcuts": level_shortcuts(level).to_json(), "model": args.model, "model_sha256": "random",
+        "adapter": None, "adapter_sha256": None, "dtype": "bfloat16", "codec": "h264", "crf": 18, "gop": 2,
+        "source": "drawn",
+    }  # fmt: skip
+    # The level's numbers are part of the id and the noise hangs on the id: here all levels are to share their noise.
+    return Job(clip_id=job_id({**values, "shortcuts": "{}"}), **values)
+
+
+def measure_published(
+    pipe: Cosmos2_5_PredictBasePipeline, job: Job, num_clips: int, folder: Path, device: torch.device
+) -> tuple[list[float], np.ndarray]:
+    """Time whole clips, one after another, after a short one. Returns seconds a clip and the last video_THWC."""
+    frame_HWC = cv2.cvtColor(cv2.imread(str(next(folder.rglob("*.png")))), cv2.COLOR_BGR2RGB)
+    times = []
+    for number in range(num_clips + 1):
+        synchronize(device)
+        start_s = time.perf_counter()
+        video_THWC = pipe(
+            image=frame_HWC, prompt=job.prompt, negative_prompt=job.negative_prompt, height=job.height,
+            width=job.width, num_frames=job.num_frames, guidance_scale=job.guidance_scale, output_type="np",
+            num_inference_steps=job.num_inference_steps if number else 2, latents=noise_for(job).to(device),
+        ).frames[0]  # fmt: skip
+        video_THWC = (video_THWC * 255).round().astype(np.uint8)
+        with av.open(str(folder / "published.mp4"), "w") as out:
+            stream = out.add_stream("libx264", rate=job.fps, options=X264_DEFAULTS)
+            stream.width, stream.height, stream.pix_fmt = job.width, job.height, "yuv420p"
+            for frame in video_THWC:
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            out.mux(stream.encode())
+        times.append(time.perf_counter() - start_s)
+    print(f"published: {times}", file=sys.stderr, flush=True)
+    return times[1:], video_THWC
+
+
+def measure_ours(maker: ClipMaker, jobs: list[Job], device: torch.device) -> list[float]:
+    """Time clips as a worker makes them. Returns the seconds between the ends of clips that follow one another."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    ends = []
+
+    def one(job: Job) -> None:
+        record = make_clip(maker, job)
+        assert record.status == "ok", record.traceback
+        ends.append(time.perf_counter())
+
+    with ThreadPoolExecutor(NUM_THREADS) as threads:
+        list(threads.map(one, jobs))
+    return list(np.diff(sorted(ends)))
+
+
+def likeness(video_THWC: np.ndarray, wanted_THWC: np.ndarray) -> dict[str, float]:
+    """Compare a clip with the published one, both before they are encoded."""
+    pairs = list(zip(video_THWC, wanted_THWC, strict=True))
+    grey_THW = small_grey(video_THWC)
+    return {
+        "psnr_db": float(np.mean([psnr_db(a, b) for a, b in pairs])),
+        "ssim": float(np.mean([ssim(a, b) for a, b in pairs[:: max(1, len(pairs) // 8)]])),
+        "motion": motion(grey_THW),
+        "cut_score": cut_score(grey_THW),
+    }
+
+
+def ssim(first_HWC: np.ndarray, second_HWC: np.ndarray) -> float:
+    """Return the mean structural similarity of two pictures' brightness (Wang et al. 2004, Gaussian window of 1.5)."""
+    x, y = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float64) for frame in (first_HWC, second_HWC))
+    mean_x, mean_y = (cv2.GaussianBlur(v, (11, 11), 1.5) for v in (x, y))
+    variance_x = cv2.GaussianBlur(x * x, (11, 11), 1.5) - mean_x**2
+    variance_y = cv2.GaussianBlur(y * y, (11, 11), 1.5) - mean_y**2
+    covariance = cv2.GaussianBlur(x * y, (11, 11), 1.5) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    return float(
+        np.mean(
+            ((2 * mean_x * mean_y + c1) * (2 * covariance + c2))
+            / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
+        )
+    )
+
+
+def peak_gib(device: torch.device) -> float:
+    """Return the most memory that tensors took since the last measurement began."""
+    return torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else math.nan
+
+
+def row(name: str, times: list[float], forwards: int, baseline: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return one line of the table."""
+    clip_s = statistics.median(times)
+    return {
+        "name": name, "clip_s": clip_s, "min_s": min(times), "max_s": max(times), "forwards": forwards,
+        "ratio": baseline["clip_s"] / clip_s if baseline else 1.0,
+    }  # fmt: skip
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return the figures as Markdown."""
+    lines = [
+        f"{report['machine']}, {report['model']}, {report['size']}, {report['num_steps']} steps",
+        "",
+        "| level | s a clip (min to max) | clips an hour, times published | forward passes | peak GiB | PSNR dB | SSIM "
+        "| motion | cut score |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in report["rows"]:
+        shown = [
+            f"{line[key]:.3g}" if key in line else "" for key in ("peak_gib", "psnr_db", "ssim", "motion", "cut_score")
+        ]
+        lines.append(
+            f"| {line['name']} | {line['clip_s']:.2f} ({line['min_s']:.2f} to {line['max_s']:.2f}) "
+            f"| {line['ratio']:.2f} | {line['forwards']} | {' | '.join(shown)} |"
+        )
+    return "\n".join(lines)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="cosmos2.5-2b", help="a file of configs/models")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--height", type=int, default=432)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--num_frames", type=int, default=93)
+    parser.add_argument("--num_steps", type=int, default=36)
+    parser.add_argument("--levels", nargs="+", default=["exact", "balanced", "turbo"])
+    parser.add_argument("--num_clips", type=int, default=4, help="of each level; the first one is compared, not timed")
+    parser.add_argument("--num_published", type=int, default=2)
+    parser.add_argument("--out", help="write the figures as JSON")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Our sampler against the pipeline's own call: the same noise, the same clip."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dreamgen.core.config import configs_folder, read_yaml
+from dreamgen.models.adapter import add_adapter
+from dreamgen.models.guided_velocity import BlockParts, text_keys_values, velocities
+from dreamgen.models.mini import build_mini
+from dreamgen.models.pixels import decode, encode_given
+from dreamgen.models.sampler import Guidance, sample_latents
+from dreamgen.models.shortcuts import Shortcuts, num_forwards, plan_passes
+from dreamgen.models.solver import Stepper, step_table
+from dreamgen.models.text import encode_text
+from dreamgen.models.velocity import velocity
+
+HEIGHT, WIDTH, NUM_FRAMES, NUM_STEPS = 48, 64, 17, 6
+SHAPE = (1, 16, 5, HEIGHT // 8, WIDTH // 8)
+PROMPT, NEGATIVE = "push the red block", "blurry"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=["base", "adapter"])
+def pipe(request):
+    sizes = read_yaml(configs_folder() / "models" / "mini.yaml")
+    sizes["transformer"] |= {"num_layers": 2}
+    pipe = build_mini(sizes)
+    pipe.set_progress_bar_config(disable=True)
+    if request.param == "adapter":
+        for parameter in add_adapter(pipe.transformer, 4, 4, ["to_q", "to_k", "ff.net.2"], use_dora=False):
+            torch.nn.init.normal_(parameter, std=0.05)
+        pipe.transformer.requires_grad_(False)
+    return pipe
+
+
+def noise() -> torch.Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
+
+
+def given_frames(num: int) -> np.ndarray:
+    return np.random.default_rng(num).integers(0, 255, (num, HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def ours(pipe, num_given: int, scale: float, num_steps: int = NUM_STEPS, shortcuts: Shortcuts = Shortcuts()):
+    text, negative = (text_keys_values(pipe.transformer, encode_text(pipe, prompt)) for prompt in (PROMPT, NEGATIVE))
+    return sample_latents(
+        pipe.transformer,
+        step_table(pipe.scheduler, num_steps),
+        noise(),
+        encode_given(pipe, given_frames(num_given)) if num_given else None,
+        text,
+        Guidance(negative, scale) if scale > 1 else None,
+        shortcuts,
+        BlockParts(),
+    )
+
+
+@pytest.mark.parametrize("scale", [1.0, 7.0], ids=["unguided", "guided"])
+@pytest.mark.parametrize("num_given", [1, 5, 0], ids=["image", "video", "text"])
+def test_latents_and_pixels_are_the_pipelines(pipe, num_given, scale):
+    frames = [Image.fromarray(frame) for frame in given_frames(num_given)]
+    condition = {1: {"image": frames and frames[0]}, 5: {"video": frames}, 0: {}}[num_given]
+    asked = {
+        "prompt": PROMPT, "negative_prompt": NEGATIVE, "height": HEIGHT, "width": WIDTH, "num_frames": NUM_FRAMES,
+        "num_inference_steps": NUM_STEPS, "guidance_scale": scale, **condition,
+    }  # fmt: skip
+    with torch.no_grad():
+        wanted_BCTHW = pipe(**asked, latents=noise(), output_type="latent").frames
+        found_BCTHW = ours(pipe, num_given, scale)
+        assert wanted_BCTHW.abs().max() > 1
+        assert (found_BCTHW - wanted_BCTHW).abs().max() < 1e-4
+        wanted_THWC = pipe(**asked, latents=noise(), output_type="np").frames[0]
+    assert np.abs(decode(pipe, found_BCTHW).numpy() / 255.0 - wanted_THWC).max() < 0.5 / 255 + 1e-4
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 36])
+def test_the_solvers_table_steps_as_the_scheduler_does(pipe, num_steps):
+    scheduler = copy.deepcopy(pipe.scheduler)
+    scheduler.set_timesteps(num_steps)
+    sample, stepper = noise(), Stepper(step_table(pipe.scheduler, num_steps), noise())
+    for index, timestep in enumerate(scheduler.timesteps):
+        answer = torch.sin(3 * sample) + index
+        sample = scheduler.step(answer, timestep, sample, return_dict=False)[0]
+        stepper.step(index, answer)
+        assert torch.allclose(stepper.sample, sample, atol=2e-5 * (1 + index))
+
+
+def test_two_texts_at_once_are_two_forward_passes(pipe):
+    mask_B1THW = torch.zeros(1, 1, *SHAPE[2:])
+    mask_B1THW[:, :, 0] = 1
+    times_BT = torch.tensor([[1e-4, 0.6, 0.6, 0.6, 0.6]])
+    with torch.no_grad():
+        texts = [encode_text(pipe, prompt) for prompt in (PROMPT, NEGATIVE)]
+        keys = [text_keys_values(pipe.transformer, text_BLD) for text_BLD in texts]
+        found = velocities(pipe.transformer, noise(), mask_B1THW, times_BT, keys, BlockParts())
+        for text_BLD, answer in zip(texts, found, strict=True):
+            wanted = velocity(pipe.transformer, noise(), mask_B1THW, times_BT, text_BLD)
+            assert torch.allclose(answer, wanted, atol=1e-5)
+    assert not torch.allclose(*found, atol=1e-3)
+
+
+def test_shortcuts_leave_out_the_passes_that_they_name():
+    shortcuts = Shortcuts(whole_first=0.25, whole_last=0.1, velocity_every=2, guidance_every=2)
+    passes = plan_passes(36, shortcuts)
+    assert all(p.velocity and p.guidance for p in [*passes[:9], *passes[-4:]])
+    between = passes[9:-4]
+    assert [p.velocity for p in between[:4]] == [False, True, False, True]
+    assert [p.guidance for p in between[:4]] == [False, False, False, True]
+    assert num_forwards(36, shortcuts, True) == sum(p.velocity + p.guidance for p in passes) < 72
+    assert num_forwards(36, Shortcuts(), True) == 72 and num_forwards(36, Shortcuts(), False) == 36
+    assert Shortcuts.from_json(shortcuts.to_json()) == shortcuts and Shortcuts().to_json() == "{}"
+
+
+def test_a_clip_with_shortcuts_is_near_the_exact_one_and_nearer_with_fewer(pipe):
+    exact = ours(pipe, 1, 3.0, num_steps=24)
+    errors = [
+        float((ours(pipe, 1, 3.0, 24, Shortcuts(0.2, 0.1, every, every)) - exact).norm() / exact.norm())
+        for every in (2, 4)
+    ]
+    assert 0 < errors[0] < errors[1] < 0.5
