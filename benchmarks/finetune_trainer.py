@@ -2,7 +2,7 @@
 
     python benchmarks/finetune_trainer.py --model cosmos2.5-2b --out benchmarks/results/finetune_trainer.json
     python benchmarks/finetune_trainer.py --model cosmos2.5-2b --methods lora --processes 1 2
-    python benchmarks/finetune_trainer.py --model mini --height 64 --width 64 --num_frames 9 --num_steps 8     # a smoke test
+    python benchmarks/finetune_trainer.py --model mini --height 64 --width 64 --num_frames 9 --num_steps 8   # smoke
 
 `benchmarks/finetune_step.py` times step functions on a batch that lies ready. Here `accelerate launch -m finetune` runs
 as a user runs it, on a model folder of the same sizes with random weights and on drawn clips: it fills the cache, lets
