@@ -47,7 +47,11 @@ def save_mini(folder: Path, sizes: dict[str, Any]) -> None:
         folder: It must not exist yet.
         sizes: The shape of configs/models/mini.yaml.
     """
-    pipe = build_mini(sizes)
+    save_pipeline(build_mini(sizes), folder)
+
+
+def save_pipeline(pipe: Cosmos2_5_PredictBasePipeline, folder: Path) -> None:
+    """Save a pipeline that `build_mini` made, whole or not at all, so that it loads without this package."""
     with atomic_folder(folder) as temporary, quiet_loaders():
         # The checker that lets everything pass is ours; a saved model must load without this package.
         pipe.register_to_config(safety_checker=(None, None))
@@ -64,11 +68,12 @@ def build_mini(sizes: dict[str, Any]) -> Cosmos2_5_PredictBasePipeline:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(sizes["seed"])
         text_encoder = _text_encoder(sizes["text_encoder"], tokenizer)
-        transformer = CosmosTransformer3DModel(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in sizes["transformer"].items()},
-            crossattn_proj_in_channels=sizes["text_encoder"]["hidden_size"]
-            * sizes["text_encoder"]["num_hidden_layers"],
-        )
+        # What follows from the text encoder, the features of all its layers together, need not be in the recipe.
+        text = sizes["text_encoder"]
+        config = {
+            "crossattn_proj_in_channels": text["hidden_size"] * text["num_hidden_layers"], **sizes["transformer"]
+        }  # fmt: skip
+        transformer = CosmosTransformer3DModel(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
         vae = AutoencoderKLWan(**sizes["vae"])
     return Cosmos2_5_PredictBasePipeline(
         text_encoder=text_encoder.eval(),
