@@ -19,6 +19,7 @@ from dreamgen.models.adapter import is_full
 from dreamgen.models.adapter_choice import AdapterChoice, AdapterSwitch, adapter_of_job
 from dreamgen.models.fp8 import Fp8Switch
 from dreamgen.models.guided_velocity import BlockParts, KeysValues, compiled_parts, text_keys_values
+from dreamgen.models.pixels import use_channels_last
 from dreamgen.models.shortcuts import Shortcuts
 from dreamgen.models.solver import StepTable, step_table
 
@@ -43,6 +44,8 @@ class ClipMaker:
         compiled: bool = False,
     ) -> None:
         self.pipe, self.run = pipe, run
+        if pipe.vae.device.type == "cuda":
+            use_channels_last(pipe)
         self.parts = compiled_parts() if compiled else BlockParts()
         self.adapters = AdapterSwitch(pipe, several_adapters)
         self.fp8 = Fp8Switch()

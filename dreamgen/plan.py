@@ -177,7 +177,7 @@ def make_jobs(
         Jobs with their ids; equal scenes give equal ids.
     """
     video, plan, negative = settings.video, settings.plan, settings.plan.negative_prompt
-    shortcuts, jobs = level_shortcuts(plan.level).to_json(), []
+    shortcuts, jobs = level_shortcuts(plan.level, plan.fp8).to_json(), []
     for number in range(plan.num_seeds):
         for scene in scenes:
             values = {

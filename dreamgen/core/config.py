@@ -31,8 +31,8 @@ RANGES: dict[str, tuple[float, float]] = {
         "finetune.gradient_accumulation_steps", "finetune.checkpoint_every", "finetune.log_every",
         "finetune.lora.rank", "finetune.lora.alpha", "finetune.keep_checkpoints", "finetune.windows_per_clip",
         "finetune.validate_every", "finetune.memory_gib", "idm.num_steps", "idm.batch_size", "idm.horizon", "idm.width",
-        "plan.num_first_frames", "plan.num_seeds", "plan.num_chunks", "plan.num_inference_steps", "generate.num_workers",
-        "generate.threads_per_worker", "generate.max_attempts", "generate.limit",
+        "plan.num_first_frames", "plan.num_seeds", "plan.num_chunks", "plan.num_inference_steps",
+        "generate.num_workers", "generate.threads_per_worker", "generate.max_attempts", "generate.limit",
     ), (1, math.inf)),
     **dict.fromkeys((
         "finetune.weight_decay", "finetune.max_grad_norm", "finetune.warmup_steps", "finetune.decay_from",

@@ -155,6 +155,9 @@ class PlanSettings:
     level: Literal["exact", "balanced", "turbo"] = option(
         "exact", "exact: the pipeline's own clip, faster; balanced and turbo leave out passes, at a measured cost"
     )
+    fp8: bool = option(
+        False, "make the transformer's large products in 8 bits, at any level: a little faster, at a cost in likeness"
+    )
     num_inference_steps: int = option(36, "denoising steps")
     guidance_scale: float = option(7.0, "cond + g (cond - uncond); at most 1 turns guidance off")
     negative_prompt: str | None = option(None, "what to avoid; the pipeline's own text when not given")

@@ -1,4 +1,4 @@
-"""Large products of the transformer's blocks in 8-bit floating point (e4m3), for levels that ask for it.
+"""Large products of the transformer's blocks in 8-bit floating point (e4m3), for jobs that ask for it.
 
 Weights are scaled for each output feature once, inputs for each token as they come (Micikevicius et al. 2022, FP8
 Formats for Deep Learning, arXiv 2209.05433). Sums are kept in higher precision by the hardware. A GPU of compute
@@ -52,10 +52,10 @@ def require_fp8(device: torch.device) -> None:
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         raise UserError(
-            "the level turbo multiplies in 8 bits, which this GPU cannot",
+            "plan.fp8 multiplies in 8 bits, which this GPU cannot",
             actual=torch.cuda.get_device_name(device),
             allowed="a GPU of compute capability 8.9 or newer (L40, H100, ...)",
-            next_step="--plan.level=balanced",
+            next_step="--plan.fp8=false",
         )
 
 

@@ -49,3 +49,10 @@ def decode(pipe: Cosmos2_5_PredictBasePipeline, latents_BCTHW: torch.Tensor) -> 
     video_BCTHW = pipe.vae.decode(latents_BCTHW.to(pipe.vae.dtype), return_dict=False)[0]
     video_THWC = (video_BCTHW[0].float() * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
     return video_THWC.permute(1, 2, 3, 0).contiguous()
+
+
+def use_channels_last(pipe: Cosmos2_5_PredictBasePipeline) -> None:
+    """Lay the VAE's convolutions out as a GPU reads them best: the same sums, and clips decoded in less time."""
+    for module in pipe.vae.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)

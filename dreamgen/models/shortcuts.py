@@ -9,8 +9,7 @@ Idea: Liu et al. 2025, From Reusing to Forecasting (arXiv 2503.06923), there for
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -55,8 +54,12 @@ class Passes:
     guidance: bool
 
 
-def level_shortcuts(level: str) -> Shortcuts:
+def level_shortcuts(level: str, fp8: bool = False) -> Shortcuts:
     """Return a named level's numbers, from configs/sampling/levels.yaml.
+
+    Args:
+        level: Its name.
+        fp8: Make large products in 8 bits besides.
 
     Raises:
         UserError: if there is no such level.
@@ -64,7 +67,7 @@ def level_shortcuts(level: str) -> Shortcuts:
     levels = read_yaml(configs_folder() / "sampling" / "levels.yaml")
     if level not in levels:
         raise UserError("there is no such level", actual=level, allowed=", ".join(levels))
-    return Shortcuts(**(levels[level] or {}))
+    return Shortcuts(**({"fp8": fp8} | (levels[level] or {})))
 
 
 def plan_passes(num_steps: int, shortcuts: Shortcuts) -> list[Passes]:
@@ -119,8 +122,3 @@ class Line:
             return value_1
         (sigma_0, value_0) = self._points[0]
         return torch.lerp(value_0, value_1, (sigma - sigma_0) / (sigma_1 - sigma_0))
-
-
-def describe(shortcuts: Shortcuts) -> dict[str, Any]:
-    """Return the numbers as a dict, for provenance and reports."""
-    return asdict(shortcuts)

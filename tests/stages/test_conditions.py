@@ -96,10 +96,10 @@ def test_a_long_clip_is_joined_without_a_repeated_frame(base, tmp_path, overlap)
 
 def test_levels_stand_in_the_job_and_in_its_id(base, tmp_path):
     jobs = {}
-    for level in ("exact", "balanced", "turbo"):
-        settings, _, run = planned(base, tmp_path / level, "pairs", level=level, num_inference_steps=12)
+    for level, fp8 in (("exact", False), ("balanced", False), ("turbo", True)):
+        settings, _, run = planned(base, tmp_path / level, "pairs", level=level, fp8=fp8, num_inference_steps=12)
         jobs[level] = read_jobs(run.jobs)[0]
-        assert Shortcuts.from_json(jobs[level].shortcuts) == level_shortcuts(level)
+        assert Shortcuts.from_json(jobs[level].shortcuts) == level_shortcuts(level, fp8)
     assert len({job.clip_id for job in jobs.values()}) == 3
     maker = clip_maker(settings, run)
     # The same noise for all: only the level differs.
