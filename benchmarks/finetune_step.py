@@ -32,6 +32,7 @@ from transformers import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
 from dreamgen.core.config import configs_folder, read_yaml
+from dreamgen.models.quiet import quiet_loaders
 from dreamgen.models.velocity import project_text, velocity
 from finetune.dora import use_closed_form
 from finetune.fast_step import training_blocks
@@ -270,7 +271,8 @@ def make_transformer(config: dict[str, Any], device, dtype) -> CosmosTransformer
         config["crossattn_proj_in_channels"] = 192
     with torch.device(device):
         transformer = CosmosTransformer3DModel(**config)
-    return transformer.to(dtype).requires_grad_(False)
+    with quiet_loaders():
+        return transformer.to(dtype).requires_grad_(False)
 
 
 def attach(transformer: CosmosTransformer3DModel, rank: int, use_dora: bool) -> list[torch.nn.Parameter]:

@@ -37,6 +37,7 @@ from dreamgen.core.config import configs_folder, read_yaml, settings_from_dict
 from dreamgen.core.settings import Settings
 from dreamgen.core.video import write_video
 from dreamgen.models.mini import build_mini, save_pipeline
+from dreamgen.models.quiet import quiet_loaders
 from finetune.estimate import levels_for
 from finetune.memory import estimate_memory
 from finetune.sizes import find_size
@@ -81,7 +82,9 @@ def save_random_model(folder: Path, sizes: dict[str, Any], device: torch.device)
     recipe.setdefault("scheduler", read_yaml(configs_folder() / "models" / "mini.yaml")["scheduler"])
     with torch.device(device):
         pipe = build_mini(recipe)
-    save_pipeline(pipe.to(torch.bfloat16), folder)
+    with quiet_loaders():
+        pipe.to(torch.bfloat16)
+    save_pipeline(pipe, folder)
 
 
 def settings_of(args: argparse.Namespace, work: Path, method: str, num_processes: int) -> Settings:

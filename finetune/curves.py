@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 WIDTH_PX, HEIGHT_PX = 640, 280
 LEFT, RIGHT, TOP, BOTTOM = 60, 624, 28, 244
@@ -12,12 +12,13 @@ STYLES = {"training": 'stroke="#3b6ea5" stroke-width="1.5"', "validation": 'stro
 Points = Sequence[tuple[int, float]]
 
 
-def curves_svg(curves: dict[str, Points]) -> str:
+def curves_svg(curves: dict[str, Points], styles: Mapping[str, str] = STYLES) -> str:
     """Draw losses over optimizer steps.
 
     Args:
-        curves: For `training` and `validation`, ascending steps with a value each; those that are not finite are left
-            out. An axis ends where 99 of 100 values lie below, as the first steps may be far above all others.
+        curves: Ascending steps with a value each, by name; those that are not finite are left out. An axis ends where
+            99 of 100 values lie below, as the first steps may be far above all others.
+        styles: Of each name's line, as SVG attributes.
 
     Returns:
         An SVG document.
@@ -54,8 +55,8 @@ def curves_svg(curves: dict[str, Points]) -> str:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         x = LEFT + 8 + 120 * number
         parts += [
-            f'<polyline points="{path}" fill="none" {STYLES[name]}/>',
-            f'<path d="M{x} 14h20" {STYLES[name]}/><text x="{x + 26}" y="18">{name}</text>',
+            f'<polyline points="{path}" fill="none" {styles[name]}/>',
+            f'<path d="M{x} 14h20" {styles[name]}/><text x="{x + 26}" y="18">{name}</text>',
         ]
     parts.append(f'<text x="{(LEFT + RIGHT) / 2}" y="{HEIGHT_PX - 4}" text-anchor="middle">optimizer steps</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -143,10 +145,20 @@ def start_logs(
     plain = {path: value if isinstance(value, int | float | str) else str(value) for path, value in values.items()}
     resumed = {
         "tensorboard": {"purge_step": start.step + 1 if start.step else None},  # hides points that are made again
-        "wandb": {"name": run.root.resolve().name, "id": start.tracker_run, "resume": "allow"},
+        "wandb": {
+            "name": run.root.resolve().name, "id": start.tracker_run, "resume": "allow",
+            "dir": str(run.finetune_logs),  # not wherever the command was typed
+        },
         "trackio": {"name": start.tracker_run, "resume": "allow"},
-    }
+    }  # fmt: skip
     # For tensorboard the name is a folder beside loss.csv, for the others a project that many runs share.
     name = "tracker" if settings.finetune.tracker == "tensorboard" else "dreamgen"
-    accelerator.init_trackers(name, config=plain, init_kwargs=resumed)
+    with redirect_stdout(sys.stderr):  # trackio has much to say where only results belong
+        accelerator.init_trackers(name, config=plain, init_kwargs=resumed)
     return notes
+
+
+def end_logs(accelerator: Accelerator) -> None:
+    """Let the trackers write what they still hold, and leave the process group."""
+    with redirect_stdout(sys.stderr):
+        accelerator.end_training()

@@ -34,7 +34,7 @@ from finetune.metrics import training_flops
 from finetune.resume import checkpoints_of, find_checkpoint, fixed_values, interrupted, state_of
 from finetune.samples import Samples
 from finetune.schedule import learning_rate
-from finetune.setup import check_can_start, make_accelerator, make_trainable, start_logs
+from finetune.setup import check_can_start, end_logs, make_accelerator, make_trainable, start_logs
 from finetune.sizes import TransformerSize
 from finetune.stopping import on_main_process, stop_signals
 from finetune.training_log import TrainingLog
@@ -123,10 +123,10 @@ def finetune(settings: Settings, dry_run: bool = False, resume: bool = False) ->
     ) as log:
         stopped = take_steps(training, log)
     if stopped is not None:
-        accelerator.end_training()
+        end_logs(accelerator)
         return interrupted(settings, stopped, accelerator.num_processes, notes)
     write_adapter(training, source, counts, log.last_loss)
-    accelerator.end_training()
+    end_logs(accelerator)
     return finished(training, counts, log, notes)
 
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from dreamgen.core.settings import LoraSettings
+from dreamgen.core.settings import FinetuneSettings, LoraSettings
 from dreamgen.models.adapter import add_adapter
 from dreamgen.models.mini import build_mini
 from dreamgen.models.velocity import block_forward, project_text, velocity
 from finetune.dora import BASE_NORM, column_norm, use_closed_form
 from finetune.fast_step import KEPT_ACTIVATIONS, WORKING_ACTIVATIONS, choose_levels, training_blocks
+from finetune.flow import draw_batch, flow_input, flow_loss
 from tests.fixtures.world import tiny_sizes
 
 TARGETS = LoraSettings().target_modules
@@ -72,6 +73,49 @@ def test_what_a_block_keeps_changes_no_gradient(levels, use_dora):
     found_answer, found = gradients(transformer, parameters, training_blocks(each, compiled=False))
     assert torch.allclose(found_answer, answer, rtol=0, atol=1e-5)
     assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+def losses_of_training(step, use_dora, num_steps=30):
+    """Train from the same adapter on the same draws by diffusers' own step or by ours; benchmarks has 200 steps."""
+    transformer, parameters = trained_transformer(use_dora)
+    tune = FinetuneSettings(learning_rate=1e-2)
+    if step == "plain":
+        transformer.enable_gradient_checkpointing()
+    else:
+        use_closed_form(transformer)
+    blocks = training_blocks(["attention"] * len(transformer.transformer_blocks), compiled=False)
+    text = inputs(transformer)[3]
+    clean = torch.linspace(-1, 1, 16).view(1, -1, 1, 1, 1).expand(1, 16, NUM_FRAMES, LATENT_PX, LATENT_PX)
+    optimizer, losses = torch.optim.AdamW(parameters, lr=tune.learning_rate), []
+    for number in range(num_steps):
+        flow = flow_input(clean, draw_batch(0, [number], clean.shape[1:], tune), tune.conditional_frame_timestep)
+        latents, mask, timestep_BT = flow.hidden_states_BCTHW, flow.condition_mask_B1THW, flow.timestep_BT
+        if step == "plain":
+            padding = torch.zeros(1, 1, 8 * LATENT_PX, 8 * LATENT_PX)
+            answer = transformer(
+                latents,
+                timestep_BT[:, None, :, None, None],
+                text,
+                condition_mask=mask,
+                padding_mask=padding,
+                return_dict=False,
+            )[0]
+        else:
+            answer = velocity(transformer, latents, mask, timestep_BT, project_text(transformer, text), blocks)
+        loss = flow_loss(answer, flow).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, tune.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+def test_the_curves_of_the_plain_and_the_fast_step_lie_on_each_other(use_dora):
+    plain = losses_of_training("plain", use_dora)
+    assert losses_of_training("fast", use_dora) == pytest.approx(plain, rel=1e-3)
+    assert sum(plain[-10:]) < 0.9 * sum(plain[:10])  # it learns, so the weights did move
 
 
 def test_a_block_is_one_graph_for_the_compiler():
