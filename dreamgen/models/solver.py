@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from diffusers import UniPCMultistepScheduler
 
+from dreamgen.core.errors import UserError
+
 
 @dataclass(frozen=True)
 class StepTable:
@@ -48,11 +50,20 @@ def step_table(scheduler: UniPCMultistepScheduler, num_steps: int) -> StepTable:
 
     Returns:
         The table.
+
+    Raises:
+        UserError: if the model comes with a scheduler that does not step along a flow.
     """
+    if scheduler.config.prediction_type != "flow_prediction" or scheduler.config.thresholding:
+        raise UserError(
+            "the model's scheduler cannot be stepped",
+            actual=f"{scheduler.config._class_name}, prediction_type {scheduler.config.prediction_type}",
+            allowed="UniPCMultistepScheduler with prediction_type flow_prediction, as Cosmos Predict 2.5 has it",
+            next_step="mend scheduler/scheduler_config.json in the model's folder",
+        )
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(num_steps, device="cpu")
     order = scheduler.config.solver_order
-    assert scheduler.config.prediction_type == "flow_prediction" and not scheduler.config.thresholding
     # A step reads the sample, the velocity, the corrected sample of the step before, and the last `order` predictions.
     units_II = torch.eye(3 + order, dtype=torch.float64)
     sample_1I, velocity_1I, corrected_1I, *predictions = (unit[None] for unit in units_II)

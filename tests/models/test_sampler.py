@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from dreamgen.core.config import configs_folder, read_yaml
+from dreamgen.core.errors import UserError
 from dreamgen.models.adapter import add_adapter
 from dreamgen.models.guided_velocity import BlockParts, text_keys_values, velocities
 from dreamgen.models.mini import build_mini
@@ -129,3 +130,10 @@ def test_a_clip_with_shortcuts_is_near_the_exact_one_and_nearer_with_fewer(pipe)
         for every in (2, 4)
     ]
     assert 0 < errors[0] < errors[1] < 0.5
+
+
+def test_a_scheduler_of_another_kind_is_refused(pipe):
+    other = copy.deepcopy(pipe.scheduler)
+    other.register_to_config(prediction_type="epsilon")
+    with pytest.raises(UserError, match="scheduler cannot be stepped"):
+        step_table(other, 4)
