@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,58 +13,99 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dreamgen.core.files import write_json, write_text
-from export.episodes import Episode
-from export.lerobot_tables import DatasetStatistics, as_lists, episode_columns, info_features, list_vectors
+from dreamgen.core.files import atomic_file, fsync, write_json, write_text
+from dreamgen.core.progress import Progress
+from export.admitted import Episodes
+from export.lerobot_statistics import Columns, PartStatistics, add_up, as_lists, columns_of
+from export.lerobot_tables import episode_columns, info_features, list_vectors
 from export.modality import TASK_COLUMN, modality_json
-from export.spec import DatasetSpec, task_indices
+from export.spec import DatasetSpec
+from export.workers import Workers
 
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
 CHUNKS_SIZE = 1000
+EPISODES_PER_TASK = 50
+LINES = ("episodes.jsonl", "episodes_stats.jsonl")
 
 # GR00T cuts every statistic that it finds to a modality's slice, so `count`, of length 1, must not be among them.
 GROOT_STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
 
 
-def write_lerobot_v21(root: Path, episodes: Sequence[Episode], spec: DatasetSpec) -> None:
-    """Write a LeRobot v2.1 dataset that every GR00T release reads.
+def write_lerobot_v21(root: Path, marks: Path, episodes: Episodes, spec: DatasetSpec, workers: Workers) -> None:
+    """Write a LeRobot v2.1 dataset that every GR00T release reads, or what is left of it to be written.
 
     Args:
-        root: An empty folder.
+        root: Folder of the dataset: empty, or as an earlier call for the same episodes left it.
+        marks: A folder beside it that says what is done.
         episodes: Numbered from 0.
         spec: What they share.
+        workers: Who writes the files; their number changes no byte.
     """
-    tasks = task_indices(episodes, spec)
-    statistics = DatasetStatistics(spec.camera)
-    episode_lines, statistics_lines, first_index = [], [], 0
-    for episode in episodes:
-        task_index = tasks[spec.task(episode)]
-        columns = episode_columns(episode, first_index, task_index)
-        columns[TASK_COLUMN] = columns["task_index"]
-        own = statistics.add(episode, columns)
-        place = {"episode_chunk": episode.index // CHUNKS_SIZE, "episode_index": episode.index}
-        _write_rows(root / DATA_PATH.format(**place), columns)
-        video = root / VIDEO_PATH.format(video_key=spec.camera, **place)
-        video.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(episode.video.path, video)
-        episode_lines.append(
-            {"episode_index": episode.index, "tasks": [spec.task(episode)], "length": episode.num_frames}
-        )
-        statistics_lines.append({"episode_index": episode.index, "stats": as_lists(own)})
-        first_index += episode.num_frames
+    columns = columns_of(episodes, spec.fps)
+    starts = range(0, len(episodes), EPISODES_PER_TASK)
+    parts = [marks / f"{start:09d}.npz" for start in starts]
+    tasks = [
+        partial(write_episodes, root, part, episodes[start : start + EPISODES_PER_TASK], spec, columns)
+        for part, start in zip(parts, starts, strict=True)
+    ]
+    with Progress("export: lerobot-v2.1", len(episodes), "episodes") as progress:
+        for num_written in workers.run(tasks):
+            progress.add(num_written)
     meta = root / "meta"
-    write_text(meta / "episodes.jsonl", _json_lines(episode_lines))
-    write_text(meta / "episodes_stats.jsonl", _json_lines(statistics_lines))
-    write_text(meta / "tasks.jsonl", _json_lines({"task_index": i, "task": task} for task, i in tasks.items()))
-    write_json(meta / "stats.json", groot_statistics(statistics.figures(), spec))
+    for name in LINES:
+        with atomic_file(meta / name) as temporary, temporary.open("wb") as joined:
+            for part in parts:
+                joined.write(_lines_of(part, name).read_bytes())
+    write_text(meta / "tasks.jsonl", json_lines({"task_index": i, "task": t} for i, t in enumerate(episodes.tasks)))
+    write_json(meta / "stats.json", groot_statistics(add_up(parts, columns, spec.camera), spec))
     write_json(meta / "modality.json", modality_json(spec))
-    write_json(meta / "info.json", _info(episodes, spec, first_index, len(tasks)))
+    write_json(meta / "info.json", _info(episodes, spec))
+
+
+def write_episodes(root: Path, mark: Path, episodes: Episodes, spec: DatasetSpec, columns: Columns) -> int:
+    """Write the files of some episodes, unless they are marked done.
+
+    Args:
+        root: Folder of the dataset.
+        mark: Where their statistics go, last of all; their lines of metadata go beside it.
+        episodes: A few of them.
+        spec: What all share.
+        columns: Of the whole dataset.
+
+    Returns:
+        How many episodes.
+    """
+    if mark.exists():
+        return len(episodes)
+    statistics, lines, written = PartStatistics(columns, spec.camera), {name: [] for name in LINES}, []
+    for episode in episodes:
+        rows = episode_columns(episode)
+        own = statistics.add(episode, rows)
+        rows[TASK_COLUMN], own[TASK_COLUMN] = rows["task_index"], own["task_index"]
+        place = {"episode_chunk": episode.index // CHUNKS_SIZE, "episode_index": episode.index}
+        table, video = root / DATA_PATH.format(**place), root / VIDEO_PATH.format(video_key=spec.camera, **place)
+        for path in (table, video):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        _write_rows(table, rows)
+        shutil.copyfile(episode.video.path, video)
+        written += [table, video]
+        lines["episodes.jsonl"].append(
+            {"episode_index": episode.index, "tasks": [episode.task], "length": episode.num_frames}
+        )
+        lines["episodes_stats.jsonl"].append({"episode_index": episode.index, "stats": as_lists(own)})
+    for path in written:  # together: the disk is waited for once rather than for every file
+        fsync(path)
+    for name, rows in lines.items():
+        write_text(_lines_of(mark, name), json_lines(rows))
+    statistics.save(mark)
+    return len(episodes)
 
 
 def groot_statistics(figures: dict[str, dict[str, np.ndarray]], spec: DatasetSpec) -> dict[str, dict[str, list[float]]]:
     """Return GR00T's stats.json: six figures of every column, each of the vector's length; pictures are not in it."""
     columns = {name: stats for name, stats in as_lists(figures).items() if name != spec.camera}
+    columns[TASK_COLUMN] = columns["task_index"]
     return {name: {stat: stats[stat] for stat in GROOT_STATISTICS} for name, stats in columns.items()}
 
 
@@ -73,7 +115,12 @@ def _write_rows(path: Path, columns: dict[str, np.ndarray]) -> None:
     pq.write_table(pa.table(arrays), path)
 
 
-def _json_lines(rows: Iterable[dict[str, Any]]) -> str:
+def _lines_of(mark: Path, name: str) -> Path:
+    return mark.with_suffix(f".{name}")
+
+
+def json_lines(rows: Iterable[dict[str, Any]]) -> str:
+    """Return one JSON object a line, whatever a reader takes for a line's end."""
     # A line separator within a JSON string would split the line for readers that follow Unicode's line breaks.
     lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
     escaped = (
@@ -82,7 +129,7 @@ def _json_lines(rows: Iterable[dict[str, Any]]) -> str:
     return "".join(line + "\n" for line in escaped)
 
 
-def _info(episodes: Sequence[Episode], spec: DatasetSpec, total_frames: int, total_tasks: int) -> dict[str, Any]:
+def _info(episodes: Episodes, spec: DatasetSpec) -> dict[str, Any]:
     video_info = {
         "video.height": spec.height,
         "video.width": spec.width,
@@ -99,8 +146,8 @@ def _info(episodes: Sequence[Episode], spec: DatasetSpec, total_frames: int, tot
         "codebase_version": "v2.1",
         "robot_type": spec.robot_type,
         "total_episodes": len(episodes),
-        "total_frames": total_frames,
-        "total_tasks": total_tasks,
+        "total_frames": episodes.num_frames,
+        "total_tasks": len(episodes.tasks),
         "total_videos": len(episodes),
         "total_chunks": -(-len(episodes) // CHUNKS_SIZE),
         "chunks_size": CHUNKS_SIZE,

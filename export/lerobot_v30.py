@@ -1,29 +1,37 @@
-"""LeRobot v3.0: many episodes in each parquet and mp4 file, read by `LeRobotDataset` of lerobot 0.4 to 0.6."""
+"""LeRobot v3.0: many episodes in each parquet and mp4 file, read by `LeRobotDataset` of lerobot 0.4 to 0.6.
+
+Which file an episode goes to follows from whole numbers that are known beforehand, so every file is a task of its own:
+they are written in any order by any number of workers, and one that exists need not be written again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from dreamgen.core.files import write_json
+from dreamgen.core.files import atomic_file, write_json
+from dreamgen.core.progress import Progress
 from dreamgen.core.timeline import frame_time_s
+from export.admitted import Episodes
 from export.episodes import Episode
-from export.lerobot_tables import DatasetStatistics, as_lists, episode_columns, fixed_size_vectors, info_features
-from export.numbered_files import FileNumber, ParquetFiles
-from export.spec import DatasetSpec, task_indices
-from export.video_files import VideoFiles, VideoPlace
+from export.lerobot_statistics import Columns, PartStatistics, add_up, as_lists, columns_of
+from export.lerobot_tables import episode_columns, fixed_size_vectors, info_features
+from export.numbered_files import FileNumber, RowFile, VideoPlaces, row_files, video_places
+from export.spec import DatasetSpec
+from export.video_files import join_clips
+from export.workers import Workers
 
 FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA_PATH = f"data/{FILE}.parquet"
 VIDEO_PATH = f"videos/{{video_key}}/{FILE}.mp4"
 EPISODES_PATH = f"meta/episodes/{FILE}.parquet"
-EPISODES_PER_ROW_GROUP = 1000
+EPISODES_PER_ROW_GROUP = 500
 MB = 1024 * 1024
 
 
@@ -36,70 +44,130 @@ class FileLimits:
     chunks_size: int = 1000
 
 
-def write_lerobot_v30(root: Path, episodes: Sequence[Episode], spec: DatasetSpec, limits: FileLimits | None = None):
-    """Write a LeRobot v3.0 dataset.
+def write_lerobot_v30(root: Path, marks: Path, episodes: Episodes, spec: DatasetSpec, workers: Workers,
+                      limits: FileLimits | None = None) -> None:  # fmt: skip
+    """Write a LeRobot v3.0 dataset, or what is left of it to be written.
 
     Args:
-        root: An empty folder.
+        root: Folder of the dataset: empty, or as an earlier call for the same episodes left it.
+        marks: A folder beside it that says what is done.
         episodes: Numbered from 0.
         spec: What they share.
+        workers: Who writes the files; their number changes no byte.
         limits: Sizes of files; LeRobot's own when not given.
     """
     limits = limits or FileLimits()
-    tasks = task_indices(episodes, spec)
-    statistics = DatasetStatistics(spec.camera)
-    video_path = VIDEO_PATH.replace("{video_key}", spec.camera)
-    first_index, rows = 0, []
-    with (
-        ParquetFiles(root, DATA_PATH, int(limits.data_mb * MB), limits.chunks_size) as data,
-        VideoFiles(root, video_path, spec.fps, int(limits.video_mb * MB), limits.chunks_size) as videos,
-        ParquetFiles(root, EPISODES_PATH, int(limits.data_mb * MB), limits.chunks_size) as meta,
-    ):
-        for episode in episodes:
-            columns = episode_columns(episode, first_index, tasks[spec.task(episode)])
-            own = statistics.add(episode, columns)
-            data_number = data.append(_data_table(columns))
-            video_place = videos.append(episode.video.path)
-            rows.append(_episode_row(episode, spec, first_index, data_number, video_place, as_lists(own)))
-            first_index += episode.num_frames
-            if len(rows) == EPISODES_PER_ROW_GROUP or episode is episodes[-1]:
-                _append_episode_rows(meta, rows, spec)
-                rows = []
-    write_json(root / "meta" / "stats.json", as_lists(statistics.figures()))
+    columns = columns_of(episodes, spec.fps)
+    places = video_places(episodes, int(limits.video_mb * MB), limits.chunks_size)
+    row_parts, videos = row_files(episodes, columns, int(limits.data_mb * MB), limits.chunks_size), places.files()
+    tasks = [partial(write_rows, root, mark_of(marks, part), part.number, episodes[part.span], places[part.span], spec,
+                     columns) for part in row_parts]  # fmt: skip
+    path = VIDEO_PATH.replace("{video_key}", spec.camera)
+    tasks += [partial(write_video_file, root / path.format(**video.number.indices()), episodes[video.span], spec.fps)
+              for video in videos]  # fmt: skip
+    with Progress("export: lerobot-v3.0", len(tasks), "files") as progress:
+        for _ in workers.run(tasks):
+            progress.add()
+    meta = root / "meta"
+    write_json(meta / "stats.json", as_lists(add_up([mark_of(marks, p) for p in row_parts], columns, spec.camera)))
+    _write_tasks(meta / "tasks.parquet", episodes.tasks)
+    write_json(meta / "info.json", _info(episodes, spec, limits))
+
+
+def mark_of(marks: Path, part: RowFile) -> Path:
+    """Return where the statistics of a file's episodes are kept, once it is written."""
+    return marks / f"{part.number.chunk:03d}-{part.number.file:03d}.npz"
+
+
+def write_video_file(path: Path, episodes: Episodes, fps: int) -> None:
+    """Join the episodes' mp4s into one, unless that exists."""
+    if not path.exists():
+        num_frames = join_clips(path, (clip.video for _, _, clip in episodes.clips()), fps)
+        assert num_frames == episodes.num_frames, f"{path} has {num_frames} frames instead of {episodes.num_frames}"
+
+
+def write_rows(root: Path, mark: Path, number: FileNumber, episodes: Episodes, places: VideoPlaces, spec: DatasetSpec,
+               columns: Columns) -> None:  # fmt: skip
+    """Write one file of rows and the one of the same number with their episodes' metadata, unless they are marked done.
+
+    Args:
+        root: Folder of the dataset.
+        mark: Where their statistics go, last of all.
+        number: Of both files.
+        episodes: Those of the file.
+        places: Where their frames lie.
+        spec: What all share.
+        columns: Of the whole dataset.
+    """
+    if mark.exists():
+        return
+    statistics, lines = PartStatistics(columns, spec.camera), []
+    with _parquet(root / DATA_PATH.format(**number.indices())) as data, \
+         _parquet(root / EPISODES_PATH.format(**number.indices())) as meta:  # fmt: skip
+        for position, episode in enumerate(episodes):
+            rows = episode_columns(episode)
+            own = statistics.add(episode, rows)
+            data.write_table(_data_table(rows))  # a row group an episode, as lerobot does
+            video = FileNumber.of(places.file_E[position], places.chunks_size)
+            first_frame = int(places.first_frame_E[position])
+            lines.append(_episode_row(episode, spec, number, video, first_frame, as_lists(own)))
+            if len(lines) == EPISODES_PER_ROW_GROUP or position == len(episodes) - 1:
+                meta.write_table(pa.Table.from_pylist(lines, schema=_episode_schema(lines[0], spec)))
+                lines = []
+    statistics.save(mark)
+
+
+class _parquet:
+    """A parquet file whose schema is that of the first table; whole or absent."""
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._writer = atomic_file(path), None
+
+    def write_table(self, table: pa.Table) -> None:
+        self._writer = self._writer or pq.ParquetWriter(self._path, table.schema, compression="snappy")
+        self._writer.write_table(table)
+
+    def __enter__(self) -> _parquet:
+        self._path = self._file.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._file.__exit__(*error)
+
+
+def _write_tasks(path: Path, tasks: tuple[str, ...]) -> None:
+    import pandas as pd  # a second to import, which no worker needs
+
     names = pd.Index(list(tasks), name="task")
-    pd.DataFrame({"task_index": list(tasks.values())}, index=names).to_parquet(root / "meta" / "tasks.parquet")
-    write_json(root / "meta" / "info.json", _info(episodes, spec, limits, first_index, len(tasks)))
+    with atomic_file(path) as temporary:
+        pd.DataFrame({"task_index": np.arange(len(names))}, index=names).to_parquet(temporary)
 
 
 def _data_table(columns: dict[str, np.ndarray]) -> pa.Table:
     return pa.table({n: fixed_size_vectors(v) if v.ndim == 2 else pa.array(v) for n, v in columns.items()})
 
 
-def _episode_row(episode: Episode, spec: DatasetSpec, first_index: int, data_number: FileNumber,
-                 video: VideoPlace, statistics: dict[str, dict[str, list]]) -> dict[str, Any]:  # fmt: skip
+def _episode_row(episode: Episode, spec: DatasetSpec, number: FileNumber, video: FileNumber, first_frame: int,
+                 statistics: dict[str, dict[str, list]]) -> dict[str, Any]:  # fmt: skip
     key = f"videos/{spec.camera}"
     return {
         "episode_index": episode.index,
-        "tasks": [spec.task(episode)],
+        "tasks": [episode.task],
         "length": episode.num_frames,
-        "data/chunk_index": data_number.chunk,
-        "data/file_index": data_number.file,
-        "dataset_from_index": first_index,
-        "dataset_to_index": first_index + episode.num_frames,
-        f"{key}/chunk_index": video.number.chunk,
-        f"{key}/file_index": video.number.file,
-        f"{key}/from_timestamp": frame_time_s(video.first_frame, spec.fps),
-        f"{key}/to_timestamp": frame_time_s(video.first_frame + episode.num_frames, spec.fps),
+        "data/chunk_index": number.chunk,
+        "data/file_index": number.file,
+        "dataset_from_index": episode.first_index,
+        "dataset_to_index": episode.first_index + episode.num_frames,
+        f"{key}/chunk_index": video.chunk,
+        f"{key}/file_index": video.file,
+        f"{key}/from_timestamp": frame_time_s(first_frame, spec.fps),
+        f"{key}/to_timestamp": frame_time_s(first_frame + episode.num_frames, spec.fps),
         **{f"stats/{name}/{stat}": v for name, figures in statistics.items() for stat, v in figures.items()},
+        "meta/episodes/chunk_index": number.chunk,
+        "meta/episodes/file_index": number.file,
     }
-
-
-def _append_episode_rows(meta: ParquetFiles, rows: list[dict[str, Any]], spec: DatasetSpec) -> None:
-    table = pa.Table.from_pylist(rows, schema=_episode_schema(rows[0], spec))
-    number = meta.place(table)
-    for name, value in (("chunk_index", number.chunk), ("file_index", number.file)):
-        table = table.append_column(f"meta/episodes/{name}", pa.array(np.full(len(rows), value, np.int64)))
-    meta.append(table)
 
 
 def _episode_schema(row: dict[str, Any], spec: DatasetSpec) -> pa.Schema:
@@ -118,9 +186,7 @@ def _episode_schema(row: dict[str, Any], spec: DatasetSpec) -> pa.Schema:
     return pa.schema([(name, kind(name)) for name in row])
 
 
-def _info(
-    episodes: Sequence[Episode], spec: DatasetSpec, limits: FileLimits, total_frames: int, total_tasks: int
-) -> dict[str, Any]:
+def _info(episodes: Episodes, spec: DatasetSpec, limits: FileLimits) -> dict[str, Any]:
     # The keys and their order are those that lerobot 0.6 writes, with the encoder settings that we know.
     video_info = {
         "video.height": spec.height,
@@ -139,8 +205,8 @@ def _info(
         "fps": spec.fps,
         "features": info_features(spec, video_info),
         "total_episodes": len(episodes),
-        "total_frames": total_frames,
-        "total_tasks": total_tasks,
+        "total_frames": episodes.num_frames,
+        "total_tasks": len(episodes.tasks),
         "chunks_size": limits.chunks_size,
         # Readers want whole numbers here, also where a file was kept smaller than one.
         "data_files_size_in_mb": max(1, round(limits.data_mb)),

@@ -77,7 +77,7 @@ def _write_demo(demo: h5py.Group, episode: Episode, spec: DatasetSpec, scaling: 
     num_frames = episode.num_frames
     demo.attrs["num_samples"] = num_frames
     demo.attrs["task"] = episode.instruction
-    demo.attrs["clip_id"] = episode.clip.job.clip_id
+    demo.attrs["clip_id"] = episode.clip_id
     demo.create_dataset("actions", data=scaling.scaled(episode.action_TA))
     demo.create_dataset("rewards", data=np.zeros(num_frames, np.float32))
     demo.create_dataset("dones", data=(np.arange(num_frames) == num_frames - 1).astype(np.int64))

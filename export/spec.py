@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,6 @@ class DatasetSpec:
         camera: Name of the video feature.
         action_names: One a dimension.
         state_names: One a dimension; empty without states.
-        task_prefix: Put before each task in LeRobot formats ("<DREAM>" or nothing).
         source_camera: The demonstrations' own video feature, by which their modality knows it.
         modality: GR00T's modality.json of the demonstrations, or None.
     """
@@ -35,11 +33,10 @@ class DatasetSpec:
     width: int
     codec: str
     pix_fmt: str
-    crf: int
-    gop: int
+    crf: int | None
+    gop: int | None
     action_names: tuple[str, ...]
     state_names: tuple[str, ...]
-    task_prefix: str
     source_camera: str | None
     modality: dict[str, Any] | None
 
@@ -47,10 +44,6 @@ class DatasetSpec:
     def camera_short(self) -> str:
         """The camera's name without `observation.images.`."""
         return self.camera.removeprefix(IMAGE_PREFIX)
-
-    def task(self, episode: Episode) -> str:
-        """Return an episode's task as LeRobot formats hold it."""
-        return self.task_prefix + episode.instruction
 
 
 def dataset_spec(settings: ExportSettings, features: RobotFeatures, first: Episode) -> DatasetSpec:
@@ -60,7 +53,7 @@ def dataset_spec(settings: ExportSettings, features: RobotFeatures, first: Episo
         UserError: if the camera's name cannot be a feature or a folder.
     """
     check_camera_name(settings.camera)
-    job, state_TS = first.clip.job, first.state_TS
+    state_TS = first.state_TS
     return DatasetSpec(
         robot_type=settings.robot_type or features.robot_type,
         camera=settings.camera,
@@ -69,11 +62,10 @@ def dataset_spec(settings: ExportSettings, features: RobotFeatures, first: Episo
         width=first.video.width,
         codec=first.video.codec,
         pix_fmt=first.video.pix_fmt,
-        crf=job.crf,
-        gop=job.gop,
+        crf=first.clip.crf,
+        gop=first.clip.gop,
         action_names=features.action_names or _numbered("action", first.action_TA.shape[1]),
         state_names=() if state_TS is None else features.state_names or _numbered("state", state_TS.shape[1]),
-        task_prefix="<DREAM>" if settings.dream_prefix else "",
         source_camera=features.camera,
         modality=features.modality,
     )
@@ -93,11 +85,6 @@ def check_camera_name(camera: str) -> None:
             allowed=f"{IMAGE_PREFIX}NAME, where NAME has letters, digits, _ - and .",
             next_step=f"--export.camera={IMAGE_PREFIX}ego_view",
         )
-
-
-def task_indices(episodes: Sequence[Episode], spec: DatasetSpec) -> dict[str, int]:
-    """Number the distinct tasks in the order in which they first occur."""
-    return {task: index for index, task in enumerate(dict.fromkeys(spec.task(episode) for episode in episodes))}
 
 
 def _numbered(name: str, dims: int) -> tuple[str, ...]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -13,17 +16,25 @@ from dreamgen.core.files import atomic_folder, read_json
 from dreamgen.core.jobs import accepted_clips
 from dreamgen.core.journal import read_journal
 from dreamgen.core.progress import log
-from dreamgen.core.records import RobotFeatures, StageResult
+from dreamgen.core.records import AcceptedClip, RobotFeatures, StageResult
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import Settings
-from export.episodes import admit_clips
+from export.admission import admit_clips
+from export.admitted import Episodes
+from export.clips import dreamed_clips
 from export.lerobot_v21 import write_lerobot_v21
 from export.lerobot_v30 import write_lerobot_v30
 from export.provenance import provenance_file, run_provenance, write_provenance
 from export.robomimic import write_robomimic
-from export.spec import check_camera_name, dataset_spec
+from export.space import check_space, estimated_bytes
+from export.spec import DatasetSpec, check_camera_name, dataset_spec
+from export.unfinished import Unfinished, discard, fingerprint_of, unfinished_export
+from export.workers import Workers
 
-WRITERS = {"lerobot-v3.0": write_lerobot_v30, "lerobot-v2.1": write_lerobot_v21, "robomimic": write_robomimic}
+# These are taken up where they were stopped; the others are written whole, in one go.
+RESUMABLE = {"lerobot-v3.0": write_lerobot_v30, "lerobot-v2.1": write_lerobot_v21}
+WHOLE = {"robomimic": write_robomimic}
+CHANGES_NO_BYTE = ("formats", "num_workers", "keep_free_gib")
 
 
 def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
@@ -54,26 +65,59 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
     outputs: dict[str, Path] = {name: run.datasets / name for name in existing}
     if not wanted:
         return StageResult("export", outputs, {"episodes": 0, "left_out": 0}, notes + stale, partial=bool(stale))
-    episodes, refused = admit_clips(clips, features, settings.export.include_state)
-    if not episodes:
-        raise UserError(f"none of {len(clips)} accepted clips can be exported\n" + "\n".join(f"- {r}" for r in refused))
-    spec = dataset_spec(settings.export, features, episodes[0])
-    of_run = run_provenance(run)
-    for name in wanted:
-        log(f"export: {name}, {len(episodes)} episodes")
-        provenance = provenance_file(run, name)
-        with atomic_folder(run.datasets / name) as folder:
-            WRITERS[name](folder, episodes, spec)
-            # Before the rename: a dataset that exists always has its provenance.
-            write_provenance(provenance, episodes, of_run)
-        outputs[name], outputs[f"{name} provenance"] = run.datasets / name, provenance
+    fingerprint, num_clips, num_bytes = fingerprint_of(_decides_bytes(settings, features), dreamed_clips(clips))
+    check_space(run.datasets, _needed(wanted, clips, num_bytes), settings.export.keep_free_gib)
+    with (
+        unfinished_export(run.datasets, fingerprint) as unfinished,
+        Workers(settings.export.num_workers) as workers,
+    ):
+        episodes, refused = admit_clips(
+            dreamed_clips(clips), features, settings.export.include_state, unfinished.admitted, workers, num_clips,
+            "<DREAM>" if settings.export.dream_prefix else "",
+        )  # fmt: skip
+        if not episodes:
+            discard(run.datasets)
+            raise UserError(
+                f"none of {len(clips)} accepted clips can be exported\n" + "\n".join(f"- {r}" for r in refused)
+            )
+        spec = dataset_spec(settings.export, features, episodes[0])
+        of_run = run_provenance(run, settings.export.license)
+        for name in wanted:
+            log(f"export: {name}, {len(episodes)} episodes")
+            # Before the dataset: one that exists always has its provenance.
+            outputs[f"{name} provenance"] = provenance_file(run, name)
+            write_provenance(outputs[f"{name} provenance"], episodes, of_run)
+            _write(name, run.datasets / name, unfinished, episodes, spec, workers)
+            outputs[name] = run.datasets / name
     figures = {
         "episodes": len(episodes),
-        "frames": sum(episode.num_frames for episode in episodes),
-        "tasks": len({episode.instruction for episode in episodes}),
+        "frames": episodes.num_frames,
+        "tasks": len(episodes.tasks),
         "left_out": len(refused),
     }
     return StageResult("export", outputs, figures, notes + stale + refused, partial=bool(refused or stale))
+
+
+def _write(
+    name: str, path: Path, unfinished: Unfinished, episodes: Episodes, spec: DatasetSpec, workers: Workers
+) -> None:
+    if name in RESUMABLE:
+        RESUMABLE[name](unfinished.dataset(name), unfinished.marks(name), episodes, spec, workers)
+        unfinished.finish(name, path)
+    else:
+        with atomic_folder(path) as folder:
+            WHOLE[name](folder, episodes, spec)
+
+
+def _decides_bytes(settings: Settings, features: RobotFeatures) -> dict[str, Any]:
+    export = {name: value for name, value in asdict(settings.export).items() if name not in CHANGES_NO_BYTE}
+    return {"export": export, "features": asdict(features)}
+
+
+def _needed(formats: list[str], clips: Sequence[AcceptedClip], num_bytes: int) -> dict[str, int]:
+    num_frames = sum(clip.num_frames for clip in clips)
+    frame_bytes = max(3 * clip.job.height * clip.job.width for clip in clips)
+    return {name: estimated_bytes(name, num_bytes, num_frames, frame_bytes) for name in formats}
 
 
 def _why_stale(run: RunFolder, name: str, accepted: set[str]) -> str | None:

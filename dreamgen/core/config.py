@@ -20,7 +20,7 @@ from dreamgen.core.settings import Settings
 # Where a run happens, not what it makes: these may differ between two stages of one run.
 NOT_PART_OF_THE_RUN = {
     "out", "demos", "model.device", "model.safety_checker",
-    "finetune.resume_from", "finetune.cache_dir", "finetune.num_workers",
+    "finetune.resume_from", "finetune.cache_dir", "finetune.num_workers", "export.num_workers", "export.keep_free_gib",
 }  # fmt: skip
 
 MAX_CRF = {"h264": 51, "av1": 63}
@@ -33,11 +33,13 @@ RANGES: dict[str, tuple[float, float]] = {
         "finetune.validate_every", "finetune.memory_gib", "idm.num_steps", "idm.batch_size", "idm.horizon", "idm.width",
         "plan.num_first_frames", "plan.num_seeds", "plan.num_chunks", "plan.num_inference_steps",
         "generate.num_workers", "generate.threads_per_worker", "generate.max_attempts", "generate.limit",
+        "export.num_workers",
     ), (1, math.inf)),
     **dict.fromkeys((
         "finetune.weight_decay", "finetune.max_grad_norm", "finetune.warmup_steps", "finetune.decay_from",
         "finetune.decay_to", "plan.guidance_scale", "generate.gpus_per_worker", "generate.cpus_per_worker",
-        "finetune.num_workers", "finetune.validation_clips", "finetune.sample_every", "report.max_clips",
+        "finetune.num_workers", "finetune.validation_clips", "finetune.sample_every", "export.keep_free_gib",
+        "report.max_clips",
     ), (0, math.inf)),
     **dict.fromkeys(("finetune.text_dropout", "finetune.condition_on_one_latent", "idm.held_out"), (0, 1)),
     "finetune.conditional_frame_timestep": (-math.inf, 1),

@@ -194,6 +194,13 @@ class ExportSettings:
     robot_type: str | None = option(None, "robot_type of info.json; the demos' own when not given")
     include_state: bool = option(True, "write observation.state where labels have one")
     dream_prefix: bool = option(False, "put <DREAM> before each task (understood by GR00T-Dreams only)")
+    license: str | None = option(None, "licence of the datasets, such as cc-by-4.0: goes into card and provenance")
+    num_workers: int | None = option(
+        None,
+        "processes that look at clips and write files, or tasks at a time where RAY_ADDRESS names a cluster; one a "
+        "core when not given",
+    )
+    keep_free_gib: float = option(1.0, "disk space that must remain free when the datasets are written")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -59,28 +60,52 @@ def probe(path: str | Path) -> VideoInfo:
     """
     path = Path(path)
     with _open(path) as container:
-        stream = container.streams.video[0]
-        codec = stream.codec_context
-        num_frames = num_hidden = 0
-        try:
-            for packet in container.demux(stream):
-                if packet.is_corrupt:
-                    raise _damaged(path, ValueError(f"the file ends within frame {num_frames}"))
-                # An edit list may hide packets that only feed the decoder.
-                num_frames += bool(packet.size and not packet.is_discard)
-                num_hidden += bool(packet.size and packet.is_discard)
-        except av.FFmpegError as error:
-            raise _damaged(path, error) from None
-        if num_frames == 0:
-            raise UserError(f"{path} has 0 frames", allowed="a video with at least one frame")
-        if num_frames + num_hidden < stream.frames:
-            raise _damaged(path, ValueError(f"it ends after {num_frames} of the {stream.frames} frames that it states"))
-        rate = stream.average_rate or stream.guessed_rate
-        if not rate:
-            raise UserError(f"{path} states no frame rate", next_step="encode it again with a frame rate")
-        return VideoInfo(
-            path, codec.codec.canonical_name, codec.pix_fmt, codec.height, codec.width, Fraction(rate), num_frames
-        )
+        return _count(container, path)
+
+
+@contextmanager
+def open_packets(path: str | Path) -> Iterator[tuple[VideoInfo, av.VideoStream, list[av.Packet]]]:
+    """Open a short video once for all that is asked of it: what `probe` says, and its encoded frames.
+
+    Yields:
+        What it holds; its stream, which decodes packets; all packets with content, in the order of the file.
+
+    Raises:
+        UserError: as `probe` does.
+    """
+    path = Path(path)
+    with _open(path) as container:
+        packets: list[av.Packet] = []
+        info = _count(container, path, packets)
+        yield info, container.streams.video[0], packets
+
+
+def _count(container: av.container.InputContainer, path: Path, packets: list[av.Packet] | None = None) -> VideoInfo:
+    """Demux to the end, count, and put the packets into a list where one is given."""
+    stream = container.streams.video[0]
+    codec = stream.codec_context
+    num_frames = num_hidden = 0
+    try:
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise _damaged(path, ValueError(f"the file ends within frame {num_frames}"))
+            # An edit list may hide packets that only feed the decoder.
+            num_frames += bool(packet.size and not packet.is_discard)
+            num_hidden += bool(packet.size and packet.is_discard)
+            if packets is not None and packet.size:
+                packets.append(packet)
+    except av.FFmpegError as error:
+        raise _damaged(path, error) from None
+    if num_frames == 0:
+        raise UserError(f"{path} has 0 frames", allowed="a video with at least one frame")
+    if num_frames + num_hidden < stream.frames:
+        raise _damaged(path, ValueError(f"it ends after {num_frames} of the {stream.frames} frames that it states"))
+    rate = stream.average_rate or stream.guessed_rate
+    if not rate:
+        raise UserError(f"{path} states no frame rate", next_step="encode it again with a frame rate")
+    return VideoInfo(
+        path, codec.codec.canonical_name, codec.pix_fmt, codec.height, codec.width, Fraction(rate), num_frames
+    )
 
 
 def decode_frames(path: str | Path) -> Iterator[av.VideoFrame]:

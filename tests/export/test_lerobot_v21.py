@@ -15,8 +15,9 @@ from dreamgen.core.jobs import accepted_clips
 from dreamgen.core.records import RobotFeatures
 from dreamgen.core.video import probe
 from export import export_datasets
+from export.admission import admit_clips
 from export.check import check
-from export.episodes import admit_clips
+from export.clips import dreamed_clips
 from export.modality import modality_json
 from export.spec import dataset_spec
 from tests.export.test_lerobot_v30 import assert_same_as_clips
@@ -96,7 +97,7 @@ def test_without_a_modality_one_part_is_the_whole_vector(tmp_path):
 )  # fmt: skip
 def test_a_modality_that_cannot_be_used_becomes_one_part_of_the_whole_vector(modality, exported):
     features = RobotFeatures.from_dict({**read_json(exported.train / "features.json"), "modality": modality})
-    episodes, _ = admit_clips(accepted_clips(exported), features, include_state=True)
+    episodes, _ = admit_clips(dreamed_clips(accepted_clips(exported)), features, include_state=True)
     written = modality_json(dataset_spec(run_settings(exported.root).export, features, episodes[0]))
     assert written["action"] == {"whole": {"start": 0, "end": 5}}
     assert written["state"] == {"whole": {"start": 0, "end": 4}}

@@ -16,20 +16,25 @@ from dreamgen.core.files import read_json
 from dreamgen.core.jobs import accepted_clips
 from dreamgen.core.records import RobotFeatures
 from dreamgen.core.video import read_video
+from export.admission import admit_clips
 from export.check import check
-from export.episodes import admit_clips, read_label
+from export.clips import dreamed_clips
+from export.episodes import read_label
 from export.lerobot_v30 import FileLimits, write_lerobot_v30
 from export.spec import dataset_spec
+from export.workers import Workers
 from tests.fixtures.runs import CAMERA, make_run, run_settings
 
 
 def write_v30(run, folder, limits=None):
     settings = run_settings(run.root).export
     features = RobotFeatures.from_dict(read_json(run.train / "features.json"))
-    episodes, refused = admit_clips(accepted_clips(run), features, include_state=True)
+    episodes, refused = admit_clips(dreamed_clips(accepted_clips(run)), features, True)
     assert not refused
+    marks = folder.with_name(f"{folder.name}.done")
     folder.mkdir()
-    write_lerobot_v30(folder, episodes, dataset_spec(settings, features, episodes[0]), limits)
+    marks.mkdir()
+    write_lerobot_v30(folder, marks, episodes, dataset_spec(settings, features, episodes[0]), Workers(), limits)
     return folder
 
 
@@ -71,8 +76,8 @@ def test_across_file_and_chunk_boundaries(exported, tmp_path):
     names = {path.relative_to(root).as_posix() for path in root.rglob("*.mp4")}
     assert {f"videos/{CAMERA}/chunk-000/file-000.mp4", f"videos/{CAMERA}/chunk-001/file-000.mp4"} <= names
     assert (root / "data/chunk-001/file-000.parquet").exists()
-    first = pq.read_table(root / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
-    assert any(row[f"videos/{CAMERA}/from_timestamp"] > 0 for row in first), "some file holds two episodes"
+    rows = pq.read_table(root / "meta/episodes").to_pylist()
+    assert any(row[f"videos/{CAMERA}/from_timestamp"] > 0 for row in rows), "some file holds two episodes"
     assert_same_as_clips(exported, root)
     assert check(root) == []
 

@@ -1,0 +1,72 @@
+"""What export is given: clips with an mp4, a table of actions and an instruction, dreamed or real."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from dreamgen.core.records import AcceptedClip, Job
+
+DREAMED, REAL = "dreamed", "real"
+NOT_PROVENANCE = {"clip_id", "height", "width", "num_frames", "fps", "codec", "crf", "gop"}  # the video says them
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One episode to be.
+
+    Args:
+        clip_id: Of the job; for a real episode, a name that no other has.
+        instruction: The task in words.
+        fps: Frames a second.
+        video: Its mp4.
+        num_frames: Frames that the mp4 should have.
+        label: Parquet with `action` and perhaps `observation.state`, one row a frame.
+        kind: dreamed or real.
+        crf: Quality that it was encoded with; None where that is not known.
+        gop: Frames between key frames, likewise.
+        origin: Columns of its provenance; `scores` holds figures by name.
+    """
+
+    clip_id: str
+    instruction: str
+    fps: int
+    video: Path
+    num_frames: int
+    label: Path
+    kind: str = DREAMED
+    crf: int | None = None
+    gop: int | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the clip as one line of JSON."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return json.dumps({**values, "video": str(self.video), "label": str(self.label)}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Clip:
+        """Read what `to_json` wrote."""
+        values = json.loads(text)
+        return cls(**{**values, "video": Path(values["video"]), "label": Path(values["label"])})
+
+
+def dreamed_clips(clips: Iterable[AcceptedClip]) -> Iterator[Clip]:
+    """Turn a run's accepted clips into episodes to be; whatever their job says is their provenance."""
+    from_job = [f.name for f in fields(Job) if f.name not in NOT_PROVENANCE]
+    for clip in clips:
+        job = clip.job
+        origin = {name: getattr(job, name) for name in from_job}
+        origin |= {"safety_checker": clip.safety_checker, "scores": clip.scores}
+        yield Clip(
+            job.clip_id, job.instruction, job.fps, clip.video, clip.num_frames, clip.label,
+            crf=job.crf, gop=job.gop, origin=origin,
+        )  # fmt: skip
+
+
+def moved(clip: Clip, video: Path, label: Path, **changes: Any) -> Clip:
+    """Return the clip with its files elsewhere."""
+    return replace(clip, video=video, label=label, **changes)

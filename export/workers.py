@@ -1,0 +1,121 @@
+"""Tasks on several processes: of this machine, or of the Ray cluster that RAY_ADDRESS names. Results come in order."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from dreamgen.core.errors import UserError
+
+AHEAD = 2  # tasks that wait for each worker: memory stays small however many there are
+WATCH_EVERY_S = 1.0
+
+
+class Workers:
+    """Processes that call functions; they start when there is more than one task. Use as a context.
+
+    Args:
+        num_workers: 1 calls every task in this process; None takes as many as there are cores, here or in the cluster.
+    """
+
+    def __init__(self, num_workers: int | None = 1) -> None:
+        self._num_workers = num_workers
+        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+        self._ray: Any = None
+        self._disconnect = False
+
+    def run[Result](self, tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:
+        """Call each task.
+
+        Args:
+            tasks: Functions without arguments (`functools.partial` of module functions, which other processes are able
+                to import); taken a few at a time.
+
+        Yields:
+            What they return, in their order.
+
+        Raises:
+            Whatever a task raises; later ones are given up then.
+        """
+        tasks = iter(tasks)
+        first = list(itertools.islice(tasks, 2))
+        tasks = itertools.chain(first, tasks)
+        if self._num_workers == 1 or len(first) < 2:
+            for task in tasks:
+                yield task()
+        elif os.environ.get("RAY_ADDRESS"):
+            yield from self._on_ray(tasks)
+        else:
+            yield from self._on_processes(tasks)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        if self._disconnect:
+            self._ray.shutdown()
+
+    def _on_processes(self, tasks: Iterable[Callable]) -> Iterator:
+        num_workers = self._num_workers or len(os.sched_getaffinity(0))
+        if self._pool is None:
+            # Spawned: a fork of a process in which libraries run threads may hang.
+            context = multiprocessing.get_context("spawn")
+            self._pool = concurrent.futures.ProcessPoolExecutor(num_workers, context, _begin, (os.getpid(),))
+        try:
+            yield from _in_order(tasks, num_workers, self._pool.submit, lambda future: future.result())
+        except concurrent.futures.process.BrokenProcessPool:
+            raise UserError(
+                "a worker of the export died", actual="it was killed, or the machine ran out of memory",
+                next_step="fewer --export.num_workers; the same command goes on where this one was",
+            ) from None  # fmt: skip
+
+    def _on_ray(self, tasks: Iterable[Callable]) -> Iterator:
+        if self._ray is None:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            import ray
+
+            self._ray, self._disconnect = ray, not ray.is_initialized()
+            if self._disconnect:
+                ray.init(log_to_driver=False, logging_level="ERROR")
+        num_workers = self._num_workers or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+        remote = self._ray.remote(_call).options(num_cpus=1, max_retries=2)
+        try:
+            yield from _in_order(tasks, num_workers, remote.remote, self._ray.get)
+        except self._ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, UserError | OSError) else error) from None
+
+
+def _in_order(tasks: Iterable, num_workers: int, submit: Callable, result: Callable) -> Iterator:
+    waiting: deque = deque()
+    for task in tasks:
+        waiting.append(submit(task))
+        if len(waiting) >= num_workers * (1 + AHEAD):
+            yield result(waiting.popleft())
+    while waiting:
+        yield result(waiting.popleft())
+
+
+def _call[Result](task: Callable[[], Result]) -> Result:
+    return task()
+
+
+def _begin(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end when it does: a parent that was killed cannot say so."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_EVERY_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
