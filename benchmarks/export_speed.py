@@ -144,8 +144,10 @@ def run_reference(run: RunFolder, root: Path, streaming: bool, num_clips: int) -
     picture = {"dtype": "video", "shape": (clips[0].job.height, clips[0].job.width, 3),
                "names": ["height", "width", "channels"]}  # fmt: skip
     shutil.rmtree(root, ignore_errors=True)
-    dataset = LeRobotDataset.create("benchmark/reference", clips[0].job.fps, root=root, streaming_encoding=streaming,
-                                    features={CAMERA: picture, "action": vector, "observation.state": vector})  # fmt: skip
+    features = {CAMERA: picture, "action": vector, "observation.state": vector}
+    dataset = LeRobotDataset.create(
+        "benchmark/reference", clips[0].job.fps, features, root=root, streaming_encoding=streaming
+    )
     seconds, num_given = 0.0, 0
     for clip in clips:
         video_THWC, (action_TA, state_TS) = read_video(clip.video), read_label(clip.label, include_state=True)

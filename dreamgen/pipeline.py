@@ -166,7 +166,7 @@ def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume:
         UserError: listing what stands in the way.
     """
     from dreamgen.models.safety import require_safety_checker
-    from export.spec import check_camera_name
+    from export.stage import check_export
 
     begun = run.settings_file.exists() or bool(done)
     if begun and not resume:
@@ -179,7 +179,7 @@ def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume:
     problems, given = Problems(), settings.plan.first_frames
     for check, value in (
         (require_safety_checker, settings.model.safety_checker),
-        (check_camera_name, settings.export.camera),
+        (check_export, settings),
     ):
         try:
             check(value)

@@ -9,6 +9,7 @@ from dreamgen.core.errors import UserError
 from dreamgen.core.records import RobotFeatures
 from dreamgen.core.settings import ExportSettings
 from export.episodes import Episode
+from export.robots import fitting_modality, robot_preset
 
 IMAGE_PREFIX = "observation.images."
 
@@ -23,7 +24,8 @@ class DatasetSpec:
         action_names: One a dimension.
         state_names: One a dimension; empty without states.
         source_camera: The demonstrations' own video feature, by which their modality knows it.
-        modality: GR00T's modality.json of the demonstrations, or None.
+        modality: GR00T's modality.json of the robot's preset or of the demonstrations, or None.
+        embodiment_tags: GR00T release -> tag; empty where no preset says.
     """
 
     robot_type: str
@@ -39,6 +41,7 @@ class DatasetSpec:
     state_names: tuple[str, ...]
     source_camera: str | None
     modality: dict[str, Any] | None
+    embodiment_tags: dict[str, str]
 
     @property
     def camera_short(self) -> str:
@@ -50,12 +53,18 @@ def dataset_spec(settings: ExportSettings, features: RobotFeatures, first: Episo
     """Describe the dataset that episodes like `first` make.
 
     Raises:
-        UserError: if the camera's name cannot be a feature or a folder.
+        UserError: if the camera's name cannot be a feature or a folder, or the robot's preset does not fit.
     """
     check_camera_name(settings.camera)
-    state_TS = first.state_TS
+    state_TS, robot = first.state_TS, None
+    source_camera, modality, num_action = features.camera, features.modality, first.action_TA.shape[1]
+    if settings.robot is not None:
+        robot = robot_preset(settings.robot)
+        num_state = 0 if state_TS is None else state_TS.shape[1]
+        modality = fitting_modality(settings.robot, robot, num_action, num_state)
+        source_camera = next((IMAGE_PREFIX + name for name in modality.get("video", {})), None)
     return DatasetSpec(
-        robot_type=settings.robot_type or features.robot_type,
+        robot_type=settings.robot_type or (robot.robot_type if robot else features.robot_type),
         camera=settings.camera,
         fps=first.fps,
         height=first.video.height,
@@ -64,10 +73,11 @@ def dataset_spec(settings: ExportSettings, features: RobotFeatures, first: Episo
         pix_fmt=first.video.pix_fmt,
         crf=first.clip.crf,
         gop=first.clip.gop,
-        action_names=features.action_names or _numbered("action", first.action_TA.shape[1]),
+        action_names=features.action_names or _numbered("action", num_action),
         state_names=() if state_TS is None else features.state_names or _numbered("state", state_TS.shape[1]),
-        source_camera=features.camera,
-        modality=features.modality,
+        source_camera=source_camera,
+        modality=modality,
+        embodiment_tags=robot.embodiment_tags if robot else {},
     )
 
 

@@ -21,6 +21,7 @@ from dreamgen.core.settings import Settings
 NOT_PART_OF_THE_RUN = {
     "out", "demos", "model.device", "model.safety_checker",
     "finetune.resume_from", "finetune.cache_dir", "finetune.num_workers", "export.num_workers", "export.keep_free_gib",
+    "export.push_to_hub",
 }  # fmt: skip
 
 MAX_CRF = {"h264": 51, "av1": 63}

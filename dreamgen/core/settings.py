@@ -192,8 +192,16 @@ class ExportSettings:
     formats: list[str] = option(["lerobot-v3.0", "lerobot-v2.1", "robomimic"], "datasets to write")
     camera: str = option("observation.images.ego_view", "name of the video feature in the dataset")
     robot_type: str | None = option(None, "robot_type of info.json; the demos' own when not given")
+    robot: str | None = option(
+        None,
+        "preset for modality.json: gr1, so100, franka, droid, new_embodiment; the demos' own when not given",
+    )
     include_state: bool = option(True, "write observation.state where labels have one")
     dream_prefix: bool = option(False, "put <DREAM> before each task (understood by GR00T-Dreams only)")
+    push_to_hub: str | None = option(
+        None,
+        "hub id that the datasets are uploaded to, private where new; with several formats each adds its name",
+    )
     license: str | None = option(None, "licence of the datasets, such as cc-by-4.0: goes into card and provenance")
     num_workers: int | None = option(
         None,

@@ -1,11 +1,7 @@
 """The card says what a hub and a reader want to know; an upload that cannot work is refused before the training."""
 
-import base64
-import json
 import re
-import threading
 import xml.etree.ElementTree as ElementTree
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -123,61 +119,6 @@ def test_nothing_is_checked_without_an_upload(logged_out):
     problems = Problems()
     check_can_push(None, problems)
     assert not problems.errors
-
-
-class FakeHub(BaseHTTPRequestHandler):
-    """As much of the hub's interface as an upload of small files takes; it keeps what it was sent."""
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        hub = self.server
-        if self.headers["Authorization"] != "Bearer hf_test":
-            return self._answer(401, {"error": "who are you"})
-        if self.path == "/api/repos/create":
-            hub.created.append(json.loads(body))
-            return self._answer(200, {"url": f"{hub.address}/me/robot"})
-        if self.path == "/api/validate-yaml":
-            return self._answer(200, {"errors": [], "warnings": []})
-        if self.path == "/api/models/me/robot/preupload/main":
-            names = [file["path"] for file in json.loads(body)["files"]]
-            modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
-            return self._answer(200, {"files": modes})
-        if self.path == "/api/models/me/robot/commit/main" and not hub.is_full:
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    hub.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            return self._answer(200, {"commitUrl": f"{hub.address}/me/robot/commit/1", "commitOid": "1"})
-        return self._answer(403, {"error": "storage is full"})
-
-    def do_GET(self):
-        self._answer(200, {"id": "me/robot", "sha": "0", "siblings": [], "tags": [], "private": True})
-
-    def log_message(self, *_):
-        pass
-
-    def _answer(self, status, value):
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
-    server.address = f"http://127.0.0.1:{server.server_address[1]}"
-    server.created, server.files, server.is_full = [], {}, False
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.address)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", "hf_test")
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def test_an_adapter_is_uploaded_whole_and_private(hub, tmp_path):
