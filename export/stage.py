@@ -21,6 +21,7 @@ from export.card import write_card
 from export.clips import dreamed_clips
 from export.lerobot_v21 import write_lerobot_v21
 from export.lerobot_v30 import write_lerobot_v30
+from export.mixture import Other, gather, is_resized, open_others
 from export.provenance import provenance_file, run_provenance, write_provenance
 from export.refusals import already_there, nothing_accepted, why_stale
 from export.robomimic import write_robomimic
@@ -60,20 +61,23 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
     features = RobotFeatures.from_dict(read_json(run.need(run.train / "features.json", "prepare")))
     wanted = [name for name in formats if name not in existing]
     notes = [f"{run.datasets / name} exists and is left as it is" for name in existing]
-    stale = [note for name in existing if (note := why_stale(run, name, {clip.job.clip_id for clip in clips}))]
+    stale = [note for name in existing if (note := why_stale(run, name, settings.export, clips))]
     outputs: dict[str, Path] = {name: run.datasets / name for name in existing}
     if not wanted:
         return StageResult("export", outputs, {"episodes": 0, "left_out": 0}, notes + stale, partial=bool(stale))
-    fingerprint, num_clips, num_bytes = fingerprint_of(_decides_bytes(settings, features), dreamed_clips(clips))
-    check_space(run.datasets, _needed(wanted, clips, num_bytes), settings.export.keep_free_gib)
+    others = open_others(settings.export, features)
+    fingerprint, num_bytes = fingerprint_of(_decides_bytes(settings, features, others), dreamed_clips(clips))
+    check_space(run.datasets, _needed(settings, wanted, clips, num_bytes, others), settings.export.keep_free_gib)
     with (
         unfinished_export(run.datasets, fingerprint) as unfinished,
         Workers(settings.export.num_workers) as workers,
     ):
-        episodes, refused = admit_clips(
-            dreamed_clips(clips), features, settings.export.include_state, unfinished.admitted, workers, num_clips,
-            "<DREAM>" if settings.export.dream_prefix else "",
-        )  # fmt: skip
+        chosen, refused, more = gather(settings, list(dreamed_clips(clips)), others, unfinished.fitted, workers)
+        prefix = "<DREAM>" if settings.export.dream_prefix else ""
+        episodes, unfit = admit_clips(
+            chosen, features, settings.export.include_state, unfinished.admitted, workers, len(chosen), prefix
+        )
+        refused, notes = refused + unfit, notes + more
         if not episodes:
             discard(run.datasets)
             raise UserError(
@@ -141,12 +145,24 @@ def _push(repo_id: str | None, datasets: dict[str, Path]) -> tuple[list[str], bo
     return told, all_pushed
 
 
-def _decides_bytes(settings: Settings, features: RobotFeatures) -> dict[str, Any]:
+def _decides_bytes(settings: Settings, features: RobotFeatures, others: Sequence[Other]) -> dict[str, Any]:
     export = {name: value for name, value in asdict(settings.export).items() if name not in CHANGES_NO_BYTE}
-    return {"export": export, "features": asdict(features)}
+    read = [file.stat().st_mtime_ns for other in others for file in sorted(other.meta.root.glob("meta/*"))]
+    fitting = [
+        settings.seed,
+        settings.video.crf,
+        settings.video.gop,
+        settings.prepare.fit,
+        settings.prepare.action_kind,
+    ]
+    return {"export": export, "features": asdict(features), "others": read, "fitting": fitting}
 
 
-def _needed(formats: list[str], clips: Sequence[AcceptedClip], num_bytes: int) -> dict[str, int]:
+def _needed(settings: Settings, formats: list[str], clips: Sequence[AcceptedClip], num_bytes: int,
+            others: Sequence[Other]) -> dict[str, int]:  # fmt: skip
     num_frames = sum(clip.num_frames for clip in clips)
+    num_frames += sum(episode.length for other in others for episode in other.meta.episodes)
+    num_bytes += sum(file.stat().st_size for other in others for file in other.meta.root.rglob("*.mp4"))
     frame_bytes = max(3 * clip.job.height * clip.job.width for clip in clips)
-    return {name: estimated_bytes(name, num_bytes, num_frames, frame_bytes) for name in formats}
+    needed = {name: estimated_bytes(name, num_bytes, num_frames, frame_bytes) for name in formats}
+    return needed | ({"clips that are cut or encoded": num_bytes} if others or is_resized(settings.export) else {})

@@ -107,7 +107,7 @@ def discard(datasets: Path) -> None:
         datasets.rmdir()
 
 
-def fingerprint_of(settings: dict[str, Any], clips: Iterable[Clip]) -> tuple[str, int, int]:
+def fingerprint_of(settings: dict[str, Any], clips: Iterable[Clip]) -> tuple[str, int]:
     """Hash what decides an export's bytes.
 
     Args:
@@ -115,10 +115,10 @@ def fingerprint_of(settings: dict[str, Any], clips: Iterable[Clip]) -> tuple[str
         clips: Their files are looked at by size and time, not read.
 
     Returns:
-        The hash, the number of clips, and the bytes of their mp4s.
+        The hash, and the bytes of the clips' mp4s.
     """
     digest = hashlib.sha256(json.dumps([dreamgen.__version__, settings], sort_keys=True, default=str).encode())
-    num_clips = num_bytes = 0
+    num_bytes = 0
     for clip in clips:
         digest.update(clip.to_json().encode())
         for path in (clip.video, clip.label):
@@ -126,5 +126,4 @@ def fingerprint_of(settings: dict[str, Any], clips: Iterable[Clip]) -> tuple[str
                 stat = path.stat()
                 digest.update(f"{stat.st_size} {stat.st_mtime_ns};".encode())
                 num_bytes += stat.st_size if path is clip.video else 0
-        num_clips += 1
-    return digest.hexdigest(), num_clips, num_bytes
+    return digest.hexdigest(), num_bytes

@@ -13,6 +13,8 @@ import av
 
 from dreamgen.core.files import atomic_file
 
+OPTIONS = {"fflags": "+bitexact", "movflags": "+faststart"}
+
 
 def join_clips(path: Path, clips: Iterable[Path], fps: int) -> int:
     """Copy all packets of some clips into one mp4, whole or absent.
@@ -26,8 +28,7 @@ def join_clips(path: Path, clips: Iterable[Path], fps: int) -> int:
         Frames in the file.
     """
     num_frames, stream = 0, None
-    options = {"fflags": "+bitexact", "movflags": "+faststart"}
-    with atomic_file(path) as temporary, av.open(str(temporary), "w", format="mp4", options=options) as out:
+    with atomic_file(path) as temporary, av.open(str(temporary), "w", format="mp4", options=OPTIONS) as out:
         for clip in clips:
             with av.open(str(clip)) as source:
                 if stream is None:
@@ -41,6 +42,23 @@ def join_clips(path: Path, clips: Iterable[Path], fps: int) -> int:
                         out.mux_one(packet)
                         num_frames += 1
     return num_frames
+
+
+def copy_packets(path: Path, stream: av.VideoStream, packets: Iterable[av.Packet], fps: int) -> None:
+    """Write some packets of a video as an mp4 of their own, whole or absent; the first is a key frame.
+
+    Args:
+        path: The file to write.
+        stream: Where they are from.
+        packets: In the order in which they are shown.
+        fps: Frames a second.
+    """
+    with atomic_file(path) as temporary, av.open(str(temporary), "w", format="mp4", options=OPTIONS) as out:
+        copy = out.add_stream_from_template(stream, opaque=True)
+        copy.time_base = Fraction(1, fps)
+        for number, packet in enumerate(packets):
+            _place(packet, copy, number, fps)
+            out.mux_one(packet)
 
 
 def _place(packet: av.Packet, stream: av.VideoStream, frame_index: int, fps: int) -> None:

@@ -35,6 +35,7 @@ RANGES: dict[str, tuple[float, float]] = {
         "plan.num_first_frames", "plan.num_seeds", "plan.num_chunks", "plan.num_inference_steps",
         "generate.num_workers", "generate.threads_per_worker", "generate.max_attempts", "generate.limit",
         "export.num_workers",
+        "export.fps",
     ), (1, math.inf)),
     **dict.fromkeys((
         "finetune.weight_decay", "finetune.max_grad_norm", "finetune.warmup_steps", "finetune.decay_from",
@@ -42,7 +43,9 @@ RANGES: dict[str, tuple[float, float]] = {
         "finetune.num_workers", "finetune.validation_clips", "finetune.sample_every", "export.keep_free_gib",
         "report.max_clips",
     ), (0, math.inf)),
-    **dict.fromkeys(("finetune.text_dropout", "finetune.condition_on_one_latent", "idm.held_out"), (0, 1)),
+    **dict.fromkeys(
+        ("finetune.text_dropout", "finetune.condition_on_one_latent", "idm.held_out", "export.real_share"), (0, 1)
+    ),
     "finetune.conditional_frame_timestep": (-math.inf, 1),
     "seed": (0, 2**62),  # and a few more for num_seeds: jobs.parquet holds 64 bits
 }  # fmt: skip
@@ -141,6 +144,12 @@ def check_values(settings: Settings) -> None:
         problems.add(
             f"video.crf is no quality of {video.codec}", actual=video.crf, allowed=f"0 to {MAX_CRF[video.codec]}"
         )
+    for path in ("export.height", "export.width"):
+        size = get_path(settings, path)
+        if size is not None and (size < 16 or size % 2):
+            problems.add(f"{path} is no size of a video", actual=size, allowed="even, at least 16")
+    if settings.export.real_share is not None and settings.export.mix_with is None:
+        problems.add("export.real_share needs real episodes", next_step="--export.mix_with=path/to/lerobot_dataset")
     for path, _ in setting_paths(Settings):
         value = get_path(settings, path)
         low, high = RANGES.get(path, (-math.inf, math.inf))

@@ -68,6 +68,16 @@ class Problems:
             raise UserError(f"{headline} ({len(self.errors)} problems)\n{listed}")
 
 
+def reason_of(error: UserError) -> str:
+    """Return a user error as one line of a table."""
+    parts = [error.what]
+    if error.actual is not None:
+        parts.append(f"found {error.actual}")
+    if error.allowed is not None:
+        parts.append(f"allowed: {error.allowed}")
+    return " ".join("; ".join(parts).split())
+
+
 def closest_match(word: str, known: Iterable[str]) -> str | None:
     """Return the known word nearest in spelling to `word`, or None when nothing is near."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

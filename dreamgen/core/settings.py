@@ -198,6 +198,16 @@ class ExportSettings:
     )
     include_state: bool = option(True, "write observation.state where labels have one")
     dream_prefix: bool = option(False, "put <DREAM> before each task (understood by GR00T-Dreams only)")
+    append_to: str | None = option(
+        None, "LeRobot dataset whose episodes come first in the new one; clips that it holds are not added twice"
+    )
+    mix_with: str | None = option(None, "LeRobot dataset of real episodes to mix in; it is only read")
+    real_share: float | None = option(
+        None, "share of mix_with's episodes, 0 to 1: some of one kind are left out, by the seed; all when not given"
+    )
+    fps: int | None = option(None, "frames a second of the datasets: clips of another rate are resampled and encoded")
+    height: int | None = option(None, "pixels of the datasets' pictures: clips of another size are encoded again")
+    width: int | None = option(None, "likewise")
     push_to_hub: str | None = option(
         None,
         "hub id that the datasets are uploaded to, private where new; with several formats each adds its name",

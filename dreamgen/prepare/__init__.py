@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.files import atomic_folder
+from dreamgen.core.frames import FrameReader
 from dreamgen.core.progress import Progress, log
 from dreamgen.core.records import StageResult
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import Settings
 from dreamgen.prepare.build import ClipRow, build_clip, row_of, write_tables
-from dreamgen.prepare.frames import FrameReader
 from dreamgen.prepare.open import open_source
 from dreamgen.prepare.sources import Source
 from dreamgen.prepare.survey import SurveyedClip, resampling_findings, survey

@@ -14,15 +14,14 @@ from typing import Literal
 
 import numpy as np
 
-from dreamgen.core.errors import UserError
+from dreamgen.core.errors import UserError, reason_of
 from dreamgen.core.files import atomic_file, write_json, write_text
+from dreamgen.core.frames import FrameReader
 from dreamgen.core.records import RobotFeatures
 from dreamgen.core.settings import Settings
+from dreamgen.core.trajectory import write_trajectory
 from dreamgen.core.video import fit_frame, write_video
-from dreamgen.prepare.frames import FrameReader
-from dreamgen.prepare.sources import reason_of
 from dreamgen.prepare.survey import MAX_FRAMES_APART, SurveyedClip, check_length
-from dreamgen.prepare.trajectory import write_trajectory
 
 SUMMARY_COLUMNS = (
     "source", "name", "status", "detail", "num_source_frames", "num_frames", "source_fps", "height", "width",

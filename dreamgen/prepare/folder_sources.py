@@ -14,12 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dreamgen.core.errors import UserError
+from dreamgen.core.errors import UserError, reason_of
 from dreamgen.core.files import inside, read_json
 from dreamgen.core.records import RobotFeatures
 from dreamgen.core.settings import PrepareSettings
-from dreamgen.prepare.sources import Source, SourceClip, reason_of, safe_names
-from dreamgen.prepare.trajectory import read_trajectory
+from dreamgen.core.trajectory import read_trajectory
+from dreamgen.prepare.sources import Source, SourceClip, safe_names
 
 FILE_COLUMNS = ("file_name", "video", "path", "video_path")
 TEXT_COLUMNS = ("instruction", "prompt", "text", "caption")  # the bare instruction goes before the whole prompt

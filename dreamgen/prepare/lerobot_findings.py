@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from dreamgen.prepare.lerobot_meta import Episode, LeRobotMeta
-from dreamgen.prepare.lerobot_rows import TASK, EpisodeRows
-from dreamgen.prepare.trajectory import ACTION, STATE
+from dreamgen.core.lerobot_meta import Episode, LeRobotMeta
+from dreamgen.core.lerobot_rows import TASK, EpisodeRows
+from dreamgen.core.trajectory import ACTION, STATE
 
 
 def metadata_findings(meta: LeRobotMeta) -> list[str]:

@@ -7,22 +7,19 @@ quality. What is true of the rows decides; what the metadata says besides become
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from dreamgen.core.errors import UserError
+from dreamgen.core.errors import UserError, reason_of
+from dreamgen.core.lerobot_meta import Episode, LeRobotMeta, read_meta
+from dreamgen.core.lerobot_rows import EpisodeRows, instruction_of, read_rows
 from dreamgen.core.modality import usable_modality
 from dreamgen.core.records import RobotFeatures
 from dreamgen.core.settings import PrepareSettings
 from dreamgen.core.timeline import frame_index_at
+from dreamgen.core.trajectory import ACTION, STATE, read_trajectory
 from dreamgen.prepare.lerobot_findings import metadata_findings, pseudo_task_findings, row_findings
-from dreamgen.prepare.lerobot_meta import Episode, LeRobotMeta, read_meta
-from dreamgen.prepare.lerobot_rows import TASK, EpisodeRows, read_rows
-from dreamgen.prepare.sources import Source, SourceClip, reason_of, safe_names
-from dreamgen.prepare.trajectory import ACTION, STATE, read_trajectory
-
-DESCRIPTION = "annotation.human.action.task_description"
+from dreamgen.prepare.sources import Source, SourceClip, safe_names
 
 
 def open_lerobot(root: Path, settings: PrepareSettings) -> Source:
@@ -148,27 +145,3 @@ def _clip(
         episode.index if episode.shares_file else None,
     )
     return SourceClip(name, origin, video, instruction, meta.fps, from_frame, num_frames, load, changes)
-
-
-def instruction_of(meta: LeRobotMeta, episode: Episode, rows: EpisodeRows) -> tuple[str, tuple[str, ...]]:
-    """Return an episode's task in words and what had to be decided to get it.
-
-    The frames' own task_index goes first, then the annotation of the task, then the only task of the metadata.
-
-    Raises:
-        UserError: if none of them gives a text.
-    """
-    for column in (TASK, DESCRIPTION):
-        ranked = rows.counts.get(column, Counter()).most_common()
-        text = meta.tasks.get(ranked[0][0], "") if ranked else ""
-        if text:
-            changes = [f"{len(ranked)} tasks in its frames: used the most frequent"] if len(ranked) > 1 else []
-            changes += [f"instruction taken from {column}"] if column != TASK else []
-            return text, tuple(changes)
-    if len(episode.tasks) == 1:
-        return episode.tasks[0], ("instruction taken from the episode's metadata",)
-    raise UserError(
-        f"episode {episode.index} has no instruction",
-        actual=f"task_index {sorted(rows.counts.get(TASK, {}))}, tasks {list(episode.tasks)}",
-        allowed="a task_index that the dataset's tasks list",
-    )

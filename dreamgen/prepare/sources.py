@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
-from dreamgen.core.errors import UserError
 from dreamgen.core.prompts import bare_instruction
 from dreamgen.core.records import RobotFeatures
-from dreamgen.prepare.trajectory import Trajectory
+from dreamgen.core.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -87,13 +86,3 @@ def with_bare_instruction(clip: SourceClip, prompt_prefix: str) -> SourceClip:
     if not text:
         return replace(clip, refused="its caption is empty")
     return replace(clip, instruction=text)
-
-
-def reason_of(error: UserError) -> str:
-    """Return a user error as one line of a table."""
-    parts = [error.what]
-    if error.actual is not None:
-        parts.append(f"found {error.actual}")
-    if error.allowed is not None:
-        parts.append(f"allowed: {error.allowed}")
-    return " ".join("; ".join(parts).split())

@@ -9,11 +9,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from dreamgen.core.errors import UserError
+from dreamgen.core.errors import UserError, reason_of
 from dreamgen.core.settings import Settings
 from dreamgen.core.timeline import resampled_indices
 from dreamgen.core.video import VideoInfo, probe
-from dreamgen.prepare.sources import SourceClip, reason_of
+from dreamgen.prepare.sources import SourceClip
 
 # A recorder that stops between a row and its picture loses one or two; more means that they do not belong together.
 MAX_FRAMES_APART = 2

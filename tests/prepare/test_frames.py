@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dreamgen.core.errors import UserError
+from dreamgen.core.frames import FrameReader
 from dreamgen.core.video import read_video, write_video
-from dreamgen.prepare.frames import FrameReader
 from tests.fixtures import demos
 
 

@@ -5,9 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dreamgen.core.timeline import resampled_indices
+from dreamgen.core.trajectory import Trajectory
 from dreamgen.prepare import inspect, prepare
 from dreamgen.prepare.sources import SourceClip, with_bare_instruction
-from dreamgen.prepare.trajectory import Trajectory
 from tests.fixtures import demos
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from dreamgen.core.errors import UserError
-from dreamgen.prepare.lerobot_meta import Episode
-from dreamgen.prepare.sources import reason_of
-from dreamgen.prepare.trajectory import ACTION, STATE, read_columns, read_schema
+from dreamgen.core.errors import UserError, reason_of
+from dreamgen.core.lerobot_meta import Episode, LeRobotMeta
+from dreamgen.core.trajectory import ACTION, STATE, read_columns, read_schema
 
 TASK = "task_index"
+DESCRIPTION = "annotation.human.action.task_description"
 
 
 @dataclass(frozen=True)
@@ -81,3 +81,27 @@ def _rows_of(table: pa.Table, wide: tuple[str, ...], episode: Episode) -> Episod
     times = table["timestamp"].to_pylist() if "timestamp" in table.column_names else []
     first = times[0] if times and isinstance(times[0], int | float) else None
     return EpisodeRows(counts, first, wide)
+
+
+def instruction_of(meta: LeRobotMeta, episode: Episode, rows: EpisodeRows) -> tuple[str, tuple[str, ...]]:
+    """Return an episode's task in words and what had to be decided to get it.
+
+    The frames' own task_index goes first, then the annotation of the task, then the only task of the metadata.
+
+    Raises:
+        UserError: if none of them gives a text.
+    """
+    for column in (TASK, DESCRIPTION):
+        ranked = rows.counts.get(column, Counter()).most_common()
+        text = meta.tasks.get(ranked[0][0], "") if ranked else ""
+        if text:
+            changes = [f"{len(ranked)} tasks in its frames: used the most frequent"] if len(ranked) > 1 else []
+            changes += [f"instruction taken from {column}"] if column != TASK else []
+            return text, tuple(changes)
+    if len(episode.tasks) == 1:
+        return episode.tasks[0], ("instruction taken from the episode's metadata",)
+    raise UserError(
+        f"episode {episode.index} has no instruction",
+        actual=f"task_index {sorted(rows.counts.get(TASK, {}))}, tasks {list(episode.tasks)}",
+        allowed="a task_index that the dataset's tasks list",
+    )

@@ -1,0 +1,190 @@
+"""Real and dreamed episodes in one dataset, added or mixed by a share, resized, resampled; sources are only read."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from dreamgen.core.errors import UserError
+from dreamgen.core.files import read_json, write_json
+from dreamgen.core.jobs import accepted_clips
+from dreamgen.core.timeline import resampled_indices
+from dreamgen.core.video import probe, read_video
+from export import export_datasets
+from export.check import check
+from export.episodes import read_label
+from export.mixture import share_out
+from tests.fixtures import demos
+from tests.fixtures.runs import make_run, run_settings
+
+NAMES = list(demos.NAMES)
+V30, BOTH = ["lerobot-v3.0"], ["lerobot-v3.0", "lerobot-v2.1"]
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """The same four demonstrations as LeRobot v2.0 (with quirks), v2.1 and v3.0."""
+    folder = tmp_path_factory.mktemp("real")
+    for name in ("v20", "v21", "v30"):
+        getattr(demos, f"write_lerobot_{name}")(folder / name, num_episodes=4, num_frames=12, height=32, width=48)
+    return folder
+
+
+def run_like_the_demos(folder, num_clips=4, **how):
+    run = make_run(folder, num_clips=num_clips, rejected=0, action_dim=3, state_dim=3, **how)
+    features = read_json(run.train / "features.json")
+    write_json(run.train / "features.json", {**features, "action_names": NAMES, "state_names": NAMES, "modality": None})
+    return run
+
+
+def files_of(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def loaded(run):
+    return LeRobotDataset("dreamgen/test", root=run.datasets / "lerobot-v3.0", video_backend="pyav", return_uint8=True)
+
+
+def provenance(run, name="lerobot-v3.0"):
+    return pq.read_table(run.datasets / f"{name}.provenance.parquet").to_pylist()
+
+
+@pytest.mark.parametrize("version", ["v20", "v21", "v30"])
+def test_real_episodes_are_mixed_in_with_their_own_frames_and_actions(version, real, tmp_path):
+    run, before = run_like_the_demos(tmp_path / "run"), files_of(real / version)
+    result = export_datasets(run_settings(run.root, export={"formats": BOTH, "mix_with": str(real / version)}))
+    assert result.figures["episodes"] == 8 and result.figures["left_out"] == 0, result.notes
+    assert files_of(real / version) == before, "the source is only read"
+    for name in BOTH:
+        assert check(run.datasets / name) == []
+    rows, dataset = provenance(run), loaded(run)
+    assert [row["kind"] for row in rows] == ["real"] * 4 + ["dreamed"] * 4
+    assert rows[0]["seed"] is None and str(real / version) in rows[0]["source"] and rows[4]["seed"] is not None
+    encoded_again = any("encoded again" in note for note in result.notes)
+    assert encoded_again == (version == "v30"), "lerobot wrote AV1; the others are H.264, which is copied"
+    episode = demos.make_episode(2, 12, 16, 32, 48)
+    for frame in (0, 7, 11):
+        item = dataset[2 * 12 + frame]
+        np.testing.assert_array_equal(item["action"].numpy(), episode.action_TA[frame])
+        np.testing.assert_array_equal(item["observation.state"].numpy(), episode.state_TS[frame])
+        difference = item[demos.CAMERA].permute(1, 2, 0).numpy().astype(int) - episode.video_THWC[frame]
+        assert np.abs(difference).mean() < 12, "the picture of that very frame, but for the encoding"
+        assert item["task"] == episode.instruction
+    first = accepted_clips(run)[0]
+    np.testing.assert_array_equal(dataset[48][demos.CAMERA].permute(1, 2, 0).numpy(), read_video(first.video)[0])
+    assert "50.0 % of the episodes were dreamed" in (run.datasets / "lerobot-v3.0/README.md").read_text()
+
+
+def test_copied_real_frames_are_bit_for_bit_those_of_the_source(real, tmp_path):
+    run = run_like_the_demos(tmp_path / "run", num_clips=1)
+    export_datasets(run_settings(run.root, export={"formats": V30, "mix_with": str(real / "v21")}))
+    dataset = loaded(run)
+    source = read_video(real / f"v21/videos/chunk-000/{demos.CAMERA}/episode_000003.mp4")
+    for frame in range(12):
+        np.testing.assert_array_equal(dataset[3 * 12 + frame][demos.CAMERA].permute(1, 2, 0).numpy(), source[frame])
+
+
+def test_a_share_leaves_some_out_and_repeats_none(real, tmp_path):
+    run = run_like_the_demos(tmp_path / "run", num_clips=6)
+    export = {"formats": V30, "mix_with": str(real / "v21"), "real_share": 0.25}
+    result = export_datasets(run_settings(run.root, export=export))
+    rows = provenance(run)
+    assert [row["kind"] for row in rows] == ["real"] * 2 + ["dreamed"] * 6 and len({r["clip_id"] for r in rows}) == 8
+    assert any("2 of 4 real, 6 of 6 dreamed" in note for note in result.notes)
+
+
+def test_shares():
+    assert share_out(10, 90, 0.1) == (10, 90)
+    assert share_out(10, 90, 0.5) == (10, 10)
+    assert share_out(100, 10, 0.5) == (10, 10)
+    assert share_out(10, 90, 0.0) == (0, 90)
+    assert share_out(10, 90, 1.0) == (10, 0)
+    with pytest.raises(UserError, match="real_share cannot be had"):
+        share_out(1, 2, 0.01)
+
+
+def test_appending_keeps_what_is_there_and_adds_only_what_is_new(tmp_path):
+    old, run = (make_run(tmp_path / name, num_clips=count, rejected=0) for name, count in (("old", 3), ("run", 5)))
+    for name in BOTH:
+        export_datasets(run_settings(old.root, export={"formats": [name]}))
+    before = files_of(old.datasets)
+    for name in BOTH:
+        export_datasets(run_settings(run.root, export={"formats": [name], "append_to": str(old.datasets / name)}))
+    assert files_of(old.datasets) == before
+    for name in BOTH:
+        assert check(run.datasets / name) == []
+        rows = provenance(run, name)
+        assert [row["clip_id"] for row in rows] == [clip.job.clip_id for clip in accepted_clips(run)], "none twice"
+        assert {row["kind"] for row in rows} == {"dreamed"} and rows[0]["prompt"] and rows[0]["score_motion"] > 0
+    dataset = loaded(run)
+    for number, clip in enumerate(accepted_clips(run)):
+        video_THWC, (action_TA, _) = read_video(clip.video), read_label(clip.label, include_state=False)
+        item = dataset[number * 9 + 4]
+        np.testing.assert_array_equal(item[demos.CAMERA].permute(1, 2, 0).numpy(), video_THWC[4])
+        np.testing.assert_array_equal(item["action"].numpy(), action_TA[4])
+
+
+def test_the_policys_rate_and_size_are_an_explicit_choice(real, tmp_path):
+    run = run_like_the_demos(tmp_path / "run", num_frames=13)
+    export = {"formats": BOTH, "mix_with": str(real / "v30"), "fps": 8, "height": 64, "width": 64}
+    result = export_datasets(run_settings(run.root, export=export))
+    assert any("8 clips were encoded again: 64 x 64, 8 fps" in note for note in result.notes)
+    for name in BOTH:
+        assert check(run.datasets / name) == []
+    info = read_json(run.datasets / "lerobot-v3.0/meta/info.json")
+    assert info["fps"] == 8 and info["features"][demos.CAMERA]["shape"] == [64, 64, 3]
+    dataset, clip = loaded(run), accepted_clips(run)[1]
+    action_TA, _ = read_label(clip.label, include_state=False)
+    wanted = resampled_indices(13, 16, 8)
+    start = 4 * len(resampled_indices(12, 16, 8)) + len(wanted)
+    for number, index in enumerate(wanted):
+        np.testing.assert_array_equal(dataset[start + number]["action"].numpy(), action_TA[index])
+    assert probe(next((run.datasets / "lerobot-v2.1").rglob("episode_000005.mp4"))).num_frames == len(wanted)
+
+
+def test_what_does_not_go_together_is_refused_with_the_setting_that_mends_it(real, tmp_path):
+    run = make_run(tmp_path / "run", num_clips=1, rejected=0, action_dim=3, state_dim=3, height=64, width=64, fps=15)
+    with pytest.raises(UserError, match="other dimensions"):
+        export_datasets(run_settings(run.root, export={"formats": V30, "mix_with": str(real / "v21")}))
+    run = run_like_the_demos(tmp_path / "other", num_clips=1, height=64, width=64, fps=15)
+    with pytest.raises(UserError) as refused:
+        export_datasets(run_settings(run.root, export={"formats": V30, "mix_with": str(real / "v21")}))
+    assert "--export.height=64" in str(refused.value) and "--export.fps=15" in str(refused.value)
+    for broken in ("nowhere", str(tmp_path)):
+        with pytest.raises(UserError):
+            export_datasets(run_settings(run.root, export={"formats": V30, "mix_with": broken}))
+    with pytest.raises(UserError, match="needs real episodes"):
+        run_settings(run.root, export={"real_share": 0.5})
+
+
+def test_a_camera_that_dreamed_clips_lack_is_left_out_aloud(real, tmp_path):
+    import shutil
+
+    root = tmp_path / "two"
+    shutil.copytree(real / "v21", root)
+    info = read_json(root / "meta/info.json")
+    wrist = demos.CAMERA.replace("ego_view", "wrist")
+    info["features"][wrist] = info["features"][demos.CAMERA]
+    (root / "meta/info.json").write_text(json.dumps(info))
+    shutil.copytree(root / f"videos/chunk-000/{demos.CAMERA}", root / f"videos/chunk-000/{wrist}")
+    run = run_like_the_demos(tmp_path / "run", num_clips=1)
+    result = export_datasets(run_settings(run.root, export={"formats": V30, "mix_with": str(root)}))
+    assert result.figures["episodes"] == 5 and any(f"{wrist} is left out" in note for note in result.notes)
+    with pytest.raises(UserError, match="which camera is meant"):
+        export = {"formats": V30, "mix_with": str(root), "camera": "observation.images.front"}
+        export_datasets(run_settings(run_like_the_demos(tmp_path / "again", num_clips=1).root, export=export))
+
+
+def test_real_data_mixes_with_dreamed_clips_of_its_size(real_demos, tmp_path):
+    run = make_run(tmp_path / "run", num_clips=2, rejected=0, action_dim=44, state_dim=44, height=64, width=64, fps=16)
+    features = read_json(run.train / "features.json")
+    names = {"action_names": [f"motor_{i}" for i in range(44)], "state_names": [f"motor_{i}" for i in range(44)]}
+    write_json(run.train / "features.json", {**features, **names, "modality": None})
+    export = {"formats": V30, "mix_with": str(real_demos), "height": 64, "width": 64, "fps": 8}
+    result = export_datasets(run_settings(run.root, export=export))
+    assert result.figures["episodes"] == 7, result.notes
+    assert check(run.datasets / "lerobot-v3.0") == []
