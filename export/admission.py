@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.progress import Progress
@@ -21,7 +20,7 @@ from dreamgen.core.records import RobotFeatures
 from export.admitted import LIGHT_COLUMNS, VECTORS, Episodes, admitted_row, refused_row, write_part
 from export.clip_video import look_at_clip
 from export.clips import DREAMED, REAL, Clip
-from export.episodes import label_again, read_label
+from export.episodes import label_again, read_label, read_small
 from export.statistics import Range
 from export.workers import Workers
 
@@ -73,7 +72,7 @@ def look_at_clips(part: Path, clips: Sequence[Clip], include_state: bool) -> tup
         How many may become episodes, and how many are refused.
     """
     if part.exists():
-        refused = pq.ParquetFile(part).read(["refused"])["refused"]
+        refused = read_small(part, ["refused"])["refused"]
         return refused.null_count, len(refused) - refused.null_count
     rows = [_look_at(clip, include_state) for clip in clips]
     write_part(part, rows)
@@ -113,7 +112,7 @@ def number_episodes(
     refused: list[str] = []
     first: dict[str, Any] | None = None
     for number, part in enumerate(parts):
-        for row_number, row in enumerate(pq.ParquetFile(part).read(LIGHT_COLUMNS).to_pylist()):
+        for row_number, row in enumerate(read_small(part, LIGHT_COLUMNS).to_pylist()):
             problem = row["refused"] or _mismatch(row, first, features)
             if problem:
                 refused.append(problem)

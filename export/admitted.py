@@ -19,7 +19,7 @@ from dreamgen.core.files import atomic_file
 from dreamgen.core.video import VideoInfo
 from export.clip_video import ClipVideo
 from export.clips import Clip
-from export.episodes import Episode
+from export.episodes import Episode, read_small
 from export.image_statistics import LEVELS, ImageHistogram
 from export.statistics import Range
 
@@ -127,7 +127,7 @@ class Episodes(Sequence[Episode]):
         for number in range(len(self)):
             if opened != self.part_E[number]:
                 opened = self.part_E[number]
-                clips = pq.ParquetFile(self.parts[opened]).read(["clip"])["clip"]
+                clips = read_small(self.parts[opened], ["clip"])["clip"]
             clip = Clip.from_json(clips[int(self.row_E[number])].as_py())
             yield self.start + number, int(self.num_frames_E[number]), clip
 
@@ -136,7 +136,7 @@ class Episodes(Sequence[Episode]):
         for number in range(len(self)):
             if opened != self.part_E[number]:
                 opened = self.part_E[number]
-                table = pq.ParquetFile(self.parts[opened]).read()
+                table = read_small(self.parts[opened])
             yield self._episode(number, table.slice(self.row_E[number], 1))
 
     def _episode(self, number: int, row: pa.Table) -> Episode:

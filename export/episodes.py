@@ -66,6 +66,12 @@ class Episode:
         return self.clip.instruction
 
 
+def read_small(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a small parquet file in this thread: to wake others would cost more than the reading."""
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        return file.read(columns, use_threads=False)
+
+
 def read_label(path: Path, include_state: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """Read a clip's labels.
 
@@ -76,7 +82,7 @@ def read_label(path: Path, include_state: bool) -> tuple[np.ndarray, np.ndarray 
         UserError: if the file is missing or damaged, rows differ in length, or a value is not finite.
     """
     try:
-        table = pq.read_table(path)
+        table = read_small(path)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read", actual=str(error), next_step=label_again(path)) from None
     if "action" not in table.column_names:

@@ -34,8 +34,11 @@ class Columns:
 
     def split(self, values_D: np.ndarray) -> dict[str, np.ndarray]:
         """Cut what has an entry a dimension into one part a column."""
-        ends = np.cumsum(list(self.widths.values()))[:-1]
-        return dict(zip(self.widths, np.split(values_D, ends), strict=True))
+        parts, start = {}, 0
+        for name, width in self.widths.items():
+            parts[name] = values_D[start : start + width]
+            start += width
+        return parts
 
 
 def columns_of(episodes: Episodes, fps: int) -> Columns:

@@ -161,13 +161,24 @@ def share_out(num_real: int, num_dreamed: int, real_share: float) -> tuple[int, 
     return counts
 
 
-def target_of(settings: Settings, clip: Clip) -> Target:
-    """Return the shape that all clips are to have: the settings' where they say so, else that of a dreamed clip.
+def target_of(settings: Settings, clips: Sequence[Clip]) -> Target:
+    """Return the shape that all clips are to have: the settings' where they say so, else that of the dreamed clips.
 
     Args:
-        clip: Any dreamed one.
+        clips: Dreamed ones; the first that can be opened counts.
+
+    Raises:
+        UserError: if none can be opened.
     """
-    info, export = probe(clip.video), settings.export
+    export = settings.export
+    for clip in clips:
+        try:
+            info = probe(clip.video)
+            break
+        except UserError as error:
+            damage = error
+    else:
+        raise damage
     return Target(
         fps=export.fps or clip.fps,
         height=export.height or info.height,
@@ -197,7 +208,9 @@ def gather(
         UserError: if sizes or rates differ and no setting says which is wanted.
     """
     export, random = settings.export, np.random.default_rng(settings.seed)
-    target = target_of(settings, dreamed[0])
+    if not others and not is_resized(export):
+        return list(dreamed), [], []
+    target = target_of(settings, dreamed)
     before: list[Cut] = []
     real: list[Cut] = []
     refused, notes = [], []
@@ -214,7 +227,12 @@ def gather(
             f"real_share={export.real_share:g}: {num_real} of {len(real)} real, {num_dreamed} of {len(dreamed)} dreamed"
         )
         real, dreamed = _some(real, num_real, random), _some(dreamed, num_dreamed, random)
-    own = [_whole(clip, export.include_state) for clip in dreamed] if is_resized(export) else []
+    own: list[Cut] = []
+    for clip in dreamed if is_resized(export) else ():
+        try:
+            own.append(_whole(clip, export.include_state))
+        except UserError as error:
+            refused.append(f"{clip.clip_id} is left out: {error}")
     _must_fit([*before, *real], target, export)
     clips, encoded = [], 0
     work = (functools.partial(fit_clip, cut, target, folder) for cut in [*before, *real, *own])
@@ -230,7 +248,7 @@ def gather(
         notes.append(
             f"{encoded} clips were encoded again: {target.width} x {target.height}, {target.fps} fps, {target.codec}"
         )
-    return [*clips, *([] if own else dreamed)], refused, notes
+    return [*clips, *([] if is_resized(export) else dreamed)], refused, notes
 
 
 def is_resized(export: ExportSettings) -> bool:

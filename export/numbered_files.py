@@ -12,7 +12,7 @@ import numpy as np
 from export.admitted import Episodes
 from export.lerobot_statistics import Columns
 
-MAX_EPISODES_PER_FILE = 5000  # a file of rows is one worker's task
+MAX_EPISODES_PER_FILE = 2500  # a file of rows is one worker's task
 BYTES_OF_NUMBERS = 4 + 4 * 8  # timestamp and four indices of a row
 BYTES_OF_EPISODE = 2000  # its places and the statistics of its pictures
 FIGURES = 9  # of each dimension: min, max, mean, std and five quantiles

@@ -1,0 +1,89 @@
+"""Time and memory of exporting and checking ever more episodes: both should not depend on how many there are.
+
+    python benchmarks/export_scale.py --clips 10000 30000 100000 --out benchmarks/results/export_scale.json
+    python benchmarks/export_scale.py --clips 50 100
+
+The episodes are tiny (videos of a few kilobytes), so that what is measured is the work on each episode and not on its
+pixels. Memory is the sum of all processes' resident sets. Frames are compared with the clips beside each measure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from export_speed import PeakMemory, check_v21, check_v30
+from synthetic_run import make_run
+
+CHECKS = {"lerobot-v3.0": check_v30, "lerobot-v2.1": check_v21}
+
+
+def main() -> None:
+    """Measure each count, print the table and write the figures."""
+    args = parse_arguments()
+    rows = [measure(count, args) for count in args.clips]
+    if args.out:
+        shape = [args.num_frames, args.size, args.size, args.dims]
+        figures = {"format": args.format, "cores": len(os.sched_getaffinity(0)), "shape": shape, "rows": rows}
+        Path(args.out).write_text(json.dumps(figures, indent=1) + "\n")
+    print("| episodes | export s | ms an episode | peak MB | check s | ms an episode | peak MB | findings | frames |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        cells = [f"{row['episodes']:,}"]
+        for part in ("export", "check"):
+            seconds, peak_mb = row[f"{part}_s"], row[f"{part}_mb"]
+            cells += [f"{seconds:.0f}", f"{1000 * seconds / row['episodes']:.2f}", f"{peak_mb:.0f}"]
+        print("| " + " | ".join([*cells, str(row["findings"]), row["frames"]]) + " |")
+
+
+def measure(count: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Make a run of so many clips, export it, check the dataset, and compare random frames."""
+    folder = Path(tempfile.mkdtemp(prefix="export-scale-", dir=args.folder))
+    try:
+        run = make_run(folder / "run", count, args.size, args.size, args.num_frames, args.dims)
+        options = ["--out", str(run.root), f"--formats=[{args.format}]", "--keep_free_gib=0"]
+        export_s, export_mb, status, _ = command("export", *options)
+        assert status == 0, f"dreamgen export ended with {status}"
+        check_s, check_mb, status, output = command("check", "--json", str(run.datasets / args.format))
+        shape = SimpleNamespace(clips=count, num_frames=args.num_frames, dims=args.dims, checked=20)
+        frames = CHECKS[args.format](run, shape)
+        num_errors = json.loads(output)[0]["figures"]["num_errors"]
+        return {"episodes": count, "export_s": export_s, "export_mb": export_mb, "check_s": check_s,
+                "check_mb": check_mb, "findings": num_errors, "frames": frames}  # fmt: skip
+    finally:
+        shutil.rmtree(folder)
+
+
+def command(*words: str) -> tuple[float, float, int, str]:
+    """Run a command of dreamgen; return seconds, peak megabytes of all its processes, exit status and stdout."""
+    start_s = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", "dreamgen", *words], stdout=subprocess.PIPE, text=True)
+    with PeakMemory(process.pid) as memory:
+        output, _ = process.communicate()
+    return time.monotonic() - start_s, memory.peak_bytes / 1e6, process.returncode, output
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, nargs="+", default=[10_000, 30_000, 100_000])
+    parser.add_argument("--format", default="lerobot-v3.0", choices=CHECKS)
+    parser.add_argument("--num_frames", type=int, default=5)
+    parser.add_argument("--size", type=int, default=32, help="side of the pictures")
+    parser.add_argument("--dims", type=int, default=7)
+    parser.add_argument("--folder", help="where to work; the system's temporary folder when not given")
+    parser.add_argument("--out", help="JSON with the figures")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
