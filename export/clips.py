@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,30 @@ def dreamed_clips(clips: Iterable[AcceptedClip]) -> Iterator[Clip]:
         )  # fmt: skip
 
 
-def moved(clip: Clip, video: Path, label: Path, **changes: Any) -> Clip:
-    """Return the clip with its files elsewhere."""
-    return replace(clip, video=video, label=label, **changes)
+class ClipList:
+    """Clips in a temporary file, to be gone through several times: a hundred thousand take no memory.
+
+    Args:
+        clips: Gone through once.
+    """
+
+    def __init__(self, clips: Iterable[Clip]) -> None:
+        self._file = tempfile.TemporaryFile(prefix="dreamgen-clips-")  # noqa: SIM115
+        self._length = self.num_frames = 0
+        for clip in clips:
+            self._file.write(clip.to_json().encode() + b"\n")
+            self._length += 1
+            self.num_frames += clip.num_frames
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Clip]:
+        place = 0  # of this reader: there may be several
+        while True:
+            self._file.seek(place)
+            line = self._file.readline()
+            place = self._file.tell()
+            if not line:
+                return
+            yield Clip.from_json(line.decode())

@@ -6,7 +6,7 @@ The other dataset is only read. Its episodes are cut out as clips of their own, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -161,7 +161,7 @@ def share_out(num_real: int, num_dreamed: int, real_share: float) -> tuple[int, 
     return counts
 
 
-def target_of(settings: Settings, clips: Sequence[Clip]) -> Target:
+def target_of(settings: Settings, clips: Iterable[Clip]) -> Target:
     """Return the shape that all clips are to have: the settings' where they say so, else that of the dreamed clips.
 
     Args:
@@ -192,8 +192,8 @@ def target_of(settings: Settings, clips: Sequence[Clip]) -> Target:
 
 
 def gather(
-    settings: Settings, dreamed: Sequence[Clip], others: Sequence[Other], folder: Path, workers: Workers
-) -> tuple[list[Clip], list[str], list[str]]:
+    settings: Settings, dreamed: Collection[Clip], others: Sequence[Other], folder: Path, workers: Workers
+) -> tuple[Collection[Clip], list[str], list[str]]:
     """Choose, cut and fit the clips of a dataset: those that are added to, the real ones mixed in, then the dreamed.
 
     Args:
@@ -209,7 +209,7 @@ def gather(
     """
     export, random = settings.export, np.random.default_rng(settings.seed)
     if not others and not is_resized(export):
-        return list(dreamed), [], []
+        return dreamed, [], []
     target = target_of(settings, dreamed)
     before: list[Cut] = []
     real: list[Cut] = []

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import pyarrow.parquet as pq
 
 from dreamgen.core.errors import NothingAccepted, UserError
 from dreamgen.core.journal import read_journal
-from dreamgen.core.records import AcceptedClip
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import ExportSettings, Settings
+from export.clips import Clip
 from export.provenance import provenance_file
 
 
-def why_stale(run: RunFolder, name: str, export: ExportSettings, clips: Sequence[AcceptedClip]) -> str | None:
+def why_stale(run: RunFolder, name: str, export: ExportSettings, clips: Iterable[Clip]) -> str | None:
     """Say how a dataset that exists differs from the clips that are accepted now; None if it holds just these.
 
     Of one with another dataset's episodes it is not known which of the clips it should hold.
     """
     if export.append_to or export.mix_with:
         return None
-    accepted = {clip.job.clip_id for clip in clips}
+    accepted = {clip.clip_id for clip in clips}
     file = provenance_file(run, name)
     held = set(pq.read_table(file, columns=["clip_id"])["clip_id"].to_pylist()) if file.is_file() else set()
     if held == accepted:

@@ -10,15 +10,15 @@ from typing import Any
 from dreamgen.core.errors import Problems, UserError
 from dreamgen.core.files import atomic_folder, read_json
 from dreamgen.core.hub import check_can_push, push_folder
-from dreamgen.core.jobs import accepted_clips
+from dreamgen.core.jobs import iter_accepted_clips
 from dreamgen.core.progress import log
-from dreamgen.core.records import AcceptedClip, RobotFeatures, StageResult
+from dreamgen.core.records import RobotFeatures, StageResult
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import Settings
 from export.admission import admit_clips
 from export.admitted import Episodes
 from export.card import write_card
-from export.clips import dreamed_clips
+from export.clips import ClipList, dreamed_clips
 from export.lerobot_v21 import write_lerobot_v21
 from export.lerobot_v30 import write_lerobot_v30
 from export.mixture import Other, gather, is_resized, open_others
@@ -55,7 +55,7 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
     existing = [name for name in formats if (run.datasets / name).exists()]
     if existing and not resume:
         raise already_there(run, existing)
-    clips = accepted_clips(run)
+    clips = ClipList(dreamed_clips(iter_accepted_clips(run)))
     if not clips:
         raise nothing_accepted(run, settings)
     features = RobotFeatures.from_dict(read_json(run.need(run.train / "features.json", "prepare")))
@@ -66,13 +66,13 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
     if not wanted:
         return StageResult("export", outputs, {"episodes": 0, "left_out": 0}, notes + stale, partial=bool(stale))
     others = open_others(settings.export, features)
-    fingerprint, num_bytes = fingerprint_of(_decides_bytes(settings, features, others), dreamed_clips(clips))
+    fingerprint, num_bytes = fingerprint_of(_decides_bytes(settings, features, others), clips)
     check_space(run.datasets, _needed(settings, wanted, clips, num_bytes, others), settings.export.keep_free_gib)
     with (
         unfinished_export(run.datasets, fingerprint) as unfinished,
         Workers(settings.export.num_workers) as workers,
     ):
-        chosen, refused, more = gather(settings, list(dreamed_clips(clips)), others, unfinished.fitted, workers)
+        chosen, refused, more = gather(settings, clips, others, unfinished.fitted, workers)
         prefix = "<DREAM>" if settings.export.dream_prefix else ""
         episodes, unfit = admit_clips(
             chosen, features, settings.export.include_state, unfinished.admitted, workers, len(chosen), prefix
@@ -158,11 +158,11 @@ def _decides_bytes(settings: Settings, features: RobotFeatures, others: Sequence
     return {"export": export, "features": asdict(features), "others": read, "fitting": fitting}
 
 
-def _needed(settings: Settings, formats: list[str], clips: Sequence[AcceptedClip], num_bytes: int,
+def _needed(settings: Settings, formats: list[str], clips: ClipList, num_bytes: int,
             others: Sequence[Other]) -> dict[str, int]:  # fmt: skip
-    num_frames = sum(clip.num_frames for clip in clips)
+    num_frames = clips.num_frames
     num_frames += sum(episode.length for other in others for episode in other.meta.episodes)
     num_bytes += sum(file.stat().st_size for other in others for file in other.meta.root.rglob("*.mp4"))
-    frame_bytes = max(3 * clip.job.height * clip.job.width for clip in clips)
+    frame_bytes = 3 * settings.video.height * settings.video.width
     needed = {name: estimated_bytes(name, num_bytes, num_frames, frame_bytes) for name in formats}
     return needed | ({"clips that are cut or encoded": num_bytes} if others or is_resized(settings.export) else {})

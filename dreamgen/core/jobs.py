@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.files import atomic_file
-from dreamgen.core.journal import read_journal
+from dreamgen.core.journal import iter_journal
 from dreamgen.core.records import AcceptedClip, Job
 from dreamgen.core.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import sqlite3
+
+STAGES_OF_A_CLIP = ("generate", "label", "curate")
+JOBS_AT_ONCE = 1000
 
 
 def write_jobs(path: Path, jobs: Sequence[Job]) -> None:
@@ -29,12 +39,23 @@ def read_jobs(path: Path) -> list[Job]:
     Raises:
         UserError: if the file is not a jobs table.
     """
+    return list(iter_jobs(path))
+
+
+def iter_jobs(path: Path) -> Iterator[Job]:
+    """Yield what `read_jobs` reads, a thousand rows at a time.
+
+    Raises:
+        UserError: if the file is not a jobs table.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     names = [f.name for f in fields(Job)]
     try:
-        return [Job(**row) for row in pq.read_table(path, columns=names).to_pylist()]
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(JOBS_AT_ONCE, columns=names):
+                yield from (Job(**row) for row in batch.to_pylist())
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not a jobs table", actual=f"{error}"[:200],
@@ -48,22 +69,60 @@ def accepted_clips(run: RunFolder) -> list[AcceptedClip]:
     Raises:
         UserError: if jobs or verdicts are missing.
     """
-    jobs = read_jobs(run.need(run.jobs, "plan"))
-    generated, labelled, verdicts = (read_journal(run.journal, s) for s in ("generate", "label", "curate"))
-    if not verdicts:
-        raise UserError("no clip has a verdict yet", next_step=f"dreamgen curate --out {run.root}")
-    return [
-        AcceptedClip(
-            job=job,
-            video=run.clip_file(job.clip_id),
-            num_frames=int(generated[job.clip_id].figures["num_frames"]),
-            label=run.label_file(job.clip_id),
-            scores={**labelled[job.clip_id].figures, **verdicts[job.clip_id].figures},
-            safety_checker=generated[job.clip_id].figures.get("safety_checker"),
+    return list(iter_accepted_clips(run))
+
+
+def iter_accepted_clips(run: RunFolder) -> Iterator[AcceptedClip]:
+    """Yield what `accepted_clips` collects, in memory that does not grow with their number.
+
+    The journal's latest records are looked up in a database in a temporary file.
+
+    Raises:
+        UserError: if jobs or verdicts are missing.
+    """
+    import sqlite3
+
+    run.need(run.jobs, "plan")
+    with (
+        tempfile.TemporaryDirectory(prefix="dreamgen-") as folder,
+        closing(sqlite3.connect(Path(folder) / "records")) as records,
+    ):
+        records.executescript(
+            "pragma journal_mode = off; pragma synchronous = off; create table latest"
+            " (key text primary key, time_s real, is_ok integer, figures text) without rowid;"
         )
-        for job in jobs
-        if all(job.clip_id in r and r[job.clip_id].status == "ok" for r in (generated, labelled, verdicts))
-    ]
+        num_verdicts = [_keep_latest(records, run, stage) for stage in STAGES_OF_A_CLIP][-1]
+        if not num_verdicts:
+            raise UserError("no clip has a verdict yet", next_step=f"dreamgen curate --out {run.root}")
+        for job in iter_jobs(run.jobs):
+            keys = [f"{stage} {job.clip_id}" for stage in STAGES_OF_A_CLIP]
+            found = dict(records.execute("select key, figures from latest where is_ok and key in (?, ?, ?)", keys))
+            if len(found) == len(keys):
+                yield _accepted(run, job, *(json.loads(found[key]) for key in keys))
+
+
+def _keep_latest(records: sqlite3.Connection, run: RunFolder, stage: str) -> int:
+    rows = (
+        (f"{stage} {r.clip_id}", r.time_s, r.status == "ok", json.dumps(r.figures))
+        for r in iter_journal(run.journal, stage)
+    )
+    done = records.executemany(
+        "insert into latest values (?, ?, ?, ?) on conflict (key) do update set time_s = excluded.time_s,"
+        " is_ok = excluded.is_ok, figures = excluded.figures where excluded.time_s >= latest.time_s",
+        rows,
+    )
+    return done.rowcount
+
+
+def _accepted(run: RunFolder, job: Job, generated: dict, labelled: dict, verdict: dict) -> AcceptedClip:
+    return AcceptedClip(
+        job=job,
+        video=run.clip_file(job.clip_id),
+        num_frames=int(generated["num_frames"]),
+        label=run.label_file(job.clip_id),
+        scores={**labelled, **verdict},
+        safety_checker=generated.get("safety_checker"),
+    )
 
 
 def _schema():

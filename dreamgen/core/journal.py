@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -62,14 +63,21 @@ def read_journal(folder: Path, stage: str) -> dict[str, JournalRecord]:
         Clip id -> its latest record.
     """
     latest: dict[str, JournalRecord] = {}
-    for path in sorted(folder.glob(f"{stage}-*.jsonl")):
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # records hold U+2028 as it is
-            try:
-                values = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            record = JournalRecord(**{k: v for k, v in values.items() if k in _KNOWN})
-            before = latest.get(record.clip_id)
-            if before is None or record.time_s >= before.time_s:
-                latest[record.clip_id] = record
+    for record in iter_journal(folder, stage):
+        before = latest.get(record.clip_id)
+        if before is None or record.time_s >= before.time_s:
+            latest[record.clip_id] = record
     return latest
+
+
+def iter_journal(folder: Path, stage: str) -> Iterator[JournalRecord]:
+    """Yield all of a stage's records, file by file: of a clip that was tried again there are several."""
+    for path in sorted(folder.glob(f"{stage}-*.jsonl")):
+        # By newline only: records hold U+2028 as it is.
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+            for line in lines:
+                try:
+                    values = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                yield JournalRecord(**{k: v for k, v in values.items() if k in _KNOWN})
