@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,3 +200,29 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path):
         export_datasets(run_settings(run.root, export={"keep_free_gib": 1e9}))
     assert "GiB free" in str(refused.value) and "lerobot-v3.0" in str(refused.value)
     assert not run.datasets.exists()
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Ray with two cores, as a cluster that is connected to."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    yield
+    ray.shutdown()
+
+
+def test_tasks_of_a_ray_cluster_write_the_same_bytes(cluster, tmp_path):
+    run = make_run(tmp_path / "run", num_clips=40, num_frames=5, rejected=0)
+    datasets = {}
+    for num_workers in (1, 2):
+        export_datasets(run_settings(run.root, export={"formats": FORMATS, "num_workers": num_workers}))
+        datasets[num_workers] = files_of(run.datasets)
+        shutil.rmtree(run.datasets)
+    assert datasets[1] == datasets[2]
+
+
+def test_a_users_error_of_a_ray_task_is_told_as_such(cluster):
+    with pytest.raises(UserError, match="nowhere"), Workers(2) as workers:
+        list(workers.run(functools.partial(read_label, Path("a/b/nowhere"), True) for _ in range(3)))
