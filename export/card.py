@@ -19,6 +19,7 @@ SHOWN_TASKS = 10
 
 LOAD = {
     "lerobot-v3.0": 'LeRobotDataset("OWNER/NAME", root="path/to/this/folder")   # lerobot 0.4 or later',
+    "robomimic": 'h5py.File("path/to/this/folder/data.hdf5")["data"]',
     "lerobot-v2.1": "python scripts/gr00t_finetune.py --dataset-path path/to/this/folder   # any GR00T release",
 }
 
@@ -98,7 +99,7 @@ def card_text(name: str, episodes: Episodes, spec: DatasetSpec, licence: str | N
         tasks="\n".join(tasks),
         provenance=f"{name}.provenance.parquet",
         no_state="" if spec.state_names else " It has no states.",
-        load=LOAD.get(name, "h5py.File(...)") + _tags(name, spec),
+        load=LOAD.get(name, f"see docs/formats.md of DreamGen: {name}") + _tags(name, spec),
     )
 
 

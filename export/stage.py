@@ -28,7 +28,7 @@ from export.robomimic import write_robomimic
 from export.robots import robot_preset
 from export.space import check_space, estimated_bytes
 from export.spec import DatasetSpec, check_camera_name, dataset_spec
-from export.unfinished import Unfinished, discard, fingerprint_of, unfinished_export
+from export.unfinished import Unfinished, discard, fingerprint_of, sweep, unfinished_export
 from export.workers import Workers
 
 # These are taken up where they were stopped; the others are written whole, in one go.
@@ -64,7 +64,10 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
     stale = [note for name in existing if (note := why_stale(run, name, settings.export, clips))]
     outputs: dict[str, Path] = {name: run.datasets / name for name in existing}
     if not wanted:
-        return StageResult("export", outputs, {"episodes": 0, "left_out": 0}, notes + stale, partial=bool(stale))
+        sweep(run.datasets)
+        pushed, all_pushed = _push(settings.export.push_to_hub, outputs)
+        partial, figures = bool(stale) or not all_pushed, {"episodes": 0, "left_out": 0}
+        return StageResult("export", outputs, figures, notes + stale + pushed, partial=partial)
     others = open_others(settings.export, features)
     fingerprint, num_bytes = fingerprint_of(_decides_bytes(settings, features, others), clips)
     check_space(run.datasets, _needed(settings, wanted, clips, num_bytes, others), settings.export.keep_free_gib)

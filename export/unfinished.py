@@ -100,6 +100,15 @@ def unfinished_export(datasets: Path, fingerprint: str) -> Iterator[Unfinished]:
         shutil.rmtree(folder)
 
 
+def sweep(datasets: Path) -> None:
+    """Remove what an export left that was killed after its last dataset was done, unless another one is at work."""
+    lock = datasets / NAME / "lock"
+    if lock.exists():
+        with lock.open("w") as held, suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            discard(datasets)
+
+
 def discard(datasets: Path) -> None:
     """Remove a working folder that nothing can be made of, and the datasets' folder where nothing else is in it."""
     shutil.rmtree(datasets / NAME, ignore_errors=True)

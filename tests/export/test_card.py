@@ -92,6 +92,14 @@ def test_an_upload_that_fails_leaves_the_dataset_and_says_how_to_go_on(hub, tmp_
     assert any("hf upload me/robot" in note and "--repo-type dataset" in note for note in result.notes)
 
 
+def test_resume_uploads_what_is_there(hub, tmp_path):
+    run = make_run(tmp_path / "run", num_clips=1, rejected=0)
+    export_datasets(run_settings(run.root, export={"formats": ["lerobot-v3.0"]}))
+    settings = run_settings(run.root, export={"formats": ["lerobot-v3.0"], "push_to_hub": "me/robot"})
+    result = export_datasets(settings, resume=True)
+    assert not result.partial and "README.md" in hub.files
+
+
 def test_an_upload_that_cannot_work_is_refused_first(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     run = make_run(tmp_path / "run", num_clips=1, rejected=0)

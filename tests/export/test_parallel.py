@@ -33,7 +33,8 @@ from export.workers import Workers
 from tests.fixtures.runs import CAMERA, make_run, random_vectors, run_settings, write_label
 
 LENGTHS = (5, 9, 13, 17)
-FORMATS = ["lerobot-v3.0", "lerobot-v2.1"]
+V30 = ["lerobot-v3.0"]
+FORMATS = [*V30, "lerobot-v2.1"]
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +182,16 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
             return
         time.sleep(0.1)
     raise AssertionError("workers outlive the process that they work for")
+
+
+def test_what_a_finished_export_could_not_remove_goes_with_the_next_one(tmp_path):
+    run = make_run(tmp_path / "run", num_clips=1, rejected=0)
+    settings = run_settings(run.root, export={"formats": V30})
+    export_datasets(settings)
+    (run.datasets / NAME / "admitted").mkdir(parents=True)
+    (run.datasets / NAME / "lock").touch()
+    export_datasets(settings, resume=True)
+    assert not (run.datasets / NAME).exists() and (run.datasets / V30[0]).exists()
 
 
 def test_an_export_at_a_time(tmp_path):
