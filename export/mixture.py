@@ -22,6 +22,7 @@ from dreamgen.core.progress import Progress
 from dreamgen.core.records import RobotFeatures
 from dreamgen.core.settings import ExportSettings, Settings
 from dreamgen.core.timeline import frame_index_at
+from dreamgen.core.trajectory import read_schema
 from dreamgen.core.video import probe
 from export.clips import REAL, Clip
 from export.fit import Cut, Target, fit_clip
@@ -73,7 +74,8 @@ def _open(setting: str, root: Path, export: ExportSettings, features: RobotFeatu
     if camera is None:
         raise UserError(
             f"{root}: which camera is meant is not clear", actual=", ".join(with_files) or "no camera with files",
-            allowed="its only one, or the one that export.camera names", next_step=f"--export.camera={with_files[:1]}",
+            allowed="its only one, or the one that export.camera names",
+            next_step=f"--export.camera={with_files[0]}" if with_files else None,
         )  # fmt: skip
     notes = [f"{root}: {name} is left out: dreamed clips have one camera" for name in with_files if name != camera]
     problems, known = Problems(), {"action": features.action_names, "observation.state": features.state_names}
@@ -85,8 +87,9 @@ def _open(setting: str, root: Path, export: ExportSettings, features: RobotFeatu
             problems.add(
                 f"{root} has no {name}", next_step="--export.include_state=false" if name != "action" else None
             )
-        theirs = feature.get("names") if feature else None
-        if isinstance(theirs, list) and names and tuple(theirs) != names:
+        theirs = (feature.get("names") or feature.get("shape")) if feature else None
+        has_other_names = isinstance(theirs, list) and theirs not in (list(names), [len(names)])
+        if names and has_other_names:
             problems.add(f"{root}: {name} has other dimensions than the run", actual=theirs, allowed=list(names))
     vectors = ("action", "observation.state")
     notes += [f"{root}: {name} is left out: dreamed clips have none" for name, feature in meta.info["features"].items()
@@ -210,12 +213,12 @@ def gather(
     export, random = settings.export, np.random.default_rng(settings.seed)
     if not others and not is_resized(export):
         return dreamed, [], []
-    target = target_of(settings, dreamed)
+    target, with_state = target_of(settings, dreamed), export.include_state and _have_states(dreamed)
     before: list[Cut] = []
     real: list[Cut] = []
     refused, notes = [], []
     for other in others:
-        cuts, bad = episodes_of(other, export.include_state)
+        cuts, bad = episodes_of(other, with_state)
         (before if other.setting == "append_to" else real).extend(cuts)
         refused += bad
         notes += other.notes
@@ -230,7 +233,7 @@ def gather(
     own: list[Cut] = []
     for clip in dreamed if is_resized(export) else ():
         try:
-            own.append(_whole(clip, export.include_state))
+            own.append(_whole(clip, with_state))
         except UserError as error:
             refused.append(f"{clip.clip_id} is left out: {error}")
     _must_fit([*before, *real], target, export)
@@ -259,6 +262,12 @@ def is_resized(export: ExportSettings) -> bool:
 def _whole(clip: Clip, include_state: bool) -> Cut:
     info = probe(clip.video)
     return Cut(clip, Fraction(clip.fps), info.codec, info.height, info.width, include_state=include_state)
+
+
+def _have_states(clips: Iterable[Clip]) -> bool:
+    """Say whether the dreamed clips' labels have states; real episodes keep theirs only then."""
+    label = next((clip.label for clip in clips if clip.label.is_file()), None)
+    return label is not None and "observation.state" in read_schema(label).names
 
 
 def _some[T](items: list[T], count: int, random: np.random.Generator) -> list[T]:

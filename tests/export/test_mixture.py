@@ -179,6 +179,15 @@ def test_a_camera_that_dreamed_clips_lack_is_left_out_aloud(real, tmp_path):
         export_datasets(run_settings(run_like_the_demos(tmp_path / "again", num_clips=1).root, export=export))
 
 
+def test_real_episodes_lose_their_states_where_dreamed_clips_have_none(real, tmp_path):
+    run = make_run(tmp_path / "run", num_clips=2, rejected=0, action_dim=3, state_dim=0)
+    features = read_json(run.train / "features.json")
+    write_json(run.train / "features.json", {**features, "action_names": NAMES, "modality": None})
+    result = export_datasets(run_settings(run.root, export={"formats": V30, "mix_with": str(real / "v21")}))
+    assert result.figures["episodes"] == 6 and check(run.datasets / "lerobot-v3.0") == []
+    assert "observation.state" not in loaded(run).meta.features
+
+
 def test_real_data_mixes_with_dreamed_clips_of_its_size(real_demos, tmp_path):
     run = make_run(tmp_path / "run", num_clips=2, rejected=0, action_dim=44, state_dim=44, height=64, width=64, fps=16)
     features = read_json(run.train / "features.json")
