@@ -213,15 +213,20 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path):
     assert not run.datasets.exists()
 
 
-@pytest.fixture
-def cluster(monkeypatch):
-    """Ray with two cores, as a cluster that is connected to."""
+@pytest.fixture(scope="module")
+def ray_running():
+    """Ray with two cores."""
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
-    monkeypatch.setenv("RAY_ADDRESS", "auto")
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def cluster(ray_running, monkeypatch):
+    """The same, as a cluster that a user named."""
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
 
 
 def test_tasks_of_a_ray_cluster_write_the_same_bytes(cluster, tmp_path):
