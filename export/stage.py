@@ -83,9 +83,8 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
         refused, notes = refused + unfit, notes + more
         if not episodes:
             discard(run.datasets)
-            raise UserError(
-                f"none of {len(clips)} accepted clips can be exported\n" + "\n".join(f"- {r}" for r in refused)
-            )
+            told = "\n".join(f"- {reason}" for reason in refused)
+            raise UserError(f"none of {len(clips)} accepted clips can be exported\n{told}")
         spec = dataset_spec(settings.export, features, episodes[0])
         of_run = run_provenance(run, settings.export.license)
         for name in wanted:
@@ -96,12 +95,8 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
             outputs[name] = run.datasets / name
             _write(name, outputs[name], unfinished, episodes, spec, workers, settings.export.license)
     pushed, all_pushed = _push(settings.export.push_to_hub, {name: outputs[name] for name in formats})
-    figures = {
-        "episodes": len(episodes),
-        "frames": episodes.num_frames,
-        "tasks": len(episodes.tasks),
-        "left_out": len(refused),
-    }
+    figures = {"episodes": len(episodes), "frames": episodes.num_frames, "tasks": len(episodes.tasks)}
+    figures["left_out"] = len(refused)
     partial = bool(refused or stale) or not all_pushed
     return StageResult("export", outputs, figures, notes + stale + refused + pushed, partial=partial)
 

@@ -96,7 +96,12 @@ def unfinished_export(datasets: Path, fingerprint: str) -> Iterator[Unfinished]:
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             write_text(of, fingerprint)
-        yield Unfinished(folder)
+        try:
+            yield Unfinished(folder)
+        except UserError:
+            if not any(path.is_file() for path in folder.glob("*/*")):  # there is nothing to go on with
+                discard(datasets)
+            raise
         shutil.rmtree(folder)
 
 

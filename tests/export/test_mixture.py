@@ -154,6 +154,7 @@ def test_what_does_not_go_together_is_refused_with_the_setting_that_mends_it(rea
     with pytest.raises(UserError) as refused:
         export_datasets(run_settings(run.root, export={"formats": V30, "mix_with": str(real / "v21")}))
     assert "--export.height=64" in str(refused.value) and "--export.fps=15" in str(refused.value)
+    assert not run.datasets.exists(), "a refusal leaves nothing behind"
     for broken in ("nowhere", str(tmp_path)):
         with pytest.raises(UserError):
             export_datasets(run_settings(run.root, export={"formats": V30, "mix_with": broken}))
