@@ -7,7 +7,7 @@ from typing import Any
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.records import RobotFeatures
-from dreamgen.core.settings import ExportSettings
+from dreamgen.core.settings import ExportSettings, Hdf5Settings
 from export.episodes import Episode
 from export.robots import fitting_modality, robot_preset
 
@@ -26,6 +26,7 @@ class DatasetSpec:
         source_camera: The demonstrations' own video feature, by which their modality knows it.
         modality: GR00T's modality.json of the robot's preset or of the demonstrations, or None.
         embodiment_tags: GR00T release -> tag; empty where no preset says.
+        hdf5: How the HDF5 formats hold pictures.
     """
 
     robot_type: str
@@ -42,6 +43,7 @@ class DatasetSpec:
     source_camera: str | None
     modality: dict[str, Any] | None
     embodiment_tags: dict[str, str]
+    hdf5: Hdf5Settings
 
     @property
     def camera_short(self) -> str:
@@ -78,6 +80,7 @@ def dataset_spec(settings: ExportSettings, features: RobotFeatures, first: Episo
         source_camera=source_camera,
         modality=modality,
         embodiment_tags=robot.embodiment_tags if robot else {},
+        hdf5=settings.hdf5,
     )
 
 

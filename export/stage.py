@@ -17,6 +17,7 @@ from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import Settings
 from export.admission import admit_clips
 from export.admitted import Episodes
+from export.aloha import need_states, write_aloha
 from export.card import write_card
 from export.clips import ClipList, dreamed_clips
 from export.lerobot_v21 import write_lerobot_v21
@@ -32,7 +33,7 @@ from export.unfinished import Unfinished, discard, fingerprint_of, sweep, unfini
 from export.workers import Workers
 
 # These are taken up where they were stopped; the others are written whole, in one go.
-RESUMABLE = {"lerobot-v3.0": write_lerobot_v30, "lerobot-v2.1": write_lerobot_v21}
+RESUMABLE = {"lerobot-v3.0": write_lerobot_v30, "lerobot-v2.1": write_lerobot_v21, "aloha": write_aloha}
 WHOLE = {"robomimic": write_robomimic}
 CHANGES_NO_BYTE = ("formats", "num_workers", "keep_free_gib", "push_to_hub")
 
@@ -86,6 +87,8 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
             told = "\n".join(f"- {reason}" for reason in refused)
             raise UserError(f"none of {len(clips)} accepted clips can be exported\n{told}")
         spec = dataset_spec(settings.export, features, episodes[0])
+        if "aloha" in wanted:
+            need_states(spec)
         of_run = run_provenance(run, settings.export.license)
         for name in wanted:
             log(f"export: {name}, {len(episodes)} episodes")
@@ -109,7 +112,7 @@ def _write(name: str, path: Path, unfinished: Unfinished, episodes: Episodes, sp
         unfinished.finish(name, path)
     else:
         with atomic_folder(path) as folder:
-            WHOLE[name](folder, episodes, spec)
+            WHOLE[name](folder, episodes, spec, workers)
             write_card(folder, name, episodes, spec, licence)
 
 
@@ -162,5 +165,5 @@ def _needed(settings: Settings, formats: list[str], clips: ClipList, num_bytes: 
     num_frames += sum(episode.length for other in others for episode in other.meta.episodes)
     num_bytes += sum(file.stat().st_size for other in others for file in other.meta.root.rglob("*.mp4"))
     frame_bytes = 3 * settings.video.height * settings.video.width
-    needed = {name: estimated_bytes(name, num_bytes, num_frames, frame_bytes) for name in formats}
+    needed = {name: estimated_bytes(name, num_bytes, num_frames, frame_bytes, settings.export.hdf5) for name in formats}
     return needed | ({"clips that are cut or encoded": num_bytes} if others or is_resized(settings.export) else {})

@@ -45,6 +45,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(
         ("finetune.text_dropout", "finetune.condition_on_one_latent", "idm.held_out", "export.real_share"), (0, 1)
     ),
+    "export.hdf5.jpeg_quality": (1, 100),
     "finetune.conditional_frame_timestep": (-math.inf, 1),
     "seed": (0, 2**62),  # and a few more for num_seeds: jobs.parquet holds 64 bits
 }  # fmt: skip
@@ -164,7 +165,7 @@ def check_values(settings: Settings) -> None:
     decay = settings.finetune.ema_decay
     if decay is not None and not 0 < decay < 1:
         problems.add("finetune.ema_decay is not a decay", actual=decay, allowed="between 0 and 1, such as 0.999")
-    known_formats = ["lerobot-v3.0", "lerobot-v2.1", "robomimic"]
+    known_formats = ["lerobot-v3.0", "lerobot-v2.1", "robomimic", "aloha"]
     for name in settings.export.formats:
         if name not in known_formats:
             problems.add(

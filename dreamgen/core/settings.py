@@ -186,10 +186,28 @@ class CurateSettings:
 
 
 @dataclass(frozen=True)
+class Hdf5Settings:
+    """How the HDF5 formats, robomimic and aloha, hold pictures and lengths."""
+
+    compression: Literal["lzf", "gzip", "none"] = option(
+        "lzf", "of pictures, a frame a chunk: none reads fastest, gzip is smallest, lzf (h5py only) lies between"
+    )
+    next_obs: bool = option(False, "robomimic: write next_obs too, which doubles the file; for methods with values")
+    jpeg_quality: int | None = option(
+        None, "aloha: hold frames as JPEG of this quality, 1 to 100, as ALOHA's `compress` does; pixels when not given"
+    )
+    equal_length: bool = option(
+        False, "aloha: repeat the last frame up to the longest episode, for the first ACT, which takes one length only"
+    )
+
+
+@dataclass(frozen=True)
 class ExportSettings:
     """Accepted clips -> datasets."""
 
-    formats: list[str] = option(["lerobot-v3.0", "lerobot-v2.1", "robomimic"], "datasets to write")
+    formats: list[str] = option(
+        ["lerobot-v3.0", "lerobot-v2.1", "robomimic"], "datasets to write: these, and aloha, which ACT reads"
+    )
     camera: str = option("observation.images.ego_view", "name of the video feature in the dataset")
     robot_type: str | None = option(None, "robot_type of info.json; the demos' own when not given")
     robot: str | None = option(
@@ -219,6 +237,7 @@ class ExportSettings:
         "core when not given",
     )
     keep_free_gib: float = option(1.0, "disk space that must remain free when the datasets are written")
+    hdf5: Hdf5Settings = section(Hdf5Settings)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import h5py
 import numpy as np
@@ -58,3 +59,35 @@ def test_a_dimension_that_never_changes_comes_back_exactly(tmp_path):
         assert file["data/demo_0/states"].shape == (9, 0) and "state" not in file["data/demo_0/obs"]
         assert len(file["mask/train"]) == 1 and len(file["mask/valid"]) == 0
     assert pq.read_table(run.datasets / "robomimic.provenance.parquet").num_rows == 1
+
+
+def test_next_obs_is_the_next_frames(tmp_path):
+    run = make_run(tmp_path / "run", num_clips=2, num_frames=(5, 9), rejected=0)
+    for compression in ("lzf", "none"):
+        export = {"formats": ["robomimic"], "hdf5": {"next_obs": True, "compression": compression}}
+        export_datasets(run_settings(run.root, export=export))
+        with h5py.File(run.datasets / "robomimic/data.hdf5") as file:
+            for number in range(2):
+                demo = file[f"data/demo_{number}"]
+                assert set(demo["next_obs"]) == set(demo["obs"]) == {"state", "ego_view"}
+                for name in demo["obs"]:
+                    rows = demo["obs"][name][...]
+                    np.testing.assert_array_equal(demo["next_obs"][name][...], np.concatenate([rows[1:], rows[-1:]]))
+        shutil.rmtree(run.datasets)
+
+
+def test_several_processes_write_the_same_values(tmp_path):
+    run = make_run(tmp_path / "run", num_clips=6, num_frames=5, rejected=0)
+    held = []
+    for num_workers in (1, 2):
+        export_datasets(run_settings(run.root, export={"formats": ["robomimic"], "num_workers": num_workers}))
+        assert [path.name for path in (run.datasets / "robomimic").iterdir()] == ["data.hdf5"], "no part is left"
+        with h5py.File(run.datasets / "robomimic/data.hdf5") as file:
+            arrays = {}
+            file.visititems(lambda n, x, a=arrays: a.update({n: x[...]}) if isinstance(x, h5py.Dataset) else None)
+            assert list(file["data"]) == [f"demo_{i}" for i in range(6)]
+        held.append(arrays)
+        shutil.rmtree(run.datasets)
+    assert held[0].keys() == held[1].keys()
+    for name, values in held[0].items():
+        np.testing.assert_array_equal(values, held[1][name])
