@@ -74,6 +74,10 @@ COMMANDS = {
         "verify a LeRobot or robomimic dataset, ours or not", "dreamgen.commands:check_stage", None, (),
         "dreamgen check runs/pick/datasets/lerobot-v3.0",
     ),
+    "convert": Command(
+        "LeRobot v2.0 or v2.1 -> v3.0, or v3.0 -> v2.1; streams are copied", "dreamgen.commands:convert_stage",
+        "convert", (), "dreamgen convert path/to/lerobot_v21 path/to/lerobot_v30",
+    ),
     "run": Command(
         "all stages in order", "dreamgen.pipeline:run_all", None, ("dry_run", "resume"),
         "dreamgen run --config_path configs/mini.yaml --demos path/to/lerobot_dataset --out runs/pick",
@@ -146,6 +150,8 @@ def _dispatch(words: list[str]) -> int:
         return ALL_DONE
     if name in ("check", "doctor"):
         return _plain_command(name, command, rest)
+    if name == "convert":
+        return _convert_command(command, rest)
     if name == "demo":
         _only_out(rest)
     settings, switches = parse_settings(rest, command.section, (*command.flags, "json"))
@@ -163,6 +169,45 @@ def _only_out(rest: list[str]) -> None:
                 f"dreamgen demo does not take --{key}", allowed="--out FOLDER, --json",
                 next_step="dreamgen run --config_path mini takes every setting",
             )  # fmt: skip
+
+
+def _convert_command(command: Command, rest: list[str]) -> int:
+    """Convert SRC to DST; what begins with -- is a setting of the conversion."""
+    paths, words = paths_and_settings("convert", command, rest)
+    if len(paths) != 2:
+        raise UserError(
+            "dreamgen convert needs two folders, SRC and DST", actual=" ".join(paths) or "none",
+            next_step=command.example,
+        )  # fmt: skip
+    settings, switches = parse_settings(words, command.section, (*command.flags, "json"))
+    return show([_load(command.function)(*map(Path, paths), settings)], switches["json"])
+
+
+def paths_and_settings(name: str, command: Command, rest: list[str]) -> tuple[list[str], list[str]]:
+    """Tell paths from settings for a command that takes both.
+
+    Returns:
+        The paths; the words that set something, a switch as `--switch=true`.
+
+    Raises:
+        UserError: for a setting that is not the command's own.
+    """
+    own = {path.removeprefix(f"{name}."): setting for path, setting in setting_paths(Settings)
+           if path.startswith(f"{name}.")}  # fmt: skip
+    paths, words, expects_value = [], [], False
+    for word in rest:
+        key, has_value = word[2:].partition("=")[0].removeprefix(f"{name}."), "=" in word
+        if expects_value or not word.startswith("--"):
+            (words if expects_value else paths).append(word)
+            expects_value = False
+        elif key not in (*own, *command.flags, "json"):
+            allowed = ", ".join(f"--{known}" for known in (*own, *command.flags, "json", "help"))
+            raise UserError(f"dreamgen {name} does not know {word}", allowed=allowed, next_step=command.example)
+        else:
+            is_switch = key not in own or str(own[key].type) == "bool"
+            words.append(f"--{key}=true" if key in own and is_switch and not has_value else word)
+            expects_value = not is_switch and not has_value
+    return paths, words
 
 
 def _plain_command(name: str, command: Command, rest: list[str]) -> int:
@@ -228,6 +273,12 @@ def command_help(name: str) -> str:
     if name in ("check", "doctor"):
         what = "PATH ...: datasets" if name == "check" else "[OUT]: a run folder, whose disk is looked at"
         return "\n".join([*lines, f"  {what}"])
+    if name == "convert":
+        own = [_setting_line(path.removeprefix("convert."), setting) for path, setting in setting_paths(Settings)
+               if path.startswith("convert.")]  # fmt: skip
+        return "\n".join(
+            [*lines, "  SRC DST: a LeRobot dataset, and a folder that does not exist yet", "", "settings:", *own]
+        )
     if name == "demo":
         return "\n".join([*lines, f"  --{'out FOLDER':<36} the run folder [runs/demo]"])
     lines.append(f"  --{'config_path FILE':<36} a preset, or a run's run.yaml; the command line wins over it")

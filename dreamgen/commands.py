@@ -81,6 +81,13 @@ def check_stage(path: Path) -> StageResult:
     return check(path)
 
 
+def convert_stage(source: Path, target: Path, settings: Settings) -> StageResult:
+    """`dreamgen convert SRC DST`."""
+    from export.convert import convert_dataset
+
+    return convert_dataset(source, target, settings.convert)
+
+
 def doctor_stage(out: Path | None = None) -> StageResult:
     """`dreamgen doctor [OUT]`."""
     from dreamgen.doctor import doctor

@@ -241,6 +241,15 @@ class ExportSettings:
 
 
 @dataclass(frozen=True)
+class ConvertSettings:
+    """A LeRobot dataset -> the same in another version."""
+
+    to: Literal["v2.1", "v3.0"] | None = option(None, "version to write; v3.0 of v2.0 and v2.1, v2.1 of v3.0")
+    reencode: bool = option(False, "encode episodes again whose packets cannot be copied, and only these")
+    num_workers: int | None = option(None, "processes that write files; one a core when not given")
+
+
+@dataclass(frozen=True)
 class ReportSettings:
     """The run's page."""
 
@@ -264,6 +273,7 @@ class Settings:
     generate: GenerateSettings = section(GenerateSettings)
     curate: CurateSettings = section(CurateSettings)
     export: ExportSettings = section(ExportSettings)
+    convert: ConvertSettings = section(ConvertSettings)
     report: ReportSettings = section(ReportSettings)
 
 

@@ -1,0 +1,177 @@
+"""The rows of one episode, read from whichever version and put into the types that info.json states.
+
+Axes: N rows, D dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dreamgen.core.errors import UserError
+from dreamgen.core.lerobot_meta import Episode
+from dreamgen.core.timeline import frame_times_s
+from export.convert.source import SourceDataset
+from export.image_statistics import ImageHistogram, sampled_frames
+from export.statistics import vector_figures
+
+TIME_TOLERANCE_S = 1e-4  # LeRobot's own
+INDEX = {"dtype": "int64", "shape": [1], "names": None}
+# What readers find frames by; written anew, so that they hold whatever the source says.
+NUMBERED = {"timestamp": {"dtype": "float32", "shape": [1], "names": None}} | dict.fromkeys(
+    ("frame_index", "episode_index", "index", "task_index"), INDEX
+)
+
+
+@dataclass(frozen=True)
+class EpisodeRows:
+    """An episode's table.
+
+    Args:
+        table: In the types of the target, a column a feature.
+        figures: Statistics of each feature, as JSON holds them.
+        notes: What had to be changed.
+    """
+
+    table: pa.Table
+    figures: dict[str, dict[str, Any]]
+    notes: tuple[str, ...]
+
+
+def target_features(dataset: SourceDataset) -> dict[str, dict[str, Any]]:
+    """Return the features of the new info.json: the source's, and the numbered ones that it lacks."""
+    return {**dataset.features, **NUMBERED}
+
+
+def read_episode(dataset: SourceDataset, episode: Episode, first_index: int, as_lists: bool) -> EpisodeRows:
+    """Read an episode's rows and count their statistics.
+
+    Args:
+        dataset: The source.
+        episode: One of its episodes.
+        first_index: Number of its first frame in the dataset.
+        as_lists: v2.1: vectors of one dimension are lists, which GR00T stacks; v3.0 holds them as plain numbers.
+
+    Raises:
+        UserError: if rows or a column are missing, or a column cannot hold its feature.
+    """
+    source = _rows_of(dataset, episode)
+    if source.num_rows != episode.length:
+        raise UserError(
+            f"{episode.data_file}: rows of episode {episode.index} differ from its length", actual=source.num_rows,
+            allowed=episode.length, next_step=f"dreamgen check {dataset.root}",
+        )  # fmt: skip
+    numbered, notes = _numbered(dataset, episode, source, first_index)
+    columns, figures = {}, {}
+    for name, feature in target_features(dataset).items():
+        if feature.get("dtype") == "video":
+            figures[name] = dataset.picture_stats[episode.index].get(name, {})
+        elif name in numbered:
+            columns[name] = pa.array(numbered[name])
+            figures[name] = _as_json(vector_figures(numbered[name]))
+        elif name not in source.column_names:
+            raise UserError(f"{episode.data_file} has no column {name}, which info.json names",
+                            next_step=f"dreamgen check {dataset.root}")  # fmt: skip
+        else:
+            column = source[name].combine_chunks()
+            if feature.get("dtype") == "image":
+                columns[name] = column
+                figures[name] = dataset.picture_stats[episode.index].get(name) or _as_json(_image_figures(column))
+                continue
+            columns[name] = _typed(column, name, feature, as_lists, episode)
+            if name in dataset.vectors:
+                figures[name] = _as_json(vector_figures(_matrix(columns[name], episode.length)))
+    return EpisodeRows(pa.table(columns), {n: own for n, own in figures.items() if own}, tuple(notes))
+
+
+def _rows_of(dataset: SourceDataset, episode: Episode) -> pa.Table:
+    # ParquetFile: read_table would take the folders' names for columns.
+    filters = pc.field("episode_index") == episode.index if episode.shares_file else None
+    try:
+        if filters is None:
+            return pq.ParquetFile(episode.data_file).read()
+        return pq.read_table(episode.data_file, filters=filters, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{episode.data_file} cannot be read", actual=str(error)) from None
+
+
+def _numbered(
+    dataset: SourceDataset, episode: Episode, source: pa.Table, first_index: int
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    length, notes = episode.length, []
+    times_s = frame_times_s(length, dataset.fps)
+    wanted = {
+        "timestamp": times_s.astype(np.float32),
+        "frame_index": np.arange(length, dtype=np.int64),
+        "episode_index": np.full(length, episode.index, np.int64),
+        "index": first_index + np.arange(length, dtype=np.int64),
+    }
+    for name, values in wanted.items():
+        given = source[name].to_numpy().astype(np.float64) if name in source.column_names else None
+        if given is None:
+            notes.append(f"{name} is missing: written")
+        elif np.abs(given - values).max() > (TIME_TOLERANCE_S if name == "timestamp" else 0):
+            notes.append(f"{name} is counted anew: the source begins with {given[0]:g} instead of {values[0]:g}"
+                         if given[0] != values[0] else f"{name} is counted anew")  # fmt: skip
+    if "task_index" not in source.column_names:
+        if len(episode.tasks) != 1 or episode.tasks[0] not in dataset.tasks:
+            raise UserError(f"{episode.data_file} has no column task_index, and the metadata name not one task",
+                            actual=list(episode.tasks))  # fmt: skip
+        notes.append("task_index is missing: written from the metadata")
+        wanted["task_index"] = np.full(length, dataset.tasks.index(episode.tasks[0]), np.int64)
+    else:
+        wanted["task_index"] = source["task_index"].to_numpy().astype(np.int64)
+        if wanted["task_index"].max() >= len(dataset.tasks) or wanted["task_index"].min() < 0:
+            raise UserError(f"{episode.data_file}: task_index names no task", actual=int(wanted["task_index"].max()),
+                            allowed=f"0 to {len(dataset.tasks) - 1}")  # fmt: skip
+    return wanted, notes
+
+
+def _typed(column: pa.Array, name: str, feature: dict[str, Any], as_lists: bool, episode: Episode) -> pa.Array:
+    shape, dtype = list(feature.get("shape") or [1]), feature.get("dtype")
+    if len(shape) != 1 or dtype in ("string", "language"):
+        return column  # texts and arrays of several axes are nested in the same way in all versions
+    kind = pa.bool_() if dtype == "bool" else pa.type_for_alias(dtype)
+    try:
+        is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type) \
+            or pa.types.is_fixed_size_list(column.type)  # fmt: skip
+        flat = (column.flatten() if is_list else column).cast(kind)
+    except (pa.ArrowException, NotImplementedError) as error:
+        raise UserError(f"{episode.data_file}: {name} cannot be {dtype}", actual=str(error)) from None
+    if len(flat) != len(column) * shape[0] or flat.null_count:
+        raise UserError(f"{episode.data_file}: rows of {name} do not hold {shape[0]} values each",
+                        next_step="dreamgen check names the row")  # fmt: skip
+    if shape == [1] and not (as_lists and name.startswith(("action", "observation."))):
+        return flat
+    if as_lists:
+        offsets = pa.array(np.arange(len(column) + 1, dtype=np.int32) * shape[0])
+        return pa.ListArray.from_arrays(offsets, flat)
+    return pa.FixedSizeListArray.from_arrays(flat, shape[0])
+
+
+def _matrix(column: pa.Array, num_rows: int) -> np.ndarray:
+    flat = column
+    while pa.types.is_nested(flat.type):
+        flat = flat.flatten()
+    return flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(num_rows, -1)
+
+
+def _image_figures(column: pa.Array) -> dict[str, np.ndarray]:
+    image = ImageHistogram.empty()
+    for index in sampled_frames(len(column)):
+        data = column[int(index)].as_py()["bytes"]
+        frame_HWC = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+        if frame_HWC is None:
+            raise UserError(f"the picture of row {index} is not within the table, or cannot be decoded")
+        image = image.with_frame(frame_HWC)
+    return image.figures()
+
+
+def _as_json(figures: dict[str, np.ndarray]) -> dict[str, list]:
+    return {name: values.tolist() for name, values in figures.items()}
