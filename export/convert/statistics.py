@@ -54,8 +54,12 @@ class StatsSum:
 
 def with_picture_figures(dataset: SourceDataset, clips: dict[str, list[Clip]], workers: Workers) -> SourceDataset:
     """Return the dataset with statistics of every video: those of its metadata, else of a sample of decoded frames."""
-    missing = [(episode.index, camera, clips[camera][place].span) for place, episode in enumerate(dataset.episodes)
-               for camera in dataset.cameras if NEEDED - set(dataset.picture_stats[episode.index].get(camera, {}))]  # fmt: skip
+    missing = [
+        (episode.index, camera, clips[camera][place].span)
+        for place, episode in enumerate(dataset.episodes)
+        for camera in dataset.cameras
+        if NEEDED - set(dataset.picture_stats[episode.index].get(camera, {}))
+    ]
     found = {index: dict(own) for index, own in dataset.picture_stats.items()}
     tasks = [partial(picture_figures, span) for _, _, span in missing]
     for (index, camera, _), figures in zip(missing, workers.run(tasks), strict=True):
