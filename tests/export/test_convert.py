@@ -175,8 +175,11 @@ def test_several_cameras_extra_features_and_images_of_lerobots_own(tmp_path):
 def test_episodes_that_begin_between_key_frames_are_refused_or_encoded_again(copy_of, tmp_path):
     root = copy_of("lerobot-v3.0")
     video = root / f"videos/{CAMERA}/chunk-000/file-000.mp4"
-    # Slow enough that the encoder finds no cut, at which it would put a key frame.
-    write_video(video, (np.full((32, 48, 3), 40 + 4 * t, np.uint8) for t in range(49)), 16, crf=1, gop=250)
+    # Most of the picture stands still, so that the encoder finds no cut, at which it would put a key frame.
+    frames_THWC = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), np.uint8), 49, axis=0)
+    for t in range(49):
+        frames_THWC[t, :8, :8] = 37 * t % 256
+    write_video(video, frames_THWC, 16, crf=1, gop=250)
     shown_THWC = read_video(video)
     with pytest.raises(UserError, match="4 videos of .* cannot be copied") as refused:
         convert(root, tmp_path / "v21")
@@ -191,9 +194,8 @@ def test_episodes_that_begin_between_key_frames_are_refused_or_encoded_again(cop
         assert episode_THWC.shape == expected_THWC.shape
         if number == 0:
             np.testing.assert_array_equal(episode_THWC, expected_THWC)
-        error = np.abs(episode_THWC.astype(float) - expected_THWC).mean(axis=(1, 2, 3))
-        moved = np.abs(np.roll(episode_THWC, 1, axis=0).astype(float) - expected_THWC).mean(axis=(1, 2, 3))
-        assert error.max() < 1.5 < np.median(moved), "each frame is its own"
+        corners_T = [video_THWC[:, :8, :8].mean(axis=(1, 2, 3)) for video_THWC in (episode_THWC, expected_THWC)]
+        assert np.abs(corners_T[0] - corners_T[1]).max() < 12, "each frame is its own"
         first += length
     assert check(tmp_path / "v21") == []
     assert not (tmp_path / "v21/encoded-again").exists()

@@ -81,7 +81,7 @@ def test_several_processes_write_the_same_values(tmp_path):
     held = []
     for num_workers in (1, 2):
         export_datasets(run_settings(run.root, export={"formats": ["robomimic"], "num_workers": num_workers}))
-        assert [path.name for path in (run.datasets / "robomimic").iterdir()] == ["data.hdf5"], "no part is left"
+        assert [path.name for path in (run.datasets / "robomimic").rglob("*.hdf5")] == ["data.hdf5"], "no part is left"
         with h5py.File(run.datasets / "robomimic/data.hdf5") as file:
             arrays = {}
             file.visititems(lambda n, x, a=arrays: a.update({n: x[...]}) if isinstance(x, h5py.Dataset) else None)

@@ -1,0 +1,301 @@
+"""Real readers on our datasets: each opens what the export wrote, reads or trains, and its values are compared.
+
+    python benchmarks/readers.py --out benchmarks/results/readers.json
+    python benchmarks/readers.py --only lerobot,act            # some of them
+    python benchmarks/readers.py --gr00t path/to/GR00T-Dreams  # a checkout, whose loader is imported from there
+
+robomimic is installed from PyPI, without what it depends on, into a folder of its own that is removed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import h5py
+import numpy as np
+from synthetic_run import make_run
+
+from dreamgen.core.config import settings_from_dict
+from dreamgen.core.jobs import accepted_clips
+from dreamgen.core.run_folder import RunFolder
+from dreamgen.core.settings import ConvertSettings
+from dreamgen.core.video import read_video
+from export import export_datasets
+from export.convert import convert_dataset
+from export.episodes import read_label
+
+CAMERA = "observation.images.ego_view"
+FPS, SECTION_FRAMES = 16, 17
+
+
+def main() -> None:
+    """Write one small run in every format, let each reader read it, print the table and write the figures."""
+    args = parse_arguments()
+    folder = Path(tempfile.mkdtemp(prefix="readers-", dir=args.folder))
+    os.environ["HF_DATASETS_CACHE"] = str(folder / "hf_datasets")  # before datasets is imported
+    try:
+        run = exported_run(folder / "run", args)
+        rows = [read_by(name, run, folder, args) for name in READERS if not args.only or name in args.only]
+    finally:
+        shutil.rmtree(folder)
+    if args.out:
+        Path(args.out).write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    print("| reader | dataset | what it read | result |\n|---|---|---|---|")
+    for row in rows:
+        print(f"| {row['reader']} | {row['dataset']} | {row['read']} | {row['result']} |")
+    sys.exit(any(row["result"].startswith("failed") for row in rows))
+
+
+def exported_run(folder: Path, args: argparse.Namespace) -> RunFolder:
+    """Make a run and export it; the HDF5 formats with next_obs and, for ACT's compressed reader, as JPEG too."""
+    run = make_run(folder, args.clips, 64, 96, SECTION_FRAMES, 7, FPS)
+
+    def export(formats: list[str], **hdf5: Any) -> None:
+        values = {"out": str(run.root), "export": {"formats": formats, "hdf5": hdf5, "num_workers": 2}}
+        export_datasets(settings_from_dict(values))
+
+    export(["aloha"], jpeg_quality=95)
+    (run.datasets / "aloha").rename(run.datasets / "aloha-jpeg")
+    export(["lerobot-v3.0", "lerobot-v2.1", "robomimic", "aloha"], next_obs=True)
+    return run
+
+
+def read_by(name: str, run: RunFolder, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Let one reader read; whatever it raises is its result."""
+    dataset, reader = READERS[name]
+    begun = time.perf_counter()
+    try:
+        read = reader(run, folder, args)
+        result = "skipped" if read.startswith("skipped") else f"ok, {time.perf_counter() - begun:.1f} s"
+    except Exception as error:  # a foreign reader may raise anything
+        read, result = "", f"failed: {type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}"
+    return {"reader": name, "dataset": dataset, "read": read, "result": result}
+
+
+def lerobot_loader(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
+    """`LeRobotDataset` in a DataLoader of two processes, with windows of actions."""
+    import torch
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    windows = {"action": [t / FPS for t in range(4)]}
+    dataset = LeRobotDataset("dreamgen/readers", root=run.datasets / "lerobot-v3.0", video_backend="pyav",
+                             return_uint8=True, delta_timestamps=windows)  # fmt: skip
+    loader = torch.utils.data.DataLoader(dataset, batch_size=8, num_workers=2, shuffle=True)
+    clips = accepted_clips(run)
+    videos = [read_video(clip.video) for clip in clips]
+    labels = [read_label(clip.label, True) for clip in clips]
+    seen = 0
+    for batch in loader:
+        for i in range(len(batch["index"])):
+            episode, frame = int(batch["episode_index"][i]), int(batch["frame_index"][i])
+            np.testing.assert_array_equal(batch[CAMERA][i].permute(1, 2, 0).numpy(), videos[episode][frame])
+            rows = np.minimum(np.arange(frame, frame + 4), SECTION_FRAMES - 1)
+            np.testing.assert_array_equal(batch["action"][i].numpy(), labels[episode][0][rows])
+            seen += 1
+    assert seen == len(dataset) == len(clips) * SECTION_FRAMES
+    return f"{seen} frames in random order, each bit for bit with its own action window"
+
+
+def lerobot_train(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
+    """`lerobot-train` with ACT, small, for 20 steps on the CPU."""
+    command = [
+        sys.executable, "-m", "lerobot.scripts.lerobot_train", "--dataset.repo_id=dreamgen/readers",
+        f"--dataset.root={run.datasets / 'lerobot-v3.0'}", "--dataset.video_backend=pyav", "--policy.type=act",
+        "--policy.device=cpu", "--policy.push_to_hub=false", "--policy.pretrained_backbone_weights=null",
+        "--policy.dim_model=64", "--policy.dim_feedforward=64", "--policy.n_heads=2", "--policy.n_encoder_layers=1",
+        "--policy.chunk_size=8", "--policy.n_action_steps=8", "--batch_size=2", "--steps=20", "--log_freq=10",
+        "--num_workers=0", "--wandb.enable=false", "--save_checkpoint=false", f"--output_dir={folder / 'act'}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    text = done.stdout + done.stderr
+    if done.returncode:
+        raise RuntimeError(text[-2000:])
+    losses = [word.removeprefix("loss:") for word in text.split() if word.startswith("loss:")]
+    assert losses and np.isfinite([float(loss) for loss in losses]).all(), text[-1000:]
+    return f"ACT, 20 steps; loss {' then '.join(losses)}"
+
+
+def lerobot_tools(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
+    """lerobot's merge and delete, read back by `LeRobotDataset`."""
+    from lerobot.datasets.dataset_tools import delete_episodes, merge_datasets
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    def opened(root: Path) -> LeRobotDataset:
+        return LeRobotDataset("dreamgen/readers", root=root, video_backend="pyav", return_uint8=True)
+
+    ours = opened(run.datasets / "lerobot-v3.0")
+    merge_datasets([ours, ours], "dreamgen/merged", folder / "merged")
+    merged = opened(folder / "merged")
+    assert len(merged) == 2 * len(ours)
+    for index in np.linspace(0, len(ours) - 1, 12).astype(int):
+        for place in (index, len(ours) + index):
+            one, two = ours[int(index)], merged[int(place)]
+            for name in (CAMERA, "action", "observation.state", "timestamp"):
+                np.testing.assert_array_equal(one[name].numpy(), two[name].numpy())
+            assert one["task"] == two["task"]
+    delete_episodes(ours, [0], folder / "deleted", "dreamgen/deleted")
+    rest = opened(folder / "deleted")
+    assert len(rest) == len(ours) - SECTION_FRAMES
+    for index in np.linspace(0, len(rest) - 1, 12).astype(int):
+        one, two = ours[int(index) + SECTION_FRAMES], rest[int(index)]
+        np.testing.assert_array_equal(one["action"].numpy(), two["action"].numpy())
+        assert one["task"] == two["task"]
+        # It encodes what is left of a file again, so pictures are alike and not equal.
+        error = np.abs(one[CAMERA].numpy().astype(int) - two[CAMERA].numpy()).mean()
+        assert error < 8, f"mean error {error:.1f}"
+    return f"merged {len(merged)} frames, deleted to {len(rest)}"
+
+
+def lerobot_converter(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
+    """lerobot's v2.1 -> v3.0 converter, and ours, on our v2.1."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    from lerobot.scripts.convert_dataset_v21_to_v30 import convert_dataset as theirs
+
+    source = run.datasets / "lerobot-v2.1"
+    convert_dataset(source, folder / "ours", ConvertSettings(num_workers=1))
+    shutil.copytree(source, folder / "theirs")
+    theirs("dreamgen/readers", root=folder / "theirs", push_to_hub=False)
+    roots = (run.datasets / "lerobot-v3.0", folder / "ours", folder / "theirs")
+    read = [LeRobotDataset("dreamgen/readers", root=r, video_backend="pyav", return_uint8=True) for r in roots]
+    for index in range(len(read[0])):
+        items = [dataset[index] for dataset in read]
+        for name, value in items[0].items():
+            for other in items[1:]:
+                np.testing.assert_array_equal(np.array(value), np.array(other[name]))
+    return f"{len(read[0])} frames and rows equal in our v3.0, our conversion and theirs"
+
+
+def robomimic_sequences(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
+    """robomimic's `SequenceDataset` in a DataLoader of two processes."""
+    target = folder / "robomimic"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), "robomimic"],
+                   check=True, capture_output=True)  # fmt: skip
+    sys.path.insert(0, str(target))
+    import torch
+    from robomimic.utils import obs_utils
+    from robomimic.utils.dataset import SequenceDataset
+
+    obs_utils.initialize_obs_utils_with_obs_specs([{"obs": {"low_dim": ["state"], "rgb": ["ego_view"]}}])
+    path = run.datasets / "robomimic/data.hdf5"
+    dataset = SequenceDataset(str(path), ("state", "ego_view"), ("actions", "rewards", "dones"), seq_length=4,
+                              filter_by_attribute="train", load_next_obs=True)  # fmt: skip
+    loader = torch.utils.data.DataLoader(dataset, batch_size=8, num_workers=2, shuffle=False)
+    clips, place = accepted_clips(run), 0
+    with h5py.File(path) as file:
+        demos = sorted(int(name.decode().removeprefix("demo_")) for name in file["mask/train"])
+        scale_A, offset_A = file["data"].attrs["action_scale"], file["data"].attrs["action_offset"]
+    for batch in loader:
+        for i in range(len(batch["actions"])):
+            demo, frame = divmod(place, SECTION_FRAMES)
+            clip = clips[demos[demo]]
+            rows = np.minimum(np.arange(frame, frame + 4), SECTION_FRAMES - 1)
+            action_TA, state_TS = read_label(clip.label, True)
+            video_THWC = read_video(clip.video)
+            actions = batch["actions"][i].numpy() * scale_A + offset_A
+            np.testing.assert_allclose(actions, action_TA[rows], atol=1e-5)
+            np.testing.assert_array_equal(batch["obs"]["state"][i].numpy(), state_TS[rows])
+            pictures = batch["obs"]["ego_view"][i].numpy()
+            shown = pictures if pictures.shape[-1] == 3 else np.moveaxis(pictures, 1, -1) * 255
+            np.testing.assert_allclose(shown, video_THWC[rows], atol=0.01)
+            np.testing.assert_array_equal(
+                batch["next_obs"]["state"][i].numpy(), state_TS[np.minimum(rows + 1, SECTION_FRAMES - 1)]
+            )
+            place += 1
+    assert place == len(dataset) == len(demos) * SECTION_FRAMES
+    return f"{place} sequences of 4 of the train mask, with next_obs"
+
+
+def act_reader(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
+    """What the readers of ACT and ACT++ ask of a file: names, shapes, a random start, JPEG rows, equal channels."""
+    import cv2
+
+    clips, random = accepted_clips(run), np.random.default_rng(0)
+    for root in (run.datasets / "aloha", run.datasets / "aloha-jpeg"):
+        qpos = []
+        for number, clip in enumerate(clips):
+            action_TA, state_TS = read_label(clip.label, True)
+            video_THWC, start = read_video(clip.video), int(random.integers(SECTION_FRAMES))
+            with h5py.File(root / f"episode_{number}.hdf5", "r") as file:
+                image = file["/observations/images/ego_view"][start]
+                if file.attrs.get("compress", False):
+                    image = cv2.imdecode(image, 1)
+                first = start if file.attrs["sim"] else max(0, start - 1)
+                np.testing.assert_array_equal(file["/action"][()][first:], action_TA[start:])
+                np.testing.assert_array_equal(file["/observations/qpos"][start], state_TS[start])
+                assert file["/observations/qvel"].shape == state_TS.shape
+                qpos.append(file["/observations/qpos"][()])
+            assert image.shape == video_THWC.shape[1:] and np.abs(image.astype(int) - video_THWC[start]).mean() < 4
+        np.stack(qpos)  # the first ACT stacks all episodes for its statistics
+    return f"{2 * len(clips)} episodes, pixels and JPEG"
+
+
+def gr00t_loader(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
+    """GR00T's `LeRobotSingleDataset` (N1, GR00T-Dreams), imported from a checkout that the user names."""
+    if args.gr00t is None:
+        return "skipped: --gr00t names no checkout"
+    # Installed for GPUs or needed for other robots only; the loader imports them and, for this dataset, calls neither.
+    for name in ("decord", "albumentations", "pytorch3d", "pytorch3d.transforms"):
+        sys.modules.setdefault(name, types.ModuleType(name))
+    target = folder / "gr00t-needs"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), "numpydantic"],
+                   check=True, capture_output=True)  # fmt: skip
+    sys.path[:0] = [str(args.gr00t), str(target)]
+    from gr00t.data.dataset import LeRobotSingleDataset, ModalityConfig
+
+    root = run.datasets / "lerobot-v2.1"
+    modality = json.loads((root / "meta/modality.json").read_text())
+    keys = {kind: [f"{kind}.{name}" for name in modality[kind]] for kind in ("video", "state", "action")}
+    keys["language"] = [f"annotation.{name}" for name in modality["annotation"]]
+    deltas = {"video": [0], "state": [0], "action": list(range(8)), "language": [0]}
+    configs = {kind: ModalityConfig(delta_indices=deltas[kind], modality_keys=keys[kind]) for kind in keys}
+    dataset = LeRobotSingleDataset(root, configs, "new_embodiment", video_backend="torchvision_av")
+    clips = accepted_clips(run)
+    for index in np.linspace(0, len(dataset) - 1, 20).astype(int):
+        number, frame = divmod(int(index), SECTION_FRAMES)
+        action_TA, state_TS = read_label(clips[number].label, True)
+        item = dataset[int(index)]
+        np.testing.assert_array_equal(item[keys["video"][0]][0], read_video(clips[number].video)[frame])
+        rows = np.minimum(np.arange(frame, frame + 8), SECTION_FRAMES - 1)
+        np.testing.assert_allclose(item["action.whole"], action_TA[rows], atol=1e-6)
+        np.testing.assert_allclose(item["state.whole"][0], state_TS[frame], atol=1e-6)
+        assert item[keys["language"][0]][0] == clips[number].job.instruction
+    return f"{len(dataset)} steps; 20 of them with picture, state, 8 actions and instruction"
+
+
+READERS: dict[str, tuple[str, Callable[..., str]]] = {
+    "lerobot": ("lerobot-v3.0", lerobot_loader),
+    "lerobot-train": ("lerobot-v3.0", lerobot_train),
+    "lerobot-tools": ("lerobot-v3.0", lerobot_tools),
+    "lerobot-converter": ("lerobot-v2.1", lerobot_converter),
+    "robomimic": ("robomimic", robomimic_sequences),
+    "act": ("aloha", act_reader),
+    "gr00t": ("lerobot-v2.1", gr00t_loader),
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=12)
+    parser.add_argument("--only", type=lambda text: text.split(","), help=f"of {', '.join(READERS)}")
+    parser.add_argument("--gr00t", type=Path, help="a checkout of GR00T-Dreams or of Isaac-GR00T's N1 releases")
+    parser.add_argument("--folder", help="where to work; the system's temporary folder when not given")
+    parser.add_argument("--out", help="JSON file for the figures")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
