@@ -261,7 +261,7 @@ def gr00t_loader(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
     keys["language"] = [f"annotation.{name}" for name in modality["annotation"]]
     deltas = {"video": [0], "state": [0], "action": list(range(8)), "language": [0]}
     configs = {kind: ModalityConfig(delta_indices=deltas[kind], modality_keys=keys[kind]) for kind in keys}
-    dataset = LeRobotSingleDataset(root, configs, "new_embodiment", video_backend="torchvision_av")
+    dataset = LeRobotSingleDataset(root, configs, "new_embodiment", video_backend="opencv")
     clips = accepted_clips(run)
     for index in np.linspace(0, len(dataset) - 1, 20).astype(int):
         number, frame = divmod(int(index), SECTION_FRAMES)
