@@ -197,7 +197,7 @@ def test_episodes_that_begin_between_key_frames_are_refused_or_encoded_again(cop
         corners_T = [video_THWC[:, :8, :8].mean(axis=(1, 2, 3)) for video_THWC in (episode_THWC, expected_THWC)]
         assert np.abs(corners_T[0] - corners_T[1]).max() < 12, "each frame is its own"
         first += length
-    assert check(tmp_path / "v21") == []
+    assert not [finding for finding in check(tmp_path / "v21") if finding.severity == "error"]
     assert not (tmp_path / "v21/encoded-again").exists()
 
 
