@@ -57,7 +57,7 @@ def step_table(scheduler: UniPCMultistepScheduler, num_steps: int) -> StepTable:
     if scheduler.config.prediction_type != "flow_prediction" or scheduler.config.thresholding:
         raise UserError(
             "the model's scheduler cannot be stepped",
-            actual=f"{scheduler.config._class_name}, prediction_type {scheduler.config.prediction_type}",
+            actual=f"{type(scheduler).__name__}, prediction_type {scheduler.config.prediction_type}",
             allowed="UniPCMultistepScheduler with prediction_type flow_prediction, as Cosmos Predict 2.5 has it",
             next_step="mend scheduler/scheduler_config.json in the model's folder",
         )
