@@ -71,7 +71,7 @@ COMMANDS = {
         "dreamgen export --out runs/pick --formats='[lerobot-v3.0]'",
     ),
     "check": Command(
-        "verify a LeRobot or robomimic dataset, ours or not", "dreamgen.commands:check_stage", None, (),
+        "verify a LeRobot, robomimic or ACT dataset, ours or not", "dreamgen.commands:check_stage", "check", (),
         "dreamgen check runs/pick/datasets/lerobot-v3.0",
     ),
     "run": Command(
@@ -144,8 +144,10 @@ def _dispatch(words: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(command_help(name))
         return ALL_DONE
-    if name in ("check", "doctor"):
-        return _plain_command(name, command, rest)
+    if name == "check":
+        return _check_command(command, rest)
+    if name == "doctor":
+        return _doctor_command(command, rest)
     if name == "demo":
         _only_out(rest)
     settings, switches = parse_settings(rest, command.section, (*command.flags, "json"))
@@ -165,17 +167,39 @@ def _only_out(rest: list[str]) -> None:
             )  # fmt: skip
 
 
-def _plain_command(name: str, command: Command, rest: list[str]) -> int:
-    """Run a command that takes paths instead of settings."""
-    as_json = "--json" in rest
+def _check_command(command: Command, rest: list[str]) -> int:
+    """Check each dataset that is named; what begins with -- is a setting, and only of the check."""
+    paths, words = [], []
+    expects_value = False
+    for word in rest:
+        key = word[2:].partition("=")[0].removeprefix("check.")
+        if expects_value:
+            words.append(word)
+            expects_value = False
+        elif not word.startswith("-"):
+            paths.append(word)
+        elif key not in ("fast", "num_workers", "json"):
+            raise UserError(
+                f"dreamgen check does not know {word}", allowed="--fast, --num_workers=N, --json, --help",
+                next_step=command.example,
+            )  # fmt: skip
+        else:
+            words.append("--fast=true" if word in ("--fast", "--check.fast") else word)
+            expects_value = key == "num_workers" and "=" not in word
+    settings, switches = parse_settings(words, command.section, (*command.flags, "json"))
+    if not paths:
+        raise UserError("dreamgen check needs a dataset", next_step=command.example)
+    results = [_load(command.function)(Path(path), settings) for path in paths]
+    return show(results, switches["json"])
+
+
+def _doctor_command(command: Command, rest: list[str]) -> int:
     paths = [word for word in rest if word != "--json"]
     unknown = [word for word in paths if word.startswith("-")]
     if unknown:
-        raise UserError(f"dreamgen {name} does not know {unknown[0]}", allowed="--json, --help")
-    if name == "check" and not paths:
-        raise UserError("dreamgen check needs a dataset", next_step=command.example)
+        raise UserError(f"dreamgen doctor does not know {unknown[0]}", allowed="--json, --help")
     results = [_load(command.function)(Path(path)) for path in paths] or [_load(command.function)()]
-    return show(results, as_json)
+    return show(results, "--json" in rest)
 
 
 def show(results: Sequence[StageResult], as_json: bool) -> int:
@@ -225,9 +249,12 @@ def command_help(name: str) -> str:
     command = COMMANDS[name]
     lines = [f"dreamgen {name}: {command.summary}", "", "example:", f"  {command.example}", "", "switches:"]
     lines += [f"  --{flag:<36} {FLAG_HELP[flag]}" for flag in (*command.flags, "json")]
-    if name in ("check", "doctor"):
-        what = "PATH ...: datasets" if name == "check" else "[OUT]: a run folder, whose disk is looked at"
-        return "\n".join([*lines, f"  {what}"])
+    if name == "doctor":
+        return "\n".join([*lines, "  [OUT]: a run folder, whose disk is looked at"])
+    if name == "check":
+        own = [_setting_line(path.partition(".")[2], setting) for path, setting in setting_paths(Settings)
+               if path.startswith("check.")]  # fmt: skip
+        return "\n".join([*lines, "  PATH ...: datasets", "", "settings:", *own])
     if name == "demo":
         return "\n".join([*lines, f"  --{'out FOLDER':<36} the run folder [runs/demo]"])
     lines.append(f"  --{'config_path FILE':<36} a preset, or a run's run.yaml; the command line wins over it")

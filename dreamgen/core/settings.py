@@ -197,6 +197,14 @@ class ExportSettings:
 
 
 @dataclass(frozen=True)
+class CheckSettings:
+    """A dataset, ours or not -> what a trainer would stumble over."""
+
+    fast: bool = option(False, "read metadata, tables and the packets of videos, and decode no picture")
+    num_workers: int | None = option(None, "processes; one a core when not given")
+
+
+@dataclass(frozen=True)
 class ReportSettings:
     """The run's page."""
 
@@ -220,6 +228,7 @@ class Settings:
     generate: GenerateSettings = section(GenerateSettings)
     curate: CurateSettings = section(CurateSettings)
     export: ExportSettings = section(ExportSettings)
+    check: CheckSettings = section(CheckSettings)
     report: ReportSettings = section(ReportSettings)
 
 

@@ -127,53 +127,53 @@ SIZE = ("features", CAMERA, "shape")
 
 # Dataset, damaged file, how it is opened, the damage, the check that finds it, words in its finding.
 DAMAGES = {
-    "1 a frame is missing in a joined video": (V30, VIDEO30, None, drop_frame, "frame count", "episode 4"),
-    "1 a frame is missing in one episode's video": (V21, VIDEO21, None, drop_frame, "frame count", "12 frames decoded, 13 rows"),
-    "1 a row is missing": (V21, DATA21, edit_parquet, drop_last_row, "row count", "12 rows"),
-    "1 a row is missing at the end of a shared file": (V30, DATA30, edit_parquet, drop_last_row, "row count", "of 48"),
-    "1 length says one more": (V21, "meta/episodes.jsonl", edit_lines, set_key(1, "length", value=14), "frame count", "length 14"),
-    "1 rows that no episode names": (V30, DATA30, None, add_rows_of_nobody, "row count", "3 rows"),
-    "1 a video is cut off": (V21, VIDEO21, None, truncate, "damaged video", "episode_000001"),
+    "1 a frame is missing in a joined video": (V30, VIDEO30, None, drop_frame, "frame-count", "episode 4"),
+    "1 a frame is missing in one episode's video": (V21, VIDEO21, None, drop_frame, "frame-count", "12 frames"),
+    "1 a row is missing": (V21, DATA21, edit_parquet, drop_last_row, "row-count", "12 rows"),
+    "1 a row is missing at the end of a shared file": (V30, DATA30, edit_parquet, drop_last_row, "row-count", "of 48"),
+    "1 length says one more": (V21, "meta/episodes.jsonl", edit_lines, set_key(1, "length", value=14), "frame-count", "length 14"),
+    "1 rows that no episode names": (V30, DATA30, None, add_rows_of_nobody, "row-count", "3 rows"),
+    "1 a video is cut off": (V21, VIDEO21, None, truncate, "damaged-video", "episode_000001"),
     "2 times are shifted by a frame": (V30, DATA30, edit_parquet, shift_times, "timestamp", "0.062500"),
     "2 times are shifted in one episode": (V21, DATA21, edit_parquet, shift_times, "timestamp", "episode 1, row 0"),
-    "2 fps is another": (V30, json_of["info"], edit_json, set_key("fps", value=8), "fps", "16 frames a second"),
-    "2 the camera's fps is another": (V21, json_of["info"], edit_json, set_key("features", CAMERA, "info", "video.fps", value=20), "fps", "20"),
+    "2 fps is another": (V30, json_of["info"], edit_json, set_key("fps", value=8), "fps-differs", "16 frames a second"),
+    "2 the camera's fps is another": (V21, json_of["info"], edit_json, set_key("features", CAMERA, "info", "video.fps", value=20), "fps-differs", "20"),
     "2 fps is not a number": (V30, json_of["info"], edit_json, set_key("fps", value="16"), "fps", "a number above 0"),
-    "3 a span is too long": (V30, EPISODES30, edit_parquet, lengthen_span, "video span", "episode 1"),
-    "3 spans overlap": (V30, EPISODES30, edit_parquet, move_span, "video overlap", "episode 0 ends"),
+    "3 a span is too long": (V30, EPISODES30, edit_parquet, lengthen_span, "video-span", "episode 1"),
+    "3 spans overlap": (V30, EPISODES30, edit_parquet, move_span, "video-overlap", "episode 0 ends"),
     "4 index has a gap": (V30, DATA30, edit_parquet, gap_in_index, "index", "21"),
-    "4 total_frames": (V30, json_of["info"], edit_json, set_key("total_frames", value=50), "totals", "49"),
-    "4 total_episodes": (V21, json_of["info"], edit_json, set_key("total_episodes", value=6), "totals", "total_episodes"),
-    "4 total_videos": (V21, json_of["info"], edit_json, set_key("total_videos", value=2), "totals", "total_videos"),
-    "4 splits": (V21, json_of["info"], edit_json, set_key("splits", value={"train": "0:100"}), "totals", "0:100"),
-    "4 a video does not exist": (V21, VIDEO21, None, lambda path: path.unlink(), "missing file", "episode_000001.mp4"),
-    "4 no video exists": (V30, VIDEO30, None, lambda path: path.unlink(), "camera without files", CAMERA),
-    "4 a data file does not exist": (V21, DATA21, None, lambda path: path.unlink(), "missing file", DATA21),
-    "4 a data file is cut off": (V30, DATA30, None, truncate, "unreadable", DATA30),
-    "4 the episodes are cut off": (V30, EPISODES30, None, truncate, "unreadable", EPISODES30),
-    "4 a path leads out": (V21, json_of["info"], edit_json, set_key("data_path", value="../../{episode_index}.parquet"), "outside path", ".."),
-    "4 a path template reaches for attributes": (V30, json_of["info"], edit_json, set_key("video_path", value="{video_key.__class__}"), "path template", "video_key"),
-    "4 an episode is named twice": (V21, "meta/episodes.jsonl", edit_lines, set_key(1, "episode_index", value=0), "episode entry", "again"),
-    "4 a line is not JSON": (V21, "meta/tasks.jsonl", None, lambda path: path.write_text("{'task': 1}\n"), "unreadable", "line 1"),
-    "5 a slice ends beyond the vector": (V21, json_of["modality"], edit_json, set_key("action", "gripper", "end", value=6), "modality", "end 6"),
-    "5 a slice is empty": (V21, json_of["modality"], edit_json, set_key("state", "arm", "start", value=3), "modality", "state.arm"),
-    "5 a camera of nobody": (V21, json_of["modality"], edit_json, set_key("video", "ego_view", "original_key", value="x"), "modality", "video.ego_view"),
-    "5 annotations are lists": (V21, DATA21, edit_parquet, as_lists, "annotation", "list"),
-    "5 an annotation of nobody": (V21, DATA21, edit_parquet, set_cell(TASK_COLUMN, 0, 9), "annotation", "9"),
-    "5 a task of nobody": (V30, DATA30, edit_parquet, set_cell("task_index", 0, 9), "tasks", "9"),
-    "5 tasks in another order": (V30, "meta/tasks.parquet", None, swap_tasks, "tasks", "row order"),
-    "5 statistics of another length": (V30, json_of["stats"], edit_json, set_key("action", "mean", value=[0.0] * 4), "statistics", "4 values"),
-    "5 statistics are not numbers": (V21, json_of["stats"], edit_json, set_key("action", "std", value=[None] * 5), "statistics", "finite"),
-    "5 GR00T's statistics hold a count": (V21, json_of["stats"], edit_json, set_key("action", "count", value=[49]), "statistics", "count"),
-    "5 GR00T's statistics lack q99": (V21, json_of["stats"], edit_json, lambda v: v["action"].pop("q99"), "statistics", "no q99"),
-    "5 statistics of other data": (V30, json_of["stats"], edit_json, set_key("action", "max", value=[9.0] * 5), "statistics", "as in the rows"),
-    "6 names go with the other info": (V21, json_of["info"], edit_json, set_key("features", CAMERA, "names", value=["height", "width", "channel"]), "names pairing", "channel"),
-    "7 an action is not finite": (V30, DATA30, edit_parquet, nan_action, "not finite", "row 3, action[2]"),
-    "7 a file that nobody names": (V30, json_of["info"], None, lambda path: path.with_name("x.bin").write_bytes(b""), "unnamed file", "x.bin"),
-    "a vector has another length": (V21, DATA21, edit_parquet, shorter_actions, "vector length", "vectors of 5"),
-    "times are text": (V21, DATA21, edit_parquet, as_text, "column type", "string"),
-    "a column is missing": (V21, DATA21, edit_parquet, without("action"), "missing column", "action"),
-    "the picture has another size": (V30, json_of["info"], edit_json, set_key(*SIZE, value=[48, 32, 3]), "picture size", "32x48"),
+    "4 total_frames": (V30, json_of["info"], edit_json, set_key("total_frames", value=50), "wrong-total", "49"),
+    "4 total_episodes": (V21, json_of["info"], edit_json, set_key("total_episodes", value=6), "wrong-total", "total_episodes"),
+    "4 total_videos": (V21, json_of["info"], edit_json, set_key("total_videos", value=2), "wrong-total", "total_videos"),
+    "4 splits": (V21, json_of["info"], edit_json, set_key("splits", value={"train": "0:100"}), "wrong-split", "0:100"),
+    "4 a video does not exist": (V21, VIDEO21, None, lambda path: path.unlink(), "missing-file", "episode_000001.mp4"),
+    "4 no video exists": (V30, VIDEO30, None, lambda path: path.unlink(), "camera-without-files", CAMERA),
+    "4 a data file does not exist": (V21, DATA21, None, lambda path: path.unlink(), "missing-file", DATA21),
+    "4 a data file is cut off": (V30, DATA30, None, truncate, "unreadable-file", DATA30),
+    "4 the episodes are cut off": (V30, EPISODES30, None, truncate, "unreadable-file", EPISODES30),
+    "4 a path leads out": (V21, json_of["info"], edit_json, set_key("data_path", value="../../{episode_index}.parquet"), "path-outside", ".."),
+    "4 a path template reaches for attributes": (V30, json_of["info"], edit_json, set_key("video_path", value="{video_key.__class__}"), "path-template", "video_key"),
+    "4 an episode is named twice": (V21, "meta/episodes.jsonl", edit_lines, set_key(1, "episode_index", value=0), "episode-duplicate", "2 entries"),
+    "4 a line is not JSON": (V21, "meta/tasks.jsonl", None, lambda path: path.write_text("{'task': 1}\n"), "unreadable-file", "line 1"),
+    "5 a slice ends beyond the vector": (V21, json_of["modality"], edit_json, set_key("action", "gripper", "end", value=6), "modality-slice", "end 6"),
+    "5 a slice is empty": (V21, json_of["modality"], edit_json, set_key("state", "arm", "start", value=3), "modality-slice", "state.arm"),
+    "5 a camera of nobody": (V21, json_of["modality"], edit_json, set_key("video", "ego_view", "original_key", value="x"), "modality-entry", "video.ego_view"),
+    "5 annotations are lists": (V21, DATA21, edit_parquet, as_lists, "annotation-list", "list"),
+    "5 an annotation of nobody": (V21, DATA21, edit_parquet, set_cell(TASK_COLUMN, 0, 9), "annotation-unknown", "9"),
+    "5 a task of nobody": (V30, DATA30, edit_parquet, set_cell("task_index", 0, 9), "task-unknown", "9"),
+    "5 tasks in another order": (V30, "meta/tasks.parquet", None, swap_tasks, "task-order", "row order"),
+    "5 statistics of another length": (V30, json_of["stats"], edit_json, set_key("action", "mean", value=[0.0] * 4), "statistics-length", "4 values"),
+    "5 statistics are not numbers": (V21, json_of["stats"], edit_json, set_key("action", "std", value=[None] * 5), "statistics-not-finite", "finite"),
+    "5 GR00T's statistics hold a count": (V21, json_of["stats"], edit_json, set_key("action", "count", value=[49]), "groot-count", "count"),
+    "5 GR00T's statistics lack q99": (V21, json_of["stats"], edit_json, lambda v: v["action"].pop("q99"), "statistics-missing", "no q99"),
+    "5 statistics of other data": (V30, json_of["stats"], edit_json, set_key("action", "max", value=[9.0] * 5), "statistics-differ", "as in the rows"),
+    "6 names go with the other info": (V21, json_of["info"], edit_json, set_key("features", CAMERA, "names", value=["height", "width", "channel"]), "names-pairing", "channel"),
+    "7 an action is not finite": (V30, DATA30, edit_parquet, nan_action, "not-finite", "row 3, action[2]"),
+    "7 a file that nobody names": (V30, json_of["info"], None, lambda path: path.with_name("x.bin").write_bytes(b""), "unnamed-file", "x.bin"),
+    "a vector has another length": (V21, DATA21, edit_parquet, shorter_actions, "vector-length", "vectors of 5"),
+    "times are text": (V21, DATA21, edit_parquet, as_text, "column-type", "string"),
+    "a column is missing": (V21, DATA21, edit_parquet, without("action"), "missing-column", "action"),
+    "the picture has another size": (V30, json_of["info"], edit_json, set_key(*SIZE, value=[48, 32, 3]), "picture-size", "32x48"),
 }  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def test_damage_is_found_and_named(copy_of, name):
     assert check(root) == []
     opened(root / file, damage) if opened else damage(root / file)
     found = check(root)
-    assert any(finding.check == slug and words in str(finding) for finding in found), "\n".join(map(str, found))
+    assert any(finding.code == slug and words in str(finding) for finding in found), "\n".join(map(str, found))
 
 
 def h5(change):
@@ -201,20 +201,20 @@ def replace(group, key, values):
 
 
 DAMAGES_HDF5 = {
-    "1 an image array is short": (h5(lambda f: replace(f, "data/demo_0/obs/ego_view", np.zeros((8, 4, 4, 3), np.uint8))), "row count"),
-    "1 num_samples": (h5(lambda f: f["data/demo_1"].attrs.__setitem__("num_samples", 12)), "row count"),
-    "4 total": (h5(lambda f: f["data"].attrs.__setitem__("total", 1)), "totals"),
+    "1 an image array is short": (h5(lambda f: replace(f, "data/demo_0/obs/ego_view", np.zeros((8, 4, 4, 3), np.uint8))), "row-count"),
+    "1 num_samples": (h5(lambda f: f["data/demo_1"].attrs.__setitem__("num_samples", 12)), "hdf5-total"),
+    "4 total": (h5(lambda f: f["data"].attrs.__setitem__("total", 1)), "hdf5-total"),
     "4 a mask names nobody": (h5(lambda f: replace(f, "mask/train", np.array([b"demo_99"]))), "mask"),
-    "4 cut off": (truncate, "unreadable"),
-    "5 actions beyond 1": (h5(lambda f: replace(f, "data/demo_0/actions", np.full((9, 5), 2.0))), "action range"),
-    "5 another number of actions": (h5(lambda f: replace(f, "data/demo_0/actions", np.zeros((9, 4)))), "vector length"),
-    "5 env_args": (h5(lambda f: f["data"].attrs.__setitem__("env_args", "{")), "env_args"),
-    "7 not finite": (h5(lambda f: replace(f, "data/demo_0/obs/state", np.full((9, 4), np.nan))), "not finite"),
-    "no dones": (h5(lambda f: f["data/demo_0"].__delitem__("dones")), "missing column"),
-    "pictures are floats": (h5(lambda f: replace(f, "data/demo_0/obs/ego_view", np.zeros((9, 4, 4, 3)))), "picture"),
-    "another file's data": (h5(lambda f: f["data/demo_0"].__setitem__("obs/x", h5py.ExternalLink("x.h5", "/"))), "outside path"),
-    "a circle of groups": (h5(lambda f: f["data/demo_0/obs"].__setitem__("x", f["data"])), "row count"),
-    "a demo's name": (h5(lambda f: f["data"].move("demo_0", "first")), "demo name"),
+    "4 cut off": (truncate, "unreadable-file"),
+    "5 actions beyond 1": (h5(lambda f: replace(f, "data/demo_0/actions", np.full((9, 5), 2.0))), "action-range"),
+    "5 another number of actions": (h5(lambda f: replace(f, "data/demo_0/actions", np.zeros((9, 4)))), "vector-length"),
+    "5 env_args": (h5(lambda f: f["data"].attrs.__setitem__("env_args", "{")), "hdf5-attribute"),
+    "7 not finite": (h5(lambda f: replace(f, "data/demo_0/obs/state", np.full((9, 4), np.nan))), "not-finite"),
+    "no dones": (h5(lambda f: f["data/demo_0"].__delitem__("dones")), "missing-column"),
+    "pictures are floats": (h5(lambda f: replace(f, "data/demo_0/obs/ego_view", np.zeros((9, 4, 4, 3)))), "picture-type"),
+    "another file's data": (h5(lambda f: f["data/demo_0"].__setitem__("obs/x", h5py.ExternalLink("../x.h5", "/"))), "path-outside"),
+    "a circle of groups": (h5(lambda f: f["data/demo_0/obs"].__setitem__("x", f["data"])), "row-count"),
+    "a demo's name": (h5(lambda f: f["data"].move("demo_0", "first")), "demo-name"),
 }  # fmt: skip
 
 
@@ -225,7 +225,7 @@ def test_damage_of_hdf5_is_found_and_named(copy_of, name):
     damage, slug = DAMAGES_HDF5[name]
     damage(root / "data.hdf5")
     found = check(root)
-    assert any(finding.check == slug and finding.severity == "error" for finding in found), "\n".join(map(str, found))
+    assert any(finding.code == slug and finding.severity == "error" for finding in found), "\n".join(map(str, found))
 
 
 @pytest.mark.parametrize("dataset", [V30, V21])
@@ -300,24 +300,24 @@ def test_a_dataset_that_lerobot_writes_has_no_error(tmp_path):
 
 
 def test_real_demonstrations(real_demos):
-    found = {(finding.severity, finding.check): str(finding) for finding in reversed(check(real_demos))}
+    found = {(finding.severity, finding.code): str(finding) for finding in reversed(check(real_demos))}
     texts = "\n".join(str(finding) for finding in check(real_demos))
-    assert "observation.images.egoview" in found["error", "camera without files"]
+    assert "observation.images.egoview" in found["error", "camera-without-files"]
     assert "0.050000" in found["error", "timestamp"]
-    assert "0:100" in found["error", "totals"]
+    assert "0:100" in found["error", "wrong-split"]
     assert "total_videos: 2" in texts and "total_chunks: 0" in texts and "'valid'" in texts
     assert ("warning", "float64") in found
-    assert {check for severity, check in found if severity == "error"} == {
-        "camera without files",
+    assert {code for severity, code in found if severity == "error"} == {
+        "camera-without-files",
         "timestamp",
-        "totals",
+        "wrong-split",
     }
 
 
 def test_stage_counts_and_lists(copy_of):
     root = copy_of(V30)
     good = check_stage(root)
-    assert good.figures == {"num_errors": 0, "num_warnings": 0, "findings": []} and good.notes == []
+    assert good.figures == {"num_errors": 0, "num_warnings": 0, "decoded": True, "findings": []} and good.notes == []
     edit_json(root / "meta/info.json", set_key("total_frames", value=1))
     bad = check_stage(root)
     assert bad.figures["num_errors"] == 1
