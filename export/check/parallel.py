@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -102,6 +103,7 @@ def workers(num_workers: int | None, context: Any) -> Iterator[Workers]:
 def _keep(context: Any) -> None:
     global _context
     _context = context
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the others
 
 
 def _call(function: Callable, item: Any) -> Any:

@@ -25,7 +25,7 @@ class PictureFigures:
     """Gathers mean and deviation of one episode's decoded pictures, sampled as LeRobot samples them."""
 
     def __init__(self, num_frames: int) -> None:
-        self._wanted = set(sampled_frames(num_frames).tolist())
+        self._wanted, self._num_frames = set(sampled_frames(num_frames).tolist()), num_frames
         self._seen = self._num_pixels = 0
         self._sum_C, self._squares_C = np.zeros(3), np.zeros(3)
 
@@ -39,8 +39,8 @@ class PictureFigures:
         self._seen += 1
 
     def figures_F(self) -> np.ndarray | None:
-        """Return mean and deviation of each channel in [0, 1]; None without a frame."""
-        if not self._num_pixels:
+        """Return mean and deviation of each channel in [0, 1]; None where frames are missing or spare."""
+        if not self._num_pixels or self._seen != self._num_frames:
             return None
         mean_C = self._sum_C / self._num_pixels
         deviation_C = np.sqrt(np.maximum(self._squares_C / self._num_pixels - mean_C**2, 0))
