@@ -71,7 +71,7 @@ COMMANDS = {
         "dreamgen export --out runs/pick --formats='[lerobot-v3.0]'",
     ),
     "check": Command(
-        "verify a LeRobot, robomimic or ACT dataset, ours or not", "dreamgen.commands:check_stage", "check", (),
+        "verify a LeRobot, robomimic or ACT dataset, ours or not", "dreamgen.commands:check_stage", "check", ("fix",),
         "dreamgen check runs/pick/datasets/lerobot-v3.0",
     ),
     "run": Command(
@@ -95,6 +95,7 @@ COMMANDS = {
 FLAG_HELP = {
     "dry_run": "write nothing: counts, sample prompts, estimates",
     "resume": "go on in an existing run folder; what is done is kept",
+    "fix": "repair what is safe (totals, splits, statistics, index columns); originals are kept beside",
     "json": "print the result as JSON",
 }
 
@@ -178,9 +179,9 @@ def _check_command(command: Command, rest: list[str]) -> int:
             expects_value = False
         elif not word.startswith("-"):
             paths.append(word)
-        elif key not in ("fast", "num_workers", "json"):
+        elif key not in ("fast", "num_workers", "fix", "json"):
             raise UserError(
-                f"dreamgen check does not know {word}", allowed="--fast, --num_workers=N, --json, --help",
+                f"dreamgen check does not know {word}", allowed="--fast, --num_workers=N, --fix, --json, --help",
                 next_step=command.example,
             )  # fmt: skip
         else:
@@ -189,7 +190,7 @@ def _check_command(command: Command, rest: list[str]) -> int:
     settings, switches = parse_settings(words, command.section, (*command.flags, "json"))
     if not paths:
         raise UserError("dreamgen check needs a dataset", next_step=command.example)
-    results = [_load(command.function)(Path(path), settings) for path in paths]
+    results = [_load(command.function)(Path(path), settings, switches["fix"]) for path in paths]
     return show(results, switches["json"])
 
 

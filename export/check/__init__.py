@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import h5py
@@ -12,6 +13,7 @@ from dreamgen.core.settings import CheckSettings
 from export.check.findings import Finding, Findings
 from export.check.hdf5 import aloha_files, check_aloha, check_robomimic
 from export.check.lerobot import check_lerobot
+from export.check.repair import repair
 
 __all__ = ["Finding", "check", "check_stage"]
 
@@ -55,26 +57,36 @@ def _check(path: Path, fast: bool, num_workers: int | None) -> Findings:
     return findings
 
 
-def check_stage(path: str | Path, settings: CheckSettings | None = None) -> StageResult:
+def check_stage(path: str | Path, settings: CheckSettings | None = None, fix: bool = False) -> StageResult:
     """Check a dataset for the command: exit status 1 where `num_errors` is above 0.
 
+    Args:
+        path: The dataset.
+        settings: How to check it.
+        fix: Repair what is safe first; the figures are those of a check after it.
+
     Returns:
-        `figures` with num_errors, num_warnings, whether pictures were decoded, and `findings` as dicts; `notes` with
-        one line a finding.
+        `figures` with num_errors, num_warnings, whether pictures were decoded, `findings` and `changes` as dicts;
+        `notes` with one line a change and a finding.
 
     Raises:
         UserError: if there is no such dataset.
     """
     settings = settings or CheckSettings()
-    findings = _check(Path(path), settings.fast, settings.num_workers)
+    path = Path(path)
+    findings = _check(path, settings.fast, settings.num_workers)
+    changes, unsafe = repair(_only_hdf5_file(path) or path, findings.all()) if fix else ([], [])
+    if changes:
+        findings = _check(path, settings.fast, settings.num_workers)
     found = findings.all()
     figures = {
         "num_errors": findings.num("error"),
         "num_warnings": findings.num("warning"),
         "decoded": not settings.fast,
         "findings": [finding.as_dict() for finding in found],
+        "changes": [asdict(change) for change in changes],
     }
-    return StageResult("check", {"dataset": Path(path)}, figures, [str(finding) for finding in found])
+    return StageResult("check", {"dataset": path}, figures, [*map(str, changes), *unsafe, *map(str, found)])
 
 
 def _check_hdf5_file(path: Path, fast: bool, num_workers: int | None, findings: Findings) -> None:

@@ -11,8 +11,8 @@ import pytest
 from dreamgen.cli import main
 from dreamgen.core.errors import UserError
 from export.check import check, check_stage, parallel
-from tests.fixtures.damage import DATA30, EPISODES30, INFO, VIDEO21, all_of, cut_off, in_json, swap_with
-from tests.fixtures.good_datasets import aloha, lerobot_v30
+from tests.fixtures.damage import DATA30, EPISODES30, INFO, VIDEO21, all_of, in_json, swap_with
+from tests.fixtures.good_datasets import lerobot_v30
 
 V30, V21 = "lerobot-v3.0", "lerobot-v2.1"
 
@@ -81,7 +81,10 @@ def test_real_demonstrations(real_demos):
 def test_stage_counts_and_lists(copy_of):
     root = copy_of(V30)
     good = check_stage(root)
-    assert good.figures == {"num_errors": 0, "num_warnings": 0, "decoded": True, "findings": []} and good.notes == []
+    assert (
+        good.figures == {"num_errors": 0, "num_warnings": 0, "decoded": True, "findings": [], "changes": []}
+        and good.notes == []
+    )
     in_json("total_frames", value=1)(root / INFO)
     bad = check_stage(root)
     assert bad.figures["num_errors"] == 1
@@ -96,14 +99,12 @@ def test_what_is_no_dataset_is_a_users_error(tmp_path):
             check(path)
 
 
-def test_processes_find_what_one_finds(tmp_path, copy_of, monkeypatch):
+def test_processes_find_what_one_finds(copy_of, monkeypatch):
     monkeypatch.setattr(parallel, "WORTH_PROCESSES_S", 0.0)
-    files, lerobot = aloha(tmp_path / "aloha", compress=True), copy_of(V21)
-    cut_off(files / "episode_2.hdf5")
-    swap_with("episode_000004.mp4")(lerobot / VIDEO21)
-    for root in (files, lerobot):
-        alone = check(root, num_workers=1)
-        assert alone and check(root, num_workers=2) == alone
+    root = copy_of(V21)
+    swap_with("episode_000004.mp4")(root / VIDEO21)
+    alone = check(root, num_workers=1)
+    assert alone and check(root, num_workers=2) == alone
 
 
 def test_findings_of_a_kind_are_counted_beyond_those_shown(tmp_path):
@@ -118,7 +119,7 @@ def test_command(copy_of, capsys):
     root = copy_of(V30)
     assert main(["check", str(root), "--json", "--fast", "--num_workers", "1"]) == 0
     (told,) = json.loads(capsys.readouterr().out)
-    assert told["figures"] == {"num_errors": 0, "num_warnings": 0, "decoded": False, "findings": []}
+    assert told["figures"] == {"num_errors": 0, "num_warnings": 0, "decoded": False, "findings": [], "changes": []}
     in_json("total_frames", value=1)(root / INFO)
     assert main(["check", str(root), "--num_workers=1"]) == 1
     assert "[wrong-total] meta/info.json, total_frames: 1; expected 49" in capsys.readouterr().out

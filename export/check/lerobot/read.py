@@ -241,6 +241,9 @@ def _task_rows_v3(root: Path, findings: Findings) -> Iterator[tuple[int, dict[st
 
 def _statistics_lines(root: Path, episodes: EpisodeTable, findings: Findings) -> np.ndarray | None:
     """Return where each episode's statistics stand, so that each process reads only its own; None without the file."""
+    if not (root / EPISODE_STATISTICS).exists():
+        findings.add("statistics-missing", EPISODE_STATISTICS, "", "it does not exist", "one line an episode")
+        return None
     path = existing(root, EPISODE_STATISTICS, "the layout", findings)
     if path is None:
         return None
