@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from export.check import check
-from export.check.codes import CODES
+from export.check.codes import CODES, markdown
 from tests.fixtures.damage import DAMAGES
 from tests.fixtures.good_datasets import GOOD_DATASETS
 
@@ -45,3 +46,9 @@ def test_damage_is_found_and_named(good, tmp_path, damage):
 
 def test_every_code_has_its_damage():
     assert {damage.code for damage in DAMAGES} == set(CODES)
+
+
+def test_the_documentation_has_every_code_as_it_is():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "checking.md").read_text(encoding="utf-8")
+    assert page.partition("<!-- codes -->\n")[2].partition("<!-- end of codes -->")[0] == markdown()
+    assert f"does {len(DAMAGES)} kinds of damage" in page and f"{len(GOOD_DATASETS)} good datasets" in page

@@ -29,7 +29,9 @@ from export.check.lerobot.layout import BACKUP
 from export.check.parallel import workers
 
 EPISODE = re.compile(r"episode_(0|[1-9]\d*)\.hdf5")
-ALLOWED = re.compile(r"(README|LICENSE|\.git).*|dataset_stats\.pkl|.*\.json|.*" + re.escape(BACKUP) + ".*")
+ALLOWED = re.compile(
+    r"(README|LICENSE|\.git).*|dataset_stats\.pkl|.*\.json|episode_\d+_.*\.(mp4|png)|.*" + re.escape(BACKUP) + ".*"
+)
 NEEDED = ("action", "observations/qpos", "observations/qvel")
 FILES_AT_ONCE = 2
 

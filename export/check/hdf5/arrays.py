@@ -112,7 +112,8 @@ def check_finite(name: str, where: str, array: h5py.Dataset, findings: Findings)
 
 def check_pictures(name: str, where: str, array: h5py.Dataset, fast: bool, findings: Findings) -> None:
     """Look at pictures stored as (N, H, W, C) bytes; each is read unless `fast`."""
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] not in CHANNELS:
+    measured = array.ndim == 4 and array.shape[-1] == 1 and array.dtype.kind in "iuf"  # depth, or which body is seen
+    if not measured and (array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] not in CHANNELS):
         findings.add("picture-type", name, where, f"{array.dtype} {array.shape}", "uint8 (N, H, W, 3)")
     for row in range(len(array)) if not fast else _ends(len(array)):
         try:

@@ -40,7 +40,9 @@ class FileRows:
         begin, end = max(0, begin), min(end, self.num_rows)
         if self._table is None or begin < self._first or end > self._last:
             first, last = np.searchsorted(self._ends, [begin, max(begin, end - 1)], side="right")
-            self._table = self._file.read_row_groups(range(first, min(last + 1, len(self._ends))), self._columns)
+            groups = range(first, min(last + 1, len(self._ends)))
+            # Without threads: files are many and small, and several processes read them.
+            self._table = self._file.read_row_groups(groups, self._columns, use_threads=False)
             self._first = int(self._ends[first - 1]) if first else 0
             self._last = self._first + self._table.num_rows
         return self._table.slice(begin - self._first, max(0, end - begin))

@@ -141,7 +141,7 @@ def _parquet_rows(root: Path, file: str, findings: Findings) -> Iterator[tuple[i
         columns = [name for name in opened.schema_arrow.names if not name.startswith("stats/")]
         try:
             place = 0
-            for batch in opened.iter_batches(ROWS_AT_ONCE, columns=columns):
+            for batch in opened.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
                 for row in batch.to_pylist():
                     yield place, row
                     place += 1

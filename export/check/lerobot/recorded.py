@@ -194,12 +194,7 @@ class RecordedStatistics:
 def numbers_of(value: Any) -> np.ndarray | None:
     """Return a figure as JSON holds it, a number or nested lists of numbers, as flat float64, or None."""
     try:
-        values = np.array(value, dtype=object).ravel() if isinstance(value, list) else np.array([value], dtype=object)
-    except ValueError:
+        values = np.array(value)
+    except (ValueError, OverflowError):  # lists of different lengths
         return None
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        return None
-    try:
-        return values.astype(np.float64)
-    except OverflowError:
-        return None
+    return values.ravel().astype(np.float64) if values.dtype.kind in "fiu" else None

@@ -55,25 +55,28 @@ def scan_video(path: Path, decode: bool, look: Callable[[float, av.VideoFrame], 
             codec, pix_fmt = context.codec.canonical_name, context.pix_fmt
             height, width = context.height, context.width
             fps = float(stream.average_rate) if stream.average_rate else None
-            if decode:
-                context.thread_type, context.thread_count = "AUTO", threads
-                for frame in container.decode(stream):
-                    time_s = np.nan if frame.pts is None else float(frame.pts * frame.time_base)
-                    times_s.append(time_s)
-                    num_corrupt += bool(frame.is_corrupt)
-                    if look is not None:
-                        look(time_s, frame)
-            else:
-                num_read = 0
-                for packet in container.demux(stream):
-                    if not packet.size:
-                        continue
+            context.thread_type, context.thread_count = "AUTO", threads
+            num_read, begins_whole = 0, False
+            for packet in container.demux(stream):
+                if packet.size:
+                    begins_whole |= num_read == 0 and packet.is_keyframe
                     num_read += 1
+                if decode:  # the last packet is empty, and asks for the frames that are still in the decoder
+                    for frame in packet.decode():
+                        time_s = np.nan if frame.pts is None else float(frame.pts * frame.time_base)
+                        times_s.append(time_s)
+                        num_corrupt += bool(frame.is_corrupt)
+                        if look is not None:
+                            look(time_s, frame)
+                elif packet.size:
                     num_corrupt += bool(packet.is_corrupt)
                     if not packet.is_discard:  # an edit list hides packets that only feed the decoder
                         times_s.append(np.nan if packet.pts is None else float(packet.pts * packet.time_base))
-                if num_read < stream.frames:
-                    error = f"it ends after {num_read} of the {stream.frames} frames that it states"
+            if num_read < stream.frames:
+                error = f"it ends after {num_read} of the {stream.frames} frames that it states"
+            elif not begins_whole:
+                error = "it does not begin with a key frame"
+            if not decode:
                 times_s.sort()  # packets come in the order of decoding
     except (av.FFmpegError, ValueError) as failure:
         error = getattr(failure, "strerror", None) or str(failure)
