@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -106,14 +107,20 @@ def _plainly_inside(root: Path, relative: str) -> bool:
         return False
     try:
         path = os.path.join(root, relative)  # noqa: PTH118  (pathlib takes ten times as long, for every file)
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            return False
-        folder, base = os.path.dirname(path), os.path.realpath(root)  # noqa: PTH120
-        return os.path.realpath(folder) == os.path.normpath(
-            os.path.join(base, os.path.dirname(relative))  # noqa: PTH118, PTH120
-        )
+        return stat.S_ISREG(os.lstat(path).st_mode) and _without_links(os.fspath(root), os.path.dirname(relative))  # noqa: PTH120
     except (OSError, ValueError):
         return False
+
+
+@lru_cache(maxsize=16)
+def _without_links(root: str, folder: str) -> bool:
+    path = os.path.join(root, folder)  # noqa: PTH118
+    return os.path.realpath(path) == os.path.normpath(os.path.join(os.path.realpath(root), folder))  # noqa: PTH118
+
+
+def forget_folders() -> None:
+    """Look at the folders anew: another check in this process may find them changed."""
+    _without_links.cache_clear()
 
 
 FIELD = re.compile(r"\{(\w+)(?::0?(\d))?d?\}")

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 NUMERIC = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 INDEX_COLUMNS = ("timestamp", "episode_index", "index", "task_index", "frame_index")
+READ_AT_ONCE_BYTES = 1 << 20
 NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 
 
@@ -27,7 +28,9 @@ class FileRows:
     """
 
     def __init__(self, path: Path, wanted: Any) -> None:
-        self._file = pq.ParquetFile(path)
+        # A small file is read at once, which spares it Arrow's threads: handing over to them takes longer than reading.
+        small = path.stat().st_size <= READ_AT_ONCE_BYTES
+        self._file = pq.ParquetFile(pa.BufferReader(path.read_bytes()) if small else path)
         groups = self._file.metadata
         self._ends = np.cumsum([groups.row_group(i).num_rows for i in range(groups.num_row_groups)], dtype=np.int64)
         self.schema = self._file.schema_arrow

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -118,44 +117,70 @@ def check_data_files(check: LeRobotCheck, files: DataFiles) -> tuple[Findings, R
     """Check the rows of some data files; called in whichever process."""
     findings, summary = Findings(), RowSummary()
     recorded = RecordedStatistics(check.dataset, findings)
-    single = [files] if files.file else (
-        DataFiles(np.array([position]), files.named_by, check.dataset.data_file(position))
-        for position in files.positions.tolist()
-    )  # fmt: skip
-    for file in single:
-        path = existing(check.dataset.root, file.file, file.named_by, findings)
-        try:
-            if path is not None:
-                _check_file(check, file, path, recorded, summary, findings)
-        except PARQUET_DAMAGE as error:
-            findings.add("unreadable-file", file.file, "", str(error), "a parquet file with a footer")
+    if files.file:
+        blocks: Iterator[Block] = _blocks_of(check, files, summary, findings)
+    else:
+        blocks = iter(_together(check, files, summary, findings))
+    for block in blocks:
+        check_block(block, recorded, summary.ranges, findings)
     recorded.close()
     return findings, summary
 
 
-def _check_file(
-    check: LeRobotCheck,
-    file: DataFiles,
-    path: Path,
-    recorded: RecordedStatistics,
-    summary: RowSummary,
-    findings: Findings,
-) -> None:
+def _together(check: LeRobotCheck, files: DataFiles, summary: RowSummary, findings: Findings) -> list[Block]:
+    """Return the blocks of v2 files that must be looked at one by one: none where all pass together.
+
+    One file takes as long as all of them joined, so they are taken apart only to say which is bad.
+    """
+    blocks = [
+        block
+        for position in files.positions.tolist()
+        for block in _blocks_of(
+            check, DataFiles(np.array([position]), files.named_by, check.dataset.data_file(position)), summary, findings
+        )
+    ]
+    alike = all(b.table.schema.equals(blocks[0].table.schema) and b.usable == blocks[0].usable for b in blocks)
+    decoded = not check.fast and any(feature["dtype"] == "image" for feature in check.dataset.features.values())
+    if len(blocks) < 2 or not alike or decoded:
+        return blocks
+    scratch, ranges = Findings(), Ranges()
+    recorded = RecordedStatistics(check.dataset, scratch)
+    joined = Block(
+        check.dataset, "", pa.concat_tables([block.table for block in blocks]),
+        np.concatenate([block.positions for block in blocks]), np.concatenate([block.num_rows_E for block in blocks]),
+        blocks[0].usable, check.fast,
+    )  # fmt: skip
+    check_block(joined, recorded, ranges, scratch)
+    recorded.close()
+    if scratch.all():
+        return blocks
+    summary.ranges.merge(ranges)
+    return []
+
+
+def _blocks_of(check: LeRobotCheck, file: DataFiles, summary: RowSummary, findings: Findings) -> Iterator[Block]:
+    """Yield the blocks of one data file, and note what is wrong with the file itself."""
+    path = existing(check.dataset.root, file.file, file.named_by, findings)
+    if path is None:
+        return
     pictures = {n for n, feature in check.dataset.features.items() if feature["dtype"] in ("image", "depth")}
-    rows = FileRows(path, lambda name: not (check.fast and name in pictures))
+    rows = None
     try:
+        rows = FileRows(path, lambda name: not (check.fast and name in pictures))
         usable = _check_columns(check.dataset, file.file, rows.schema, findings)
         covered = 0
         for positions, begins, ends in _blocks(check.dataset, file, rows.num_rows, summary, findings):
             table = rows.read(int(begins[0]), int(ends[-1]))
-            block = Block(check.dataset, file.file, table, positions, ends - begins, usable, check.fast)
-            check_block(block, recorded, summary.ranges, findings)
             covered += table.num_rows
+            yield Block(check.dataset, file.file, table, positions, ends - begins, usable, check.fast)
         if check.dataset.is_v3 and covered < rows.num_rows:
             findings.add("row-count", file.file, "", f"{rows.num_rows - covered} rows that no episode names",
                          "every row in one episode")  # fmt: skip
+    except PARQUET_DAMAGE as error:
+        findings.add("unreadable-file", file.file, "", str(error), "a parquet file with a footer")
     finally:
-        rows.close()
+        if rows is not None:
+            rows.close()
 
 
 def _blocks(
