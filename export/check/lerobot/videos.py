@@ -5,11 +5,11 @@ Axes: E episodes, T frames.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import av
 import numpy as np
 
 from dreamgen.core.timeline import frame_time_s, frame_times_s
@@ -103,7 +103,6 @@ def check_video_files(check: LeRobotCheck, files: VideoFile) -> tuple[Findings, 
     Returns:
         Findings, and the figures of episodes that do not look as recorded.
     """
-    logging.getLogger("libav").setLevel(logging.CRITICAL)  # what ffmpeg complains of becomes a finding
     findings, pictures = Findings(), []
     recorded = RecordedStatistics(check.dataset, findings, of_pictures=True)
     for file in _single(check.dataset, files):
@@ -113,7 +112,11 @@ def check_video_files(check: LeRobotCheck, files: VideoFile) -> tuple[Findings, 
             continue
         spans = _Spans(check.dataset, file)
         watched = {} if check.fast else _watched(check.dataset, file, recorded)
-        scan = scan_video(path, not check.fast, spans.look(watched) if watched else None)
+        av.logging.set_libav_level(av.logging.PANIC)  # what it complains of becomes a finding
+        try:
+            scan = scan_video(path, not check.fast, spans.look(watched) if watched else None)
+        finally:
+            av.logging.set_libav_level(av.logging.ERROR)
         _check_stream(check.dataset, file, scan, findings)
         _check_spans(check.dataset, file, spans, scan, findings)
         pictures += _unlike(file, watched)
