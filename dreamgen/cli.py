@@ -71,7 +71,7 @@ COMMANDS = {
         "dreamgen export --out runs/pick --formats='[lerobot-v3.0]'",
     ),
     "check": Command(
-        "verify a LeRobot or robomimic dataset, ours or not", "dreamgen.commands:check_stage", None, (),
+        "verify a LeRobot, robomimic or ACT dataset, ours or not", "dreamgen.commands:check_stage", "check", ("fix",),
         "dreamgen check runs/pick/datasets/lerobot-v3.0",
     ),
     "convert": Command(
@@ -99,6 +99,7 @@ COMMANDS = {
 FLAG_HELP = {
     "dry_run": "write nothing: counts, sample prompts, estimates",
     "resume": "go on in an existing run folder; what is done is kept",
+    "fix": "repair what is safe (totals, splits, statistics, index columns); originals are kept beside",
     "json": "print the result as JSON",
 }
 
@@ -148,10 +149,12 @@ def _dispatch(words: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(command_help(name))
         return ALL_DONE
-    if name in ("check", "doctor"):
-        return _plain_command(name, command, rest)
+    if name == "check":
+        return _check_command(command, rest)
     if name == "convert":
         return _convert_command(command, rest)
+    if name == "doctor":
+        return _doctor_command(command, rest)
     if name == "demo":
         _only_out(rest)
     settings, switches = parse_settings(rest, command.section, (*command.flags, "json"))
@@ -169,6 +172,16 @@ def _only_out(rest: list[str]) -> None:
                 f"dreamgen demo does not take --{key}", allowed="--out FOLDER, --json",
                 next_step="dreamgen run --config_path mini takes every setting",
             )  # fmt: skip
+
+
+def _check_command(command: Command, rest: list[str]) -> int:
+    """Check each dataset that is named; what begins with -- is a setting of the check."""
+    paths, words = paths_and_settings("check", command, rest)
+    settings, switches = parse_settings(words, command.section, (*command.flags, "json"))
+    if not paths:
+        raise UserError("dreamgen check needs a dataset", next_step=command.example)
+    results = [_load(command.function)(Path(path), settings, switches["fix"]) for path in paths]
+    return show(results, switches["json"])
 
 
 def _convert_command(command: Command, rest: list[str]) -> int:
@@ -197,7 +210,7 @@ def paths_and_settings(name: str, command: Command, rest: list[str]) -> tuple[li
     paths, words, expects_value = [], [], False
     for word in rest:
         key, has_value = word[2:].partition("=")[0].removeprefix(f"{name}."), "=" in word
-        if expects_value or not word.startswith("--"):
+        if expects_value or not word.startswith("-"):
             (words if expects_value else paths).append(word)
             expects_value = False
         elif key not in (*own, *command.flags, "json"):
@@ -210,17 +223,13 @@ def paths_and_settings(name: str, command: Command, rest: list[str]) -> tuple[li
     return paths, words
 
 
-def _plain_command(name: str, command: Command, rest: list[str]) -> int:
-    """Run a command that takes paths instead of settings."""
-    as_json = "--json" in rest
+def _doctor_command(command: Command, rest: list[str]) -> int:
     paths = [word for word in rest if word != "--json"]
     unknown = [word for word in paths if word.startswith("-")]
     if unknown:
-        raise UserError(f"dreamgen {name} does not know {unknown[0]}", allowed="--json, --help")
-    if name == "check" and not paths:
-        raise UserError("dreamgen check needs a dataset", next_step=command.example)
+        raise UserError(f"dreamgen doctor does not know {unknown[0]}", allowed="--json, --help")
     results = [_load(command.function)(Path(path)) for path in paths] or [_load(command.function)()]
-    return show(results, as_json)
+    return show(results, "--json" in rest)
 
 
 def show(results: Sequence[StageResult], as_json: bool) -> int:
@@ -270,15 +279,16 @@ def command_help(name: str) -> str:
     command = COMMANDS[name]
     lines = [f"dreamgen {name}: {command.summary}", "", "example:", f"  {command.example}", "", "switches:"]
     lines += [f"  --{flag:<36} {FLAG_HELP[flag]}" for flag in (*command.flags, "json")]
-    if name in ("check", "doctor"):
-        what = "PATH ...: datasets" if name == "check" else "[OUT]: a run folder, whose disk is looked at"
-        return "\n".join([*lines, f"  {what}"])
-    if name == "convert":
-        own = [_setting_line(path.removeprefix("convert."), setting) for path, setting in setting_paths(Settings)
-               if path.startswith("convert.")]  # fmt: skip
-        return "\n".join(
-            [*lines, "  SRC DST: a LeRobot dataset, and a folder that does not exist yet", "", "settings:", *own]
-        )
+    if name == "doctor":
+        return "\n".join([*lines, "  [OUT]: a run folder, whose disk is looked at"])
+    if name in ("check", "convert"):
+        what = {
+            "check": "PATH ...: datasets",
+            "convert": "SRC DST: a LeRobot dataset, and a folder that does not exist",
+        }
+        own = [_setting_line(path.partition(".")[2], setting) for path, setting in setting_paths(Settings)
+               if path.startswith(f"{name}.")]  # fmt: skip
+        return "\n".join([*lines, f"  {what[name]}", "", "settings:", *own])
     if name == "demo":
         return "\n".join([*lines, f"  --{'out FOLDER':<36} the run folder [runs/demo]"])
     lines.append(f"  --{'config_path FILE':<36} a preset, or a run's run.yaml; the command line wins over it")

@@ -74,11 +74,11 @@ def report_stage(settings: Settings, resume: bool = False) -> StageResult:
     return _single("report", settings, resume)
 
 
-def check_stage(path: Path) -> StageResult:
+def check_stage(path: Path, settings: Settings, fix: bool = False) -> StageResult:
     """`dreamgen check PATH`."""
     from export.check import check_stage as check
 
-    return check(path)
+    return check(path, settings.check, fix)
 
 
 def convert_stage(source: Path, target: Path, settings: Settings) -> StageResult:

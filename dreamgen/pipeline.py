@@ -89,7 +89,7 @@ def _check(settings: Settings, resume: bool) -> StageResult:
     from export.check import check_stage
 
     folders = [RunFolder.of(settings).datasets / name for name in settings.export.formats]
-    results = {folder.name: check_stage(folder) for folder in folders if folder.exists()}
+    results = {folder.name: check_stage(folder, settings.check) for folder in folders if folder.exists()}
     num_errors = sum(result.figures["num_errors"] for result in results.values())
     notes = [f"{name}: {note}" for name, result in results.items() for note in result.notes]
     return StageResult("check", {}, {"datasets": len(results), "num_errors": num_errors}, notes)

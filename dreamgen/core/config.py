@@ -22,6 +22,7 @@ NOT_PART_OF_THE_RUN = {
     "out", "demos", "model.device", "model.safety_checker",
     "finetune.resume_from", "finetune.cache_dir", "finetune.num_workers", "export.num_workers", "export.keep_free_gib",
     "export.push_to_hub", "convert.to", "convert.reencode", "convert.num_workers",
+    "check.fast", "check.num_workers",
 }  # fmt: skip
 
 MAX_CRF = {"h264": 51, "av1": 63}
@@ -34,7 +35,7 @@ RANGES: dict[str, tuple[float, float]] = {
         "finetune.validate_every", "finetune.memory_gib", "idm.num_steps", "idm.batch_size", "idm.horizon", "idm.width",
         "plan.num_first_frames", "plan.num_seeds", "plan.num_chunks", "plan.num_inference_steps",
         "generate.num_workers", "generate.threads_per_worker", "generate.max_attempts", "generate.limit",
-        "export.num_workers", "export.fps", "convert.num_workers",
+        "export.num_workers", "export.fps", "convert.num_workers", "check.num_workers",
     ), (1, math.inf)),
     **dict.fromkeys((
         "finetune.weight_decay", "finetune.max_grad_norm", "finetune.warmup_steps", "finetune.decay_from",

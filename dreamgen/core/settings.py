@@ -250,6 +250,14 @@ class ConvertSettings:
 
 
 @dataclass(frozen=True)
+class CheckSettings:
+    """A dataset, ours or not -> what a trainer would stumble over."""
+
+    fast: bool = option(False, "read metadata, tables and the packets of videos, and decode no picture")
+    num_workers: int | None = option(None, "processes; one a core when not given")
+
+
+@dataclass(frozen=True)
 class ReportSettings:
     """The run's page."""
 
@@ -274,6 +282,7 @@ class Settings:
     curate: CurateSettings = section(CurateSettings)
     export: ExportSettings = section(ExportSettings)
     convert: ConvertSettings = section(ConvertSettings)
+    check: CheckSettings = section(CheckSettings)
     report: ReportSettings = section(ReportSettings)
 
 

@@ -1,0 +1,217 @@
+"""The codes of findings: what each means, what a trainer makes of it, and the repair; the documentation is made of it.
+
+A code never changes its meaning: scripts read it from `dreamgen check --json`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Code:
+    """A kind of finding.
+
+    Args:
+        severity: error: a trainer fails or learns something false; warning: it may. A finding may be milder.
+        what: What is wrong.
+        consequence: What a trainer makes of it.
+        repair: What to do, where there is something to do; "" where the data must be made again.
+        fixable: `--fix` does it.
+        full_only: Seen only where everything is decoded, not with `--fast`.
+    """
+
+    severity: Severity
+    what: str
+    consequence: str
+    repair: str = ""
+    fixable: bool = False
+    full_only: bool = False
+
+
+ANY, LEROBOT, GROOT, HDF5 = "Any format", "LeRobot", "GR00T", "HDF5"
+EXPORT_AGAIN = "export or copy the dataset again"
+RECORD_AGAIN = "leave the episode out, or take it from its source again"
+
+CODES_BY_TOPIC: dict[str, dict[str, Code]] = {
+    ANY: {
+        "missing-file": Code("error", "a file that the metadata names does not exist",
+            "loading fails, or the episode is lost", EXPORT_AGAIN),
+        "unreadable-file": Code("error", "a file is cut off, or is not what its name says",
+            "readers that need the file fail", EXPORT_AGAIN),
+        "path-outside": Code("error", "a path leads out of the dataset",
+            "other files of the machine are read, or none", "name a path within the dataset"),
+        "missing-column": Code("error", "a column or array that readers need is not there", "readers that need it fail",
+            "index columns follow from the episodes; others must come from the source", fixable=True),
+        "vector-length": Code("error", "a vector has another length than its feature, or than in other episodes",
+            "loading fails, or episodes cannot be put into one batch", EXPORT_AGAIN),
+        "not-finite": Code("error", "an action or a state is NaN or infinite", "the loss becomes NaN", RECORD_AGAIN),
+        "row-count": Code("error", "an episode has more or fewer rows than its length says",
+            "pictures and actions do not belong together, or rows of another episode are read", EXPORT_AGAIN),
+        "picture-size": Code("error", "pictures have another size than the features, or than other episodes, say",
+            "models are built for the wrong size, or batches cannot be stacked", "correct the shape, or resize"),
+        "damaged-picture": Code("error", "a stored picture cannot be decoded",
+            "loading fails, or broken pictures are trained", RECORD_AGAIN),
+        "no-episodes": Code("error", "there is no episode", "there is nothing to train on"),
+        "unnamed-file": Code("warning", "a file that no metadata names",
+            "it is uploaded, and tools that list folders read it", "move it out of the dataset"),
+    },
+    LEROBOT: {
+        "unknown-version": Code("error", "codebase_version is none that readers know", "readers refuse the dataset",
+            "write v2.0, v2.1 or v3.0, whichever the layout is"),
+        "fps": Code("error", "the frame rate is no number above 0", "no frame can be found by its time",
+            "write the rate of the videos"),
+        "fps-differs": Code("error", "info.json, a camera's info and its video do not have one frame rate",
+            "pictures and actions run apart", "write the rate that the data were recorded at"),
+        "path-template": Code("error", "data_path or video_path cannot be filled in", "no file can be found",
+            "write the layout's own template"),
+        "feature": Code("error", "a feature of info.json is malformed", "the column cannot be read",
+            "give it a dtype, a shape, and a name without a slash"),
+        "feature-names": Code("warning", "a feature has more or fewer names than values", "names are mistaken",
+            "give one name a value"),
+        "float64": Code("warning", "a feature is stored in float64",
+            "batches mix float64 with a float32 model, and take twice the memory", "convert it to float32"),
+        "wrong-total": Code("error", "a total of info.json is not what was counted",
+            "loaders index past the end or leave episodes out", "count again", fixable=True),
+        "wrong-split": Code("error", "a split asks for episodes that do not exist, or cannot be read",
+            "loaders that follow the split fail", "name the episodes that exist", fixable=True),
+        "episode-entry": Code("error", "an entry of the episodes is malformed", "the episode cannot be found",
+            EXPORT_AGAIN),
+        "episode-duplicate": Code("error", "an episode is described twice", "readers count an episode twice",
+            "remove one of the entries"),
+        "episode-gap": Code("error", "an episode number is missing", "readers take another episode's entry",
+            "number the episodes from 0 without a gap"),
+        "episode-length": Code("error", "dataset_to_index - dataset_from_index is not the episode's length",
+            "windows run into the neighbouring episode", EXPORT_AGAIN),
+        "task-entry": Code("error", "a line of the task table is malformed", "an instruction is lost",
+            "write task_index and task"),
+        "task-duplicate": Code("error", "a task, or its number, stands twice in the task table",
+            "episodes get another task's instruction, or one instruction counts as two", "keep one of them"),
+        "task-order": Code("error", "tasks.parquet is not in the order of task_index",
+            "LeRobot takes the row's place for task_index, so episodes get another instruction", "sort the table"),
+        "task-unknown": Code("error", "a row's task_index is not in the task table", "the instruction cannot be found",
+            "add the task"),
+        "task-empty": Code("warning", "a task has no words", "a policy is trained without words",
+            "write an instruction"),
+        "episode-tasks": Code("error", "an episode's list of tasks is not the tasks of its rows",
+            "two readers train two different instructions", "list the tasks of its rows"),
+        "column-type": Code("error", "a column is stored in another type than its feature says",
+            "loading casts or fails", "store it as its feature says"),
+        "unnamed-column": Code("warning", "a column that is no feature", "readers refuse it or drop it",
+            "name it in info.json, or leave it out"),
+        "timestamp": Code("error", "timestamp[i] is not i / fps",
+            "the loader fails, or takes another frame's picture for this action", "write i / fps"),
+        "index": Code("error", "`index` does not count all rows without a gap", "rows are taken for those of others",
+            "count the rows again"),
+        "frame-index": Code("error", "`frame_index` does not count the episode's rows from 0",
+            "rows are taken for those of another frame", "count the rows again"),
+        "episode-index": Code("error", "`episode_index` of the rows is another episode's",
+            "actions of one episode go with the pictures of another", "put the files back in their places"),
+        "camera-without-files": Code("error", "a camera of info.json has no video at all", "loading fails",
+            "remove the feature from info.json, or add the videos"),
+        "damaged-video": Code("error", "a video ends early or cannot be decoded",
+            "loading fails, or broken pictures are trained", EXPORT_AGAIN),
+        "frame-count": Code("error", "an episode has another number of frames than rows",
+            "pictures and actions do not belong together", EXPORT_AGAIN),
+        "spare-frames": Code("warning", "a video has frames that no episode names",
+            "offsets may be wrong", "export again where the offsets are in doubt"),
+        "frame-time": Code("error", "a frame is not shown at its time", "the loader fails, or takes another frame",
+            "write the video again at a constant rate"),
+        "video-span": Code("error", "to_timestamp - from_timestamp is not length / fps",
+            "the next episode's frames are read, or frames are missed", EXPORT_AGAIN),
+        "video-overlap": Code("error", "two episodes claim the same frames of a video",
+            "one episode's frames are read as another's", EXPORT_AGAIN),
+        "video-swapped": Code("error", "the pictures of some episodes are each other's, going by their statistics",
+            "every action of these episodes is trained with a wrong picture", "put the videos in their places",
+            full_only=True),
+        "picture-statistics": Code("warning", "an episode's decoded pictures do not have the statistics it records",
+            "pictures may be another episode's, and are normalised by figures of others",
+            "compute the statistics again if the video is the right one", full_only=True),
+        "video-info": Code("warning", "a camera's info names another codec or pixel format than the video has",
+            "a wrong decoder may be chosen", "write what the video is"),
+        "statistics-missing": Code("error", "statistics, or a feature's or a figure of them, are not there",
+            "actions cannot be normalised", "compute them from the rows", fixable=True),
+        "statistics-length": Code("error", "a statistic has another length than its vector", "normalisation fails",
+            "compute it from the rows", fixable=True),
+        "statistics-not-finite": Code("error", "a statistic is not a finite number", "actions become NaN",
+            "compute it from the rows", fixable=True),
+        "statistics-differ": Code("warning", "the statistics are those of other rows",
+            "actions are scaled by the figures of other data", "compute them from the rows", fixable=True),
+        "episode-statistics-differ": Code("error", "an episode's recorded statistics are those of other rows",
+            "the rows of episodes were swapped or changed, so actions may go with the wrong pictures",
+            "find out which of the two is right"),
+    },
+    GROOT: {
+        "modality-missing": Code("warning", "there is no modality.json", "GR00T cannot read the dataset",
+            "write one, where GR00T is to read it"),
+        "modality-entry": Code("error", "modality.json is malformed or names a feature that does not exist",
+            "GR00T cannot read the dataset", "name the features of info.json"),
+        "modality-slice": Code("error", "a slice of modality.json lies outside its vector, or is empty",
+            "GR00T reads a shorter part than it is told, or none", "0 <= start < end <= size of the vector"),
+        "annotation-column": Code("error", "an annotation of modality.json has no column",
+            "GR00T cannot read the dataset", "add the column, or leave the annotation out"),
+        "annotation-list": Code("error", "annotation cells are not one whole number each",
+            "GR00T takes a list for an index and fails", "store one index of tasks.jsonl a row"),
+        "annotation-unknown": Code("error", "an annotation is no index of tasks.jsonl",
+            "the instruction cannot be found", "add the task"),
+        "names-pairing": Code("error", "a camera's axis names go with the other of info and video_info",
+            "GR00T N1 cannot read the camera",
+            "[height, width, channel] with video_info, or [height, width, channels] with info"),
+        "groot-count": Code("error", "GR00T's stats.json holds a count",
+            "GR00T cuts it to a modality's slice like the others, and fails", "compute the file from the rows",
+            fixable=True),
+    },
+    HDF5: {
+        "hdf5-layout": Code("error", "a group that the format needs is not there", "no reader knows the file",
+            EXPORT_AGAIN),
+        "hdf5-attribute": Code("error", "an attribute that readers need is missing or malformed", "readers fail",
+            "write the attribute"),
+        "hdf5-total": Code("error", "`total` or `num_samples` is not what was counted",
+            "progress and sampling are counted wrongly", "count again", fixable=True),
+        "demo-name": Code("error", "a demo is not called demo_<number>",
+            "robomimic sorts demos by the number and fails", "rename the group"),
+        "mask": Code("error", "a mask is no list of demos, or names one that does not exist",
+            "the split cannot be loaded", "name the demos that exist"),
+        "mask-overlap": Code("warning", "demos are both in the training and in the validation mask",
+            "validation sees training data", "leave them in one mask"),
+        "action-range": Code("error", "a robomimic action is outside [-1, 1]",
+            "policies that end in tanh cannot reach it", "scale the actions"),
+        "keys-differ": Code("error", "observations or cameras differ between episodes",
+            "a loader that takes them from the first episode fails on another", EXPORT_AGAIN),
+        "picture-type": Code("error", "pictures are not uint8 (N, H, W, channels)",
+            "readers divide by 255 and swap axes", "store uint8 pictures, channels last"),
+        "soft-link": Code("warning", "data behind a soft link", "what it points at was not checked",
+            "store the data itself"),
+        "length-varies": Code("warning", "ACT episodes have different lengths",
+            "ACT's own loader stacks whole episodes and fails; its successors pad them",
+            "write episodes of equal length where the first ACT is to read them"),
+    },
+}  # fmt: skip
+
+CODES: dict[str, Code] = {name: code for topic in CODES_BY_TOPIC.values() for name, code in topic.items()}
+
+
+def markdown() -> str:
+    """Return the tables of the documentation, one a topic."""
+    parts = []
+    for topic, codes in CODES_BY_TOPIC.items():
+        rows = [f"| `{name}` | {code.severity} | {_what(code)} | {code.consequence} | {_repair(code)} |"
+                for name, code in codes.items()]  # fmt: skip
+        parts.append("\n".join([f"### {topic}", "", "| code | | what is wrong | consequence | repair |",
+                                "|---|---|---|---|---|", *rows]))  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _what(code: Code) -> str:
+    return code.what + (" (not seen with `--fast`)" if code.full_only else "")
+
+
+def _repair(code: Code) -> str:
+    return code.repair + (" (`--fix`)" if code.fixable else "")
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

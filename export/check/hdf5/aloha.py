@@ -1,0 +1,183 @@
+"""ACT's HDF5, as ALOHA records it: one file an episode, frames as pixels or as padded JPEGs.
+
+Axes: T frames, D joints, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from export.check.findings import Findings
+from export.check.hdf5.arrays import (
+    DAMAGE,
+    array_at,
+    arrays,
+    check_finite,
+    check_jpegs,
+    check_links,
+    check_pictures,
+    group_at,
+    open_hdf5,
+)
+from export.check.lerobot.layout import BACKUP
+from export.check.parallel import workers
+
+EPISODE = re.compile(r"episode_(0|[1-9]\d*)\.hdf5")
+ALLOWED = re.compile(
+    r"(README|LICENSE|\.git).*|dataset_stats\.pkl|.*\.json|episode_\d+_.*\.(mp4|png)|.*" + re.escape(BACKUP) + ".*"
+)
+NEEDED = ("action", "observations/qpos", "observations/qvel")
+FILES_AT_ONCE = 2
+
+
+@dataclass(frozen=True)
+class AlohaCheck:
+    """What every process needs to check some files."""
+
+    root: Path
+    fast: bool
+
+
+@dataclass(frozen=True)
+class AlohaEpisode:
+    """What one file holds: its length, the lengths of its vectors, and height and width of each camera."""
+
+    file: str
+    length: int | None
+    vectors: dict[str, int] = field(default_factory=dict)
+    cameras: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+
+
+def aloha_files(folder: Path) -> list[str]:
+    """Return the names of a folder's episodes in the order of their numbers."""
+    found = [match for path in folder.glob("episode_*.hdf5") if (match := EPISODE.fullmatch(path.name))]
+    return [match[0] for match in sorted(found, key=lambda match: int(match[1]))]
+
+
+def check_aloha(root: Path, names: list[str], fast: bool, num_workers: int | None, findings: Findings) -> None:
+    """Check a folder of episodes, or one of its files.
+
+    Args:
+        root: The folder.
+        names: The files, in the order of their numbers.
+    """
+    whole_folder = len(names) > 1 or aloha_files(root) == names
+    if whole_folder:
+        numbers = [int(EPISODE.fullmatch(name)[1]) for name in names]
+        if gaps := sorted(set(range(len(names))) - set(numbers)):
+            findings.add("episode-gap", f"episode_{gaps[0]}.hdf5", "", "it does not exist",
+                         f"{len(names)} episodes from 0 without a gap")  # fmt: skip
+        for path in sorted(root.iterdir()):
+            if path.name not in names and not ALLOWED.fullmatch(path.name):
+                findings.add("unnamed-file", path.name, "", "a file", "only episode_<number>.hdf5")
+    episodes: list[AlohaEpisode] = []
+    items = [names[begin : begin + FILES_AT_ONCE] for begin in range(0, len(names), FILES_AT_ONCE)]
+    with workers(num_workers, AlohaCheck(root, fast)) as processes:
+        for found, of_item in processes.map(check_aloha_files, items, "check episodes", "episodes"):
+            findings.merge(found)
+            episodes += of_item
+    _check_alike(episodes, findings)
+
+
+def check_aloha_files(check: AlohaCheck, names: list[str]) -> tuple[Findings, list[AlohaEpisode]]:
+    """Check some episodes; called in whichever process."""
+    findings, episodes = Findings(), []
+    for name in names:
+        file = open_hdf5(check.root / name, name, findings)
+        if file is None:
+            continue
+        with file:
+            try:
+                episodes.append(_check_episode(name, file, check.fast, findings))
+            except DAMAGE as error:
+                findings.add("unreadable-file", name, "", f"{type(error).__name__}: {error}", "readable arrays")
+    return findings, episodes
+
+
+def _check_episode(name: str, file: h5py.File, fast: bool, findings: Findings) -> AlohaEpisode:
+    check_links(name, file, findings)
+    if not isinstance(file.attrs.get("sim"), bool | np.bool_ | int | np.integer):
+        findings.add("hdf5-attribute", name, "sim", file.attrs.get("sim"), "True or False")
+    if group_at(file, "observations") is None:
+        findings.add("hdf5-layout", name, "", f"groups {list(file)[:10]}", "the group observations")
+        return AlohaEpisode(name, None)
+    vectors, length = {}, None
+    for where in NEEDED:
+        array = array_at(file, where)
+        if array is None:
+            findings.add("missing-column", name, where, "none", "(T, D)", fixable=False)
+            continue
+        if array.ndim != 2:
+            findings.add("vector-length", name, where, array.shape, "(T, D)")
+            continue
+        vectors[where] = array.shape[1]
+        length = len(array) if length is None else length
+        if len(array) != length:
+            findings.add("row-count", name, where, f"{len(array)} rows", f"{length}, as action has")
+        if check_finite(name, where, array, findings) and len(array) == 0:
+            findings.add("row-count", name, where, "0 rows", "at least one")
+    for where, array in arrays(file):
+        if where not in NEEDED and not where.startswith("observations/images/") and where != "compress_len":
+            if array.ndim and length is not None and len(array) != length:
+                findings.add("row-count", name, where, f"{len(array)} rows", f"{length}, as action has")
+            check_finite(name, where, array, findings)
+    return AlohaEpisode(name, length, vectors, _check_cameras(name, file, length, fast, findings))
+
+
+def _check_cameras(
+    name: str, file: h5py.File, length: int | None, fast: bool, findings: Findings
+) -> dict[str, tuple[int, int] | None]:
+    images = group_at(file["observations"], "images")
+    cameras = {} if images is None else {key: array_at(images, key) for key in images}
+    compressed = bool(file.attrs.get("compress", False))
+    if not cameras:
+        findings.add("missing-column", name, "observations/images", "no camera", "at least one", fixable=False)
+    sizes = {}
+    for camera, array in cameras.items():
+        where = f"observations/images/{camera}"
+        if array is None or array.ndim == 0:
+            findings.add("picture-type", name, where, "no array", "uint8 (T, H, W, 3)")
+            continue
+        if length is not None and len(array) != length:
+            findings.add("row-count", name, where, f"{len(array)} frames", f"{length}, as action has rows")
+        if compressed:
+            sizes[camera] = check_jpegs(name, where, array, fast, findings)
+        else:
+            check_pictures(name, where, array, fast, findings)
+            sizes[camera] = array.shape[1:3] if array.ndim == 4 else None
+    return sizes
+
+
+def _check_alike(episodes: list[AlohaEpisode], findings: Findings) -> None:
+    """Compare each episode with what most have: ACT takes joints, cameras and sizes from its settings, once."""
+    whole = [episode for episode in episodes if episode.length is not None]
+    if not whole:
+        return
+
+    def usual(values):
+        return Counter(values).most_common(1)[0][0]
+
+    cameras = usual(frozenset(episode.cameras) for episode in whole)
+    sizes = {camera: usual(episode.cameras.get(camera) for episode in whole) for camera in cameras}
+    vectors = {where: usual(episode.vectors.get(where) for episode in whole) for where in NEEDED}
+    for episode in whole:
+        if set(episode.cameras) != cameras:
+            findings.add("keys-differ", episode.file, "observations/images", sorted(episode.cameras),
+                         f"{sorted(cameras)}, as most episodes have")  # fmt: skip
+        for camera, size in episode.cameras.items():
+            if sizes.get(camera) not in (None, size) and size is not None:
+                findings.add("picture-size", episode.file, f"observations/images/{camera}", size,
+                             f"{sizes[camera]}, as most episodes have")  # fmt: skip
+        for where, length in episode.vectors.items():
+            if vectors[where] not in (None, length):
+                findings.add("vector-length", episode.file, where, f"{length} values",
+                             f"{vectors[where]}, as most episodes have")  # fmt: skip
+    lengths = sorted({episode.length for episode in whole})
+    if len(lengths) > 1:
+        findings.add("length-varies", "the dataset", "action", f"{lengths[0]} to {lengths[-1]} frames", "one length")

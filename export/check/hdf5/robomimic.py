@@ -1,0 +1,189 @@
+"""robomimic HDF5: every demo's arrays against its number of samples, its ranges, and the masks.
+
+Axes: N samples, A action, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from export.check.findings import Findings
+from export.check.hdf5.arrays import (
+    DAMAGE,
+    ROWS_AT_ONCE,
+    array_at,
+    arrays,
+    check_finite,
+    check_links,
+    check_pictures,
+    group_at,
+    open_hdf5,
+    whole,
+)
+from export.check.parallel import Workers, workers
+
+DEMOS_AT_ONCE = 8
+NOT_A_ROW_EACH = ("initial_state/", "datagen_info/")  # Isaac Lab's; robomimic does not read them
+
+
+@dataclass(frozen=True)
+class RobomimicCheck:
+    """What every process needs to check some demos."""
+
+    path: Path
+    fast: bool
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What one demo holds.
+
+    Args:
+        num_samples: As its attribute says, or None.
+        shapes: Of one row of its actions and observations, by path; bytes for pictures.
+    """
+
+    num_samples: int | None
+    shapes: dict[str, tuple[int, ...]]
+
+
+def check_robomimic(path: Path, fast: bool, num_workers: int | None, findings: Findings) -> None:
+    """Check a robomimic file; nothing that it links to outside its folder is opened."""
+    file = open_hdf5(path, path.name, findings)
+    if file is None:
+        return
+    with file:
+        check_links(path.name, file, findings)
+        data = group_at(file, "data")
+        if data is None:
+            findings.add("hdf5-layout", path.name, "", f"groups {list(file)[:10]}", "the group data")
+            return
+        _check_env_args(path.name, data, findings)
+        keys = [key for key in data if group_at(data, key) is not None]
+        if not keys:
+            findings.add("no-episodes", path.name, "data", "no demo", "demo_0, demo_1 ...")
+        for key in (key for key in keys if not re.fullmatch(r"demo_\d+", key)):
+            findings.add("demo-name", path.name, key, key, "demo_<number>")
+        total = data.attrs.get("total")
+        _check_masks(path.name, file, set(keys), findings)
+    # The file is closed before processes open it: HDF5 keeps locks and caches of its own.
+    with workers(num_workers, RobomimicCheck(path, fast)) as processes:
+        demos = _check_demos(processes, keys, findings)
+    counted = sum(demo.num_samples or 0 for demo in demos.values())
+    if len(demos) == len(keys) and whole(total) != counted:
+        findings.add("hdf5-total", path.name, "data, total", total, f"{counted}, as counted")
+    _check_alike(path.name, demos, findings)
+
+
+def _check_demos(processes: Workers, keys: list[str], findings: Findings) -> dict[str, Demo]:
+    demos: dict[str, Demo] = {}
+    items = [keys[begin : begin + DEMOS_AT_ONCE] for begin in range(0, len(keys), DEMOS_AT_ONCE)]
+    for found, of_item in processes.map(check_demos, items, "check demos", "demos"):
+        findings.merge(found)
+        demos |= of_item
+    return demos
+
+
+def check_demos(check: RobomimicCheck, keys: list[str]) -> tuple[Findings, dict[str, Demo]]:
+    """Check some demos; called in whichever process."""
+    findings, demos, name = Findings(), {}, check.path.name
+    with h5py.File(check.path, "r") as file:
+        for key in keys:
+            try:
+                demos[key] = _check_demo(name, key, group_at(file["data"], key), check.fast, findings)
+            except DAMAGE as error:
+                findings.add("unreadable-file", name, key, f"{type(error).__name__}: {error}", "readable arrays")
+    return findings, demos
+
+
+def _check_env_args(name: str, data: h5py.Group, findings: Findings) -> None:
+    text = data.attrs.get("env_args")
+    try:
+        args = json.loads(text) if isinstance(text, str | bytes) else None
+    except ValueError:
+        args = None
+    wanted = {"env_name", "type", "env_kwargs"}
+    if not isinstance(args, dict) or wanted - set(args):
+        findings.add("hdf5-attribute", name, "data, env_args", text, f"JSON with {', '.join(sorted(wanted))}")
+
+
+def _check_demo(name: str, key: str, demo: h5py.Group, fast: bool, findings: Findings) -> Demo:
+    num_samples = whole(demo.attrs.get("num_samples"))
+    actions = array_at(demo, "actions")
+    num_actions = len(actions) if actions is not None and actions.ndim else None
+    if num_samples is None:
+        findings.add("hdf5-attribute", name, key, f"num_samples {demo.attrs.get('num_samples')}", "a whole number")
+    elif num_actions not in (None, num_samples):
+        findings.add("hdf5-total", name, f"{key}, num_samples", num_samples, f"{num_actions}, as it has actions")
+    if actions is None:
+        findings.add("missing-column", name, f"{key}/actions", "none", "(N, A)", fixable=False)
+    elif actions.ndim != 2:
+        findings.add("vector-length", name, f"{key}/actions", actions.shape, "(N, A)")
+    num_rows = num_samples if num_actions is None else num_actions
+    found = [(where, array) for where, array in arrays(demo) if not where.startswith(NOT_A_ROW_EACH)]
+    shapes = {}
+    for where, array in found:
+        if array.ndim == 0 or (num_rows is not None and len(array) != num_rows):
+            findings.add("row-count", name, f"{key}/{where}", f"shape {array.shape}", f"{num_rows} rows")
+        elif where.startswith(("obs/", "next_obs/")) and array.ndim == 4:
+            check_pictures(name, f"{key}/{where}", array, fast, findings)
+        elif check_finite(name, f"{key}/{where}", array, findings) and where == "actions":
+            _check_range(name, f"{key}/actions", array, findings)
+        if array.ndim and where.startswith(("obs/", "next_obs/", "actions")):
+            shapes[where] = array.shape[1:]
+    for where in ("rewards", "dones"):
+        if array_at(demo, where) is None:
+            findings.add("missing-column", name, f"{key}/{where}", "none", "one number a sample", fixable=False)
+    if not any(where.startswith("obs/") for where, _ in found):
+        findings.add("missing-column", name, f"{key}/obs", "none", "at least one observation", fixable=False)
+    return Demo(num_rows, shapes)
+
+
+def _check_range(name: str, where: str, actions: h5py.Dataset, findings: Findings) -> None:
+    for begin in range(0, len(actions), ROWS_AT_ONCE):
+        size_N = np.abs(actions[begin : begin + ROWS_AT_ONCE]).reshape(-1, actions.size // len(actions)).max(axis=1)
+        if len(size_N) and size_N.max() > 1 + 1e-6:
+            row = int(np.argmax(size_N))
+            findings.add("action-range", name, f"{where}, row {begin + row}", f"{size_N[row]:g}", "within -1 and 1")
+            return
+
+
+def _check_alike(name: str, demos: dict[str, Demo], findings: Findings) -> None:
+    """Compare each demo's keys and shapes with those that most have."""
+    if not demos:
+        return
+    usual_keys = Counter(frozenset(demo.shapes) for demo in demos.values()).most_common(1)[0][0]
+    usual = {where: Counter(demo.shapes.get(where) for demo in demos.values()).most_common(1)[0][0]
+             for where in usual_keys}  # fmt: skip
+    for key, demo in demos.items():
+        lacking, spare = usual_keys - set(demo.shapes) - {"actions"}, set(demo.shapes) - usual_keys - {"actions"}
+        if (lacking or spare) and any(where.startswith("obs/") for where in demo.shapes):
+            findings.add("keys-differ", name, key, f"without {sorted(lacking)}, with {sorted(spare)}",
+                         "the observations that most demos have")  # fmt: skip
+        for where, shape in demo.shapes.items():
+            if usual.get(where) not in (None, shape):
+                code = "picture-size" if len(shape) == 3 else "vector-length"
+                findings.add(code, name, f"{key}/{where}", shape, f"{usual[where]}, as most demos have")
+
+
+def _check_masks(name: str, file: h5py.File, demos: set[str], findings: Findings) -> None:
+    masks, sets = group_at(file, "mask"), {}
+    for key in masks if masks is not None else ():
+        array = array_at(masks, key)
+        if array is None or array.ndim != 1 or array.dtype.kind not in "SO":
+            findings.add("mask", name, f"mask/{key}", "no list of names", "byte strings")
+            continue
+        names = {v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in array[...]}
+        sets[key] = names
+        for missing in sorted(names - demos):
+            findings.add("mask", name, f"mask/{key}", missing, "the name of a demo")
+    both = sets.get("train", set()) & sets.get("valid", set())
+    if both:
+        findings.add("mask-overlap", name, "mask", f"{len(both)} demos in train and valid", "none")
