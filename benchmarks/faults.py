@@ -73,14 +73,14 @@ def main() -> None:
         try:
             nodes = [add_node(cluster) for _ in range(args.nodes)]
             driver = start_driver(cluster, undisturbed)
-            assert driver.wait(PATIENCE_S) == 0, driver.stderr.read()
+            assert driver.wait(PATIENCE_S) == 0, "the undisturbed run failed"
             begun_s = time.monotonic()
-            driver_starts, say = disturb(cluster, nodes, disturbed, kills)
+            driver_starts, events = disturb(cluster, nodes, disturbed, kills)
             elapsed_s = time.monotonic() - begun_s
         finally:
             cluster.shutdown()
         figures = {"seed": args.seed, "elapsed_s": round(elapsed_s, 1), "driver_starts": driver_starts}
-        figures |= compare(disturbed, undisturbed) | {"kills": [asdict(kill) for kill in kills], "events": say}
+        figures |= compare(disturbed, undisturbed) | {"kills": [asdict(kill) for kill in kills], "events": events}
     if args.out:
         Path(args.out).write_text(json.dumps(figures, indent=1) + "\n")
     counts = Counter(kill.kind for kill in kills)
@@ -125,7 +125,7 @@ def start_driver(cluster: Cluster, run: RunFolder) -> subprocess.Popen:
     """Begin, or go on with, making clips."""
     return subprocess.Popen(
         [sys.executable, "-m", "dreamgen", "generate", "--out", str(run.root)],
-        cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=REPOSITORY, stdout=subprocess.DEVNULL, start_new_session=True,
         env={**os.environ, "RAY_ADDRESS": cluster.address},
     )  # fmt: skip
 
@@ -138,11 +138,16 @@ def disturb(cluster: Cluster, nodes: list[Any], run: RunFolder, kills: list[Kill
     """
     driver, num_starts, events = start_driver(cluster, run), 1, []
     begun_s = time.monotonic()
+
+    def say(what: str) -> None:
+        events.append(f"{time.monotonic() - begun_s:.1f} s: {what}")
+        print(events[-1], file=sys.stderr, flush=True)
+
     try:
         for kill in kills:
             while not is_due(kill, run):
                 if driver.poll() is not None:  # it gave up, or is done but for what it set aside
-                    events.append(f"{time.monotonic() - begun_s:.1f} s: a driver ended with {driver.returncode}")
+                    say(f"a driver ended with {driver.returncode}")
                     driver, num_starts = start_driver(cluster, run), num_starts + 1
                 assert time.monotonic() - begun_s < PATIENCE_S * 2, "no progress"
                 time.sleep(0.02)
@@ -158,18 +163,17 @@ def disturb(cluster: Cluster, nodes: list[Any], run: RunFolder, kills: list[Kill
                 nodes.append(add_node(cluster))
                 victim = "node"
             else:
-                pid = wait_for_worker(nodes, kill.pick)
+                pid = wait_for_worker(nodes, kill.pick, driver)
                 os.kill(pid, signal.SIGKILL)
                 victim = f"worker {pid}"
-            events.append(f"{time.monotonic() - begun_s:.1f} s: killed {victim} at {num_ok(run)} clips")
+            say(f"killed {victim} at {num_ok(run)} clips")
         while (status := driver.wait(PATIENCE_S)) != 0 and num_starts < len(kills) + 9:
-            events.append(f"{time.monotonic() - begun_s:.1f} s: a driver ended with {status}")
+            say(f"a driver ended with {status}")
             driver, num_starts = start_driver(cluster, run), num_starts + 1
     finally:
         if driver.poll() is None:
             driver.kill()
-        stderr = driver.communicate()[1]
-    assert driver.returncode == 0, stderr
+    assert driver.returncode == 0, f"the clips were not done after {num_starts} drivers"
     return num_starts, events
 
 
@@ -183,16 +187,16 @@ def num_ok(run: RunFolder) -> int:
     return len({clip_id for clip_id, _ in ok_records(run)})
 
 
-def wait_for_worker(nodes: list[Any], pick: float) -> int:
+def wait_for_worker(nodes: list[Any], pick: float, driver: subprocess.Popen) -> int:
     """Return the process of a worker of these nodes; they are few while others load."""
     deadline_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline_s:
+    while time.monotonic() < deadline_s and driver.poll() is None:
         raylets = {p.process.pid for node in nodes for p in node.all_processes["raylet"]}
         workers = sorted(pid for pid, parent, name in processes() if parent in raylets and "ray::Dreamer" in name)
         if workers:
             return workers[int(pick * len(workers))]
         time.sleep(0.05)
-    raise AssertionError("no worker within the time")
+    raise AssertionError("no worker to kill: more --clips or --steps leave more time for the kills")
 
 
 def processes() -> list[tuple[int, int, str]]:
@@ -250,7 +254,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the schedule")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--clips", type=int, default=120, help="a multiple of 3")
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps of a clip: its length in time")
+    parser.add_argument("--steps", type=int, default=120, help="denoising steps of a clip: its length in time")
     parser.add_argument("--nodes", type=int, default=3, help="each has room for one worker")
     parser.add_argument("--out", help="write the figures and what happened when as JSON")
     return parser.parse_args()
