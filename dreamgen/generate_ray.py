@@ -91,6 +91,8 @@ def generate(settings: Settings, dry_run: bool = False) -> StageResult:
         notes.append(
             f"{len(left) - len(fitting)} jobs were planned for another model, adapter or precision and were left out"
         )
+    if pool.num_swaps:
+        notes.append(f"workers changed their adapter {pool.num_swaps} times")
     if all_failed(statuses):
         notes.append(f"the first {len(statuses)} clips all failed, so no more were begun")
     if was_interrupted:
