@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 # Read when Ray starts: no reports to its makers.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
-import torch
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.progress import log
@@ -24,11 +23,26 @@ _SILENT = {"include_dashboard": False, "log_to_driver": False, "logging_level": 
 
 @dataclass(frozen=True)
 class PoolSize:
-    """How many workers there are and what Ray sets aside for each."""
+    """How many workers there are and what Ray sets aside for each.
+
+    Args:
+        num_workers: As asked for, or as many as have room at the start.
+        gpus_per_worker: May be a fraction; 0 on the CPU.
+        cpus_per_worker: May be a fraction.
+        resources_per_worker: Ray's custom resources.
+        is_fixed: False if there are to be as many as have room, also when nodes join or leave.
+    """
 
     num_workers: int
     gpus_per_worker: float
     cpus_per_worker: float
+    resources_per_worker: dict[str, float] = field(default_factory=dict)
+    is_fixed: bool = True
+
+    def needs(self) -> dict[str, float]:
+        """Return what one worker takes of a node."""
+        needs = {"GPU": self.gpus_per_worker, "CPU": self.cpus_per_worker, **self.resources_per_worker}
+        return {name: need for name, need in needs.items() if need}
 
 
 @contextmanager
@@ -55,45 +69,93 @@ def ray_pool_size(settings: GenerateSettings, device: str) -> Iterator[PoolSize]
         )
     was_running = ray.is_initialized()
     is_ours = not was_running and not os.environ.get("RAY_ADDRESS")
-    num_local_gpus = 0 if device == "cpu" else torch.cuda.device_count()
     if is_ours:
-        size = _pool_size(settings, device, num_local_gpus)
-        num_cpus = math.ceil(size.num_workers * size.cpus_per_worker)
-        # 80 MB: what travels is jobs and records, never pixels.
-        ray.init(address="local", num_cpus=num_cpus, num_gpus=num_local_gpus, object_store_memory=80 * 2**20, **_SILENT)
+        _start(settings, device)
     elif not was_running:
         ray.init(**_SILENT)
     try:
-        resources = ray.cluster_resources()
-        size = _pool_size(settings, device, resources.get("GPU", 0))
-        _check_room(size, resources, is_ours)
+        nodes = alive_nodes()
+        size = _pool_size(settings, device, nodes)
+        _check_room(size, nodes, is_ours)
         yield size
     finally:
         if not was_running:
             ray.shutdown()
 
 
-def _pool_size(settings: GenerateSettings, device: str, num_gpus: float) -> PoolSize:
-    gpus_per_worker = 0.0 if device == "cpu" or num_gpus == 0 else settings.gpus_per_worker
+def alive_nodes() -> list[dict[str, float]]:
+    """Return what each node of the cluster has in all, in Ray's units."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def is_node_alive(node_id: str) -> bool:
+    """Say whether a node is part of the cluster now."""
+    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+
+
+def num_workers_wanted(size: PoolSize, nodes: Sequence[dict[str, float]]) -> int:
+    """Return how many workers there should be now: a fixed number, or as many as the nodes of now have room for."""
+    return size.num_workers if size.is_fixed else room(size, nodes)
+
+
+def room(size: PoolSize, nodes: Sequence[dict[str, float]]) -> int:
+    """Return how many workers have room, node by node: none may lie across two nodes or, as a fraction, two GPUs."""
+    return sum(_room_on(node, size.needs()) for node in nodes)
+
+
+def _room_on(node: dict[str, float], needs: dict[str, float]) -> int:
+    places = []
+    for name, need in needs.items():
+        has = node.get(name, 0.0) + 1e-9  # fractions are not exact: three thirds fill a GPU
+        places.append(int(has) * int((1 + 1e-9) / need) if name == "GPU" and need < 1 else int(has / need))
+    return min(places, default=0)
+
+
+def _start(settings: GenerateSettings, device: str) -> None:
+    import torch
+
+    num_gpus = 0 if device == "cpu" else torch.cuda.device_count()
+    node = {"GPU": float(num_gpus), "CPU": math.inf, **settings.resources_per_worker}
+    size = _pool_size(settings, device, [node])
+    ray.init(
+        address="local",
+        num_cpus=max(1, math.ceil(size.num_workers * size.cpus_per_worker)),
+        num_gpus=num_gpus,
+        resources={name: need * size.num_workers for name, need in size.resources_per_worker.items()},
+        object_store_memory=80 * 2**20,  # what travels is jobs and records, never pixels
+        **_SILENT,
+    )
+
+
+def _pool_size(settings: GenerateSettings, device: str, nodes: Sequence[dict[str, float]]) -> PoolSize:
+    num_gpus = sum(node.get("GPU", 0) for node in nodes)
     if device == "cuda" and num_gpus == 0:
         raise UserError("model.device asks for a GPU and Ray knows of none", next_step="dreamgen doctor")
-    num_workers = settings.num_workers
-    if num_workers is None:
-        num_workers = max(1, int(num_gpus / gpus_per_worker)) if gpus_per_worker else 1
-    if num_workers < 1:
-        raise UserError("generate.num_workers is too small", actual=num_workers, allowed="at least 1")
-    return PoolSize(num_workers, gpus_per_worker, settings.cpus_per_worker)
+    if settings.num_workers is not None and settings.num_workers < 1:
+        raise UserError("generate.num_workers is too small", actual=settings.num_workers, allowed="at least 1")
+    gpus = 0.0 if device == "cpu" or num_gpus == 0 else settings.gpus_per_worker
+    size = PoolSize(1, gpus, settings.cpus_per_worker, dict(settings.resources_per_worker))
+    if settings.num_workers is not None:
+        return replace(size, num_workers=settings.num_workers)
+    if not gpus and not size.resources_per_worker:
+        return size  # on the CPU one worker is enough unless more are asked for
+    return replace(size, num_workers=max(1, room(size, nodes)), is_fixed=False)
 
 
-def _check_room(size: PoolSize, resources: dict[str, float], is_ours: bool) -> None:
-    needs = {"GPU": size.gpus_per_worker, "CPU": size.cpus_per_worker}
-    room = min((int(resources.get(name, 0) / need) for name, need in needs.items() if need), default=size.num_workers)
-    if room < 1 or (is_ours and room < size.num_workers):
+def _check_room(size: PoolSize, nodes: Sequence[dict[str, float]], is_ours: bool) -> None:
+    has_room_for = room(size, nodes)
+    if has_room_for < 1 or (is_ours and has_room_for < size.num_workers):
+        needs = size.needs()
         raise UserError(
-            f"there is room for {room} of {size.num_workers} workers",
-            actual=", ".join(f"{resources.get(name, 0):g} {name}" for name in needs),
-            allowed=", ".join(f"{need:g} {name} a worker" for name, need in needs.items() if need),
-            next_step="--generate.num_workers, --generate.gpus_per_worker or --generate.cpus_per_worker",
+            f"there is room for {has_room_for} of {size.num_workers} workers",
+            actual="; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in needs) for node in nodes[:8])
+            + (f" on the first 8 of {len(nodes)} nodes" if len(nodes) > 8 else ""),
+            allowed=", ".join(f"{need:g} {name}" for name, need in needs.items()) + " a worker, on one node",
+            next_step="--generate.num_workers, --generate.gpus_per_worker, --generate.cpus_per_worker or "
+            "--generate.resources_per_worker",
         )
-    if room < size.num_workers:
-        log(f"generate: the cluster has room for {room} of {size.num_workers} workers now; others start as nodes join")
+    if has_room_for < size.num_workers:
+        log(
+            f"generate: the cluster has room for {has_room_for} of {size.num_workers} workers now; "
+            "others start as nodes join"
+        )

@@ -1,131 +1,27 @@
-"""A fixed pool of Ray actors that each hold one model: hands out jobs, tries again what failed, replaces what died."""
+"""A pool of Ray actors that each hold one model: hands out jobs, tries again what failed, replaces what died."""
 
 from __future__ import annotations
 
-import itertools
-import signal
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import ray
-import torch
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayTaskError
 
-from dreamgen.core.environment import DEFAULTS
 from dreamgen.core.errors import UserError
 from dreamgen.core.progress import log
-from dreamgen.core.records import Job, JournalRecord
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import GenerateSettings, ModelSettings
-from dreamgen.generate import STAGE
-from dreamgen.generate_clip import encode_prompt, make_clip
-from dreamgen.generate_cluster import PoolSize
-from dreamgen.generate_maker import ClipMaker
-from dreamgen.generate_texts import PromptTask
-from dreamgen.models.world import WorldModelSource, drop_text_encoder, load_text_encoder, load_world_model
+from dreamgen.core.records import JournalRecord
+from dreamgen.core.settings import GenerateSettings
+from dreamgen.generate_actors import DEATHS, Actors, Event, Worker
+from dreamgen.generate_cluster import PoolSize, alive_nodes, is_node_alive, num_workers_wanted
+from dreamgen.generate_faults import ClipTimes, HungWorker, first_line, is_gpu_fault, killer_record
+from dreamgen.generate_schedule import DEPTH, LOOK_AHEAD, Schedule
 
-# What Ray raises when a process or a node is gone; an error of our own code is a RayTaskError.
-DEATHS = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
 WAIT_S = 0.5
-
-
-@dataclass(frozen=True)
-class Load:
-    """What every worker loads.
-
-    Args:
-        source: The world model; a folder's path is absolute.
-        model: Precision, device and guardrail.
-        run: With an absolute root.
-        several_adapters: Whether the jobs ask for more than one.
-        compiled: Compile the transformer's blocks where there is a GPU.
-    """
-
-    source: WorldModelSource
-    model: ModelSettings
-    run: RunFolder
-    several_adapters: bool
-    compiled: bool
-
-
-class Dreamer:
-    """The actor: loads once, then encodes a prompt or makes a clip at a time."""
-
-    def load(self, what: Load, num_threads: int, without_gpu: bool) -> None:
-        """Load the model; a worker that Ray gave no GPU stays off the GPUs that it can see.
-
-        Raises:
-            UserError: as `load_world_model` does, or if the GPU has no room for the model.
-        """
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle; the clip in hand is finished
-        torch.set_num_threads(num_threads)
-        device = torch.device("cpu") if without_gpu else None
-        self.what = what
-        with _room_for_the_model():
-            pipe = load_world_model(what.source, what.model, device=device, text_encoder=False)
-        compiled = what.compiled and pipe.device.type == "cuda"
-        self.maker = ClipMaker(pipe, what.run, what.several_adapters, compiled)
-
-    def make(self, task: Job | PromptTask) -> JournalRecord:
-        """Encode a prompt or make a clip, and say how it went. All prompts come before the first clip."""
-        pipe = self.maker.pipe
-        if isinstance(task, Job):
-            if pipe.text_encoder is not None:
-                drop_text_encoder(pipe)
-            return make_clip(self.maker, task)
-        if pipe.text_encoder is None:
-            with _room_for_the_model():
-                load_text_encoder(pipe, self.what.source, self.what.model)
-        return encode_prompt(self.maker, task)
-
-
-@contextmanager
-def _room_for_the_model() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            "the GPU has no room for a worker's copy of the model",
-            actual=str(error).split(". ")[0],
-            next_step="fewer workers a GPU (--generate.gpus_per_worker=1), or a GPU that nothing else uses",
-        ) from None
-
-
-@dataclass(frozen=True)
-class Worker:
-    """A started actor.
-
-    Args:
-        number: Unlike that of any actor before it.
-        actor: Its Ray handle.
-    """
-
-    number: int
-    actor: ray.actor.ActorHandle
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One try of a job.
-
-    Args:
-        job: What to make.
-        number: 1 for the first try.
-        avoid: Worker that it failed on.
-    """
-
-    job: Job
-    number: int = 1
-    avoid: int | None = None
+LOADING_A_NODE = 8  # more at once only get in one another's way; a node rarely has more GPUs
+LOOK_EVERY_S = 5.0  # for workers that hang, and for nodes that joined or left
 
 
 class ClipPool:
@@ -133,132 +29,200 @@ class ClipPool:
 
     Args:
         size: How many workers, and their share of the cluster.
+        settings: Threads of a worker, tries and time limit of a clip.
+        actor: Class of the workers, with `load`, `make` and `withdraw` as `Dreamer` has them.
         what: What each loads.
-        settings: Threads of a worker and tries of a clip.
+        group_of: Tasks of one group are made one after another where that can be.
     """
 
-    def __init__(self, size: PoolSize, what: Load, settings: GenerateSettings) -> None:
-        self._size, self._what, self._settings = size, what, settings
-        self._numbers = itertools.count(1)
+    def __init__(
+        self,
+        size: PoolSize,
+        settings: GenerateSettings,
+        actor: type,
+        what: Any,
+        group_of: Callable[[Any], Hashable] = lambda task: None,
+    ) -> None:
+        self._size, self._settings, self._group_of = size, settings, group_of
+        self._actors = Actors(size, settings, actor, what)
+        self._workers = self._actors.workers
         self._num_lost_loads = 0
-        self._pending: deque[Attempt] = deque()
-        self._loading: dict[ray.ObjectRef, Worker] = {}
-        self._idle: list[Worker] = []
-        self._in_hand: dict[ray.ObjectRef, tuple[Worker, Attempt]] = {}
+        self._looked_s = float("-inf")
+        self._num_wanted = self._num_nodes = 0
+        self._stop: UserError | None = None
+        self.num_swaps = self.num_replaced = 0
 
-    def make_clips(self, jobs: Sequence[Job], stopped: Callable[[], bool]) -> Iterator[JournalRecord]:
+    @property
+    def num_loaded(self) -> int:
+        """How many workers take jobs now."""
+        return sum(worker.is_loaded for worker in self._workers.values())
+
+    def make_clips(self, tasks: Iterable[Any], stopped: Callable[[], bool]) -> Iterator[JournalRecord]:
         """Make clips, each tried until it is a result or out of attempts.
 
         Args:
-            jobs: In the order in which they are begun.
-            stopped: Once it returns True nothing more is begun; what is in hand is finished.
+            tasks: In about the order in which they are begun; read as they are needed.
+            stopped: Once it returns True nothing more is begun; what is at work is finished.
 
         Yields:
             One record a clip, as it is finished.
 
         Raises:
-            UserError: if a worker cannot load the model because of something that the user can mend.
+            UserError: if a worker cannot load the model, or no clip can be written, because of something that the user
+                can mend; what was at work is finished and yielded before.
         """
-        self._pending = deque(Attempt(job) for job in jobs)
+        look_ahead = max(LOOK_AHEAD, 2 * DEPTH * self._size.num_workers)
+        schedule = Schedule(tasks, self._settings.max_attempts, self._group_of, look_ahead)
+        times = ClipTimes(self._settings.clip_limit_s)
+        for worker in self._workers.values():
+            if worker.is_loaded:
+                schedule.add_worker(worker.number)
+        is_stopping = False
         while True:
-            if not stopped():
-                self._start_workers()
-                self._hand_out()
-            if not self._in_hand and (stopped() or not self._pending):
-                return
-            ready, _ = ray.wait([*self._loading, *self._in_hand], num_returns=1, timeout=WAIT_S)
-            for ref in ready:
-                if ref in self._loading:
-                    self._take_loaded(ref)
-                elif (record := self._take_finished(ref)) is not None:
+            if self._is_time_to_look():
+                yield from self._look(schedule, times)
+            if not is_stopping and (stopped() or self._stop is not None):
+                is_stopping = True
+                self._withdraw(schedule)
+            if not is_stopping:
+                self._start_workers(schedule)
+                for number, attempt in schedule.hand_out():
+                    self._actors.ask(self._workers[number], attempt.task)
+            if not schedule.num_in_hand and (is_stopping or schedule.is_empty()):
+                break
+            for event in self._actors.arrived(WAIT_S):
+                record = self._take(event, schedule, times)
+                if record is not None:
                     yield record
+        self.num_swaps += schedule.num_swaps
+        if self._stop is not None:
+            raise self._stop
 
     def __enter__(self) -> ClipPool:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for worker in self._workers():
-            ray.kill(worker.actor)
+    def __exit__(self, *error: object) -> None:
+        self._actors.__exit__(*error)
 
-    def _workers(self) -> list[Worker]:
-        return [*self._loading.values(), *self._idle, *(worker for worker, _ in self._in_hand.values())]
+    def _start_workers(self, schedule: Schedule) -> None:
+        num_missing = min(self._num_wanted, schedule.num_known()) - len(self._workers)
+        if num_missing > 0:
+            num_loading = len(self._workers) - self.num_loaded
+            for _ in range(min(num_missing, LOADING_A_NODE * self._num_nodes - num_loading)):
+                self._actors.start()
 
-    def _start_workers(self) -> None:
-        num_wanted = min(self._size.num_workers, len(self._pending) + len(self._in_hand))
-        threads = str(self._settings.threads_per_worker)
-        options = {
-            "num_gpus": self._size.gpus_per_worker,
-            "num_cpus": self._size.cpus_per_worker,
-            "max_restarts": 0,  # a new actor has to load; the pool starts it
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **DEFAULTS}},
-        }
-        for _ in range(num_wanted - len(self._workers())):
-            worker = Worker(next(self._numbers), ray.remote(Dreamer).options(**options).remote())
-            loading = worker.actor.load.remote(
-                self._what, self._settings.threads_per_worker, self._size.gpus_per_worker == 0
-            )
-            self._loading[loading] = worker
-
-    def _hand_out(self) -> None:
-        is_alone = len(self._idle) + len(self._in_hand) == 1
-        for worker in list(self._idle):
-            attempt = next((a for a in self._pending if is_alone or a.avoid != worker.number), None)
-            if attempt is not None:
-                self._pending.remove(attempt)
-                self._idle.remove(worker)
-                self._in_hand[worker.actor.make.remote(attempt.job)] = (worker, attempt)
-
-    def _take_loaded(self, ref: ray.ObjectRef) -> None:
-        worker = self._loading.pop(ref)
-        try:
-            ray.get(ref)
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
-            raise
-        except DEATHS as error:
-            self._num_lost_loads += 1
-            if self._num_lost_loads >= self._settings.max_attempts:
-                raise UserError(
-                    "workers die while they load the model",
-                    actual=f"{self._num_lost_loads} in a row; {_first_line(error)}",
-                    allowed="enough memory for every worker's copy of the model",
-                    next_step="fewer --generate.num_workers, or look at `ray logs`",
-                ) from None
-            log(f"generate: a worker died while it loaded the model; another one starts ({_first_line(error)})")
+    def _take(self, event: Event, schedule: Schedule, times: ClipTimes) -> JournalRecord | None:
+        worker = self._workers[event.number]
+        error, record = event.answer.exception(), None
+        if isinstance(error, DEATHS):
+            self._end(worker, schedule, error)
+        elif event.what == "load":
+            self._take_loaded(worker, error, schedule)
+        elif error is not None:
+            self._stop_or_raise(error)
+            schedule.returned(worker.number, event.clip_id)
+        elif event.what == "node":
+            worker.node_id = event.answer.result()
         else:
-            self._num_lost_loads = 0
-            self._idle.append(worker)
+            record = self._take_finished(worker, event, schedule, times)
+        if worker.death is not None and worker.num_asked == 0:  # all that it finished has arrived
+            buried = self._bury(worker, schedule)
+            record = record or buried
+        return record
 
-    def _take_finished(self, ref: ray.ObjectRef) -> JournalRecord | None:
-        worker, attempt = self._in_hand.pop(ref)
-        try:
-            record = ray.get(ref)
-        except DEATHS as error:
-            record = JournalRecord(
-                attempt.job.clip_id, STAGE, "failed", error=f"{type(error).__name__}: {_first_line(error)}",
-                traceback=str(error),
-            )  # fmt: skip
-            is_usable = False
-        else:
-            is_usable = not is_gpu_fault(record)
-        if is_usable:
-            self._idle.append(worker)
-        else:
-            log(f"generate: a worker is replaced: {_first_line(record.error)}")
-            ray.kill(worker.actor)
-        if record.status == "failed" and attempt.number < self._settings.max_attempts:
-            self._pending.appendleft(Attempt(attempt.job, attempt.number + 1, avoid=worker.number))
+    def _take_loaded(self, worker: Worker, error: BaseException | None, schedule: Schedule) -> None:
+        if error is not None:
+            self._stop_or_raise(error)
+            return
+        self._num_lost_loads = 0
+        worker.is_loaded = True
+        schedule.add_worker(worker.number)
+
+    def _stop_or_raise(self, error: BaseException) -> None:
+        if not (isinstance(error, RayTaskError) and isinstance(error.cause, UserError)):
+            raise error
+        self._stop = self._stop or error.cause
+
+    def _take_finished(
+        self, worker: Worker, event: Event, schedule: Schedule, times: ClipTimes
+    ) -> JournalRecord | None:
+        record: JournalRecord | None = event.answer.result()
+        now_s = time.monotonic()
+        elapsed_s, worker.since_s = now_s - worker.since_s, now_s
+        if record is None:  # withdrawn
+            schedule.returned(worker.number, event.clip_id)
             return None
-        return replace(record, attempt=attempt.number)
+        if record.status != "failed":
+            attempt = schedule.finished(worker.number, event.clip_id)
+            times.add(attempt.task, elapsed_s)
+            return replace(record, attempt=attempt.number)
+        is_fault = is_gpu_fault(record)
+        if is_fault and not worker.is_to_blame:  # the GPU was broken by the clip beside it
+            schedule.returned(worker.number, event.clip_id)
+            return None
+        given_up = schedule.failed(worker.number, event.clip_id, alone=is_fault)
+        if is_fault:
+            worker.is_to_blame = False
+            self._end(worker, schedule, RuntimeError(record.error))
+        return None if given_up is None else replace(record, attempt=given_up.number)
 
+    def _end(self, worker: Worker, schedule: Schedule, death: BaseException) -> None:
+        if worker.death is None:
+            worker.death = death
+            ray.kill(worker.actor)  # it may be out of reach rather than dead
+            if worker.is_loaded:
+                schedule.retire(worker.number)
 
-def is_gpu_fault(record: JournalRecord) -> bool:
-    """Say whether a clip failed in a way that leaves its process without a usable GPU; too little memory does not."""
-    if record.status != "failed" or record.error.startswith(("OutOfMemoryError", "UserError", "OSError")):
-        return False
-    return record.error.startswith("AcceleratorError") or "CUDA error" in record.error
+    def _bury(self, worker: Worker, schedule: Schedule) -> JournalRecord | None:
+        del self._workers[worker.number]
+        is_node_lost = worker.node_id is not None and not is_node_alive(worker.node_id)
+        if not worker.is_loaded:
+            self._count_lost_load(worker.death, is_node_lost)
+            return None
+        self.num_replaced += 1
+        why = "its node is gone" if is_node_lost else first_line(worker.death)
+        log(f"generate: a worker is replaced: {why}")
+        given_up = schedule.lost(worker.number, worker.is_to_blame and not is_node_lost)
+        if given_up is None:
+            return None
+        return killer_record(given_up.task.clip_id, given_up.number, worker.death)
 
+    def _count_lost_load(self, death: BaseException, is_node_lost: bool) -> None:
+        self._num_lost_loads += not is_node_lost
+        lines = str(death).strip().splitlines() or [type(death).__name__]
+        if self._num_lost_loads >= self._settings.max_attempts:
+            self._stop = self._stop or UserError(
+                "workers die while they load the model",
+                actual=f"{self._num_lost_loads} in a row; {lines[0]} {lines[-1] if len(lines) > 1 else ''}".strip(),
+                allowed="enough memory for every worker's copy of the model, and this package on every node",
+                next_step="fewer --generate.num_workers, or look at `ray logs`",
+            )
+        else:
+            log(f"generate: a worker died while it loaded the model; another one starts ({lines[0]})")
 
-def _first_line(error: Exception | str) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    def _is_time_to_look(self) -> bool:
+        if time.monotonic() - self._looked_s < LOOK_EVERY_S:
+            return False
+        self._looked_s = time.monotonic()
+        return True
+
+    def _look(self, schedule: Schedule, times: ClipTimes) -> Iterator[JournalRecord]:
+        """Count the room for workers anew, and end those that hang."""
+        nodes = alive_nodes()
+        self._num_wanted, self._num_nodes = num_workers_wanted(self._size, nodes), len(nodes)
+        now_s = time.monotonic()
+        for worker in list(self._workers.values()):
+            in_hand = schedule.in_hand(worker.number) if worker.is_loaded else []
+            if not in_hand:
+                continue
+            limit_s = times.limit_s(in_hand[0].task)
+            if now_s - worker.since_s > limit_s:
+                self._end(worker, schedule, HungWorker(f"a clip took longer than {limit_s:,.0f} s"))
+                record = self._bury(worker, schedule)
+                if record is not None:
+                    yield record
+
+    def _withdraw(self, schedule: Schedule) -> None:
+        for worker in self._workers.values():
+            if worker.is_loaded and len(schedule.in_hand(worker.number)) > 1:
+                worker.actor.withdraw.remote()

@@ -23,8 +23,9 @@ from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import Settings
 from dreamgen.generate import STAGE, mean_figure, remove_stale_temporaries, todo
 from dreamgen.generate_cluster import ray_pool_size
-from dreamgen.generate_pool import ClipPool, Load
+from dreamgen.generate_pool import ClipPool
 from dreamgen.generate_texts import PromptTask, prompt_tasks
+from dreamgen.generate_worker import Dreamer, Load, adapter_of
 from dreamgen.models.adapter import is_full
 from dreamgen.models.adapter_choice import AdapterChoice, adapter_of_job, check_choice_fits
 from dreamgen.models.world import WorldModelSource, empty_transformer, resolve_world_model
@@ -74,7 +75,7 @@ def generate(settings: Settings, dry_run: bool = False) -> StageResult:
         Journal(run.journal, STAGE) as journal,
         first_interrupt_stops() as stopped,
         ray_pool_size(settings.generate, settings.model.device) as size,
-        ClipPool(size, what, settings.generate) as pool,
+        ClipPool(size, settings.generate, Dreamer, what, adapter_of) as pool,
     ):
         encode_texts(pool, texts, stopped)
         statuses: list[str] = []
@@ -90,6 +91,8 @@ def generate(settings: Settings, dry_run: bool = False) -> StageResult:
         notes.append(
             f"{len(left) - len(fitting)} jobs were planned for another model, adapter or precision and were left out"
         )
+    if pool.num_swaps:
+        notes.append(f"workers changed their adapter {pool.num_swaps} times")
     if all_failed(statuses):
         notes.append(f"the first {len(statuses)} clips all failed, so no more were begun")
     if was_interrupted:

@@ -35,7 +35,7 @@ RANGES: dict[str, tuple[float, float]] = {
         "finetune.validate_every", "finetune.memory_gib", "idm.num_steps", "idm.batch_size", "idm.horizon", "idm.width",
         "plan.num_first_frames", "plan.num_seeds", "plan.num_chunks", "plan.num_inference_steps",
         "generate.num_workers", "generate.threads_per_worker", "generate.max_attempts", "generate.limit",
-        "export.num_workers", "export.fps", "convert.num_workers", "check.num_workers",
+        "export.num_workers", "export.fps", "convert.num_workers", "check.num_workers", "generate.clip_limit_s",
     ), (1, math.inf)),
     **dict.fromkeys((
         "finetune.weight_decay", "finetune.max_grad_norm", "finetune.warmup_steps", "finetune.decay_from",

@@ -170,8 +170,15 @@ class GenerateSettings:
     num_workers: int | None = option(None, "replicas of the model; one a GPU when not given, one without a GPU")
     gpus_per_worker: float = option(1.0, "GPUs of a replica (may be a fraction); 0 on a machine without one")
     cpus_per_worker: float = option(1.0, "CPU cores that Ray sets aside for a replica")
+    resources_per_worker: dict[str, float] = option(
+        {}, "Ray's custom resources that a replica needs, to choose nodes: {accelerator_type:H100: 0.001}"
+    )
     threads_per_worker: int = option(1, "torch threads of a CPU replica; fixed, as it changes rounding")
     max_attempts: int = option(3, "tries of a clip, each on another replica where there is one, before it is failed")
+    clip_limit_s: float | None = option(
+        None,
+        "seconds at a clip after which a replica is replaced as hung; far above the slowest so far when not given",
+    )
     compile: bool = option(True, "compile the transformer's blocks on a GPU: the first clip takes a minute longer")
     limit: int | None = option(None, "stop after N clips")
 

@@ -24,8 +24,8 @@ from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.video import probe, write_png
 from dreamgen.generate import STAGE, remove_stale_temporaries, todo
 from dreamgen.generate_clip import dream_clip, make_clip, noise_for
+from dreamgen.generate_faults import is_gpu_fault
 from dreamgen.generate_maker import ClipMaker
-from dreamgen.generate_pool import is_gpu_fault
 from dreamgen.generate_ray import generate
 from dreamgen.models.adapter import WEIGHTS_NAME, adapter_sha256
 from dreamgen.models.safety import Unguarded
