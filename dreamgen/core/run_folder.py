@@ -71,7 +71,7 @@ class RunFolder:
 
     def first_frame_file(self, sha256: str) -> Path:
         """Return where a first frame lies, already at the clip's size (PNG, RGB), by the hash of its pixels."""
-        return self.first_frames / f"{sha256[:32]}.png"
+        return self.first_frames / sha256[:2] / f"{sha256[:32]}.png"
 
     def need(self, path: Path, made_by: str) -> Path:
         """Return `path`, or say which command makes it.
