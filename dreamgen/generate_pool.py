@@ -234,6 +234,10 @@ class ClipPool:
         worker, attempt = self._in_hand.pop(ref)
         try:
             record = ray.get(ref)
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):  # a full disk, for one: no other clip would escape it
+                raise error.cause from None
+            raise
         except DEATHS as error:
             record = JournalRecord(
                 attempt.job.clip_id, STAGE, "failed", error=f"{type(error).__name__}: {_first_line(error)}",

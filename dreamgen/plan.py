@@ -82,7 +82,9 @@ def plan(settings: Settings, dry_run: bool = False) -> StageResult:
             return StageResult("plan", {}, figures, [*notes, *_dry_run_notes(settings.prompt_prefix, texts)])
         if num_new:
             write_job_tables(run.jobs, _old_and_new(run, asked.tables(ids, is_new)))
-    return StageResult("plan", {"jobs": run.jobs, "first_frames": run.first_frames}, figures, notes)
+            run.publish(run.jobs)
+    outputs = {"jobs": run.shown(run.jobs), "first_frames": run.shown(run.first_frames)}
+    return StageResult("plan", outputs, figures, notes)
 
 
 class Tally:

@@ -144,6 +144,17 @@ class JobRows:
         """Return the first `num` of them."""
         return JobRows(self.path, self.rows[:num])
 
+    def is_one_of(self, column: str, values: Iterable[Any]) -> Any:
+        """Say of each job whether a text column has one of some values; None stands for none. bool, one a job."""
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        values = list(values)
+        texts = job_columns(self.path, [column])[column].take(self.rows).combine_chunks()
+        known = np.asarray(pc.is_in(texts.dictionary, value_set=pa.array(values, pa.string())))
+        return np.append(known, None in values)[np.asarray(texts.indices.fill_null(len(known)))]
+
     def distinct(self, columns: Sequence[str]) -> JobRows:
         """Return the first job of each distinct set of values."""
         import numpy as np

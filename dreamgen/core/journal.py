@@ -22,6 +22,7 @@ from dreamgen.core.store import Store
 from dreamgen.core.write_errors import said_if_storage_fails
 
 RECORDS_A_FILE = 20_000
+MAX_PENDING = 1_000
 COMPACT_FROM = 1_000  # a shorter file stays lines that people can read
 REMOTE_COMMIT_EVERY_S = 1.0  # each commit to an object store is an object
 FIELDS = tuple(f.name for f in fields(JournalRecord))
@@ -68,6 +69,8 @@ class Journal:
         with self._lock:
             self._pending.append(_stamped(record))
         self._wake.set()
+        while len(self._pending) >= MAX_PENDING and self._error is None:
+            time.sleep(0.001)  # the disk is far behind
         return self._take_synced()
 
     def flush(self) -> list[JournalRecord]:

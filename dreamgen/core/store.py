@@ -15,10 +15,11 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from dreamgen.core.errors import UserError
+from dreamgen.core.errors import CannotWrite, UserError
 from dreamgen.core.files import atomic_file
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://.+")
+OF_PYARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 NUM_LISTED_AT_ONCE = 16
 
 
@@ -105,7 +106,7 @@ class Store:
                 temporary.write_bytes(data)
             return
         filesystem, root = self._opened
-        with self._errors_said(), filesystem.open_output_stream(f"{root}/{name}") as stream:
+        with self._errors_said(CannotWrite), filesystem.open_output_stream(f"{root}/{name}") as stream:
             stream.write(data)
 
     def remove(self, name: str) -> None:
@@ -130,7 +131,7 @@ class Store:
                 target.write(block)
 
     @contextmanager
-    def _errors_said(self) -> Iterator[None]:
+    def _errors_said(self, kind: type[UserError] = UserError) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError:
@@ -138,7 +139,7 @@ class Store:
         except OSError as error:
             if not self.is_remote:
                 raise
-            raise UserError(
+            raise kind(
                 f"{self.place} cannot be used", actual=str(error)[:300],
                 allowed="a bucket that exists and credentials that may list, read and write it",
                 next_step="check the URL, the region and the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, ...)",
@@ -147,6 +148,7 @@ class Store:
 
 @cache
 def _open(place: str) -> tuple[Any, str]:
+    import fsspec
     import pyarrow as pa
     import pyarrow.fs as fs
 
@@ -156,21 +158,14 @@ def _open(place: str) -> tuple[Any, str]:
     if place.startswith("s3://") and "allow_delayed_open" not in place:
         address += ("&" if "?" in place else "?") + "allow_delayed_open=true"  # a small object in one request
     try:
-        filesystem, path = fs.FileSystem.from_uri(address)
-    except (pa.ArrowException, OSError, ValueError):
-        filesystem, path = _open_by_fsspec(place)
-    return filesystem, path.rstrip("/")
-
-
-def _open_by_fsspec(place: str) -> tuple[Any, str]:
-    import fsspec
-    import pyarrow.fs as fs
-
-    try:
-        filesystem, path = fsspec.core.url_to_fs(place)
-    except (ImportError, ValueError, OSError) as error:
+        if place.partition("://")[0] in OF_PYARROW:
+            filesystem, path = fs.FileSystem.from_uri(address)
+        else:
+            filesystem, path = fsspec.core.url_to_fs(place)
+            filesystem = fs.PyFileSystem(fs.FSSpecHandler(filesystem))
+    except (pa.ArrowException, ImportError, OSError, ValueError) as error:
         raise UserError(
-            f"{place} is of no known kind of storage", actual=str(error)[:300],
+            f"{place} is not a place that can be opened", actual=str(error)[:300],
             allowed="a path, s3://, gs://, abfs://, or what an installed fsspec library opens",
         ) from None  # fmt: skip
-    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
+    return filesystem, path.rstrip("/")

@@ -8,24 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dreamgen.core.errors import UserError
+from dreamgen.core.errors import CannotWrite
 from dreamgen.core.store import is_url
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # full disk, full quota, file too large for the file system
 BROKEN = {errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN}  # read-only, or its server or disk is gone
 FORBIDDEN = {errno.EACCES, errno.EPERM}
 LEAST_FREE_BYTES = 2**20
-
-
-class CannotWrite(UserError):
-    """The storage takes nothing more; what was recorded before stands, and the same command goes on later."""
-
-    def __reduce__(self):
-        return _rebuild, (self.what, self.actual, self.allowed, self.next_step)
-
-
-def _rebuild(what, actual, allowed, next_step) -> CannotWrite:
-    return CannotWrite(what, actual=actual, allowed=allowed, next_step=next_step)
 
 
 def storage_error(error: BaseException, place: str | Path) -> CannotWrite | None:
