@@ -14,7 +14,7 @@ from typing import Any
 
 from dreamgen import __version__
 from dreamgen.core.config import parse_settings, setting_paths
-from dreamgen.core.errors import UserError, closest_match
+from dreamgen.core.errors import CannotWrite, UserError, closest_match
 from dreamgen.core.progress import log
 from dreamgen.core.records import StageResult
 from dreamgen.core.settings import Settings, default_of
@@ -57,6 +57,10 @@ COMMANDS = {
     "generate": Command(
         "jobs -> clips on Ray; does what is not done yet", "dreamgen.commands:generate_stage", "generate",
         ("dry_run", "resume"), "dreamgen generate --out runs/pick --limit 4",
+    ),
+    "status": Command(
+        "a job from another shell: done, rate, time left, failures", "dreamgen.commands:status_stage", None, (),
+        "dreamgen status --out runs/pick --json",
     ),
     "label": Command(
         "clips -> actions, by inverse dynamics trained on the demonstrations", "dreamgen.commands:label_stage", "idm",
@@ -115,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _dispatch(words)
     except UserError as error:
         log(f"error: {error}")
-        return WRONG_USAGE
+        return FAILED if isinstance(error, CannotWrite) else WRONG_USAGE
     except KeyboardInterrupt:
         log("stopped. What was finished is kept; the same command with --resume goes on.")
         return DONE_IN_PART

@@ -50,6 +50,13 @@ def generate_stage(settings: Settings, resume: bool = False, dry_run: bool = Fal
     return _single("generate", settings, resume)
 
 
+def status_stage(settings: Settings) -> StageResult:
+    """`dreamgen status`: reads, and records nothing."""
+    from dreamgen.status import status
+
+    return status(settings)
+
+
 def label_stage(settings: Settings, resume: bool = False) -> list[StageResult]:
     """`dreamgen label`: trains the inverse-dynamics model first where the run has none."""
     run = RunFolder.of(settings)
@@ -96,7 +103,7 @@ def doctor_stage(out: Path | None = None) -> StageResult:
 
 
 def _single(name: str, settings: Settings, resume: bool) -> StageResult:
-    run, stage = RunFolder.of(settings), STAGES[name]
+    run, stage = RunFolder.of(settings, may_be_remote=name in ("plan", "generate")), STAGES[name]
     # A stage may be run again with other settings of its own; what earlier stages were made with must stay.
     run.check_unchanged(settings, [])
     output = stage.output(run) if stage.output else None

@@ -18,6 +18,7 @@ from dreamgen.core.given_frames import read_given_frames
 from dreamgen.core.records import Job, JournalRecord
 from dreamgen.core.timeline import num_latent_frames
 from dreamgen.core.video import probe, write_video
+from dreamgen.core.write_errors import storage_error
 from dreamgen.generate import STAGE
 from dreamgen.generate_maker import ClipMaker
 from dreamgen.generate_texts import PromptTask, write_text
@@ -46,6 +47,9 @@ def make_clip(maker: ClipMaker, job: Job) -> JournalRecord:
     Returns:
         The record for the journal, which is to be written after this: ok with figures, rejected with the reason, or
         failed with type, message and traceback.
+
+    Raises:
+        CannotWrite: if the disk is full or cannot be written to, which no other clip would escape.
     """
     worker, run = f"{os.uname().nodename}:{os.getpid()}", maker.run
     file = run.clip_file(job.clip_id)
@@ -68,9 +72,12 @@ def make_clip(maker: ClipMaker, job: Job) -> JournalRecord:
             "dream_s": round(dreamed_s - start_s, 3),
             "encode_s": round(time.monotonic() - dreamed_s, 3),
         }
+        run.publish(file, keep=False)
     except Rejected as verdict:
         return JournalRecord(job.clip_id, STAGE, "rejected", reason=str(verdict), figures=figures, worker=worker)
     except Exception as error:  # the clip's boundary
+        if stop := storage_error(error, file):
+            raise stop from error
         return JournalRecord(
             job.clip_id, STAGE, "failed", error=f"{type(error).__name__}: {error}",
             traceback=traceback.format_exc(), figures=figures, worker=worker,

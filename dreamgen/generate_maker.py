@@ -63,6 +63,7 @@ class ClipMaker:
         """
         name = (job.adapter, job.adapter_sha256)
         if name not in self._choices:
+            self.run.fetch_folder(self.run.adapter)
             choice = adapter_of_job(job, self.run)
             if (choice and choice.sha256) != job.adapter_sha256:
                 raise UserError(

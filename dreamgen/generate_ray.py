@@ -9,22 +9,28 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from dreamgen.core.errors import UserError
-from dreamgen.core.jobs import read_jobs
-from dreamgen.core.journal import Journal, read_journal
+from dreamgen.core.jobs import JobRows
+from dreamgen.core.journal import Journal, latest_records, records_of
+from dreamgen.core.lease import hold
 from dreamgen.core.progress import Progress, duration
 from dreamgen.core.records import Job, JournalRecord, StageResult
 from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import Settings
-from dreamgen.generate import STAGE, mean_figure, remove_stale_temporaries, todo
+from dreamgen.core.settings import GenerateSettings, Settings
+from dreamgen.core.shard import Shard
+from dreamgen.generate import FAILED, REJECTED, STAGE, Standing, mean_figure, remove_stale_temporaries, standing
 from dreamgen.generate_cluster import ray_pool_size
 from dreamgen.generate_pool import ClipPool
-from dreamgen.generate_texts import PromptTask, prompt_tasks
+from dreamgen.generate_texts import DETERMINE_A_TEXT, PromptTask, prompt_tasks
 from dreamgen.generate_worker import Dreamer, Load, adapter_of
 from dreamgen.models.adapter import is_full
 from dreamgen.models.adapter_choice import AdapterChoice, adapter_of_job, check_choice_fits
@@ -33,6 +39,7 @@ from dreamgen.models.world import WorldModelSource, empty_transformer, resolve_w
 NUM_FAILURES_SHOWN = 3
 GIVE_UP_AFTER = 10
 NUM_PROMPTS_SHOWN = 3
+NUM_CLIPS_MEASURED = 1000
 
 
 def generate(settings: Settings, dry_run: bool = False) -> StageResult:
@@ -48,28 +55,33 @@ def generate(settings: Settings, dry_run: bool = False) -> StageResult:
     Raises:
         UserError: if nothing is planned, or the model, its adapter or a worker's share of the machine cannot be had.
     """
-    run = RunFolder.of(settings)
-    jobs = read_jobs(run.need(run.jobs, "plan"))
-    left = todo(run, jobs)
+    run, shard = RunFolder.of(settings, may_be_remote=True), Shard.parse(settings.generate.shard)
+    run.need(run.jobs, "plan")
     if dry_run:
-        return _preview(run, jobs, left)
-    if not left:
-        return _result(run, jobs, ["nothing was left to do"])
+        return _preview(run, standing(run, shard), settings.generate)
+    with hold(run.journal, STAGE, shard) as is_lost:
+        return _generate(settings, run, shard, is_lost)
+
+
+def _generate(settings: Settings, run: RunFolder, shard: Shard, is_lost: Callable[[], bool]) -> StageResult:
+    left = standing(run, shard).left
+    if not len(left):
+        return _result(run, shard, ["nothing was left to do"])
     source = _source_of(settings, run)
-    choices = adapters_of(run, left)
-    fitting = [job for job in left if _fits(job, source, settings.model.dtype) and job.adapter_sha256 in choices]
-    if not fitting:
-        raise _planned_for_another_model(left, source, run)
+    choices = adapters_of(run, left.distinct(["adapter", "adapter_sha256"]))
+    fitting = left.where(_fits(left, source, settings.model.dtype, choices))
+    if not len(fitting):
+        raise _planned_for_another_model(next(iter(left)), source, run)
     for choice in filter(None, choices.values()):
         check_choice_fits(empty_transformer(source), choice)
 
     remove_stale_temporaries(run)
-    wanted = fitting if settings.generate.limit is None else fitting[: max(0, settings.generate.limit)]
+    wanted = fitting if settings.generate.limit is None else fitting.first(settings.generate.limit)
     full = frozenset(sha256 for sha256, choice in choices.items() if choice and is_full(choice.parts[0][0]))
-    texts = prompt_tasks(run, wanted, full)
+    texts = prompt_tasks(run, wanted.distinct(DETERMINE_A_TEXT), full)
     what = Load(
-        source, settings.model, RunFolder(run.root.resolve()),
-        several_adapters=len({job.adapter_sha256 for job in wanted}) > 1, compiled=settings.generate.compile,
+        source, settings.model, run.absolute(),
+        several_adapters=len(wanted.distinct(["adapter_sha256"])) > 1, compiled=settings.generate.compile,
     )  # fmt: skip
     with (
         Journal(run.journal, STAGE) as journal,
@@ -78,12 +90,10 @@ def generate(settings: Settings, dry_run: bool = False) -> StageResult:
         ClipPool(size, settings.generate, Dreamer, what, adapter_of) as pool,
     ):
         encode_texts(pool, texts, stopped)
-        statuses: list[str] = []
         with Progress(STAGE, len(wanted)) as progress:
-            for record in pool.make_clips(wanted, lambda: stopped() or all_failed(statuses)):
-                journal.append(record)
-                statuses.append(record.status)
-                progress.add(rejected=record.status == "rejected", failed=record.status == "failed")
+            for record in pool.make_clips(wanted, lambda: stopped() or is_lost() or all_failed(progress)):
+                _count(progress, journal.add(record))
+            _count(progress, journal.flush())
         was_interrupted = stopped()
 
     notes = []
@@ -93,16 +103,27 @@ def generate(settings: Settings, dry_run: bool = False) -> StageResult:
         )
     if pool.num_swaps:
         notes.append(f"workers changed their adapter {pool.num_swaps} times")
-    if all_failed(statuses):
-        notes.append(f"the first {len(statuses)} clips all failed, so no more were begun")
+    if all_failed(progress):
+        notes.append(f"the first {progress.failed} clips all failed, so no more were begun")
+    if is_lost():
+        notes.append("another driver took this one for dead and makes these clips now, so no more were begun here")
     if was_interrupted:
-        notes.append(f"stopped by Ctrl-C; go on with:  dreamgen generate --out {run.root}")
-    return _result(run, jobs, notes, was_interrupted)
+        notes.append(f"stopped by Ctrl-C; go on with:  dreamgen generate --out {run}{_shard_option(shard)}")
+    return _result(run, shard, notes, was_interrupted)
 
 
-def all_failed(statuses: Sequence[str]) -> bool:
+def all_failed(progress: Progress) -> bool:
     """Say whether so many clips failed, and none came out, that what is wrong is wrong with all of them."""
-    return len(statuses) >= GIVE_UP_AFTER and set(statuses) == {"failed"}
+    return progress.done >= GIVE_UP_AFTER and progress.failed == progress.done
+
+
+def _count(progress: Progress, synced: Sequence[JournalRecord]) -> None:
+    for record in synced:
+        progress.add(rejected=record.status == "rejected", failed=record.status == "failed")
+
+
+def _shard_option(shard: Shard) -> str:
+    return f" --shard {shard}" if shard.count > 1 else ""
 
 
 @contextmanager
@@ -144,7 +165,7 @@ def encode_texts(pool: ClipPool, tasks: Sequence[PromptTask], stopped: Callable[
                 raise UserError("a prompt could not be encoded", actual=record.error, next_step="dreamgen doctor")
 
 
-def adapters_of(run: RunFolder, jobs: Sequence[Job]) -> dict[str | None, AdapterChoice | None]:
+def adapters_of(run: RunFolder, jobs: Iterable[Job]) -> dict[str | None, AdapterChoice | None]:
     """Find the adapters that jobs name; one that is gone, or is no longer the one that was planned for, is left out.
 
     Returns:
@@ -168,69 +189,66 @@ def _source_of(settings: Settings, run: RunFolder) -> WorldModelSource:
     return source
 
 
-def _fits(job: Job, source: WorldModelSource, dtype: str) -> bool:
-    return (job.model_sha256, job.dtype) == (source.sha256, dtype)
+def _fits(jobs: JobRows, source: WorldModelSource, dtype: str, choices: Collection[str | None]) -> Any:
+    fits_model = jobs.is_one_of("model_sha256", [source.sha256]) & jobs.is_one_of("dtype", [dtype])
+    return fits_model & jobs.is_one_of("adapter_sha256", choices)
 
 
-def _planned_for_another_model(left: Sequence[Job], source: WorldModelSource, run: RunFolder) -> UserError:
-    job = left[0]
+def _planned_for_another_model(job: Job, source: WorldModelSource, run: RunFolder) -> UserError:
     with_adapter = f"the adapter {job.adapter} ({job.adapter_sha256[:12]})" if job.adapter_sha256 else "no adapter"
     return UserError(
         "the jobs were planned for another model, adapter or precision",
         actual=f"planned: {job.model} with {with_adapter}, {job.dtype}; now: {source.name}",
         allowed="the model and adapter that the jobs name, as they were",
-        next_step=f"dreamgen plan --out {run.root}   (it adds jobs for the model as it is now)",
+        next_step=f"dreamgen plan --out {run}   (it adds jobs for the model as it is now)",
     )
 
 
-def _counts(run: RunFolder, jobs: Sequence[Job], left: Sequence[Job]) -> dict[str, int]:
-    records, left_ids = read_journal(run.journal, STAGE), {job.clip_id for job in left}
-    statuses = [records[job.clip_id].status for job in jobs if job.clip_id not in left_ids]
-    num_failed = sum(records[clip_id].status == "failed" for clip_id in left_ids & set(records))
-    return {
-        "num_jobs": len(jobs),
-        "num_done": statuses.count("ok"),
-        "num_rejected": statuses.count("rejected"),
-        "num_failed": num_failed,
-        "num_left": len(left) - num_failed,
-    }
-
-
-def _result(run: RunFolder, jobs: Sequence[Job], notes: Sequence[str], was_interrupted: bool = False) -> StageResult:
-    records = read_journal(run.journal, STAGE)
-    figures = _counts(run, jobs, todo(run, jobs)) | ({"interrupted": True} if was_interrupted else {})
-    failed = [records[job.clip_id] for job in jobs if _status(records, job) == "failed"]
-    rejected = [records[job.clip_id] for job in jobs if _status(records, job) == "rejected"]
-    notes = [
-        *notes,
-        *(f"rejected: {record.clip_id}: {record.reason}" for record in rejected[:NUM_FAILURES_SHOWN]),
-        *(f"failed: {record.clip_id}: {record.error}" for record in failed[:NUM_FAILURES_SHOWN]),
-    ]
-    if failed:
+def _result(run: RunFolder, shard: Shard, notes: Sequence[str], was_interrupted: bool = False) -> StageResult:
+    now = standing(run, shard)
+    figures = now.counts() | ({"interrupted": True} if was_interrupted else {})
+    notes = [*notes, *_first_reasons(run, now, REJECTED, "rejected"), *_first_reasons(run, now, FAILED, "failed")]
+    if figures["num_failed"]:
         notes.append(
-            f"{len(failed)} clips failed; {run.journal} has their tracebacks; the same command tries them again"
+            f"{figures['num_failed']} clips failed; {run.journal} has their tracebacks; the same command tries them "
+            "again"
         )
-    outputs = {"clips": run.clips, "journal": run.journal}
-    return StageResult(STAGE, outputs, figures, notes, partial=was_interrupted or bool(failed))
+    outputs = {"clips": run.shown(run.clips), "journal": run.journal}
+    return StageResult(STAGE, outputs, figures, notes, partial=was_interrupted or bool(figures["num_failed"]))
 
 
-def _status(records: dict[str, JournalRecord], job: Job) -> str | None:
-    return records[job.clip_id].status if job.clip_id in records else None
+def _first_reasons(run: RunFolder, now: Standing, state: int, word: str) -> list[str]:
+    jobs = list(now.jobs.where(now.states_N == state).first(NUM_FAILURES_SHOWN))
+    if not jobs:
+        return []
+    table = latest_records(run.journal, STAGE, ("reason", "error"))
+    rows = table.filter(pc.is_in(table["clip_id"], value_set=pa.array([job.clip_id for job in jobs]))).to_pylist()
+    reason_of = {row["clip_id"]: row["reason"] or row["error"] for row in rows}
+    return [f"{word}: {job.clip_id}: {reason_of[job.clip_id]}" for job in jobs]
 
 
-def _preview(run: RunFolder, jobs: Sequence[Job], left: Sequence[Job]) -> StageResult:
-    figures, notes = _counts(run, jobs, left), []
-    made = [record for record in read_journal(run.journal, STAGE).values() if record.status == "ok"]
+def _preview(run: RunFolder, now: Standing, settings: GenerateSettings) -> StageResult:
+    figures, notes, left = now.counts(), [], now.left
+    made = _made_last(run)
     if made:
         clip_s = mean_figure(made, "dream_s", "encode_s")
         figures["disk_gib"] = round(mean_figure(made, "num_bytes") * len(left) / 2**30, 3)
         figures[f"{made[-1].figures['device']}_hours"] = round(clip_s * len(left) / 3600, 3)
         notes.append(f"from {len(made)} clips of this run: {duration(clip_s)} a clip on one worker")
-    else:
+    if settings.clips_per_gpu_hour is not None:
+        figures["gpu_hours"] = round(len(left) / settings.clips_per_gpu_hour, 3)
+        notes.append(f"gpu_hours at the {settings.clips_per_gpu_hour:g} clips an hour that were given")
+    elif not made:
         notes.append(
             "disk and GPU hours are not known before a clip is made; "
-            f"measure one with:  dreamgen generate --out {run.root} --generate.limit 1"
+            f"measure one with:  dreamgen generate --out {run} --generate.limit 1, or give --clips_per_gpu_hour"
         )
-    prompts = dict.fromkeys(job.prompt for job in left)
-    notes.extend(f"prompt: {prompt[:300]}" for prompt in list(prompts)[:NUM_PROMPTS_SHOWN])
+    prompts = [job.prompt for job in left.distinct(["prompt"]).first(NUM_PROMPTS_SHOWN)]
+    notes.extend(f"prompt: {prompt[:300]}" for prompt in prompts)
     return StageResult(STAGE, {}, figures, [*notes, "dry run: nothing was written"])
+
+
+def _made_last(run: RunFolder) -> list[JournalRecord]:
+    table = latest_records(run.journal, STAGE)
+    made = table.filter(pc.equal(table["status"], "ok")).sort_by("time_s")
+    return records_of(made.slice(max(0, len(made) - NUM_CLIPS_MEASURED)))

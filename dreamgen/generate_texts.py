@@ -20,6 +20,9 @@ from dreamgen.core.files import atomic_file
 from dreamgen.core.records import Job
 from dreamgen.core.run_folder import RunFolder
 
+# The fields of a job that its texts hang on.
+DETERMINE_A_TEXT = ("prompt", "negative_prompt", "guidance_scale", "model_sha256", "adapter_sha256", "dtype")
+
 
 @dataclass(frozen=True)
 class PromptTask:
@@ -50,7 +53,7 @@ def prompt_tasks(run: RunFolder, jobs: Iterable[Job], full_adapters: frozenset[s
         for prompt in prompts_of(job):
             key = text_key(job, prompt, projects_itself)
             tasks.setdefault(key, PromptTask(key, prompt, job if projects_itself else None))
-    return [task for task in tasks.values() if not text_file(run, task.clip_id).is_file()]
+    return [task for task in tasks.values() if not run.fetch(text_file(run, task.clip_id)).is_file()]
 
 
 def prompts_of(job: Job) -> list[str]:
@@ -79,6 +82,7 @@ def write_text(run: RunFolder, key: str, text_1LD: torch.Tensor) -> None:
     """Write a projected text, atomically."""
     with atomic_file(text_file(run, key)) as temporary:
         save_file({"text_1LD": text_1LD.cpu().contiguous()}, temporary)
+    run.publish(text_file(run, key))
 
 
 def read_text(run: RunFolder, key: str, device: torch.device) -> torch.Tensor:
@@ -90,7 +94,7 @@ def read_text(run: RunFolder, key: str, device: torch.device) -> torch.Tensor:
     Raises:
         UserError: if it is not there.
     """
-    path = text_file(run, key)
+    path = run.fetch(text_file(run, key))
     if not path.is_file():
         raise UserError(
             f"{path} is missing, the text that a clip is dreamed from",

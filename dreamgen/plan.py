@@ -6,47 +6,32 @@ Axes: H height, W width, C channels. A `frame_HWC` is uint8, 0-255, RGB.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from diffusers.pipelines.cosmos.pipeline_cosmos2_5_predict import DEFAULT_NEGATIVE_PROMPT
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from dreamgen.core.errors import Problems, UserError
-from dreamgen.core.jobs import read_jobs, write_jobs
+from dreamgen.core.jobs import iter_job_tables, job_columns, write_job_tables
 from dreamgen.core.progress import log
 from dreamgen.core.prompts import bare_instruction
-from dreamgen.core.records import Job, StageResult, job_id
+from dreamgen.core.records import StageResult
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import Settings
 from dreamgen.core.video import write_video
+from dreamgen.core.write_errors import storage_error
 from dreamgen.models.adapter_choice import AdapterChoice, check_choice_fits, choose_adapter
-from dreamgen.models.shortcuts import level_shortcuts
 from dreamgen.models.world import WorldModelSource, empty_transformer, resolve_world_model
-from dreamgen.plan_frames import NUM_GIVEN_FRAMES, fitted_frames, store_frames
+from dreamgen.plan_frames import fitted_frames, store_frames
+from dreamgen.plan_jobs import Asked, Scene, common_values, first_of_each, spool_scenes
 from dreamgen.plan_sources import FrameRow, FrameRows, find_rows
 
 NUM_REFUSALS_SHOWN = 20
 NUM_PROMPTS_SHOWN = 3
 NOT_BUILT = "not built yet"
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A first frame with one instruction; each of its seeds becomes a job.
-
-    Args:
-        first_frame_sha256: Of what the clip begins with, at its size; None for text alone.
-        instruction: Without prefix, on one line.
-        seed: The first one.
-        source: Where the frame came from.
-    """
-
-    first_frame_sha256: str | None
-    instruction: str
-    seed: int
-    source: str
 
 
 def plan(settings: Settings, dry_run: bool = False) -> StageResult:
@@ -70,73 +55,93 @@ def plan(settings: Settings, dry_run: bool = False) -> StageResult:
     adapter = choose_adapter(settings.plan.adapter, run)
     if adapter is not None and model.sha256 != NOT_BUILT:
         check_choice_fits(empty_transformer(model), adapter)  # jobs for one that does not fit would stay
-    scenes, refused = read_scenes(rows, settings, None if dry_run else run)
-    if not scenes:
-        _raise_nothing_usable(refused, settings.plan.first_frames or str(run.train))
-
-    asked = make_jobs(scenes, settings, model, adapter)
-    planned = {job.clip_id: job for job in asked}
-    before = read_jobs(run.jobs) if run.jobs.exists() else []
-    known = {job.clip_id for job in before}
-    new = [job for job in planned.values() if job.clip_id not in known]
-
-    figures = {
-        "num_jobs": len(known) + len(new),
-        "num_new": len(new),
-        "num_known": len(known),
-        "num_first_frames": len({job.first_frame_sha256 for job in planned.values()} - {None}),
-        "num_instructions": len({job.instruction for job in planned.values()}),
-        "num_refused": len(refused),
-    }
-    notes = _notes(rows, refused, settings, run, adapter)
-    if len(asked) > len(planned):
-        notes.append(f"{len(asked) - len(planned)} asked for the same first frame, instruction and seed: made once")
-    if known - set(planned):
-        notes.append(f"{len(known - set(planned))} jobs that were planned before with other settings are kept")
-    if dry_run:
-        figures["max_disk_gib"] = round(_most_bytes_a_clip(rows, settings) * len(new) / 2**30, 3)
-        prompts = dict.fromkeys(job.prompt for job in planned.values())
-        notes.extend(f"prompt: {prompt[:300]}" for prompt in list(prompts)[:NUM_PROMPTS_SHOWN])
-        notes.append("max_disk_gib: as if every frame took as much as a first frame does alone; clips are smaller")
-        return StageResult("plan", {}, figures, [*notes, "dry run: nothing was written"])
-    if new:
-        write_jobs(run.jobs, [*before, *new])
-    return StageResult("plan", {"jobs": run.jobs, "first_frames": run.first_frames}, figures, notes)
+    with tempfile.TemporaryDirectory() as folder:
+        tally = Tally()
+        scenes = spool_scenes(read_scenes(rows, settings, None if dry_run else run, tally), Path(folder) / "scenes")
+        if not tally.num_scenes:
+            _raise_nothing_usable(tally, settings.plan.first_frames or str(run.train))
+        common = common_values(settings, model, adapter, run)
+        asked = Asked(scenes, settings.plan.num_seeds, settings.prompt_prefix, common)
+        ids = asked.ids()
+        known = job_columns(run.jobs, ["clip_id"])["clip_id"].combine_chunks() if run.jobs.exists() else ids.slice(0, 0)
+        is_first = first_of_each(ids)
+        is_new = is_first & ~np.asarray(pc.is_in(ids, value_set=known))
+        num_new, num_kept = int(is_new.sum()), len(known) - int(pc.sum(pc.is_in(known, value_set=ids)).as_py() or 0)
+        figures = {
+            "num_jobs": len(known) + num_new,
+            "num_new": num_new,
+            "num_known": len(known),
+            "num_first_frames": len(scenes.distinct("first_frame_sha256")),
+            "num_instructions": len(scenes.distinct("instruction")),
+            "num_refused": tally.num_refused,
+        }
+        notes = _notes(rows, tally, settings, run, adapter) + _count_notes(int((~is_first).sum()), num_kept)
+        if dry_run:
+            figures["max_disk_gib"] = round(_most_bytes_a_clip(rows, settings) * num_new / 2**30, 3)
+            texts = scenes.distinct("instruction")[:NUM_PROMPTS_SHOWN].to_pylist()
+            return StageResult("plan", {}, figures, [*notes, *_dry_run_notes(settings.prompt_prefix, texts)])
+        if num_new:
+            write_job_tables(run.jobs, _old_and_new(run, asked.tables(ids, is_new)))
+            run.publish(run.jobs)
+    outputs = {"jobs": run.shown(run.jobs), "first_frames": run.shown(run.first_frames)}
+    return StageResult("plan", outputs, figures, notes)
 
 
-def read_scenes(rows: FrameRows, settings: Settings, run: RunFolder | None) -> tuple[list[Scene], list[UserError]]:
+class Tally:
+    """What was counted while rows were gone through; of the refusals only the first are kept."""
+
+    def __init__(self) -> None:
+        self.num_rows = self.num_own_instruction = self.num_scenes = self.num_refused = 0
+        self.refusals: list[UserError] = []
+
+    def refuse(self, error: UserError) -> None:
+        """Count a row that cannot be used."""
+        self.num_refused += 1
+        if len(self.refusals) < NUM_REFUSALS_SHOWN:
+            self.refusals.append(error)
+
+
+def read_scenes(rows: FrameRows, settings: Settings, run: RunFolder | None, tally: Tally) -> Iterator[Scene]:
     """Pair each usable first frame with its instructions, and store each distinct frame once.
 
     Args:
         rows: From `find_rows`.
         settings: Clip size, fit, prefix, new instructions and `num_first_frames`.
         run: Where frames are stored; None stores nothing.
+        tally: Takes the counts, and an error for each row that cannot be used.
 
-    Returns:
-        Scenes in the rows' order, and an error for each row that cannot be used.
+    Yields:
+        Scenes in the rows' order.
     """
-    scenes, refused = [], list(rows.refused)
-    hashes: dict[Path | None, str | None] = {None: None}
     is_text = settings.plan.condition == "text"
     most = None if is_text else settings.plan.num_first_frames
+    hashes: dict[str, str] = {}
+    distinct: set[str] = set()
     for row in rows.rows:
-        is_full = most is not None and len(set(hashes.values()) - {None}) >= most
-        file = None if is_text else row.file
-        if is_full and file not in hashes:
+        if isinstance(row, UserError):
+            tally.refuse(row)
+            continue
+        tally.num_rows += 1
+        tally.num_own_instruction += row.instruction is not None
+        file = None if is_text or row.file is None else str(row.file)
+        if most is not None and len(distinct) >= most and file is not None and file not in hashes:
             continue
         try:
             instructions = instructions_of(row, rows.crosses, settings)
-            if file not in hashes:
-                hashes[file] = store_frames(file, settings, run)
+            if file is not None and file not in hashes:
+                hashes[file] = store_frames(row.file, settings, run)
+                distinct.add(hashes[file])
         except UserError as error:
-            refused.append(error)
+            tally.refuse(error)
             continue
         except OSError as error:
-            refused.append(UserError(f"{row.source}: cannot be read", actual=error.strerror))
+            if told := storage_error(error, run.first_frames if run else row.file):
+                raise told from error
+            tally.refuse(UserError(f"{row.source}: cannot be read", actual=error.strerror))
             continue
         first_seed = settings.seed if row.seed is None else row.seed
-        scenes.extend(Scene(hashes[file], text, first_seed, row.source) for text in instructions)
-    return scenes, refused
+        tally.num_scenes += len(instructions)
+        yield from (Scene(hashes.get(file), text, first_seed, row.source) for text in instructions)
 
 
 def instructions_of(row: FrameRow, crosses: bool, settings: Settings) -> list[str]:
@@ -162,54 +167,27 @@ def instructions_of(row: FrameRow, crosses: bool, settings: Settings) -> list[st
     return [text]
 
 
-def make_jobs(
-    scenes: Sequence[Scene], settings: Settings, model: WorldModelSource, adapter: AdapterChoice | None
-) -> list[Job]:
-    """Cross scenes with seeds; all scenes come with their first seed before any comes with its second.
+def _count_notes(num_again: int, num_kept: int) -> list[str]:
+    notes = []
+    if num_again:
+        notes.append(f"{num_again} asked for the same first frame, instruction and seed: made once")
+    if num_kept:
+        notes.append(f"{num_kept} jobs that were planned before with other settings are kept")
+    return notes
 
-    Args:
-        scenes: From `read_scenes`.
-        settings: Sampler, clip and codec.
-        model: The world model's name and fingerprint.
-        adapter: None for the base model.
 
-    Returns:
-        Jobs with their ids; equal scenes give equal ids.
-    """
-    video, plan, negative = settings.video, settings.plan, settings.plan.negative_prompt
-    shortcuts, jobs = level_shortcuts(plan.level, plan.fp8).to_json(), []
-    for number in range(plan.num_seeds):
-        for scene in scenes:
-            values = {
-                "first_frame_sha256": scene.first_frame_sha256,
-                "num_given_frames": NUM_GIVEN_FRAMES[plan.condition],
-                "instruction": scene.instruction,
-                "prompt": settings.prompt_prefix + scene.instruction,
-                "negative_prompt": DEFAULT_NEGATIVE_PROMPT if negative is None else negative,
-                "seed": scene.seed + number,
-                "height": video.height,
-                "width": video.width,
-                # One chunk overlaps nothing: its clip does not depend on the setting.
-                "num_frames": plan.num_chunks * video.num_frames - (plan.num_chunks - 1) * plan.chunk_overlap,
-                "num_chunks": plan.num_chunks,
-                "chunk_overlap": plan.chunk_overlap if plan.num_chunks > 1 else 0,
-                "fps": video.fps,
-                "num_inference_steps": plan.num_inference_steps,
-                "guidance_scale": float(plan.guidance_scale),
-                "level": plan.level,
-                "shortcuts": shortcuts,
-                "model": model.name,
-                "model_sha256": model.sha256,
-                "adapter": adapter and adapter.text(RunFolder.of(settings)),
-                "adapter_sha256": adapter and adapter.sha256,
-                "dtype": settings.model.dtype,
-                "codec": video.codec,
-                "crf": video.crf,
-                "gop": video.gop,
-                "source": scene.source,
-            }
-            jobs.append(Job(clip_id=job_id(values), **values))
-    return jobs
+def _dry_run_notes(prefix: str, instructions: list[str]) -> list[str]:
+    return [
+        *(f"prompt: {(prefix + text)[:300]}" for text in instructions),
+        "max_disk_gib: as if every frame took as much as a first frame does alone; clips are smaller",
+        "dry run: nothing was written",
+    ]
+
+
+def _old_and_new(run: RunFolder, new: Iterator[Any]) -> Iterator[pa.Table]:
+    if run.jobs.exists():
+        yield from iter_job_tables(run.jobs)
+    yield from new
 
 
 def _check_can_plan(settings: Settings) -> None:
@@ -227,9 +205,11 @@ def _check_can_plan(settings: Settings) -> None:
     problems.raise_if_any("what cannot be planned")
 
 
-def _raise_nothing_usable(refused: Sequence[UserError], source: str) -> NoReturn:
+def _raise_nothing_usable(tally: Tally, source: str) -> NoReturn:
     problems = Problems()
-    problems.errors.extend(refused)
+    problems.errors.extend(tally.refusals)
+    if tally.num_refused > len(tally.refusals):
+        problems.add(f"and {tally.num_refused - len(tally.refusals)} more")
     problems.raise_if_any("no first frame can be used")
     raise UserError("the source names no first frame", actual=source)
 
@@ -244,6 +224,8 @@ def _most_bytes_a_clip(rows: FrameRows, settings: Settings) -> int:
     video = settings.video
     for row in rows.rows:
         try:
+            if isinstance(row, UserError):
+                continue
             if row.file is None or settings.plan.condition == "text":
                 return 0  # no picture to judge from
             frame_HWC = fitted_frames(row.file, settings)[: video.height]
@@ -257,21 +239,20 @@ def _most_bytes_a_clip(rows: FrameRows, settings: Settings) -> int:
 
 
 def _notes(
-    rows: FrameRows, refused: Sequence[UserError], settings: Settings, run: RunFolder, adapter: AdapterChoice | None
+    rows: FrameRows, tally: Tally, settings: Settings, run: RunFolder, adapter: AdapterChoice | None
 ) -> list[str]:
     notes = [f"first frames: {rows.kind}"]
-    num_own = sum(row.instruction is not None for row in rows.rows)
-    if settings.plan.instructions and num_own and not rows.crosses:
+    if settings.plan.instructions and tally.num_own_instruction and not rows.crosses:
         notes.append(
-            f"{num_own} first frames keep their own instruction; plan.instructions went to the "
-            f"{len(rows.rows) - num_own} without one"
+            f"{tally.num_own_instruction} first frames keep their own instruction; plan.instructions went to the "
+            f"{tally.num_rows - tally.num_own_instruction} without one"
         )
     if adapter is None:
         missing = "plan.adapter=base" if settings.plan.adapter else f"no adapter in {run.adapter}"
         notes.append(f"{missing}: the base model dreams (dreamgen finetune makes an adapter)")
     if 0 < settings.plan.guidance_scale <= 1:
         notes.append(f"guidance_scale {settings.plan.guidance_scale:g} is at most 1, which the pipeline takes for off")
-    notes.extend("refused: " + str(error).replace("\n", "\n  ") for error in refused[:NUM_REFUSALS_SHOWN])
-    if len(refused) > NUM_REFUSALS_SHOWN:
-        notes.append(f"and {len(refused) - NUM_REFUSALS_SHOWN} more were refused")
+    notes.extend("refused: " + str(error).replace("\n", "\n  ") for error in tally.refusals)
+    if tally.num_refused > NUM_REFUSALS_SHOWN:
+        notes.append(f"and {tally.num_refused - NUM_REFUSALS_SHOWN} more were refused")
     return notes

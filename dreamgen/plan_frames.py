@@ -66,9 +66,10 @@ def store_frames(file: Path, settings: Settings, run: RunFolder | None) -> str:
     stacked_HWC = fitted_frames(file, settings)
     sha256 = frame_sha256(stacked_HWC)
     if run is not None:
-        stored = run.first_frame_file(sha256)
+        stored = run.fetch(run.first_frame_file(sha256))
         if not (stored.is_file() and _holds(stored, sha256)):
             write_png(stored, stacked_HWC)
+            run.publish(stored)
     return sha256
 
 

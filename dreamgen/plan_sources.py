@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,13 @@ class FrameRows:
 
     Args:
         kind: Which kind of source it was taken for, in words.
-        rows: In stable order.
-        refused: Rows that cannot be used, each with its reason.
+        rows: In stable order, and for each that cannot be used its reason; it may be gone through several times. A
+            table's are read as they are gone through.
         crosses: New instructions take the place of the rows' own, as in a training set.
     """
 
     kind: str
-    rows: list[FrameRow]
-    refused: list[UserError] = field(default_factory=list)
+    rows: Iterable[FrameRow | UserError]
     crosses: bool = False
 
 
@@ -101,21 +101,21 @@ def folder_rows(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Fra
             f"plan.first_frames: no {kind} in the folder", actual=str(folder),
             allowed=f"NAME.txt + NAME{'|'.join(suffixes)}, a .csv or .jsonl, or a training set (videos/, metadata.csv)",
         )  # fmt: skip
-    stems = [path.stem for path in images]
-    rows, refused = [], [
+    num_of_stem = Counter(path.stem for path in images)
+    rows: list[FrameRow | UserError] = [
         UserError(f"{texts[stem]} has no {kind[:-1]}", allowed=f"{stem}{f' or {stem}'.join(suffixes[:2])} beside it")
-        for stem in sorted(set(texts) - set(stems))
+        for stem in sorted(set(texts) - set(num_of_stem))
     ]  # fmt: skip
     for image in images:
         try:
-            if stems.count(image.stem) > 1:
+            if num_of_stem[image.stem] > 1:
                 raise UserError(f"{image} is one of several {kind} of that name", allowed=f"one for {image.stem}")
             file = inside(folder, image.name, str(image))
             text = texts.get(image.stem)
             rows.append(FrameRow(file, _caption(folder, text) if text else None, None, str(image)))
         except UserError as error:
-            refused.append(error)
-    return FrameRows(f"a folder of {len(images)} {kind} with their instructions", rows, refused)
+            rows.append(error)
+    return FrameRows(f"a folder of {len(images)} {kind} with their instructions", rows)
 
 
 def table_rows(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> FrameRows:
@@ -124,8 +124,10 @@ def table_rows(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> FrameR
     Raises:
         UserError: if the file cannot be read, or a column is missing.
     """
-    numbered = list(_csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path))
-    columns = {name for _, values in numbered if isinstance(values, dict) for name in values}
+    num_rows, columns = 0, set()
+    for _, values in _numbered(path):
+        num_rows += 1
+        columns.update(values if isinstance(values, dict) else ())
     image_column = _column(columns, IMAGE_COLUMNS)
     if image_column is None:
         nearest = closest_match("image", columns)
@@ -133,15 +135,26 @@ def table_rows(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> FrameR
             f"{path} names no images", actual=f"columns: {', '.join(sorted(columns)) or 'none'}",
             allowed=" or ".join(IMAGE_COLUMNS), next_step=f"rename the column {nearest}" if nearest else None,
         )  # fmt: skip
-    text_column, rows, refused = _column(columns, TEXT_COLUMNS), [], []
-    for number, values in numbered:
-        try:
-            if isinstance(values, UserError):
-                raise values
-            rows.append(_table_row(path, number, values, (image_column, text_column), suffixes))
-        except UserError as error:
-            refused.append(error)
-    return FrameRows(f"a table of {len(numbered)} rows", rows, refused)
+    rows = TableRows(path, (image_column, _column(columns, TEXT_COLUMNS)), suffixes)
+    return FrameRows(f"a table of {num_rows} rows", rows)
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """The rows of a table, read anew each time that they are gone through."""
+
+    path: Path
+    columns: tuple[str, str | None]
+    suffixes: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[FrameRow | UserError]:
+        for number, values in _numbered(self.path):
+            try:
+                if isinstance(values, UserError):
+                    raise values
+                yield _table_row(self.path, number, values, self.columns, self.suffixes)
+            except UserError as error:
+                yield error
 
 
 def training_rows(folder: Path) -> FrameRows:
@@ -150,7 +163,8 @@ def training_rows(folder: Path) -> FrameRows:
     Raises:
         UserError: if its metadata.csv cannot be read.
     """
-    table, rows, refused = folder / "metadata.csv", [], []
+    table, num_usable = folder / "metadata.csv", 0
+    rows: list[FrameRow | UserError] = []
     for number, values in _csv_rows(table):
         try:
             if isinstance(values, UserError):
@@ -162,9 +176,10 @@ def training_rows(folder: Path) -> FrameRows:
                 raise UserError(f"{table}, line {number}: no such video", actual=name or "an empty file_name")
             text = values.get("instruction") or values.get("prompt")
             rows.append(FrameRow(file, text, None, f"{folder / relative}, first frame"))
+            num_usable += 1
         except UserError as error:
-            refused.append(error)
-    return FrameRows(f"the first frames of {len(rows)} training clips", rows, refused, crosses=True)
+            rows.append(error)
+    return FrameRows(f"the first frames of {num_usable} training clips", rows, crosses=True)
 
 
 def _rows_of_demos(path: Path, settings: Settings, run: RunFolder) -> FrameRows:
@@ -236,19 +251,24 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
         raise UserError(f"{path} cannot be read as a table", actual=str(error), allowed="UTF-8 CSV") from None
 
 
+def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+    return _csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path)
+
+
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
     try:
-        # Not splitlines: a JSON string may hold other line separators.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        # Only \n ends a line: a JSON string may hold other line separators.
+        with path.open(encoding="utf-8-sig", newline="\n") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield number, _jsonl_row(f"{path}, line {number}", line)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read", actual=str(error), allowed="UTF-8, one JSON object a line") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            values = UserError(f"{path}, line {number} is not JSON", actual=str(error))
-        if not isinstance(values, dict | UserError):
-            values = UserError(f"{path}, line {number} is not a JSON object", actual=line[:80])
-        yield number, values
+
+
+def _jsonl_row(where: str, line: str) -> dict[str, Any] | UserError:
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        return UserError(f"{where} is not JSON", actual=str(error))
+    return values if isinstance(values, dict) else UserError(f"{where} is not a JSON object", actual=line[:80])

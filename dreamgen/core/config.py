@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from mergedeep import merge
 
 from dreamgen.core.errors import Problems, UserError, closest_match
 from dreamgen.core.settings import Settings
+from dreamgen.core.shard import Shard
+from dreamgen.core.store import Store, is_url
 
 # Where a run happens, not what it makes: these may differ between two stages of one run.
 NOT_PART_OF_THE_RUN = {
@@ -26,7 +29,7 @@ NOT_PART_OF_THE_RUN = {
 }  # fmt: skip
 
 MAX_CRF = {"h264": 51, "av1": 63}
-ABOVE_ZERO = {"finetune.learning_rate", "finetune.sigma_shift", "idm.learning_rate"}
+ABOVE_ZERO = {"generate.clips_per_gpu_hour", "finetune.learning_rate", "finetune.sigma_shift", "idm.learning_rate"}
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys((
         "video.fps", "video.gop", "prepare.max_episodes", "finetune.num_steps", "finetune.batch_size",
@@ -72,11 +75,23 @@ def parse_settings(
     config_path = given.pop("config_path", None)
     layers = [read_yaml(find_preset(config_path))] if config_path is not None else []
     out = given.get("out") or (layers[0].get("out") if layers else None)
-    if out is not None and (Path(out) / "run.yaml").exists():
-        layers.insert(0, read_yaml(Path(out) / "run.yaml"))
+    if out is not None and (recorded := _recorded(str(out))) is not None:
+        layers.insert(0, recorded)
     merged = merge({}, *layers, given)
     settings = settings_from_dict(merged)
     return settings, switches
+
+
+def _recorded(out: str) -> dict[str, Any] | None:
+    if not is_url(out):
+        path = Path(out) / "run.yaml"
+        return read_yaml(path) if path.exists() else None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            Store(out).download("run.yaml", Path(folder) / "run.yaml")
+        except FileNotFoundError:
+            return None
+        return read_yaml(Path(folder) / "run.yaml")
 
 
 def settings_from_dict(values: dict[str, Any]) -> Settings:
@@ -141,6 +156,10 @@ def check_values(settings: Settings) -> None:
             "video.num_frames does not fill the VAE's groups of four", actual=video.num_frames,
             allowed="4k + 1, at least 5", next_step=f"--video.num_frames={near}",
         )  # fmt: skip
+    try:
+        Shard.parse(settings.generate.shard)
+    except UserError as error:
+        problems.errors.append(error)
     if not 0 <= video.crf <= MAX_CRF[video.codec]:
         problems.add(
             f"video.crf is no quality of {video.codec}", actual=video.crf, allowed=f"0 to {MAX_CRF[video.codec]}"

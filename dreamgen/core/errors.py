@@ -34,15 +34,19 @@ class UserError(Exception):
 
     def __reduce__(self):
         # Exceptions travel between Ray processes by pickle, which by default would drop the keyword arguments.
-        return _rebuild_user_error, (self.what, self.actual, self.allowed, self.next_step)
+        return _rebuild_user_error, (type(self), self.what, self.actual, self.allowed, self.next_step)
 
 
 class NothingAccepted(UserError):
     """No clip came through, so there is no dataset to write; the run's page says why."""
 
 
-def _rebuild_user_error(what, actual, allowed, next_step) -> UserError:
-    return UserError(what, actual=actual, allowed=allowed, next_step=next_step)
+class CannotWrite(UserError):
+    """The storage takes nothing more; what was recorded before stands, and the same command goes on later."""
+
+
+def _rebuild_user_error(kind, what, actual, allowed, next_step) -> UserError:
+    return kind(what, actual=actual, allowed=allowed, next_step=next_step)
 
 
 class Problems:

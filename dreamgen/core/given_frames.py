@@ -25,7 +25,7 @@ def read_given_frames(run: RunFolder, job: Job) -> np.ndarray | None:
     """
     if job.first_frame_sha256 is None:
         return None
-    path = run.first_frame_file(job.first_frame_sha256)
+    path = run.fetch(run.first_frame_file(job.first_frame_sha256))
     stacked_HWC = read_image(path)
     found = frame_sha256(stacked_HWC)
     if found != job.first_frame_sha256:
@@ -33,6 +33,6 @@ def read_given_frames(run: RunFolder, job: Job) -> np.ndarray | None:
             f"{path} is not the first frame that was planned",
             actual=f"pixels with hash {found[:12]}",
             allowed=job.first_frame_sha256[:12],
-            next_step=f"dreamgen plan --out {run.root} writes it anew",
+            next_step=f"dreamgen plan --out {run} writes it anew",
         )
     return stacked_HWC.reshape(job.num_given_frames, job.height, job.width, 3)

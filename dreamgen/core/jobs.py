@@ -1,40 +1,92 @@
-"""Reading and writing `jobs.parquet`, and the clips of a run that came through every stage."""
+"""`jobs.parquet`, written and read in pieces, and the clips of a run that came through every stage.
+
+Equal texts stand once on the disk. In memory are never more than a few thousand jobs at a time, besides what a caller
+asks for by column.
+"""
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.files import atomic_file
-from dreamgen.core.journal import iter_journal
+from dreamgen.core.journal import latest_records, records_of
 from dreamgen.core.records import AcceptedClip, Job
 from dreamgen.core.run_folder import RunFolder
 
-if TYPE_CHECKING:
-    import sqlite3
-
-STAGES_OF_A_CLIP = ("generate", "label", "curate")
-JOBS_AT_ONCE = 1000
+BATCH = 4096  # jobs in memory as objects
+ROW_GROUP = 2**16
+FIELDS = tuple(f.name for f in fields(Job))
 
 
-def write_jobs(path: Path, jobs: Sequence[Job]) -> None:
+def write_jobs(path: Path, jobs: Iterable[Job]) -> None:
     """Write jobs as parquet, one row a clip, atomically."""
+    import pyarrow as pa
+
+    remaining = iter(jobs)
+
+    def tables() -> Iterator[Any]:
+        while batch := list(islice(remaining, BATCH)):
+            yield pa.Table.from_pylist([asdict(job) for job in batch], schema=job_schema())
+
+    write_job_tables(path, tables())
+
+
+def write_job_tables(path: Path, tables: Iterable[Any]) -> None:
+    """Write tables with the columns of `Job` one after another as one file, atomically."""
+    import pyarrow.parquet as pq
+
+    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, job_schema(), compression="zstd") as writer:
+        held: list[Any] = []
+        for table in tables:
+            held.append(table)
+            if sum(map(len, held)) >= ROW_GROUP:
+                _write_held(writer, held)
+                held = []
+        _write_held(writer, held)
+
+
+def iter_job_tables(path: Path, columns: Sequence[str] = FIELDS) -> Iterator[Any]:
+    """Read a jobs table in pieces, in planned order.
+
+    Yields:
+        pyarrow.Table with the named columns.
+
+    Raises:
+        UserError: if the file is not a jobs table.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist([asdict(job) for job in jobs], schema=_schema())
-    with atomic_file(path) as temporary:
-        pq.write_table(table, temporary)
+    with _damage_said(path), pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(ROW_GROUP, columns=list(columns)):
+            yield pa.Table.from_batches([batch]).select(list(columns))
+
+
+def job_columns(path: Path, columns: Sequence[str]) -> Any:
+    """Read some columns of all jobs; texts that repeat are held once.
+
+    Returns:
+        pyarrow.Table in planned order.
+
+    Raises:
+        UserError: if the file is not a jobs table.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [name for name in columns if pa.types.is_string(job_schema().field(name).type) and name != "clip_id"]
+    with _damage_said(path):
+        return pq.read_table(path, columns=list(columns), read_dictionary=texts).select(list(columns))
 
 
 def read_jobs(path: Path) -> list[Job]:
-    """Read the jobs of a run, in planned order.
+    """Read all jobs of a run, in planned order.
 
     Raises:
         UserError: if the file is not a jobs table.
@@ -42,25 +94,78 @@ def read_jobs(path: Path) -> list[Job]:
     return list(iter_jobs(path))
 
 
-def iter_jobs(path: Path) -> Iterator[Job]:
-    """Yield what `read_jobs` reads, a thousand rows at a time.
+def iter_jobs(path: Path, rows: Sequence[int] | None = None) -> Iterator[Job]:
+    """Read jobs one after another, in planned order.
+
+    Args:
+        path: The jobs table.
+        rows: Numbers of the rows to read, ascending; all when not given.
 
     Raises:
         UserError: if the file is not a jobs table.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import numpy as np
 
-    names = [f.name for f in fields(Job)]
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(JOBS_AT_ONCE, columns=names):
-                yield from (Job(**row) for row in batch.to_pylist())
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a jobs table", actual=f"{error}"[:200],
-            next_step=f"remove {path} and run dreamgen plan again; clips that are done are found by their ids",
-        ) from None  # fmt: skip
+    begin = 0
+    for table in iter_job_tables(path):
+        if rows is not None:
+            wanted = rows[np.searchsorted(rows, begin) : np.searchsorted(rows, begin + len(table))]
+            begin += len(table)
+            table = table.take(np.asarray(wanted, np.int64) - (begin - len(table)))
+        for start in range(0, len(table), BATCH):
+            values = table.slice(start, BATCH).to_pydict()
+            with _damage_said(path):
+                yield from (Job(**dict(zip(FIELDS, row, strict=True))) for row in zip(*values.values(), strict=True))
+
+
+@dataclass(frozen=True)
+class JobRows:
+    """Some of a run's jobs, read from the disk as they are gone through.
+
+    Args:
+        path: The jobs table.
+        rows: Their numbers in it, int64, ascending.
+    """
+
+    path: Path
+    rows: Any
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter_jobs(self.path, self.rows)
+
+    def where(self, keep: Any) -> JobRows:
+        """Return those for which `keep`, bool of the same length, is true."""
+        return JobRows(self.path, self.rows[keep])
+
+    def first(self, num: int) -> JobRows:
+        """Return the first `num` of them."""
+        return JobRows(self.path, self.rows[:num])
+
+    def is_one_of(self, column: str, values: Iterable[Any]) -> Any:
+        """Say of each job whether a text column has one of some values; None stands for none. bool, one a job."""
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        values = list(values)
+        texts = job_columns(self.path, [column])[column].take(self.rows).combine_chunks()
+        known = np.asarray(pc.is_in(texts.dictionary, value_set=pa.array(values, pa.string())))
+        return np.append(known, None in values)[np.asarray(texts.indices.fill_null(len(known)))]
+
+    def distinct(self, columns: Sequence[str]) -> JobRows:
+        """Return the first job of each distinct set of values."""
+        import numpy as np
+
+        table, numbers = job_columns(self.path, columns), np.zeros(len(self), np.int64)
+        for name in columns:
+            codes = table[name].take(self.rows).combine_chunks()
+            codes = codes if hasattr(codes, "dictionary") else codes.dictionary_encode()
+            values = np.asarray(codes.indices.fill_null(-1), np.int64) + 1
+            numbers = np.unique(numbers * (values.max(initial=0) + 1) + values, return_inverse=True)[1]
+        return JobRows(self.path, self.rows[np.sort(np.unique(numbers, return_index=True)[1])])
 
 
 def accepted_clips(run: RunFolder) -> list[AcceptedClip]:
@@ -73,60 +178,64 @@ def accepted_clips(run: RunFolder) -> list[AcceptedClip]:
 
 
 def iter_accepted_clips(run: RunFolder) -> Iterator[AcceptedClip]:
-    """Yield what `accepted_clips` collects, in memory that does not grow with their number.
-
-    The journal's latest records are looked up in a database in a temporary file.
+    """Yield what `accepted_clips` collects; of the journals, only packed columns are in memory.
 
     Raises:
         UserError: if jobs or verdicts are missing.
     """
-    import sqlite3
+    import numpy as np
+    import pyarrow.compute as pc
 
-    run.need(run.jobs, "plan")
-    with (
-        tempfile.TemporaryDirectory(prefix="dreamgen-") as folder,
-        closing(sqlite3.connect(Path(folder) / "records")) as records,
-    ):
-        records.executescript(
-            "pragma journal_mode = off; pragma synchronous = off; create table latest"
-            " (key text primary key, time_s real, is_ok integer, figures text) without rowid;"
+    ids = job_columns(run.need(run.jobs, "plan"), ["clip_id"])["clip_id"]
+    tables = [latest_records(run.journal, stage) for stage in ("generate", "label", "curate")]
+    if not len(tables[2]):
+        raise UserError("no clip has a verdict yet", next_step=f"dreamgen curate --out {run.root}")
+    is_accepted = np.ones(len(ids), bool)
+    for table in tables:
+        ok = table.filter(pc.equal(table["status"], "ok"))["clip_id"]
+        is_accepted &= np.asarray(pc.is_in(ids, value_set=ok.combine_chunks()))
+    rows = np.flatnonzero(is_accepted)
+    for begin in range(0, len(rows), BATCH):
+        some = ids.take(rows[begin : begin + BATCH]).combine_chunks()
+        generated, labelled, verdicts = (
+            {r.clip_id: r for r in records_of(table.filter(pc.is_in(table["clip_id"], value_set=some)))}
+            for table in tables
         )
-        num_verdicts = [_keep_latest(records, run, stage) for stage in STAGES_OF_A_CLIP][-1]
-        if not num_verdicts:
-            raise UserError("no clip has a verdict yet", next_step=f"dreamgen curate --out {run.root}")
-        for job in iter_jobs(run.jobs):
-            keys = [f"{stage} {job.clip_id}" for stage in STAGES_OF_A_CLIP]
-            found = dict(records.execute("select key, figures from latest where is_ok and key in (?, ?, ?)", keys))
-            if len(found) == len(keys):
-                yield _accepted(run, job, *(json.loads(found[key]) for key in keys))
+        for job in iter_jobs(run.jobs, rows[begin : begin + BATCH]):
+            made = generated[job.clip_id].figures
+            yield AcceptedClip(
+                job=job,
+                video=run.clip_file(job.clip_id),
+                num_frames=int(made["num_frames"]),
+                label=run.label_file(job.clip_id),
+                scores={**labelled[job.clip_id].figures, **verdicts[job.clip_id].figures},
+                safety_checker=made.get("safety_checker"),
+            )
 
 
-def _keep_latest(records: sqlite3.Connection, run: RunFolder, stage: str) -> int:
-    rows = (
-        (f"{stage} {r.clip_id}", r.time_s, r.status == "ok", json.dumps(r.figures))
-        for r in iter_journal(run.journal, stage)
-    )
-    done = records.executemany(
-        "insert into latest values (?, ?, ?, ?) on conflict (key) do update set time_s = excluded.time_s,"
-        " is_ok = excluded.is_ok, figures = excluded.figures where excluded.time_s >= latest.time_s",
-        rows,
-    )
-    return done.rowcount
-
-
-def _accepted(run: RunFolder, job: Job, generated: dict, labelled: dict, verdict: dict) -> AcceptedClip:
-    return AcceptedClip(
-        job=job,
-        video=run.clip_file(job.clip_id),
-        num_frames=int(generated["num_frames"]),
-        label=run.label_file(job.clip_id),
-        scores={**labelled, **verdict},
-        safety_checker=generated.get("safety_checker"),
-    )
-
-
-def _schema():
+def job_schema() -> Any:
+    """Return the pyarrow schema of a jobs table."""
     import pyarrow as pa
 
     kinds = {"int": pa.int64(), "float": pa.float64(), "str": pa.string(), "str | None": pa.string()}
     return pa.schema([(f.name, kinds[f.type]) for f in fields(Job)])
+
+
+def _write_held(writer: Any, held: list[Any]) -> None:
+    import pyarrow as pa
+
+    if held:
+        writer.write_table(pa.concat_tables(held).cast(job_schema()), row_group_size=ROW_GROUP)
+
+
+@contextmanager
+def _damage_said(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a jobs table", actual=f"{error}"[:200],
+            next_step=f"remove {path} and run dreamgen plan again; clips that are done are found by their ids",
+        ) from None  # fmt: skip

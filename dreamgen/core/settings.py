@@ -181,6 +181,10 @@ class GenerateSettings:
     )
     compile: bool = option(True, "compile the transformer's blocks on a GPU: the first clip takes a minute longer")
     limit: int | None = option(None, "stop after N clips")
+    shard: str = option("0/1", "i/n: make only the i-th of n shares of the clips; a driver for each share")
+    clips_per_gpu_hour: float | None = option(
+        None, "for --dry_run: a rate measured elsewhere; this run's own clips tell it when not given"
+    )
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,7 @@ def test_real_pairs(tmp_path, world, real_pairs):
     assert result.figures["num_jobs"] == 5 * num_images and result.figures["num_refused"] == 0
     jobs = jobs_of(settings)
     assert all(job.prompt == f"The robot arm is performing a task. {job.instruction}" for job in jobs)
-    assert {path.name for path in RunFolder.of(settings).first_frames.iterdir()} == {
+    assert {path.name for path in RunFolder.of(settings).first_frames.glob("*/*")} == {
         f"{job.first_frame_sha256[:32]}.png" for job in jobs
     }
 

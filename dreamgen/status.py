@@ -1,0 +1,134 @@
+"""How far a job is, read from its journal while it runs or after: from any shell, without asking its processes."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from dreamgen.core.jobs import job_columns
+from dreamgen.core.journal import latest_records
+from dreamgen.core.lease import Lease, read_leases
+from dreamgen.core.progress import duration
+from dreamgen.core.records import StageResult
+from dreamgen.core.run_folder import RunFolder
+from dreamgen.core.settings import Settings
+
+STAGE = "generate"
+WINDOW_S = 600.0  # the rate is that of the last ten minutes
+NUM_SHOWN = 10
+COLUMNS = ("status", "reason", "error", "worker", "time_s")
+
+
+def status(settings: Settings) -> StageResult:
+    """Say what of a planned job is done, how fast it goes, when it will end, and what went wrong.
+
+    Counts are of the journal's records; whether each file is still there, `dreamgen generate` looks at when it starts.
+
+    Args:
+        settings: `out` is used.
+
+    Returns:
+        Figures; those with parts (failures, rejections, nodes, drivers) as dicts, for --json, and as notes.
+
+    Raises:
+        UserError: if nothing is planned.
+    """
+    import pyarrow.compute as pc
+
+    run = RunFolder.of(settings, may_be_remote=True)
+    run.need(run.jobs, "plan")
+    ids = job_columns(run.jobs, ["clip_id"])["clip_id"].combine_chunks()
+    records = latest_records(run.journal, STAGE, COLUMNS)
+    records = records.filter(pc.is_in(records["clip_id"], value_set=ids))
+    num_of = Counter({row["values"]: row["counts"] for row in pc.value_counts(records["status"]).to_pylist()})
+    num_left = len(ids) - num_of["ok"] - num_of["rejected"]
+    drivers = [lease for lease in read_leases(run.journal, STAGE) if not lease.is_known_dead()]
+    rate = rate_of(records, drivers)
+    figures: dict[str, Any] = {
+        "num_jobs": len(ids), "num_done": num_of["ok"], "num_rejected": num_of["rejected"],
+        "num_failed": num_of["failed"], "num_left": num_left, "clips_per_hour": round(rate.clips_per_hour, 1),
+        "eta_s": round(num_left / rate.clips_per_hour * 3600) if rate.is_now and rate.clips_per_hour else None,
+        "failures": kinds(records, "failed", "error"), "rejections": kinds(records, "rejected", "reason"),
+        "clips_per_hour_of_node": rate.of_node,
+        "drivers": [{"shard": d.shard, "host": d.host, "pid": d.pid, "begun_s": d.begun_s} for d in drivers],
+    }  # fmt: skip
+    return StageResult("status", {"journal": run.journal}, figures, _notes(figures, rate))
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How many clips an hour come out.
+
+    Args:
+        clips_per_hour: Over the last `WINDOW_S` seconds; of a job at rest, over its last ones.
+        of_node: The same of each host.
+        is_now: Whether the last record is of within the window, so that the rate says something about the end.
+    """
+
+    clips_per_hour: float
+    of_node: dict[str, float]
+    is_now: bool
+
+
+def rate_of(records: Any, drivers: list[Lease], now_s: float | None = None) -> Rate:
+    """Measure the rate of a job from the times of its records.
+
+    Args:
+        records: pyarrow.Table with `time_s` and `worker`.
+        drivers: Of those that are at work the earliest says since when.
+        now_s: Seconds since the epoch.
+    """
+    import pyarrow.compute as pc
+
+    now_s = time.time() if now_s is None else now_s
+    last_s = pc.max(records["time_s"]).as_py()
+    if last_s is None:
+        return Rate(0.0, {}, False)
+    is_now = now_s - last_s < WINDOW_S
+    end_s = now_s if drivers and is_now else last_s
+    recent = records.filter(pc.greater(records["time_s"], end_s - WINDOW_S))
+    first_s = pc.min(recent["time_s"]).as_py()
+    # A job that began a minute ago is not judged by ten.
+    begun_s = max(end_s - WINDOW_S, min([d.begun_s for d in drivers if d.begun_s <= first_s], default=first_s))
+    span_s = end_s - begun_s
+    if span_s <= 0:
+        return Rate(0.0, {}, is_now)
+    hosts = Counter((worker or "?").rpartition(":")[0] or "?" for worker in recent["worker"].to_pylist())
+    of_node = {host: round(count / span_s * 3600, 1) for host, count in hosts.most_common()}
+    return Rate(len(recent) / span_s * 3600, of_node, is_now)
+
+
+def kinds(records: Any, state: str, column: str) -> dict[str, int]:
+    """Count failures by the error's type, or rejections by reason; reasons differ in their figures only.
+
+    Returns:
+        Kind -> how many, the most frequent first.
+    """
+    import pyarrow.compute as pc
+
+    texts = pc.value_counts(records.filter(pc.equal(records["status"], state))[column]).to_pylist()
+    counts: Counter[str] = Counter()
+    for row in texts:
+        text = row["values"] or "no reason given"
+        kind = text.partition(":")[0] if column == "error" else re.sub(r"-?\d+(\.\d+)?", "#", text)
+        counts[kind] += row["counts"]
+    return dict(counts.most_common())
+
+
+def _notes(figures: dict[str, Any], rate: Rate) -> list[str]:
+    percent = 100 * (1 - figures["num_left"] / max(figures["num_jobs"], 1))
+    notes = [f"{percent:.1f} % is done" + (f", ETA {duration(figures['eta_s'])}" if figures["eta_s"] else "")]
+    if not figures["drivers"]:
+        notes.append("no driver is at work" if figures["num_left"] else "nothing is left to do")
+    notes += [f"driver of shard {d['shard']}: {d['host']}, process {d['pid']}" for d in figures["drivers"]]
+    for name, values, unit in (
+        ("node", rate.of_node, " clips an hour"), ("failed", figures["failures"], ""),
+        ("rejected", figures["rejections"], ""),
+    ):  # fmt: skip
+        notes += [f"{name}: {kind}: {value:g}{unit}" for kind, value in list(values.items())[:NUM_SHOWN]]
+        if len(values) > NUM_SHOWN:
+            notes.append(f"{name}: and {len(values) - NUM_SHOWN} more; --json lists all")
+    return notes
