@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -22,8 +21,6 @@ from dreamgen.core.video import read_video, write_video
 from export.check import check
 from export.convert import convert_dataset
 from tests.fixtures.runs import CAMERA
-
-REAL = Path(os.environ.get("DREAMGEN_REAL_DEMOS", "nowhere"))  # the five GR1 episodes of GR00T-Dreams
 
 
 def convert(source, target, **settings):
@@ -281,13 +278,12 @@ def test_the_command(exported, tmp_path, capsys):
     assert main(["convert", source, str(tmp_path / "x"), "--to=v1.0"]) == 2
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="DREAMGEN_REAL_DEMOS does not name the five real episodes")
-def test_the_five_real_episodes(tmp_path):
-    result = convert(REAL, tmp_path / "v30")
+def test_the_five_real_episodes(real_demos, tmp_path):
+    result = convert(real_demos, tmp_path / "v30")
     convert(tmp_path / "v30", tmp_path / "v21")
     assert result.figures["episodes"] == 5 and any("egoview" in note for note in result.notes)
     name = "videos/chunk-000/observation.images.ego_view/episode_000003.mp4"
-    np.testing.assert_array_equal(read_video(tmp_path / "v21" / name), read_video(REAL / name))
-    rows = [pd.read_parquet(root / "data/chunk-000/episode_000003.parquet") for root in (tmp_path / "v21", REAL)]
+    np.testing.assert_array_equal(read_video(tmp_path / "v21" / name), read_video(real_demos / name))
+    rows = [pd.read_parquet(root / "data/chunk-000/episode_000003.parquet") for root in (tmp_path / "v21", real_demos)]
     for column in ("action", "observation.state", "annotation.human.validity", "next.done"):
         np.testing.assert_array_equal(np.stack(rows[0][column]), np.stack(rows[1][column]))
