@@ -36,6 +36,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from ray.cluster_utils import Cluster
 
 from dreamgen.core.jobs import read_jobs
+from dreamgen.core.journal import as_store
+from dreamgen.core.journal_files import read_files
 from dreamgen.core.run_folder import RunFolder
 from tests.fixtures.world import make_world, planned_run, tiny_settings, write_pairs
 
@@ -184,7 +186,7 @@ def is_due(kill: Kill, run: RunFolder) -> bool:
 
 def num_ok(run: RunFolder) -> int:
     """Count clips with an ok record."""
-    return len({clip_id for clip_id, _ in ok_records(run)})
+    return len({clip_id for clip_id, *_ in ok_records(run)})
 
 
 def wait_for_worker(nodes: list[Any], pick: float, driver: subprocess.Popen) -> int:
@@ -211,31 +213,28 @@ def processes() -> list[tuple[int, int, str]]:
     return found
 
 
-def ok_records(run: RunFolder) -> set[tuple[str, float]]:
-    """Return (clip id, time) of each ok record in all drivers' journals; a line cut short by a kill is none."""
-    records = set()
-    for path in run.journal.glob("generate-*.jsonl"):
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                values = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if values["status"] == "ok":
-                records.add((values["clip_id"], values["time_s"]))
-    return records
+SEEN: dict[Path, set[tuple[str, float, int]]] = {}
+
+
+def ok_records(run: RunFolder) -> set[tuple[str, float, int]]:
+    """Return (clip id, time, attempt) of each ok record that any look at the drivers' journals has shown.
+
+    A journal that is put together keeps the last record of a clip only, so what was seen before is remembered.
+    """
+    table = read_files(as_store(run.journal), "generate", ("clip_id", "status", "time_s", "attempt"))
+    seen = SEEN.setdefault(run.root, set())
+    seen |= {(r["clip_id"], r["time_s"], r["attempt"]) for r in table.to_pylist() if r["status"] == "ok"}
+    return seen
 
 
 def compare(run: RunFolder, undisturbed: RunFolder) -> dict[str, Any]:
     """Compare clips and records of a run with an undisturbed one's."""
-    records = Counter(clip_id for clip_id, _ in ok_records(run))
+    records = Counter(clip_id for clip_id, *_ in ok_records(run))
     ids = [job.clip_id for job in read_jobs(undisturbed.jobs)]
     wanted = {clip_id for clip_id in ids if undisturbed.clip_file(clip_id).is_file()}
     made = {clip_id for clip_id in ids if run.clip_file(clip_id).is_file()}
     other = [i for i in wanted & made if sha256(run.clip_file(i)) != sha256(undisturbed.clip_file(i))]
-    tried_again = {
-        values["clip_id"] for path in run.journal.glob("generate-*.jsonl") for line in path.read_text().splitlines()
-        if line.endswith("}") and (values := json.loads(line)).get("attempt", 1) > 1
-    }  # fmt: skip
+    tried_again = {clip_id for clip_id, _, attempt in ok_records(run) if (attempt or 1) > 1}
     return {
         "num_clips": len(wanted), "num_lost": len(wanted - (made & set(records))) + len(wanted ^ made),
         "num_twice": sum(count > 1 for count in records.values()), "num_other_bytes": len(other),

@@ -47,8 +47,10 @@ def plan(settings: Settings, dry_run: bool = False) -> StageResult:
     Raises:
         UserError: if the source or the model cannot be had, or no row is usable.
     """
-    run = RunFolder.of(settings)
+    run = RunFolder.of(settings, may_be_remote=True)
     _check_can_plan(settings)
+    run.fetch(run.jobs, anew=True)
+    run.fetch_folder(run.adapter)
     rows = find_rows(settings, run)
     log(f"plan: {rows.kind}")
     model = _model_of(settings, run, dry_run)

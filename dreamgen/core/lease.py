@@ -23,6 +23,7 @@ from dreamgen.core.journal import as_store
 from dreamgen.core.progress import log
 from dreamgen.core.shard import Shard
 from dreamgen.core.store import Store
+from dreamgen.core.write_errors import said_if_storage_fails
 
 BEAT_EVERY_S = 15.0
 DEAD_AFTER_S = 60.0
@@ -81,12 +82,13 @@ def hold(folder: Path | Store, stage: str, shard: Shard) -> Iterator[Callable[[]
         A function that says whether the lease was lost to another driver, who then thought that this one was dead.
 
     Raises:
-        UserError: if a living driver holds a share with clips of this one.
+        UserError: if a living driver holds a share with clips of this one, or nothing can be written there.
     """
     store, mine = as_store(folder), Lease(stage, str(shard))
-    if not store.is_remote:
-        Path(store.place).mkdir(parents=True, exist_ok=True)
-    _take(store, mine, shard)
+    with said_if_storage_fails(store.place):
+        if not store.is_remote:
+            Path(store.place).mkdir(parents=True, exist_ok=True)
+        _take(store, mine, shard)
     ended, lost = threading.Event(), threading.Event()
 
     def beat() -> None:
