@@ -37,9 +37,9 @@ from dreamgen.core.records import Job, job_id
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.video import frame_sha256, write_png
 from dreamgen.curate import cut_score, motion, psnr_db, small_grey
-from dreamgen.generate_clip import dream_clip, encode_prompt, make_clip, noise_for
-from dreamgen.generate_maker import ClipMaker
-from dreamgen.generate_texts import prompt_tasks
+from dreamgen.generate.clip import dream_clip, encode_prompt, make_clip, noise_for
+from dreamgen.generate.maker import ClipMaker
+from dreamgen.generate.texts import prompt_tasks
 from dreamgen.models.mini import byte_tokenizer
 from dreamgen.models.safety import Unguarded
 from dreamgen.models.shortcuts import level_shortcuts, num_forwards

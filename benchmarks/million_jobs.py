@@ -110,8 +110,8 @@ def start_phase(folder: Path, num: int) -> dict[str, Any]:
     from dreamgen.core.lease import hold
     from dreamgen.core.run_folder import RunFolder
     from dreamgen.core.shard import Shard
-    from dreamgen.generate import remove_stale_temporaries, standing
-    from dreamgen.generate_texts import DETERMINE_A_TEXT, prompt_tasks
+    from dreamgen.generate.standing import remove_stale_temporaries, standing
+    from dreamgen.generate.texts import DETERMINE_A_TEXT, prompt_tasks
 
     run = RunFolder(folder / "run")
     with hold(run.journal, "generate", Shard()), Journal(run.journal, "generate"):

@@ -29,8 +29,8 @@ import ray
 
 from dreamgen.core.records import JournalRecord
 from dreamgen.core.settings import GenerateSettings
-from dreamgen.generate_cluster import PoolSize
-from dreamgen.generate_pool import ClipPool
+from dreamgen.generate.cluster import PoolSize
+from dreamgen.generate.pool import ClipPool
 
 PROMPT = "The robot arm is performing a task. Pick up the red cube and put it into the drawer. " * 8
 

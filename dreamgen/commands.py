@@ -44,7 +44,7 @@ def plan_stage(settings: Settings, resume: bool = False, dry_run: bool = False) 
 def generate_stage(settings: Settings, resume: bool = False, dry_run: bool = False) -> StageResult:
     """`dreamgen generate`: always goes on where it stopped."""
     if dry_run:
-        from dreamgen.generate_ray import generate
+        from dreamgen.generate.stage import generate
 
         return generate(settings, dry_run=True)
     return _single("generate", settings, resume)

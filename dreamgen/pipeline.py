@@ -56,7 +56,7 @@ def _plan(settings: Settings, resume: bool) -> StageResult:
 
 
 def _generate(settings: Settings, resume: bool) -> StageResult:
-    from dreamgen.generate_ray import generate
+    from dreamgen.generate.stage import generate
 
     return generate(settings)
 

@@ -11,7 +11,7 @@ from dreamgen.core.jobs import read_jobs
 from dreamgen.core.records import Job
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import ModelSettings
-from dreamgen.generate_clip import make_clip
+from dreamgen.generate.clip import make_clip
 from dreamgen.models.adapter import add_adapter, save_adapter
 from dreamgen.models.adapter_choice import AdapterSwitch, adapter_of_job, choose_adapter
 from dreamgen.models.world import load_world_model, resolve_world_model

@@ -14,7 +14,7 @@ from dreamgen.core.jobs import read_jobs
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.video import probe, read_video, write_video
 from dreamgen.curate import judge_clip
-from dreamgen.generate_clip import dream_clip, make_clip, noise_for, sample_chunk
+from dreamgen.generate.clip import dream_clip, make_clip, noise_for, sample_chunk
 from dreamgen.models.pixels import decode
 from dreamgen.models.shortcuts import Shortcuts, level_shortcuts
 from dreamgen.plan import plan

@@ -22,11 +22,11 @@ from dreamgen.core.journal import Journal, read_journal
 from dreamgen.core.records import Job, JournalRecord, job_id
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.video import probe, write_png
-from dreamgen.generate import STAGE, remove_stale_temporaries, todo
-from dreamgen.generate_clip import dream_clip, make_clip, noise_for
-from dreamgen.generate_faults import is_gpu_fault
-from dreamgen.generate_maker import ClipMaker
-from dreamgen.generate_ray import generate
+from dreamgen.generate.clip import dream_clip, make_clip, noise_for
+from dreamgen.generate.faults import is_gpu_fault
+from dreamgen.generate.maker import ClipMaker
+from dreamgen.generate.stage import generate
+from dreamgen.generate.standing import STAGE, remove_stale_temporaries, todo
 from dreamgen.models.adapter import WEIGHTS_NAME, adapter_sha256
 from dreamgen.models.safety import Unguarded
 from tests.fixtures.world import (

@@ -11,8 +11,8 @@ import pytest
 
 from dreamgen.core.records import Job
 from dreamgen.core.settings import GenerateSettings
-from dreamgen.generate_cluster import PoolSize, room
-from dreamgen.generate_faults import FIRST_LIMIT_S, LEAST_LIMIT_S, ClipTimes, killer_record
+from dreamgen.generate.cluster import PoolSize, room
+from dreamgen.generate.faults import FIRST_LIMIT_S, LEAST_LIMIT_S, ClipTimes, killer_record
 from tests.fixtures.jobs import SAMPLED_PLAINLY
 
 REPOSITORY = Path(__file__).parents[2]

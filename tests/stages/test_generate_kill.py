@@ -16,9 +16,9 @@ import torch
 from dreamgen.core.jobs import read_jobs
 from dreamgen.core.journal import read_journal
 from dreamgen.core.run_folder import RunFolder
-from dreamgen.generate import STAGE
-from dreamgen.generate_clip import make_clip
-from dreamgen.generate_ray import generate
+from dreamgen.generate.clip import make_clip
+from dreamgen.generate.stage import generate
+from dreamgen.generate.standing import STAGE
 from tests.fixtures.world import clip_maker, make_world, planned_run, tiny_settings, write_pairs
 
 REPOSITORY = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from dreamgen.generate_schedule import Schedule
+from dreamgen.generate.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from dreamgen.core.jobs import read_jobs
 from dreamgen.core.journal import read_journal
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.store import Store
-from dreamgen.generate import STAGE, standing
-from dreamgen.generate_ray import generate
+from dreamgen.generate.stage import generate
+from dreamgen.generate.standing import STAGE, standing
 from dreamgen.plan import plan
 from dreamgen.status import status
 from tests.fixtures.s3 import CREDENTIALS, s3_server

@@ -19,9 +19,9 @@ from dreamgen.core.records import Job, JournalRecord
 from dreamgen.core.timeline import num_latent_frames
 from dreamgen.core.video import probe, write_video
 from dreamgen.core.write_errors import storage_error
-from dreamgen.generate import STAGE
-from dreamgen.generate_maker import ClipMaker
-from dreamgen.generate_texts import PromptTask, write_text
+from dreamgen.generate.maker import ClipMaker
+from dreamgen.generate.standing import STAGE
+from dreamgen.generate.texts import PromptTask, write_text
 from dreamgen.models.pixels import decode, encode_given
 from dreamgen.models.safety import Unguarded
 from dreamgen.models.sampler import Guidance, sample_latents

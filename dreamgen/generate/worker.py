@@ -15,9 +15,9 @@ from dreamgen.core.errors import UserError
 from dreamgen.core.records import Job, JournalRecord
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import ModelSettings
-from dreamgen.generate_clip import encode_prompt, make_clip
-from dreamgen.generate_maker import ClipMaker
-from dreamgen.generate_texts import PromptTask
+from dreamgen.generate.clip import encode_prompt, make_clip
+from dreamgen.generate.maker import ClipMaker
+from dreamgen.generate.texts import PromptTask
 from dreamgen.models.world import WorldModelSource, drop_text_encoder, load_text_encoder, load_world_model
 
 

@@ -14,7 +14,7 @@ from diffusers import Cosmos2_5_PredictBasePipeline
 from dreamgen.core.errors import UserError
 from dreamgen.core.records import Job
 from dreamgen.core.run_folder import RunFolder
-from dreamgen.generate_texts import read_text, text_key
+from dreamgen.generate.texts import read_text, text_key
 from dreamgen.models.adapter import is_full
 from dreamgen.models.adapter_choice import AdapterChoice, AdapterSwitch, adapter_of_job
 from dreamgen.models.fp8 import Fp8Switch

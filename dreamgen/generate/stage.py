@@ -27,11 +27,19 @@ from dreamgen.core.records import Job, JournalRecord, StageResult
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import GenerateSettings, Settings
 from dreamgen.core.shard import Shard
-from dreamgen.generate import FAILED, REJECTED, STAGE, Standing, mean_figure, remove_stale_temporaries, standing
-from dreamgen.generate_cluster import ray_pool_size
-from dreamgen.generate_pool import ClipPool
-from dreamgen.generate_texts import DETERMINE_A_TEXT, PromptTask, prompt_tasks
-from dreamgen.generate_worker import Dreamer, Load, adapter_of
+from dreamgen.generate.cluster import ray_pool_size
+from dreamgen.generate.pool import ClipPool
+from dreamgen.generate.standing import (
+    FAILED,
+    REJECTED,
+    STAGE,
+    Standing,
+    mean_figure,
+    remove_stale_temporaries,
+    standing,
+)
+from dreamgen.generate.texts import DETERMINE_A_TEXT, PromptTask, prompt_tasks
+from dreamgen.generate.worker import Dreamer, Load, adapter_of
 from dreamgen.models.adapter import is_full
 from dreamgen.models.adapter_choice import AdapterChoice, adapter_of_job, check_choice_fits
 from dreamgen.models.world import WorldModelSource, empty_transformer, resolve_world_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dreamgen.core.records import Job, JournalRecord
-from dreamgen.generate import STAGE
+from dreamgen.generate.standing import STAGE
 
 FIRST_LIMIT_S = 6 * 3600.0  # nothing is known yet, and a first clip compiles
 LEAST_LIMIT_S = 1800.0

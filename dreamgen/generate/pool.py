@@ -14,10 +14,10 @@ from dreamgen.core.errors import UserError
 from dreamgen.core.progress import log
 from dreamgen.core.records import JournalRecord
 from dreamgen.core.settings import GenerateSettings
-from dreamgen.generate_actors import DEATHS, Actors, Event, Worker
-from dreamgen.generate_cluster import PoolSize, alive_nodes, is_node_alive, num_workers_wanted
-from dreamgen.generate_faults import ClipTimes, HungWorker, first_line, is_gpu_fault, killer_record
-from dreamgen.generate_schedule import DEPTH, LOOK_AHEAD, Schedule
+from dreamgen.generate.actors import DEATHS, Actors, Event, Worker
+from dreamgen.generate.cluster import PoolSize, alive_nodes, is_node_alive, num_workers_wanted
+from dreamgen.generate.faults import ClipTimes, HungWorker, first_line, is_gpu_fault, killer_record
+from dreamgen.generate.schedule import DEPTH, LOOK_AHEAD, Schedule
 
 WAIT_S = 0.5
 LOADING_A_NODE = 8  # more at once only get in one another's way; a node rarely has more GPUs

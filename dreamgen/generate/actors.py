@@ -15,8 +15,8 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Ray
 
 from dreamgen.core.environment import DEFAULTS
 from dreamgen.core.settings import GenerateSettings
-from dreamgen.generate_cluster import PoolSize
-from dreamgen.generate_schedule import DEPTH
+from dreamgen.generate.cluster import PoolSize
+from dreamgen.generate.schedule import DEPTH
 
 # What Ray raises when a process or a node is gone; an error of our own code is a RayTaskError.
 DEATHS = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
