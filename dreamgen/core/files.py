@@ -35,7 +35,7 @@ def _remove_stale_temporaries(folder: Path) -> None:
     """
     for entry in os.scandir(folder):
         match = TEMPORARY.fullmatch(entry.name)
-        if match is None or match["host"] != _this_host() or _is_alive(int(match["pid"])):
+        if match is None or match["host"] != _this_host() or is_alive(int(match["pid"])):
             continue
         try:
             if time.time() - entry.stat(follow_symlinks=False).st_mtime <= STALE_AFTER_S:
@@ -48,7 +48,8 @@ def _remove_stale_temporaries(folder: Path) -> None:
             Path(entry.path).unlink(missing_ok=True)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Say whether a process of this machine is there, whoever owns it."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dreamgen.core.errors import UserError
+from dreamgen.core.files import is_alive
 from dreamgen.core.store import Store
 
 NAME = re.compile(r"(?P<stage>[a-z]+)-(?P<time>[0-9T]+)-(?P<host>.+)-(?P<pid>[0-9]+)-[0-9]{4,}(\.[0-9]+)?\.jsonl")
@@ -142,7 +143,7 @@ def is_closed(name: str) -> bool:
     if match is None:
         return False
     if match["host"] == os.uname().nodename:
-        return not _is_alive(int(match["pid"]))
+        return not is_alive(int(match["pid"]))
     try:
         begun_s = time.mktime(time.strptime(match["time"][:15], "%Y%m%dT%H%M%S"))
     except ValueError:
@@ -185,13 +186,3 @@ def _read_fast(data: bytes, columns: Sequence[str]) -> Any:
     if "attempt" in values:
         values["attempt"] = values["attempt"].fill_null(1)
     return pa.table(values, schema=schema(columns))
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dreamgen.core.files import is_alive
 from dreamgen.core.jobs import JobRows, job_columns
 from dreamgen.core.journal import latest_records
 from dreamgen.core.records import Job, JournalRecord
@@ -130,7 +131,7 @@ def remove_stale_temporaries(run: RunFolder) -> int:
             matches = [match for e in entries if e.name[0] == "." and (match := TEMPORARY_CLIP.fullmatch(e.name))]
         for match in matches:
             path = folder / match.string
-            if not _is_alive(int(match["pid"])) and time.time() - path.stat().st_mtime > STALE_AFTER_S:
+            if not is_alive(int(match["pid"])) and time.time() - path.stat().st_mtime > STALE_AFTER_S:
                 path.unlink(missing_ok=True)
                 num_removed += 1
     return num_removed
@@ -146,13 +147,3 @@ def _found(ids: pa.Array, among: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """Return where each id stands among others (null where it does not), and whether it does."""
     places = pc.index_in(ids, value_set=among)
     return places, np.asarray(places.is_valid())
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # another user's
-    return True
