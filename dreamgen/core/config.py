@@ -118,7 +118,9 @@ def settings_from_dict(values: dict[str, Any]) -> Settings:
         settings = draccus.decode(Settings, values)
     except (DraccusException, TypeError, ValueError, AttributeError) as error:
         # Its path is in backquotes or dots somewhere in the library's words; the last known name in it is the setting.
-        named = [path for path in known if path in str(error) or f"'{path.split('.')[-1]}'" in str(error)]
+        # A bare name counts only where no whole path is given: it may be the value ('fast' is a setting too).
+        whole = [path for path in known if path in str(error)]
+        named = whole or [path for path in known if f"'{path.split('.')[-1]}'" in str(error)]
         raise UserError(
             f"a setting has the wrong type{': ' + named[-1] if named else ''}",
             actual=str(error).splitlines()[0],

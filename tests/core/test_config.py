@@ -165,3 +165,8 @@ def test_shipped_presets_are_within_the_ranges():
     assert presets
     for name in presets:
         parse_settings(["--config_path", name], None)
+
+
+def test_a_value_that_is_another_settings_name_does_not_mislead():
+    with pytest.raises(UserError, match=r"wrong type: plan\.level"):
+        parse_settings(["--level=fast"], "plan")
