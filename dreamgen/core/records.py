@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from dreamgen.core.views import View
+
 
 @dataclass(frozen=True)
 class StageResult:
@@ -35,6 +37,7 @@ class RobotFeatures:
     Args:
         robot_type: As in LeRobot's info.json.
         camera: The video feature that was used, or None for a plain folder of videos.
+        views: Of several cameras, where each is in the picture; empty where one fills it.
         state_names: One name a dimension; empty without states.
         action_names: One name a dimension; empty without actions.
         modality: GR00T's modality.json of the source, or None.
@@ -47,12 +50,14 @@ class RobotFeatures:
     action_names: tuple[str, ...] = ()
     modality: dict[str, Any] | None = None
     source: dict[str, Any] = field(default_factory=dict)
+    views: tuple[View, ...] = ()
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RobotFeatures:
         """Read what `asdict` and JSON made of one."""
         names = {key: tuple(values[key]) for key in ("state_names", "action_names")}
-        return cls(**{**values, **names})
+        views = tuple(View.from_dict(view) for view in values.get("views", ()))
+        return cls(**{**values, **names, "views": views})
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class PrepareSettings:
     """Demonstrations -> training set."""
 
     camera: str | None = option(None, "video feature to use; the only camera with files when not given")
+    cameras: list[str] | None = option(None, "several video features, in this order side by side in one picture")
     fit: Literal["crop", "pad"] = option("crop", "how the aspect ratio is kept: cut the borders or add black ones")
     max_episodes: int | None = option(None, "use only the first N episodes")
     action_kind: Literal["absolute", "delta"] = option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.files import atomic_folder
@@ -12,6 +13,7 @@ from dreamgen.core.progress import Progress, log
 from dreamgen.core.records import StageResult
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import Settings
+from dreamgen.core.views import tiled_views
 from dreamgen.prepare.build import ClipRow, build_clip, row_of, write_tables
 from dreamgen.prepare.open import open_source
 from dreamgen.prepare.sources import Source
@@ -44,14 +46,15 @@ def prepare(settings: Settings) -> StageResult:
             next_step="add --resume to keep it and go on, or choose another --out",
         )
     source = _open(settings, may_download=True)
-    surveyed = list(survey(source.clips, settings))
+    views = source.features.views
+    surveyed = list(survey(source.clips, settings, views))
     _need_one_left([row_of(clip) for clip in surveyed], source)
     is_new_run = not run.root.exists()
-    reader, rows = FrameReader(), []
+    readers, rows = [FrameReader() for _ in views or (None,)], []
     try:
         with atomic_folder(run.train) as folder, Progress("prepare", len(surveyed)) as progress:
             for clip in surveyed:
-                rows.append(build_clip(folder, clip, reader, settings))
+                rows.append(build_clip(folder, clip, readers, settings, views))
                 progress.add(rejected=rows[-1].status == "refused")
             _need_one_left(rows, source)
             write_tables(folder, rows, source.features, settings)
@@ -60,7 +63,8 @@ def prepare(settings: Settings) -> StageResult:
             run.root.rmdir()
         raise
     finally:
-        reader.close()
+        for reader in readers:
+            reader.close()
     outputs = {"train": run.train, "summary": run.train / "summary.csv"}
     notes = [*_findings(source, surveyed, settings), *_refusals(rows)]
     return StageResult("prepare", outputs, _figures(rows, settings), notes)
@@ -79,7 +83,7 @@ def inspect(settings: Settings) -> StageResult:
         UserError: if the demos cannot be used.
     """
     source = _open(settings, may_download=False)
-    surveyed = list(survey(source.clips, settings))
+    surveyed = list(survey(source.clips, settings, source.features.views))
     rows = [row_of(clip) for clip in surveyed]
     figures = _figures(rows, settings)
     num_bytes = figures["frames"] * settings.video.height * settings.video.width * BYTES_PER_PIXEL
@@ -94,7 +98,10 @@ def _open(settings: Settings, may_download: bool) -> Source:
         raise UserError("no demonstrations given", next_step="add --demos FOLDER")
     source = open_source(settings.demos, settings.prepare, settings.prompt_prefix, may_download)
     log(f"{settings.demos}: {source.layout}, {len(source.clips)} clips")
-    return source
+    if not source.cameras:
+        return source
+    views = tiled_views(source.cameras, settings.video.height, settings.video.width)
+    return replace(source, features=replace(source.features, views=views))
 
 
 def _need_one_left(rows: Sequence[ClipRow], source: Source) -> None:

@@ -21,6 +21,7 @@ from dreamgen.core.records import RobotFeatures
 from dreamgen.core.settings import Settings
 from dreamgen.core.trajectory import write_trajectory
 from dreamgen.core.video import fit_frame, write_video
+from dreamgen.core.views import View, tile
 from dreamgen.prepare.survey import MAX_FRAMES_APART, SurveyedClip, check_length
 
 SUMMARY_COLUMNS = (
@@ -59,7 +60,8 @@ class ClipRow:
 
 def row_of(surveyed: SurveyedClip, refused: str | None = None) -> ClipRow:
     """Return the row of a clip as the survey leaves it, or refused for a reason that came later."""
-    clip, info = surveyed.clip, surveyed.info
+    clip, info = surveyed.clip, surveyed.infos[0] if surveyed.infos else None
+    given = clip.videos[0].num_frames if clip.videos else None
     refused = refused or surveyed.refused
     fps = surveyed.fps or clip.fps or (info.fps if info else None) or Fraction(0)
     return ClipRow(
@@ -67,7 +69,7 @@ def row_of(surveyed: SurveyedClip, refused: str | None = None) -> ClipRow:
         name=clip.name,
         status="refused" if refused else "changed" if surveyed.changes else "used",
         detail=refused or "; ".join(surveyed.changes),
-        num_source_frames=surveyed.num_source_frames or clip.num_frames or (info.num_frames if info else 0),
+        num_source_frames=surveyed.num_source_frames or given or (info.num_frames if info else 0),
         num_frames=0 if refused else len(surveyed.indices),
         source_fps=round(float(fps), 4),
         height=info.height if info else 0,
@@ -76,14 +78,17 @@ def row_of(surveyed: SurveyedClip, refused: str | None = None) -> ClipRow:
     )
 
 
-def build_clip(folder: Path, surveyed: SurveyedClip, reader: FrameReader, settings: Settings) -> ClipRow:
+def build_clip(
+    folder: Path, surveyed: SurveyedClip, readers: Sequence[FrameReader], settings: Settings, views: Sequence[View] = ()
+) -> ClipRow:
     """Write one clip into the training set; a clip that turns out to be bad leaves nothing behind.
 
     Args:
         folder: The training set.
         surveyed: A clip; one that the survey refused is only reported.
-        reader: Keeps a packed mp4 open between its episodes.
+        readers: One a camera; each keeps a packed mp4 open between its episodes.
         settings: Of the run.
+        views: Where the pictures of several cameras go.
 
     Returns:
         Its row, with the frames that were counted.
@@ -92,14 +97,15 @@ def build_clip(folder: Path, surveyed: SurveyedClip, reader: FrameReader, settin
         return row_of(surveyed)
     name, video = surveyed.clip.name, folder / "videos" / f"{surveyed.clip.name}.mp4"
     try:
-        counted = _write_video(video, surveyed, reader, settings)
+        counted = _write_video(video, surveyed, readers, settings, views)
         if surveyed.clip.load_trajectory is not None:
             trajectory = surveyed.clip.load_trajectory().first(counted.num_source_frames)
             trajectory = trajectory.at(counted.indices, settings.prepare.action_kind)
             if trajectory.state_TS is not None or trajectory.action_TA is not None:
                 write_trajectory(folder / "trajectories" / f"{name}.parquet", trajectory)
     except UserError as error:
-        reader.close()
+        for reader in readers:
+            reader.close()
         video.unlink(missing_ok=True)
         return row_of(surveyed, refused=reason_of(error))
     write_text(folder / "metas" / f"{name}.txt", settings.prompt_prefix + surveyed.clip.instruction)
@@ -124,17 +130,24 @@ def write_tables(folder: Path, rows: Sequence[ClipRow], features: RobotFeatures,
     write_json(folder / "features.json", asdict(features))
 
 
-def _write_video(path: Path, surveyed: SurveyedClip, reader: FrameReader, settings: Settings) -> SurveyedClip:
+def _write_video(
+    path: Path, surveyed: SurveyedClip, readers: Sequence[FrameReader], settings: Settings, views: Sequence[View]
+) -> SurveyedClip:
     """Encode the clip frame by frame and return the survey corrected by what was decoded."""
-    clip, shape = surveyed.clip, settings.video
-    frames = _fitted(reader.frames(clip.video, clip.from_frame, surveyed.indices), settings)
-    num_written = write_video(path, frames, shape.fps, shape.codec, shape.crf, shape.gop)
-    num_decoded = reader.count_to(clip.from_frame + surveyed.num_source_frames) - clip.from_frame
+    clip, shape, num_decoded = surveyed.clip, settings.video, surveyed.num_source_frames
+    cameras = list(zip(readers, clip.videos, strict=True))
+    frames = [reader.frames(video.path, video.from_frame, surveyed.indices) for reader, video in cameras]
+    pictures = _tiled(frames, views, settings) if views else _fitted(frames[0], settings)
+    num_written = write_video(path, pictures, shape.fps, shape.codec, shape.crf, shape.gop)
+    for reader, video in cameras:
+        found = reader.count_to(video.from_frame + surveyed.num_source_frames) - video.from_frame
+        if surveyed.num_source_frames - found > MAX_FRAMES_APART:
+            raise UserError(
+                f"{video.path} is damaged",
+                actual=f"{found} of {surveyed.num_source_frames} frames could be decoded",
+            )
+        num_decoded = min(num_decoded, found)
     missing = surveyed.num_source_frames - num_decoded
-    if missing > MAX_FRAMES_APART:
-        raise UserError(
-            f"{clip.video} is damaged", actual=f"{num_decoded} of {surveyed.num_source_frames} frames could be decoded"
-        )
     # Every index is below num_frames whatever num_frames is, so a shorter source only shortens the list.
     indices = surveyed.indices[:num_written]
     check_length(indices, settings, num_decoded, surveyed.fps)
@@ -145,6 +158,15 @@ def _write_video(path: Path, surveyed: SurveyedClip, reader: FrameReader, settin
 def _fitted(frames: Iterator[np.ndarray], settings: Settings) -> Iterator[np.ndarray]:
     for frame_HWC in frames:
         yield fit_frame(frame_HWC, settings.video.height, settings.video.width, settings.prepare.fit)
+
+
+def _tiled(cameras: Sequence[Iterator[np.ndarray]], views: Sequence[View], settings: Settings) -> Iterator[np.ndarray]:
+    for frames in zip(*cameras, strict=False):  # to the end of the shortest
+        fitted = [
+            fit_frame(frame_HWC, view.height, view.width, settings.prepare.fit)
+            for frame_HWC, view in zip(frames, views, strict=True)
+        ]
+        yield tile(fitted, views, settings.video.height, settings.video.width)
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:

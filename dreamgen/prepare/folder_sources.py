@@ -19,7 +19,7 @@ from dreamgen.core.files import inside, read_json
 from dreamgen.core.records import RobotFeatures
 from dreamgen.core.settings import PrepareSettings
 from dreamgen.core.trajectory import read_trajectory
-from dreamgen.prepare.sources import Source, SourceClip, safe_names
+from dreamgen.prepare.sources import Source, SourceClip, SourceVideo, safe_names
 
 FILE_COLUMNS = ("file_name", "video", "path", "video_path")
 TEXT_COLUMNS = ("instruction", "prompt", "text", "caption")  # the bare instruction goes before the whole prompt
@@ -78,7 +78,7 @@ def _clip(
         if features is not None and trajectory.is_file():
             dims = (len(features.state_names) or None, len(features.action_names) or None)
             load = functools.partial(read_trajectory, trajectory, *dims)
-        return SourceClip(name, origin, file, text_of(), load_trajectory=load)
+        return SourceClip(name, origin, (SourceVideo(file),), text_of(), load_trajectory=load)
     except UserError as error:
         return SourceClip(name, origin, refused=reason_of(error))
 

@@ -7,10 +7,11 @@ quality. What is true of the rows decides; what the metadata says besides become
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dreamgen.core.errors import UserError, reason_of
+from dreamgen.core.errors import Problems, UserError, reason_of
 from dreamgen.core.lerobot_meta import Episode, LeRobotMeta, read_meta
 from dreamgen.core.lerobot_rows import EpisodeRows, instruction_of, read_rows
 from dreamgen.core.modality import usable_modality
@@ -19,17 +20,17 @@ from dreamgen.core.settings import PrepareSettings
 from dreamgen.core.timeline import frame_index_at
 from dreamgen.core.trajectory import ACTION, STATE, read_trajectory
 from dreamgen.prepare.lerobot_findings import metadata_findings, pseudo_task_findings, row_findings
-from dreamgen.prepare.sources import Source, SourceClip, safe_names
+from dreamgen.prepare.sources import Source, SourceClip, SourceVideo, safe_names
 
 
 def open_lerobot(root: Path, settings: PrepareSettings) -> Source:
     """Read metadata and task columns of a LeRobot dataset; vectors and pictures are read later, clip by clip.
 
     Raises:
-        UserError: if the metadata cannot be used, or no camera or several can be meant.
+        UserError: if the metadata cannot be used, or it is not clear which cameras are meant.
     """
     meta = read_meta(root)
-    camera, findings = choose_camera(meta, settings.camera)
+    cameras, findings = choose_cameras(meta, settings)
     dims, names, name_findings = _vector_features(meta)
     episodes = meta.episodes[: settings.max_episodes]
     rows = read_rows(episodes)
@@ -37,26 +38,27 @@ def open_lerobot(root: Path, settings: PrepareSettings) -> Source:
     findings += pseudo_task_findings(meta, episodes, rows)
     modality, problems = usable_modality(meta.modality, dims)
     stems = safe_names(f"episode_{episode.index:06d}" for episode in episodes)
-    clips = tuple(_clip(meta, *each, camera, dims) for each in zip(stems, episodes, rows, strict=True))
+    clips = tuple(_clip(meta, *each, cameras, dims) for each in zip(stems, episodes, rows, strict=True))
     features = RobotFeatures(
         robot_type=meta.info.get("robot_type") or "unknown",
-        camera=camera,
+        camera=cameras[0],
         state_names=names.get(STATE, ()),
         action_names=names.get(ACTION, ()),
         modality=modality or None,
     )
-    return Source(f"LeRobot {meta.version}", clips, features, tuple(findings + problems))
+    several = cameras if len(cameras) > 1 else ()
+    return Source(f"LeRobot {meta.version}", clips, features, tuple(findings + problems), several)
 
 
-def choose_camera(meta: LeRobotMeta, wanted: str | None) -> tuple[str, list[str]]:
-    """Return the camera to use and what is odd about the others.
+def choose_cameras(meta: LeRobotMeta, settings: PrepareSettings) -> tuple[tuple[str, ...], list[str]]:
+    """Return the cameras to use and what is odd about the others.
 
     Args:
         meta: The dataset.
-        wanted: The user's choice, with or without `observation.images.`; None: the only one that has files.
+        settings: The user's choice, with or without `observation.images.`; the only one that has files without one.
 
     Raises:
-        UserError: if the choice has no files, or there is no choice and not exactly one camera has files.
+        UserError: if a choice has no files, or there is no choice and not exactly one camera has files.
     """
     info_file = meta.root / "meta" / "info.json"
     with_files = [
@@ -77,20 +79,30 @@ def choose_camera(meta: LeRobotMeta, wanted: str | None) -> tuple[str, list[str]
             f"{info_file}: no camera has a video file", actual=", ".join(meta.cameras) or "no video feature",
             allowed="at least one camera with files under videos/", next_step="copy the dataset again, with videos/",
         )  # fmt: skip
-    if wanted is not None:
-        for key in (wanted, f"observation.images.{wanted}"):
-            if key in with_files:
-                return key, findings
-        raise UserError(
-            f"prepare.camera is not a camera of {meta.root} that has files", actual=wanted,
-            allowed=", ".join(with_files),
-        )  # fmt: skip
+    if settings.cameras is not None:
+        return _wanted("prepare.cameras", settings.cameras, with_files, meta), findings
+    if settings.camera is not None:
+        return _wanted("prepare.camera", [settings.camera], with_files, meta), findings
     if len(with_files) > 1:
         raise UserError(
-            f"{meta.root} has several cameras", actual=", ".join(with_files), allowed="one",
-            next_step=f"--camera={with_files[0]}",
+            f"{meta.root} has several cameras", actual=", ".join(with_files), allowed="one, or a list of several",
+            next_step=f"--camera={with_files[0]}, or --cameras='[{', '.join(with_files)}]' for one picture of all",
         )  # fmt: skip
-    return with_files[0], findings
+    return (with_files[0],), findings
+
+
+def _wanted(setting: str, wanted: Sequence[str], with_files: Sequence[str], meta: LeRobotMeta) -> tuple[str, ...]:
+    known = {name: key for key in with_files for name in (key.removeprefix("observation.images."), key)}
+    chosen, problems = tuple(known[name] for name in wanted if name in known), Problems()
+    for name in wanted:
+        if name not in known:
+            problems.add(
+                f"{setting} is not a camera of {meta.root} that has files", actual=name, allowed=", ".join(with_files)
+            )
+    if len(set(chosen)) < len(chosen):
+        problems.add(f"{setting} names a camera twice", actual=", ".join(wanted))
+    problems.raise_if_any(f"{setting} cannot be used")
+    return chosen
 
 
 def _vector_features(meta: LeRobotMeta) -> tuple[dict[str, int], dict[str, tuple[str, ...]], list[str]]:
@@ -121,20 +133,14 @@ def _flat_names(names: Any) -> tuple[str, ...]:
 
 
 def _clip(
-    meta: LeRobotMeta, name: str, episode: Episode, rows: EpisodeRows, camera: str, dims: dict[str, int]
+    meta: LeRobotMeta, name: str, episode: Episode, rows: EpisodeRows, cameras: Sequence[str], dims: dict[str, int]
 ) -> SourceClip:
     origin = f"episode {episode.index}"
     try:
         if rows.refused:
             return SourceClip(name, origin, refused=rows.refused)
-        video = episode.videos.get(camera)
-        if video is None or not video.is_file():
-            raise UserError(f"{video or camera} does not exist", allowed="a video of the chosen camera")
+        videos = tuple(_video(episode, camera, meta) for camera in cameras)
         instruction, changes = instruction_of(meta, episode, rows)
-        from_frame, num_frames = 0, None
-        if camera in episode.spans_s:
-            from_frame, to_frame = (frame_index_at(time_s, meta.fps) for time_s in episode.spans_s[camera])
-            num_frames = to_frame - from_frame
     except UserError as error:
         return SourceClip(name, origin, refused=reason_of(error))
     load = functools.partial(
@@ -144,4 +150,14 @@ def _clip(
         dims.get(ACTION),
         episode.index if episode.shares_file else None,
     )
-    return SourceClip(name, origin, video, instruction, meta.fps, from_frame, num_frames, load, changes)
+    return SourceClip(name, origin, videos, instruction, meta.fps, load, changes)
+
+
+def _video(episode: Episode, camera: str, meta: LeRobotMeta) -> SourceVideo:
+    path = episode.videos.get(camera)
+    if path is None or not path.is_file():
+        raise UserError(f"{path or camera} does not exist", allowed="a video of the chosen camera")
+    if camera not in episode.spans_s:
+        return SourceVideo(path)
+    from_frame, to_frame = (frame_index_at(time_s, meta.fps) for time_s in episode.spans_s[camera])
+    return SourceVideo(path, from_frame, to_frame - from_frame)

@@ -33,12 +33,22 @@ def open_source(demos: str, settings: PrepareSettings, prompt_prefix: str = "", 
     """
     if settings.max_episodes is not None and settings.max_episodes < 1:
         raise UserError("prepare.max_episodes is too small", actual=settings.max_episodes, allowed="at least 1")
+    if settings.cameras is not None and (settings.camera is not None or not settings.cameras):
+        raise UserError(
+            "prepare.camera and prepare.cameras do not go together" if settings.camera else "prepare.cameras is empty",
+            allowed="one of the two; cameras is a list of names",
+        )
     root = Path(demos)
     if not root.exists() and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", demos) and not root.parent.exists():
         root = _hub_dataset(demos, may_download)
     root = existing_folder(root, "demos")
     if (root / "meta" / "info.json").is_file():
         source = open_lerobot(root, settings)
+    elif settings.cameras is not None:
+        raise UserError(
+            "prepare.cameras needs a dataset with several video features", actual=str(root),
+            allowed="a LeRobot dataset (meta/info.json)",
+        )  # fmt: skip
     elif (root / "metadata.csv").is_file() or mp4s_in(root / "videos"):
         source = open_gr1(root, settings)
     elif mp4s_in(root):

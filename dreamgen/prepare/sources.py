@@ -14,17 +14,30 @@ from dreamgen.core.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
+class SourceVideo:
+    """One camera's frames of a demonstration.
+
+    Args:
+        path: The mp4.
+        from_frame: Its first frame there.
+        num_frames: How many; None: all that are there.
+    """
+
+    path: Path
+    from_frame: int = 0
+    num_frames: int | None = None
+
+
+@dataclass(frozen=True)
 class SourceClip:
     """One demonstration as its source describes it; nothing of its video has been read yet.
 
     Args:
         name: File stem in the training set: unique there, letters, digits, `.`, `_` and `-`.
         origin: Where it is in the source, for people: a path below the source, or an episode.
-        video: The mp4, or None when the clip is refused.
+        videos: One a camera; none when the clip is refused.
         instruction: The task in words, as the source has it.
         fps: Frames a second that the source states; None where only the video knows.
-        from_frame: Its first frame in `video`.
-        num_frames: Its frames in `video`; None: all that are there.
         load_trajectory: Reads its state and action; None where the source has none.
         changes: What was decided while reading the source, for the summary.
         refused: Why it cannot be used; None if it may.
@@ -32,11 +45,9 @@ class SourceClip:
 
     name: str
     origin: str
-    video: Path | None = None
+    videos: tuple[SourceVideo, ...] = ()
     instruction: str = ""
     fps: Fraction | None = None
-    from_frame: int = 0
-    num_frames: int | None = None
     load_trajectory: Callable[[], Trajectory] | None = None
     changes: tuple[str, ...] = ()
     refused: str | None = None
@@ -49,7 +60,8 @@ class Source:
     Args:
         layout: Which layout it is, in words.
         clips: In stable order.
-        features: The robot, as `train/features.json` will hold it.
+        features: The robot, as `train/features.json` will hold it but for the views.
+        cameras: Names of several whose pictures go into one; empty for one.
         findings: Quirks of the source that the user should know, a sentence each.
     """
 
@@ -57,6 +69,7 @@ class Source:
     clips: tuple[SourceClip, ...]
     features: RobotFeatures
     findings: tuple[str, ...] = field(default=())
+    cameras: tuple[str, ...] = ()
 
 
 def safe_name(stem: str, taken: set[str]) -> str:

@@ -13,6 +13,7 @@ from dreamgen.core.errors import UserError, reason_of
 from dreamgen.core.settings import Settings
 from dreamgen.core.timeline import resampled_indices
 from dreamgen.core.video import VideoInfo, probe
+from dreamgen.core.views import View
 from dreamgen.prepare.sources import SourceClip
 
 # A recorder that stops between a row and its picture loses one or two; more means that they do not belong together.
@@ -25,7 +26,7 @@ class SurveyedClip:
 
     Args:
         clip: As the source describes it.
-        info: Its video; None where it could not be opened.
+        infos: Its videos; none where one could not be opened.
         fps: Frames a second of the source.
         num_source_frames: Frames of the source that have both a picture and a row.
         indices: Frame of the source for each frame that will be written, int64.
@@ -34,7 +35,7 @@ class SurveyedClip:
     """
 
     clip: SourceClip
-    info: VideoInfo | None = None
+    infos: tuple[VideoInfo, ...] = ()
     fps: Fraction | None = None
     num_source_frames: int = 0
     indices: np.ndarray | None = None
@@ -42,19 +43,25 @@ class SurveyedClip:
     refused: str | None = None
 
 
-def survey(clips: Iterable[SourceClip], settings: Settings) -> Iterator[SurveyedClip]:
-    """Probe every clip's video and check its trajectory; each file is probed once, however many clips share it."""
+def survey(clips: Iterable[SourceClip], settings: Settings, views: tuple[View, ...] = ()) -> Iterator[SurveyedClip]:
+    """Probe every clip's videos and check its trajectory; each file is probed once, however many clips share it.
+
+    Args:
+        clips: In their order.
+        settings: Of the run.
+        views: Where several cameras' pictures go.
+    """
     probe_once = functools.lru_cache(maxsize=None)(probe)
     for clip in clips:
         if clip.refused:
             yield SurveyedClip(clip, refused=clip.refused)
             continue
-        info = None
+        infos: tuple[VideoInfo, ...] = ()
         try:
-            info = probe_once(clip.video)
-            yield _survey_clip(clip, info, settings)
+            infos = tuple(probe_once(video.path) for video in clip.videos)
+            yield _survey_clip(clip, infos, settings, views)
         except UserError as error:
-            yield SurveyedClip(clip, info, refused=reason_of(error))
+            yield SurveyedClip(clip, infos, refused=reason_of(error))
 
 
 def resampling_findings(surveyed: Iterable[SurveyedClip], settings: Settings) -> list[str]:
@@ -93,14 +100,15 @@ def rate(fps: Fraction) -> str:
     return f"{float(fps):.6g}"
 
 
-def _survey_clip(clip: SourceClip, info: VideoInfo, settings: Settings) -> SurveyedClip:
+def _survey_clip(
+    clip: SourceClip, infos: tuple[VideoInfo, ...], settings: Settings, views: tuple[View, ...]
+) -> SurveyedClip:
     video, changes = settings.video, list(clip.changes)
-    fps = clip.fps or info.fps
-    if abs(float(info.fps / fps) - 1) > 0.01:
-        changes.append(f"the video states {rate(info.fps)} fps, the dataset {rate(fps)}: the dataset's is used")
-    num_frames = max(0, info.num_frames - clip.from_frame)
-    if clip.num_frames is not None:
-        num_frames = min(num_frames, clip.num_frames)
+    fps = clip.fps or infos[0].fps
+    for stated in sorted({info.fps for info in infos}):
+        if abs(float(stated / fps) - 1) > 0.01:
+            changes.append(f"the video states {rate(stated)} fps, the dataset {rate(fps)}: the dataset's is used")
+    num_frames = _num_common_frames(clip, infos)
     if clip.load_trajectory is not None:
         num_rows = clip.load_trajectory().num_rows
         if abs(num_rows - num_frames) > MAX_FRAMES_APART:
@@ -116,8 +124,26 @@ def _survey_clip(clip: SourceClip, info: VideoInfo, settings: Settings) -> Surve
     check_length(indices, settings, num_frames, fps)
     if fps != video.fps:
         changes.append(f"resampled from {rate(fps)} to {video.fps} fps")
-    if (info.height, info.width) != (video.height, video.width):
-        same_aspect = info.height * video.width == info.width * video.height
-        how = "" if same_aspect else {"crop": ", borders cut", "pad": ", black borders added"}[settings.prepare.fit]
-        changes.append(f"resized from {info.height}x{info.width} to {video.height}x{video.width}{how}")
-    return SurveyedClip(clip, info, fps, num_frames, indices, tuple(changes))
+    for info, view in zip(infos, views or (None,), strict=True):
+        height, width = (view.height, view.width) if view else (video.height, video.width)
+        if (info.height, info.width) != (height, width):
+            same_aspect = info.height * width == info.width * height
+            how = "" if same_aspect else {"crop": ", borders cut", "pad": ", black borders added"}[settings.prepare.fit]
+            whose = f"{view.camera} " if view else ""
+            changes.append(f"{whose}resized from {info.height}x{info.width} to {height}x{width}{how}")
+    return SurveyedClip(clip, infos, fps, num_frames, indices, tuple(changes))
+
+
+def _num_common_frames(clip: SourceClip, infos: tuple[VideoInfo, ...]) -> int:
+    counts = []
+    for video, info in zip(clip.videos, infos, strict=True):
+        there = max(0, info.num_frames - video.from_frame)
+        counts.append(there if video.num_frames is None else min(there, video.num_frames))
+    if max(counts) - min(counts) > MAX_FRAMES_APART:
+        raise UserError(
+            "the cameras' videos do not belong together",
+            actual=", ".join(f"{count} frames in {video.path.parent.name}/{video.path.name}"
+                             for count, video in zip(counts, clip.videos, strict=True)),
+            allowed=f"at most {MAX_FRAMES_APART} apart",
+        )  # fmt: skip
+    return min(counts)

@@ -69,7 +69,7 @@ def test_several_cameras_ask_for_a_choice(tmp_path, settings_for):
     assert error.value.actual == f"{demos.CAMERA}, {other}" and "--camera=" in error.value.next_step
     for choice in (other, "wrist"):
         source = opened(tmp_path / "demos", camera=choice)
-        assert source.features.camera == other and other in str(source.clips[0].video)
+        assert source.features.camera == other and other in str(source.clips[0].videos[0].path)
 
 
 def test_a_camera_that_is_not_there_is_refused_with_those_that_are(tmp_path):
@@ -219,7 +219,8 @@ def test_episodes_of_one_packed_mp4_are_cut_apart_exactly(tmp_path, settings_for
     demos.write_lerobot_v30(tmp_path / "demos", num_episodes=4, num_frames=11, fps=30)
     assert len(list((tmp_path / "demos/videos").rglob("*.mp4"))) == 1
     source = opened(tmp_path / "demos")
-    assert [(clip.from_frame, clip.num_frames) for clip in source.clips] == [(0, 11), (11, 11), (22, 11), (33, 11)]
+    spans = [(clip.videos[0].from_frame, clip.videos[0].num_frames) for clip in source.clips]
+    assert spans == [(0, 11), (11, 11), (22, 11), (33, 11)]
     train = prepare(settings_for(tmp_path / "demos", num_frames=5)).outputs["train"]
     for index in range(4):
         truth = demos.make_episode(index, 11, 30, 48, 64).state_TS[[0, 2, 4, 6, 8, 9], :2]

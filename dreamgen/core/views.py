@@ -1,0 +1,78 @@
+"""Several cameras in one picture: the world model dreams them together, and export takes them apart again.
+
+Axes: H height, W width, C channels. Frames are uint8, 0-255, RGB.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dreamgen.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class View:
+    """Which part of the picture is whose, in pixels.
+
+    Args:
+        camera: Name of the video feature.
+        top: Its first row.
+        left: Its first column.
+        height: Rows.
+        width: Columns.
+    """
+
+    camera: str
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> View:
+        """Read what `asdict` and JSON made of one."""
+        return cls(**values)
+
+    def cut(self, frame_HWC: np.ndarray) -> np.ndarray:
+        """Return this camera's part of a picture of all."""
+        return frame_HWC[self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+def tiled_views(cameras: Sequence[str], height: int, width: int) -> tuple[View, ...]:
+    """Share a picture out to cameras: rows from left to right, as many columns as rows or one more, all tiles alike.
+
+    Args:
+        cameras: In their order; two stand beside one another, three leave the last of four tiles black.
+        height: Pixels of the picture.
+        width: Pixels of the picture.
+
+    Raises:
+        UserError: if that leaves a tile no pixels.
+    """
+    num_columns = math.ceil(math.sqrt(len(cameras)))
+    num_rows = math.ceil(len(cameras) / num_columns)
+    # Even, as encoders halve the colours' size; what is left over at the edges stays black.
+    tile_height, tile_width = height // num_rows // 2 * 2, width // num_columns // 2 * 2
+    if min(tile_height, tile_width) < 2:
+        raise UserError(
+            "the picture is too small for so many cameras", actual=f"{len(cameras)} in {width} x {height}",
+            next_step="fewer --prepare.cameras, or a larger video.height and video.width",
+        )  # fmt: skip
+    places = (divmod(number, num_columns) for number in range(len(cameras)))
+    return tuple(
+        View(camera, row * tile_height, column * tile_width, tile_height, tile_width)
+        for camera, (row, column) in zip(cameras, places, strict=True)
+    )
+
+
+def tile(frames: Sequence[np.ndarray], views: Sequence[View], height: int, width: int) -> np.ndarray:
+    """Put the cameras' frames, each of its view's size, into one black frame_HWC."""
+    tiled_HWC = np.zeros((height, width, 3), np.uint8)
+    for frame_HWC, view in zip(frames, views, strict=True):
+        view.cut(tiled_HWC)[:] = frame_HWC
+    return tiled_HWC
