@@ -131,7 +131,7 @@ def read_scenes(rows: FrameRows, settings: Settings, run: RunFolder | None, tall
         try:
             instructions = instructions_of(row, rows.crosses, settings)
             if file is not None and file not in hashes:
-                hashes[file] = store_frames(row.file, settings, run)
+                hashes[file] = store_frames(row.file, settings, run, rows.views)
                 distinct.add(hashes[file])
         except UserError as error:
             tally.refuse(error)
@@ -230,7 +230,7 @@ def _most_bytes_a_clip(rows: FrameRows, settings: Settings) -> int:
                 continue
             if row.file is None or settings.plan.condition == "text":
                 return 0  # no picture to judge from
-            frame_HWC = fitted_frames(row.file, settings)[: video.height]
+            frame_HWC = fitted_frames(row.file, settings, rows.views)[: video.height]
         except (UserError, OSError):
             continue  # refused above, with its reason
         with tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,7 @@ Axes: H height, W width, C channels. Frames are uint8, 0-255, RGB; several stand
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,27 +15,59 @@ from dreamgen.core.errors import UserError
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import Settings
 from dreamgen.core.video import fit_frame, frame_sha256, iter_frames, read_image, write_png
+from dreamgen.core.views import View, short_name, tile
 
+CAMERA = "{camera}"  # in a file's name: each camera has one
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 VIDEO_SUFFIXES = (".mp4",)
 # One latent frame is one frame; the next holds four more.
 NUM_GIVEN_FRAMES = {"image": 1, "video": 5, "text": 0}
 
 
-def fitted_frames(file: Path, settings: Settings) -> np.ndarray:
+def fitted_frames(file: Path, settings: Settings, views: Sequence[View] = ()) -> np.ndarray:
     """Read the frames that a clip is to begin with, at the clip's size.
 
     Args:
-        file: Image, or video of which the first frames are taken.
+        file: Image, or video of which the first frames are taken; with `CAMERA` in its name, one of each camera.
         settings: `plan.condition` says how many; `video` and `prepare.fit` the size.
+        views: Where the run's cameras are in its picture, if they are several.
 
     Returns:
         stacked_HWC: the frames below one another.
 
     Raises:
-        UserError: if the file is missing, damaged, or too short.
+        UserError: if the file is missing, damaged, or too short, or no picture of the run's cameras.
     """
-    num, video = NUM_GIVEN_FRAMES[settings.plan.condition], settings.video
+    video, fit = settings.video, settings.prepare.fit
+    if CAMERA in file.name:
+        cameras = [_frames(of_camera(file, view), settings) for view in views]
+        fitted = [
+            tile([fit_frame(f, v.height, v.width, fit) for f, v in zip(each, views, strict=True)],
+                 views, video.height, video.width)
+            for each in zip(*cameras, strict=True)
+        ]  # fmt: skip
+        return np.concatenate(fitted)
+    frames = _frames(file, settings)
+    height, width = frames[0].shape[:2]
+    if views and (height, width) != (video.height, video.width):
+        raise UserError(
+            f"{file} does not show the cameras of this run side by side", actual=f"{width} x {height}",
+            allowed=f"{video.width} x {video.height}: " + ", ".join(
+                f"{short_name(view.camera)} {view.width} x {view.height} at {view.left},{view.top}" for view in views
+            ),
+            next_step="give a picture of each camera: " + ", ".join(of_camera(Path(f"NAME.{CAMERA}.png"), view).name
+                                                                    for view in views),
+        )  # fmt: skip
+    return np.concatenate([fit_frame(frame_HWC, video.height, video.width, fit) for frame_HWC in frames])
+
+
+def of_camera(file: Path, view: View) -> Path:
+    """Return one camera's file of a name that stands for all."""
+    return file.with_name(file.name.replace(CAMERA, short_name(view.camera)))
+
+
+def _frames(file: Path, settings: Settings) -> list[np.ndarray]:
+    num = NUM_GIVEN_FRAMES[settings.plan.condition]
     if file.suffix.lower() in IMAGE_SUFFIXES:
         frames = [read_image(file)]
     else:
@@ -46,16 +79,15 @@ def fitted_frames(file: Path, settings: Settings) -> np.ndarray:
             allowed=f"a video of at least {num} frames",
             next_step="--plan.condition=image needs one frame only",
         )
-    return np.concatenate(
-        [fit_frame(frame_HWC, video.height, video.width, settings.prepare.fit) for frame_HWC in frames]
-    )
+    return frames
 
 
-def store_frames(file: Path, settings: Settings, run: RunFolder | None) -> str:
+def store_frames(file: Path, settings: Settings, run: RunFolder | None, views: Sequence[View] = ()) -> str:
     """Store a source's frames under the hash of their pixels, once.
 
     Args:
         run: None stores nothing.
+        views: As `fitted_frames` takes them; `file` too.
 
     Returns:
         The hash.
@@ -63,7 +95,7 @@ def store_frames(file: Path, settings: Settings, run: RunFolder | None) -> str:
     Raises:
         UserError: as `fitted_frames` does.
     """
-    stacked_HWC = fitted_frames(file, settings)
+    stacked_HWC = fitted_frames(file, settings, views)
     sha256 = frame_sha256(stacked_HWC)
     if run is not None:
         stored = run.fetch(run.first_frame_file(sha256))

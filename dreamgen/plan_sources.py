@@ -5,19 +5,20 @@ Nothing is decoded here: a `FrameRow` names an image or video, and `plan_frames`
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dreamgen.core.errors import UserError, closest_match
-from dreamgen.core.files import existing_folder, inside
+from dreamgen.core.files import existing_folder, inside, read_json
+from dreamgen.core.records import RobotFeatures
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import Settings
-from dreamgen.plan_frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from dreamgen.core.views import View, short_name
+from dreamgen.plan_frames import CAMERA, IMAGE_SUFFIXES, VIDEO_SUFFIXES, of_camera
+from dreamgen.plan_tables import csv_rows, numbered_rows
 
 IMAGE_COLUMNS = ("image", "first_frame", "video", "path")
 TEXT_COLUMNS = ("prompt", "instruction", "text")
@@ -28,7 +29,8 @@ class FrameRow:
     """One first frame that was asked for, with its own instruction where it has one.
 
     Args:
-        file: Image, or video whose first frames are meant; None for a text alone.
+        file: Image, or video whose first frames are meant; with `{camera}` in its name, one of each camera. None for a
+            text alone.
         instruction: The task in words, as it was written; None where the source gives none.
         seed: The row's own first seed; None for the run's.
         source: Where it stands, for people.
@@ -49,22 +51,29 @@ class FrameRows:
         rows: In stable order, and for each that cannot be used its reason; it may be gone through several times. A
             table's are read as they are gone through.
         crosses: New instructions take the place of the rows' own, as in a training set.
+        views: Where the run's cameras are in its picture, if they are several.
     """
 
     kind: str
     rows: Iterable[FrameRow | UserError]
     crosses: bool = False
+    views: tuple[View, ...] = ()
 
 
 def find_rows(settings: Settings, run: RunFolder) -> FrameRows:
     """Recognise the source that `plan.first_frames` names and list what it asks for.
 
     Returns:
-        The rows; those that are broken are among `refused`.
+        The rows, an error for each that is broken among them.
 
     Raises:
-        UserError: if there is no such source, or it is of no known kind.
+        UserError: if there is no such source, or it is of no known kind, or shows other cameras than the run.
     """
+    views = _views_of(run.fetch(run.train / "features.json").parent)
+    return replace(_find_rows(settings, run, views), views=views)
+
+
+def _find_rows(settings: Settings, run: RunFolder, views: tuple[View, ...]) -> FrameRows:
     given, suffixes = settings.plan.first_frames, suffixes_of(settings)
     if given is None and settings.plan.condition == "text" and settings.plan.instructions:
         return FrameRows("text alone", [FrameRow(None, None, None, "plan.instructions")], crosses=True)
@@ -72,13 +81,17 @@ def find_rows(settings: Settings, run: RunFolder) -> FrameRows:
         return training_rows(run.need(run.train / "metadata.csv", "prepare").parent)
     path = Path(given)
     if path.suffix.lower() in (".csv", ".jsonl") and not path.is_dir():
-        return table_rows(path, suffixes)
+        return table_rows(path, suffixes, views)
     existing_folder(path, "plan.first_frames")
     if (path / "meta" / "info.json").is_file():
         return _rows_of_demos(path, settings, run)
     if (path / "metadata.csv").is_file() and (path / "videos").is_dir():
+        if (theirs := _views_of(path)) != views and run.train.exists():
+            raise UserError(
+                f"{path} shows other cameras than this run's training set", actual=_told(theirs), allowed=_told(views)
+            )
         return training_rows(path)
-    return folder_rows(path, suffixes)
+    return folder_rows(path, suffixes, views)
 
 
 def suffixes_of(settings: Settings) -> tuple[str, ...]:
@@ -86,8 +99,10 @@ def suffixes_of(settings: Settings) -> tuple[str, ...]:
     return VIDEO_SUFFIXES if settings.plan.condition == "video" else IMAGE_SUFFIXES
 
 
-def folder_rows(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> FrameRows:
+def folder_rows(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, views: Sequence[View] = ()) -> FrameRows:
     """List a flat folder of NAME.png|jpg (or NAME.mp4, to go on from videos), each with its instruction in NAME.txt.
+
+    Of several cameras there may be a NAME.CAMERA.png each instead.
 
     Raises:
         UserError: if there is no such file in it.
@@ -101,31 +116,35 @@ def folder_rows(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Fra
             f"plan.first_frames: no {kind} in the folder", actual=str(folder),
             allowed=f"NAME.txt + NAME{'|'.join(suffixes)}, a .csv or .jsonl, or a training set (videos/, metadata.csv)",
         )  # fmt: skip
-    num_of_stem = Counter(path.stem for path in images)
+    images = sorted({_of_all_cameras(path, views) for path in images})
+    num_of_stem = Counter(map(_name_of, images))
     rows: list[FrameRow | UserError] = [
         UserError(f"{texts[stem]} has no {kind[:-1]}", allowed=f"{stem}{f' or {stem}'.join(suffixes[:2])} beside it")
         for stem in sorted(set(texts) - set(num_of_stem))
     ]  # fmt: skip
     for image in images:
+        name = _name_of(image)
         try:
-            if num_of_stem[image.stem] > 1:
-                raise UserError(f"{image} is one of several {kind} of that name", allowed=f"one for {image.stem}")
-            file = inside(folder, image.name, str(image))
-            text = texts.get(image.stem)
+            if num_of_stem[name] > 1:
+                raise UserError(f"{image} is one of several {kind} of that name", allowed=f"one for {name}")
+            file = _inside(folder, image.name, str(image), views)
+            text = texts.get(name)
             rows.append(FrameRow(file, _caption(folder, text) if text else None, None, str(image)))
         except UserError as error:
             rows.append(error)
     return FrameRows(f"a folder of {len(images)} {kind} with their instructions", rows)
 
 
-def table_rows(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> FrameRows:
+def table_rows(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, views: tuple[View, ...] = ()) -> FrameRows:
     """List a .csv or .jsonl; image paths are relative to its folder, and a row may have a seed of its own.
+
+    Of several cameras a path may have `{camera}` in its name, which stands for each.
 
     Raises:
         UserError: if the file cannot be read, or a column is missing.
     """
     num_rows, columns = 0, set()
-    for _, values in _numbered(path):
+    for _, values in numbered_rows(path):
         num_rows += 1
         columns.update(values if isinstance(values, dict) else ())
     image_column = _column(columns, IMAGE_COLUMNS)
@@ -135,7 +154,7 @@ def table_rows(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> FrameR
             f"{path} names no images", actual=f"columns: {', '.join(sorted(columns)) or 'none'}",
             allowed=" or ".join(IMAGE_COLUMNS), next_step=f"rename the column {nearest}" if nearest else None,
         )  # fmt: skip
-    rows = TableRows(path, (image_column, _column(columns, TEXT_COLUMNS)), suffixes)
+    rows = TableRows(path, (image_column, _column(columns, TEXT_COLUMNS)), suffixes, views)
     return FrameRows(f"a table of {num_rows} rows", rows)
 
 
@@ -146,13 +165,14 @@ class TableRows:
     path: Path
     columns: tuple[str, str | None]
     suffixes: tuple[str, ...]
+    views: tuple[View, ...]
 
     def __iter__(self) -> Iterator[FrameRow | UserError]:
-        for number, values in _numbered(self.path):
+        for number, values in numbered_rows(self.path):
             try:
                 if isinstance(values, UserError):
                     raise values
-                yield _table_row(self.path, number, values, self.columns, self.suffixes)
+                yield _table_row(self, number, values)
             except UserError as error:
                 yield error
 
@@ -165,7 +185,7 @@ def training_rows(folder: Path) -> FrameRows:
     """
     table, num_usable = folder / "metadata.csv", 0
     rows: list[FrameRow | UserError] = []
-    for number, values in _csv_rows(table):
+    for number, values in csv_rows(table):
         try:
             if isinstance(values, UserError):
                 raise values
@@ -193,16 +213,44 @@ def _rows_of_demos(path: Path, settings: Settings, run: RunFolder) -> FrameRows:
     return training_rows(run.need(run.train / "metadata.csv", "prepare").parent)
 
 
-def _table_row(
-    path: Path, number: int, values: dict[str, Any], columns: tuple[str, str | None], suffixes: tuple[str, ...]
-) -> FrameRow:
-    where, (image_column, text_column) = f"{path}, line {number}", columns
+def _views_of(train: Path) -> tuple[View, ...]:
+    features = train / "features.json"
+    return RobotFeatures.from_dict(read_json(features)).views if features.is_file() else ()
+
+
+def _told(views: Sequence[View]) -> str:
+    return ", ".join(f"{short_name(view.camera)} at {view.left},{view.top}" for view in views) or "one camera"
+
+
+def _of_all_cameras(file: Path, views: Sequence[View]) -> Path:
+    """Return NAME.{camera}.png for NAME.CAMERA.png, and any other name as it is."""
+    name, _, camera = file.stem.rpartition(".")
+    is_one = name and camera in {short_name(view.camera) for view in views}
+    return file.with_name(f"{name}.{CAMERA}{file.suffix}") if is_one else file
+
+
+def _name_of(file: Path) -> str:
+    return file.stem.removesuffix(f".{CAMERA}")
+
+
+def _inside(folder: Path, name: str, named_by: str, views: Sequence[View]) -> Path:
+    if CAMERA not in Path(name).name or not views:
+        return inside(folder, name, named_by)
+    files = [inside(folder, of_camera(Path(name), view), named_by) for view in views]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise UserError(f"{named_by}: a camera has no file", actual=", ".join(missing), allowed="one for each camera")
+    return folder.resolve() / name
+
+
+def _table_row(table: TableRows, number: int, values: dict[str, Any]) -> FrameRow:
+    path, suffixes = table.path, table.suffixes
+    where, (image_column, text_column) = f"{path}, line {number}", table.columns
     image, text = values.get(image_column), values.get(text_column) if text_column else None
     if not isinstance(image, str) or not image.strip() or "\0" in image:
         raise UserError(f"{where}: {image_column} names no file", actual=repr(image), allowed="path of an image")
     if text is not None and not isinstance(text, str):
         raise UserError(f"{where}: {text_column} is not text", actual=repr(text))
-    file = inside(path.parent, image.strip(), where)
+    file = _inside(path.parent, image.strip(), where, table.views)
     if file.suffix.lower() not in suffixes:
         kind = "a video" if suffixes == VIDEO_SUFFIXES else "an image"
         raise UserError(f"{where}: not {kind}", actual=image, allowed=", ".join(suffixes))
@@ -233,42 +281,3 @@ def _caption(folder: Path, path: Path) -> str:
 
 def _column(columns: set[str], known: tuple[str, ...]) -> str | None:
     return next((name for name in known if name in columns), None)
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            for values in reader:
-                if None in values:
-                    yield reader.line_num, UserError(
-                        f"{path}, line {reader.line_num}: more cells than columns", actual=str(values[None]),
-                        allowed='text with commas stands between "quotes"',
-                    )  # fmt: skip
-                else:
-                    yield reader.line_num, values
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a table", actual=str(error), allowed="UTF-8 CSV") from None
-
-
-def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
-    return _csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path)
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
-    try:
-        # Only \n ends a line: a JSON string may hold other line separators.
-        with path.open(encoding="utf-8-sig", newline="\n") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield number, _jsonl_row(f"{path}, line {number}", line)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read", actual=str(error), allowed="UTF-8, one JSON object a line") from None
-
-
-def _jsonl_row(where: str, line: str) -> dict[str, Any] | UserError:
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
-        return UserError(f"{where} is not JSON", actual=str(error))
-    return values if isinstance(values, dict) else UserError(f"{where} is not a JSON object", actual=line[:80])

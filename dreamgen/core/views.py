@@ -43,6 +43,11 @@ class View:
         return frame_HWC[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
+def short_name(camera: str) -> str:
+    """Return a video feature's name without `observation.images.`."""
+    return camera.removeprefix("observation.images.")
+
+
 def tiled_views(cameras: Sequence[str], height: int, width: int) -> tuple[View, ...]:
     """Share a picture out to cameras: rows from left to right, as many columns as rows or one more, all tiles alike.
 
