@@ -83,21 +83,24 @@ def look_at_clips(part: Path, clips: Sequence[Clip], include_state: bool) -> tup
 def _look_at(clip: Clip, include_state: bool) -> dict[str, Any]:
     try:
         action_TA, state_TS = read_label(clip.label, include_state)
-        video = look_at_clip(clip.video, clip.fps)
-        counts = {
-            "frames in the mp4": video.info.num_frames,
-            "frames in the journal": clip.num_frames,
-            "label rows": len(action_TA),
-        }
-        if len(set(counts.values())) != 1:
-            raise UserError(
-                f"{clip.video.name}: frames and label rows differ",
-                actual=", ".join(f"{count} {what}" for what, count in counts.items()),
-                next_step=label_again(clip.label),
-            )
+        videos = [look_at_clip(path, clip.fps) for path in clip.videos]
+        for video in videos:
+            counts = {
+                "frames in the mp4": video.info.num_frames,
+                "frames in the journal": clip.num_frames,
+                "label rows": len(action_TA),
+            }
+            if len(set(counts.values())) != 1:
+                raise UserError(
+                    f"{video.info.path.name}: frames and label rows differ",
+                    actual=", ".join(f"{count} {what}" for what, count in counts.items()),
+                    next_step=label_again(clip.label),
+                )
+        shapes = [(v.info.width, v.info.height, v.info.codec, v.info.pix_fmt, v.info.fps) for v in videos]
+        assert len(set(shapes)) == 1, f"the cameras of {clip.clip_id} were made alike: {shapes}"
     except UserError as error:
         return refused_row(clip, f"{clip.clip_id} is left out: {error}")
-    return admitted_row(clip, video, action_TA, state_TS)
+    return admitted_row(clip, videos, action_TA, state_TS)
 
 
 def number_episodes(
@@ -105,7 +108,7 @@ def number_episodes(
 ) -> tuple[Episodes, list[str]]:
     """Compare what was found with the first good clip, leave out what differs, and number the rest without holes."""
     names = ("part", "row", "num_frames", "num_bytes", "task", "encoding", "real")
-    columns: dict[str, list[int]] = {name: [] for name in names}
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     tasks: dict[str, int] = {}
     encodings: dict[str, int] = {}
     ranges: dict[str, Range] = {}
@@ -125,10 +128,12 @@ def number_episodes(
             prefix = dream_prefix if row["kind"] == DREAMED else ""
             values = (number, row_number, row["num_frames"], row["num_bytes"],
                       tasks.setdefault(prefix + row["instruction"], len(tasks)),
-                      encodings.setdefault(row["encoding"], len(encodings)), row["kind"] == REAL)  # fmt: skip
+                      [encodings.setdefault(encoding, len(encodings)) for encoding in row["encoding"]],
+                      row["kind"] == REAL)  # fmt: skip
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)
-    arrays = {f"{name}_E": np.array(column, np.int64) for name, column in columns.items()}
+    axes = dict.fromkeys(columns, "E") | {"num_bytes": "EV", "encoding": "EV"}
+    arrays = {f"{name}_{axes[name]}": np.array(column, np.int64) for name, column in columns.items()}
     arrays["real_E"] = arrays["real_E"].astype(bool)
     first_index_E = np.cumsum(arrays["num_frames_E"]) - arrays["num_frames_E"]
     return Episodes(tuple(parts), 0, first_index_E=first_index_E, tasks=tuple(tasks), ranges=ranges, **arrays), refused

@@ -1,6 +1,6 @@
 """Episodes on disk: a hundred thousand of them are a few megabytes of whole numbers in memory and rows in small files.
 
-Axes: E episodes, T frames, D dimensions of a vector, A action, S state.
+Axes: E episodes, V videos of an episode (one a camera), T frames, D dimensions of a vector, A action, S state.
 """
 
 from __future__ import annotations
@@ -26,19 +26,22 @@ from export.statistics import Range
 VECTORS = ("action", "state")
 _LIGHT = {
     "refused": pa.string(), "clip_id": pa.string(), "instruction": pa.string(), "kind": pa.string(),
-    "num_frames": pa.int64(), "num_bytes": pa.int64(), "encoding": pa.string(), "height": pa.int32(),
-    "width": pa.int32(), "fps": pa.int32(), "codec": pa.string(), "pix_fmt": pa.string(), "label": pa.string(),
+    "num_frames": pa.int64(), "num_bytes": pa.list_(pa.int64()), "encoding": pa.list_(pa.string()),
+    "height": pa.int32(), "width": pa.int32(), "fps": pa.int32(), "codec": pa.string(), "pix_fmt": pa.string(),
+    "label": pa.string(),
     **{f"{vector}_{what}": pa.list_(pa.float32()) for vector in VECTORS for what in ("low", "high")},
 }  # fmt: skip
-_HEAVY = {"clip": pa.string(), "video_fps": pa.string(), "num_sampled": pa.int64(),
-          "image": pa.list_(pa.int64(), 3 * LEVELS), **dict.fromkeys(VECTORS, pa.binary())}  # fmt: skip
+_HEAVY = {"clip": pa.string(), "video_fps": pa.string(), "num_sampled": pa.list_(pa.int64()),
+          "image": pa.list_(pa.list_(pa.int64(), 3 * LEVELS)), **dict.fromkeys(VECTORS, pa.binary())}  # fmt: skip
 SCHEMA = pa.schema(_LIGHT | _HEAVY)
 LIGHT_COLUMNS = list(_LIGHT)
 
 
-def admitted_row(clip: Clip, video: ClipVideo, action_TA: np.ndarray, state_TS: np.ndarray | None) -> dict[str, Any]:
-    """Return what is kept of a clip that may become an episode."""
-    info, row = video.info, {}
+def admitted_row(
+    clip: Clip, videos: Sequence[ClipVideo], action_TA: np.ndarray, state_TS: np.ndarray | None
+) -> dict[str, Any]:
+    """Return what is kept of a clip that may become an episode; its videos are alike but for their content."""
+    info, row = videos[0].info, {}
     for name, matrix_TD in zip(VECTORS, (action_TA, state_TS), strict=True):
         if matrix_TD is not None:
             row |= {
@@ -48,10 +51,12 @@ def admitted_row(clip: Clip, video: ClipVideo, action_TA: np.ndarray, state_TS: 
             }
     return {
         "clip_id": clip.clip_id, "instruction": clip.instruction, "kind": clip.kind, "label": clip.label.name,
-        "num_frames": info.num_frames, "num_bytes": video.num_bytes, "encoding": video.encoding,
+        "num_frames": info.num_frames,
+        "num_bytes": [video.num_bytes for video in videos], "encoding": [video.encoding for video in videos],
         "height": info.height, "width": info.width, "fps": clip.fps, "codec": info.codec, "pix_fmt": info.pix_fmt,
-        "clip": clip.to_json(), "video_fps": str(info.fps), "num_sampled": video.image.num_sampled,
-        "image": video.image.counts_CL.ravel(), **row,
+        "clip": clip.to_json(), "video_fps": str(info.fps),
+        "num_sampled": [video.image.num_sampled for video in videos],
+        "image": [video.image.counts_CL.ravel() for video in videos], **row,
     }  # fmt: skip
 
 
@@ -77,9 +82,9 @@ class Episodes(Sequence[Episode]):
         row_E: Which row.
         first_index_E: Number of its first frame in the dataset.
         num_frames_E: Frames.
-        num_bytes_E: Size of its mp4.
+        num_bytes_EV: Size of its mp4s.
         task_E: Which of `tasks` it is.
-        encoding_E: Equal where mp4s can share a file.
+        encoding_EV: Equal where mp4s can share a file.
         real_E: Whether it is a real episode, bool.
         tasks: Distinct tasks as LeRobot formats hold them, in the order in which they first occur.
         ranges: Smallest and largest values by vector: action and, where there are states, state.
@@ -91,9 +96,9 @@ class Episodes(Sequence[Episode]):
     row_E: np.ndarray
     first_index_E: np.ndarray
     num_frames_E: np.ndarray
-    num_bytes_E: np.ndarray
+    num_bytes_EV: np.ndarray
     task_E: np.ndarray
-    encoding_E: np.ndarray
+    encoding_EV: np.ndarray
     real_E: np.ndarray
     tasks: tuple[str, ...]
     ranges: dict[str, Range]
@@ -114,7 +119,7 @@ class Episodes(Sequence[Episode]):
         if isinstance(which, slice):
             start, stop, step = which.indices(len(self))
             assert step == 1, "episodes of a slice are neighbours"
-            arrays = {name: value[start:stop] for name, value in vars(self).items() if name.endswith("_E")}
+            arrays = {name: value[start:stop] for name, value in vars(self).items() if name.endswith(("_E", "_EV"))}
             first, last = (int(arrays["part_E"][0]), int(arrays["part_E"][-1])) if stop > start else (0, 0)
             arrays["part_E"] = arrays["part_E"] - first
             return replace(self, parts=self.parts[first : last + 1], start=self.start + start, **arrays)
@@ -149,13 +154,11 @@ class Episodes(Sequence[Episode]):
             None if data is None else np.frombuffer(data, np.float32).reshape(num_frames, -1)
             for data in vectors.values()
         )
-        counts_CL = row.column("image").combine_chunks().flatten().to_numpy().reshape(3, LEVELS)
-        info = VideoInfo(
-            clip.video, cell("codec"), cell("pix_fmt"), cell("height"), cell("width"), Fraction(cell("video_fps")),
-            num_frames,
-        )  # fmt: skip
+        counts_VCL = row.column("image").combine_chunks().flatten().flatten().to_numpy().reshape(-1, 3, LEVELS)
+        alike = (cell("codec"), cell("pix_fmt"), cell("height"), cell("width"), Fraction(cell("video_fps")), num_frames)
+        infos = tuple(VideoInfo(path, *alike) for path in clip.videos)
+        images = tuple(map(ImageHistogram, counts_VCL, cell("num_sampled")))
         return Episode(
             self.start + number, int(self.first_index_E[number]), int(self.task_E[number]),
-            self.tasks[self.task_E[number]], clip, info, action_TA, state_TS,
-            ImageHistogram(counts_CL, cell("num_sampled")),
+            self.tasks[self.task_E[number]], clip, infos, action_TA, state_TS, images,
         )  # fmt: skip

@@ -101,16 +101,20 @@ def _write_episode(file: h5py.File, episode: Episode, spec: DatasetSpec, num_row
     images = observations.create_group("images")
     if spec.hdf5.jpeg_quality is None:
         size = (spec.height, spec.width)
-        write_pictures(images, spec.camera_short, episode.video.path, num_rows, size, spec.hdf5.compression)
+        for camera, video in zip(spec.cameras, episode.videos, strict=True):
+            write_pictures(images, camera.short, video.path, num_rows, size, spec.hdf5.compression)
         return
-    packed = list(jpegs(episode.video.path, spec.hdf5.jpeg_quality))
-    packed += [packed[-1]] * (num_rows - len(packed))
-    longest = max(map(len, packed))
-    rows_TL = images.create_dataset(spec.camera_short, (num_rows, longest), np.uint8, chunks=(1, longest))
-    for index, data in enumerate(packed):
-        rows_TL[index, : len(data)] = data
+    packed = {camera.short: list(jpegs(video.path, spec.hdf5.jpeg_quality))
+              for camera, video in zip(spec.cameras, episode.videos, strict=True)}  # fmt: skip
+    longest = max(len(data) for pictures in packed.values() for data in pictures)
+    for name, pictures in packed.items():
+        pictures += [pictures[-1]] * (num_rows - len(pictures))
+        rows_TL = images.create_dataset(name, (num_rows, longest), np.uint8, chunks=(1, longest))
+        for index, data in enumerate(pictures):
+            rows_TL[index, : len(data)] = data
     file.attrs["compress"] = True
-    file.create_dataset("compress_len", data=np.array([[len(data) for data in packed]], np.float32))
+    lengths = [[len(data) for data in pictures] for pictures in packed.values()]  # a row a camera, as ALOHA has it
+    file.create_dataset("compress_len", data=np.array(lengths, np.float32))
 
 
 def joint_velocity(qpos_TS: np.ndarray, fps: int) -> np.ndarray:

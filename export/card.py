@@ -82,7 +82,7 @@ def card_text(name: str, episodes: Episodes, spec: DatasetSpec, licence: str | N
         "robot": spec.robot_type,
         "episodes": f"{num_episodes:,}: {num_episodes - num_real:,} dreamed, {num_real:,} real",
         "frames": f"{episodes.num_frames:,} at {spec.fps} a second, {hours:.2g} h",
-        "camera": f"{spec.camera}, {spec.width} x {spec.height} px, {spec.codec}",
+        "camera": f"{', '.join(spec.camera_names)}, {spec.width} x {spec.height} px, {spec.codec}",
         "action": f"{len(spec.action_names)} dimensions: {', '.join(spec.action_names)}",
         "state": f"{len(spec.state_names)} dimensions: {', '.join(spec.state_names)}" if spec.state_names else "none",
         "licence": licence or "not stated",
@@ -104,17 +104,18 @@ def card_text(name: str, episodes: Episodes, spec: DatasetSpec, licence: str | N
 
 
 def contact_sheet(episodes: Episodes) -> np.ndarray:
-    """Return frame_HWC with a row an episode, evenly chosen, and its moments from left to right."""
+    """Return frame_HWC with a row an episode and camera, episodes evenly chosen, and moments from left to right."""
     chosen = np.unique(np.linspace(0, len(episodes) - 1, SHOWN_EPISODES).round().astype(int)).tolist()
     rows = []
     for index in chosen:
         episode = episodes[index]
         wanted = np.linspace(0, episode.num_frames - 1, SHOWN_MOMENTS).round().astype(int).tolist()
-        frames = {}
-        for number, frame in enumerate(decode_frames(episode.video.path)):
-            if number in wanted:
-                frames[number] = _thumbnail(frame.to_ndarray(format="rgb24"))
-        rows.append(np.concatenate([frames[number] for number in wanted], axis=1))
+        for video in episode.videos:
+            frames = {}
+            for number, frame in enumerate(decode_frames(video.path)):
+                if number in wanted:
+                    frames[number] = _thumbnail(frame.to_ndarray(format="rgb24"))
+            rows.append(np.concatenate([frames[number] for number in wanted], axis=1))
     return np.concatenate(rows, axis=0)
 
 

@@ -23,8 +23,8 @@ class Clip:
         clip_id: Of the job; for a real episode, a name that no other has.
         instruction: The task in words.
         fps: Frames a second.
-        video: Its mp4.
-        num_frames: Frames that the mp4 should have.
+        videos: Its mp4s, one a camera of the dataset.
+        num_frames: Frames that each should have.
         label: Parquet with `action` and perhaps `observation.state`, one row a frame.
         kind: dreamed or real.
         crf: Quality that it was encoded with; None where that is not known.
@@ -35,7 +35,7 @@ class Clip:
     clip_id: str
     instruction: str
     fps: int
-    video: Path
+    videos: tuple[Path, ...]
     num_frames: int
     label: Path
     kind: str = DREAMED
@@ -43,16 +43,22 @@ class Clip:
     gop: int | None = None
     origin: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def video(self) -> Path:
+        """The first camera's mp4."""
+        return self.videos[0]
+
     def to_json(self) -> str:
         """Return the clip as one line of JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return json.dumps({**values, "video": str(self.video), "label": str(self.label)}, ensure_ascii=False)
+        paths = {"videos": [str(path) for path in self.videos], "label": str(self.label)}
+        return json.dumps(values | paths, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Clip:
         """Read what `to_json` wrote."""
         values = json.loads(text)
-        return cls(**{**values, "video": Path(values["video"]), "label": Path(values["label"])})
+        return cls(**{**values, "videos": tuple(map(Path, values["videos"])), "label": Path(values["label"])})
 
 
 def dreamed_clips(clips: Iterable[AcceptedClip]) -> Iterator[Clip]:
@@ -63,7 +69,7 @@ def dreamed_clips(clips: Iterable[AcceptedClip]) -> Iterator[Clip]:
         origin = {name: getattr(job, name) for name in from_job}
         origin |= {"safety_checker": clip.safety_checker, "scores": clip.scores}
         yield Clip(
-            job.clip_id, job.instruction, job.fps, clip.video, clip.num_frames, clip.label,
+            job.clip_id, job.instruction, job.fps, (clip.video,), clip.num_frames, clip.label,
             crf=job.crf, gop=job.gop, origin=origin,
         )  # fmt: skip
 

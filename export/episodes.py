@@ -29,10 +29,10 @@ class Episode:
         task_index: Number of its task.
         task: The instruction as LeRobot formats hold it, with the prefix of dreams where one is asked for.
         clip: The clip; it tells the instruction and where it came from.
-        video: Its mp4; `num_frames` is counted.
+        videos: Its mp4s, one a camera; `num_frames` is counted.
         action_TA: float32, one row a frame.
         state_TS: float32, one row a frame, or None.
-        image: Histogram of a sample of its frames.
+        images: Histogram of a sample of each one's frames.
     """
 
     index: int
@@ -40,14 +40,19 @@ class Episode:
     task_index: int
     task: str
     clip: Clip
-    video: VideoInfo
+    videos: tuple[VideoInfo, ...]
     action_TA: np.ndarray
     state_TS: np.ndarray | None
-    image: ImageHistogram
+    images: tuple[ImageHistogram, ...]
+
+    @property
+    def video(self) -> VideoInfo:
+        """The first camera's mp4; all are alike in size and encoding."""
+        return self.videos[0]
 
     @property
     def num_frames(self) -> int:
-        """Frames of the video, which are the rows of action and state."""
+        """Frames of each video, which are the rows of action and state."""
         return self.video.num_frames
 
     @property

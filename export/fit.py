@@ -1,4 +1,4 @@
-"""Clips made to fit a dataset: cut out of a file of many, or decoded, resized, resampled in time and encoded again.
+"""Clips made to fit a dataset: cut out of a file or picture of many, or decoded, resized, resampled and encoded again.
 
 What fits already is left as it is; what only has to be cut is copied packet by packet.
 """
@@ -15,15 +15,16 @@ import numpy as np
 from dreamgen.core.errors import UserError, reason_of
 from dreamgen.core.frames import FrameReader
 from dreamgen.core.timeline import frame_index_at, resampled_indices
-from dreamgen.core.trajectory import Trajectory, read_trajectory, write_trajectory
+from dreamgen.core.trajectory import read_trajectory, write_trajectory
 from dreamgen.core.video import fit_frame, write_video
+from dreamgen.core.views import View
 from export.clips import Clip
 from export.video_files import copy_packets
 
 
 @dataclass(frozen=True)
 class Target:
-    """The one shape of all episodes of a dataset.
+    """The one shape of all episodes and cameras of a dataset.
 
     Args:
         fps: Frames a second.
@@ -45,34 +46,49 @@ class Target:
 
 
 @dataclass(frozen=True)
+class VideoCut:
+    """One camera's frames of a clip, within a file.
+
+    Args:
+        path: The file.
+        codec: Of the file.
+        height: Pixels of what is wanted of its pictures.
+        width: Pixels.
+        from_frame: Where the clip begins in the file.
+        is_alone: Whether the file holds nothing else.
+        view: Which part of the picture it is; None for the whole.
+    """
+
+    path: Path
+    codec: str
+    height: int
+    width: int
+    from_frame: int = 0
+    is_alone: bool = True
+    view: View | None = None
+
+
+@dataclass(frozen=True)
 class Cut:
     """A clip that lies within other files.
 
     Args:
-        clip: `video` and `label` are those files.
-        source_fps: Rate of the video.
-        codec: Of the video.
-        height: Pixels.
-        width: Pixels.
-        from_frame: Where it begins in the video.
+        clip: `label` is the file of its rows.
+        source_fps: Rate of its videos.
+        videos: One a camera of the dataset.
         episode_index: Its rows in the label; None where all rows are its own.
-        is_alone: Whether the video holds nothing else.
         include_state: Whether states are kept.
     """
 
     clip: Clip
     source_fps: Fraction
-    codec: str
-    height: int
-    width: int
-    from_frame: int = 0
+    videos: tuple[VideoCut, ...]
     episode_index: int | None = None
-    is_alone: bool = True
     include_state: bool = True
 
-    def fits(self, target: Target) -> bool:
-        """Say whether its frames can stay as they are."""
-        return (self.source_fps, self.codec, self.height, self.width) == (
+    def can_be_copied(self, video: VideoCut, target: Target) -> bool:
+        """Say whether a video's frames can stay as they are."""
+        return video.view is None and (self.source_fps, video.codec, video.height, video.width) == (
             target.fps, target.codec, target.height, target.width
         )  # fmt: skip
 
@@ -83,13 +99,14 @@ def fit_clip(cut: Cut, target: Target, folder: Path) -> tuple[Clip | None, str |
     Args:
         cut: Where it lies.
         target: What it is to be like.
-        folder: Where its mp4 and its table go.
+        folder: Where its mp4s and its table go.
 
     Returns:
         The clip and a note where it had to be encoded again; or no clip, and why.
     """
-    clip = cut.clip
-    video, label = folder / f"{clip.clip_id}.mp4", folder / f"{clip.clip_id}.parquet"
+    clip, label = cut.clip, folder / f"{cut.clip.clip_id}.parquet"
+    names = [f"{clip.clip_id}.{number}" for number in range(len(cut.videos))] if cut.videos[1:] else [clip.clip_id]
+    videos = tuple(folder / f"{name}.mp4" for name in names)
     note = folder / f"{clip.clip_id}.encoded"
     try:
         if not label.exists():
@@ -98,40 +115,45 @@ def fit_clip(cut: Cut, target: Target, folder: Path) -> tuple[Clip | None, str |
                 raise UserError(f"{clip.label} has no actions")
             if rows.num_rows != clip.num_frames:
                 raise UserError(f"{clip.label} has {rows.num_rows} rows", allowed=f"{clip.num_frames}, a row a frame")
-            if not (cut.fits(target) and _copy(cut, video)):
-                note.touch()
-                rows = _encode(cut, target, video, rows)
+            for source, video in zip(cut.videos, videos, strict=True):
+                if not (cut.can_be_copied(source, target) and _copy(cut, source, video)):
+                    note.touch()
+                    _encode(cut, source, target, video)
+            if cut.source_fps != target.fps:
+                rows = rows.at(_wanted(cut, target), target.action_kind)
             write_trajectory(label, rows if cut.include_state else replace(rows, state_TS=None))
-        num_frames = len(resampled_indices(clip.num_frames, cut.source_fps, target.fps))
+        num_frames = len(_wanted(cut, target))
     except UserError as error:
         return None, f"{clip.clip_id} is left out: {reason_of(error)}"
     encoded = note.exists()
     crf, gop = (target.crf, target.gop) if encoded else (clip.crf, clip.gop)
-    fitted = replace(clip, video=video, label=label, fps=target.fps, num_frames=num_frames, crf=crf, gop=gop)
+    fitted = replace(clip, videos=videos, label=label, fps=target.fps, num_frames=num_frames, crf=crf, gop=gop)
     return fitted, clip.clip_id if encoded else None
 
 
-def _encode(cut: Cut, target: Target, video: Path, rows: Trajectory) -> Trajectory:
-    wanted = resampled_indices(cut.clip.num_frames, cut.source_fps, target.fps)
-    reader = FrameReader()
+def _wanted(cut: Cut, target: Target) -> np.ndarray:
+    return resampled_indices(cut.clip.num_frames, cut.source_fps, target.fps)
+
+
+def _encode(cut: Cut, source: VideoCut, target: Target, video: Path) -> None:
+    wanted, reader = _wanted(cut, target), FrameReader()
     try:
         frames = (
-            fit_frame(frame_HWC, target.height, target.width, target.fit)
-            for frame_HWC in reader.frames(cut.clip.video, cut.from_frame, wanted)
+            fit_frame(source.view.cut(frame_HWC) if source.view else frame_HWC, target.height, target.width, target.fit)
+            for frame_HWC in reader.frames(source.path, source.from_frame, wanted)
         )
         num_frames = write_video(video, frames, target.fps, target.codec, target.crf, target.gop)
     finally:
         reader.close()
     if num_frames != len(wanted):
-        raise UserError(f"{cut.clip.video} ends early", actual=f"{num_frames} frames", allowed=f"{len(wanted)}")
-    return rows.at(wanted, target.action_kind) if cut.source_fps != target.fps else rows
+        raise UserError(f"{source.path} ends early", actual=f"{num_frames} frames", allowed=f"{len(wanted)}")
 
 
-def _copy(cut: Cut, video: Path) -> bool:
+def _copy(cut: Cut, source: VideoCut, video: Path) -> bool:
     """Copy the packets of a clip's frames; say whether that could be done."""
-    with av.open(str(cut.clip.video)) as source:
-        stream = source.streams.video[0]
-        packets = _packets(source, stream, cut)
+    with av.open(str(source.path)) as container:
+        stream = container.streams.video[0]
+        packets = _packets(container, stream, cut, source)
         times = [packet.pts for packet in packets]
         in_order = None not in times and bool((np.diff(times) > 0).all())
         if len(packets) != cut.clip.num_frames or not packets[0].is_keyframe or not in_order:
@@ -140,17 +162,19 @@ def _copy(cut: Cut, video: Path) -> bool:
     return True
 
 
-def _packets(source: av.container.InputContainer, stream: av.VideoStream, cut: Cut) -> list[av.Packet]:
-    if cut.is_alone:
-        return [packet for packet in source.demux(stream) if packet.size and not packet.is_discard]
-    if cut.from_frame:
-        source.seek(int(cut.from_frame / cut.source_fps / stream.time_base), stream=stream, backward=True)
-    found, end = [], cut.from_frame + cut.clip.num_frames
-    for packet in source.demux(stream):
+def _packets(
+    container: av.container.InputContainer, stream: av.VideoStream, cut: Cut, source: VideoCut
+) -> list[av.Packet]:
+    if source.is_alone:
+        return [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+    if source.from_frame:
+        container.seek(int(source.from_frame / cut.source_fps / stream.time_base), stream=stream, backward=True)
+    found, end = [], source.from_frame + cut.clip.num_frames
+    for packet in container.demux(stream):
         if packet.size and packet.pts is not None:
             number = frame_index_at(packet.pts * packet.time_base, cut.source_fps)
             if number >= end:
                 break
-            if number >= cut.from_frame:
+            if number >= source.from_frame:
                 found.append(packet)
     return found

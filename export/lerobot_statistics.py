@@ -1,6 +1,6 @@
 """The statistics of a LeRobot dataset, gathered file by file in any order, and added up.
 
-Axes: T frames, N rows, D the dimensions of all columns side by side.
+Axes: V cameras, T frames, N rows, D the dimensions of all columns side by side.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ class PartStatistics:
 
     Args:
         columns: Of the whole dataset.
-        camera: Name of the video feature.
+        cameras: Names of the video features.
     """
 
-    def __init__(self, columns: Columns, camera: str) -> None:
-        self._columns, self._camera = columns, camera
+    def __init__(self, columns: Columns, cameras: tuple[str, ...]) -> None:
+        self._columns, self._cameras = columns, cameras
         self._rows: list[np.ndarray] = []
         self._counts: VectorCounts | None = None
-        self._image = ImageHistogram.empty()
+        self._images = [ImageHistogram.empty()] * len(cameras)
 
     def add(self, episode: Episode, columns: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
         """Take in an episode and return its own statistics by feature."""
@@ -75,8 +75,9 @@ class PartStatistics:
         self._rows.append(rows_TD)
         if len(self._rows) == EPISODES_AT_ONCE:
             self._count()
-        self._image = self._image + episode.image
-        return {self._camera: episode.image.figures(), **by_column(vector_figures(rows_TD), self._columns)}
+        self._images = [image + own for image, own in zip(self._images, episode.images, strict=True)]
+        of_images = {name: image.figures() for name, image in zip(self._cameras, episode.images, strict=True)}
+        return {**of_images, **by_column(vector_figures(rows_TD), self._columns)}
 
     def save(self, path: Path) -> None:
         """Write what was gathered, whole or not at all."""
@@ -84,8 +85,9 @@ class PartStatistics:
         with atomic_file(path) as temporary:
             np.savez(
                 temporary, num_rows=self._counts.num_rows, mean_D=self._counts.mean_D, squares_D=self._counts.squares_D,
-                counts_DL=self._counts.counts_DL.astype(np.uint32), image_CL=self._image.counts_CL,
-                num_sampled=self._image.num_sampled,
+                counts_DL=self._counts.counts_DL.astype(np.uint32), 
+                image_VCL=np.stack([image.counts_CL for image in self._images]),
+                num_sampled_V=[image.num_sampled for image in self._images],
             )  # fmt: skip
 
     def _count(self) -> None:
@@ -95,23 +97,25 @@ class PartStatistics:
             self._rows = []
 
 
-def add_up(parts: list[Path], columns: Columns, camera: str) -> dict[str, dict[str, np.ndarray]]:
+def add_up(parts: list[Path], columns: Columns, cameras: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
     """Return the statistics of a whole dataset by feature.
 
     Args:
         parts: What `PartStatistics.save` wrote, in the order of the episodes.
         columns: Of the whole dataset.
-        camera: Name of the video feature.
+        cameras: Names of the video features.
     """
-    counts, image = None, ImageHistogram.empty()
+    counts, images = None, [ImageHistogram.empty()] * len(cameras)
     for path in parts:
         with np.load(path) as part:
             own = VectorCounts(
                 int(part["num_rows"]), part["mean_D"], part["squares_D"], part["counts_DL"].astype(np.int64)
             )
             counts = own if counts is None else counts + own
-            image = image + ImageHistogram(part["image_CL"], int(part["num_sampled"]))
-    return {camera: image.figures(), **by_column(counts.figures(columns.within), columns)}
+            own = map(ImageHistogram, part["image_VCL"], part["num_sampled_V"].tolist())
+            images = [image + more for image, more in zip(images, own, strict=True)]
+    of_images = {name: image.figures() for name, image in zip(cameras, images, strict=True)}
+    return {**of_images, **by_column(counts.figures(columns.within), columns)}
 
 
 def by_column(figures: dict[str, np.ndarray], columns: Columns) -> dict[str, dict[str, np.ndarray]]:

@@ -21,11 +21,12 @@ def info_features(spec: DatasetSpec, video_info: dict[str, Any]) -> dict[str, di
     """Return the `features` of info.json.
 
     Args:
-        video_info: The `info` of the video feature, which goes with the axis name "channels".
+        video_info: The `info` of each video feature, which goes with the axis name "channels".
     """
     size = [spec.height, spec.width, 3]
     features: dict[str, dict[str, Any]] = {
-        spec.camera: {"dtype": "video", "shape": size, "names": ["height", "width", "channels"], "info": video_info}
+        camera: {"dtype": "video", "shape": size, "names": ["height", "width", "channels"], "info": video_info}
+        for camera in spec.camera_names
     }
     for name, names in (("observation.state", spec.state_names), ("action", spec.action_names)):
         if names:

@@ -58,7 +58,7 @@ def write_lerobot_v21(root: Path, marks: Path, episodes: Episodes, spec: Dataset
             for part in parts:
                 joined.write(_lines_of(part, name).read_bytes())
     write_text(meta / "tasks.jsonl", json_lines({"task_index": i, "task": t} for i, t in enumerate(episodes.tasks)))
-    write_json(meta / "stats.json", groot_statistics(add_up(parts, columns, spec.camera), spec))
+    write_json(meta / "stats.json", groot_statistics(add_up(parts, columns, spec.camera_names), spec))
     write_json(meta / "modality.json", modality_json(spec))
     write_json(meta / "info.json", _info(episodes, spec))
 
@@ -78,18 +78,20 @@ def write_episodes(root: Path, mark: Path, episodes: Episodes, spec: DatasetSpec
     """
     if mark.exists():
         return len(episodes)
-    statistics, lines, written = PartStatistics(columns, spec.camera), {name: [] for name in LINES}, []
+    statistics, lines, written = PartStatistics(columns, spec.camera_names), {name: [] for name in LINES}, []
     for episode in episodes:
         rows = episode_columns(episode)
         own = statistics.add(episode, rows)
         rows[TASK_COLUMN], own[TASK_COLUMN] = rows["task_index"], own["task_index"]
         place = {"episode_chunk": episode.index // CHUNKS_SIZE, "episode_index": episode.index}
-        table, video = root / DATA_PATH.format(**place), root / VIDEO_PATH.format(video_key=spec.camera, **place)
-        for path in (table, video):
+        table = root / DATA_PATH.format(**place)
+        videos = [root / VIDEO_PATH.format(video_key=camera, **place) for camera in spec.camera_names]
+        for path in (table, *videos):
             path.parent.mkdir(parents=True, exist_ok=True)
         _write_rows(table, rows)
-        shutil.copyfile(episode.video.path, video)
-        written += [table, video]
+        for source, video in zip(episode.videos, videos, strict=True):
+            shutil.copyfile(source.path, video)
+        written += [table, *videos]
         lines["episodes.jsonl"].append(
             {"episode_index": episode.index, "tasks": [episode.task], "length": episode.num_frames}
         )
@@ -104,7 +106,7 @@ def write_episodes(root: Path, mark: Path, episodes: Episodes, spec: DatasetSpec
 
 def groot_statistics(figures: dict[str, dict[str, np.ndarray]], spec: DatasetSpec) -> dict[str, dict[str, list[float]]]:
     """Return GR00T's stats.json: six figures of every column, each of the vector's length; pictures are not in it."""
-    columns = {name: stats for name, stats in as_lists(figures).items() if name != spec.camera}
+    columns = {name: stats for name, stats in as_lists(figures).items() if name not in spec.camera_names}
     columns[TASK_COLUMN] = columns["task_index"]
     return {name: {stat: stats[stat] for stat in GROOT_STATISTICS} for name, stats in columns.items()}
 
@@ -148,7 +150,7 @@ def _info(episodes: Episodes, spec: DatasetSpec) -> dict[str, Any]:
         "total_episodes": len(episodes),
         "total_frames": episodes.num_frames,
         "total_tasks": len(episodes.tasks),
-        "total_videos": len(episodes),
+        "total_videos": len(episodes) * len(spec.cameras),
         "total_chunks": -(-len(episodes) // CHUNKS_SIZE),
         "chunks_size": CHUNKS_SIZE,
         "fps": spec.fps,

@@ -6,6 +6,7 @@ they are written in any order by any number of workers, and one that exists need
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,18 +59,21 @@ def write_lerobot_v30(root: Path, marks: Path, episodes: Episodes, spec: Dataset
     """
     limits = limits or FileLimits()
     columns = columns_of(episodes, spec.fps)
-    places = video_places(episodes, int(limits.video_mb * MB), limits.chunks_size)
-    row_parts, videos = row_files(episodes, columns, int(limits.data_mb * MB), limits.chunks_size), places.files()
-    tasks = [partial(write_rows, root, mark_of(marks, part), part.number, episodes[part.span], places[part.span], spec,
-                     columns) for part in row_parts]  # fmt: skip
-    path = VIDEO_PATH.replace("{video_key}", spec.camera)
-    tasks += [partial(write_video_file, root / path.format(**video.number.indices()), episodes[video.span], spec.fps)
-              for video in videos]  # fmt: skip
+    places = [video_places(episodes, camera, int(limits.video_mb * MB), limits.chunks_size)
+              for camera in range(len(spec.cameras))]  # fmt: skip
+    row_parts = row_files(episodes, columns, int(limits.data_mb * MB), limits.chunks_size)
+    tasks = [partial(write_rows, root, mark_of(marks, part), part.number, episodes[part.span],
+                     [of_camera[part.span] for of_camera in places], spec, columns) for part in row_parts]  # fmt: skip
+    for number, (camera, of_camera) in enumerate(zip(spec.camera_names, places, strict=True)):
+        path = VIDEO_PATH.replace("{video_key}", camera)
+        tasks += [partial(write_video_file, root / path.format(**file.number.indices()), episodes[file.span], number,
+                          spec.fps) for file in of_camera.files()]  # fmt: skip
     with Progress("export: lerobot-v3.0", len(tasks), "files") as progress:
         for _ in workers.run(tasks):
             progress.add()
     meta = root / "meta"
-    write_json(meta / "stats.json", as_lists(add_up([mark_of(marks, p) for p in row_parts], columns, spec.camera)))
+    statistics = add_up([mark_of(marks, part) for part in row_parts], columns, spec.camera_names)
+    write_json(meta / "stats.json", as_lists(statistics))
     _write_tasks(meta / "tasks.parquet", episodes.tasks)
     write_json(meta / "info.json", _info(episodes, spec, limits))
 
@@ -79,15 +83,15 @@ def mark_of(marks: Path, part: RowFile) -> Path:
     return marks / f"{part.number.chunk:03d}-{part.number.file:03d}.npz"
 
 
-def write_video_file(path: Path, episodes: Episodes, fps: int) -> None:
-    """Join the episodes' mp4s into one, unless that exists."""
+def write_video_file(path: Path, episodes: Episodes, camera: int, fps: int) -> None:
+    """Join the episodes' mp4s of one camera into one, unless that exists."""
     if not path.exists():
-        num_frames = join_clips(path, (clip.video for _, _, clip in episodes.clips()), fps)
+        num_frames = join_clips(path, (clip.videos[camera] for _, _, clip in episodes.clips()), fps)
         assert num_frames == episodes.num_frames, f"{path} has {num_frames} frames instead of {episodes.num_frames}"
 
 
-def write_rows(root: Path, mark: Path, number: FileNumber, episodes: Episodes, places: VideoPlaces, spec: DatasetSpec,
-               columns: Columns) -> None:  # fmt: skip
+def write_rows(root: Path, mark: Path, number: FileNumber, episodes: Episodes, places: Sequence[VideoPlaces],
+               spec: DatasetSpec, columns: Columns) -> None:  # fmt: skip
     """Write one file of rows and the one of the same number with their episodes' metadata, unless they are marked done.
 
     Args:
@@ -95,22 +99,23 @@ def write_rows(root: Path, mark: Path, number: FileNumber, episodes: Episodes, p
         mark: Where their statistics go, last of all.
         number: Of both files.
         episodes: Those of the file.
-        places: Where their frames lie.
+        places: Where their frames lie, by camera.
         spec: What all share.
         columns: Of the whole dataset.
     """
     if mark.exists():
         return
-    statistics, lines = PartStatistics(columns, spec.camera), []
+    statistics, lines = PartStatistics(columns, spec.camera_names), []
     with _parquet(root / DATA_PATH.format(**number.indices())) as data, \
          _parquet(root / EPISODES_PATH.format(**number.indices())) as meta:  # fmt: skip
         for position, episode in enumerate(episodes):
             rows = episode_columns(episode)
             own = statistics.add(episode, rows)
             data.write_table(_data_table(rows))  # a row group an episode, as lerobot does
-            video = FileNumber.of(places.file_E[position], places.chunks_size)
-            first_frame = int(places.first_frame_E[position])
-            lines.append(_episode_row(episode, spec, number, video, first_frame, as_lists(own)))
+            videos = {}
+            for camera, place in zip(spec.camera_names, places, strict=True):
+                videos |= _video_columns(camera, place, position, episode.num_frames, spec.fps)
+            lines.append(_episode_row(episode, number, videos, as_lists(own)))
             if len(lines) == EPISODES_PER_ROW_GROUP or position == len(episodes) - 1:
                 meta.write_table(pa.Table.from_pylist(lines, schema=_episode_schema(lines[0], spec)))
                 lines = []
@@ -149,9 +154,19 @@ def _data_table(columns: dict[str, np.ndarray]) -> pa.Table:
     return pa.table({n: fixed_size_vectors(v) if v.ndim == 2 else pa.array(v) for n, v in columns.items()})
 
 
-def _episode_row(episode: Episode, spec: DatasetSpec, number: FileNumber, video: FileNumber, first_frame: int,
+def _video_columns(camera: str, places: VideoPlaces, position: int, num_frames: int, fps: int) -> dict[str, Any]:
+    key, file = f"videos/{camera}", FileNumber.of(places.file_E[position], places.chunks_size)
+    first_frame = int(places.first_frame_E[position])
+    return {
+        f"{key}/chunk_index": file.chunk,
+        f"{key}/file_index": file.file,
+        f"{key}/from_timestamp": frame_time_s(first_frame, fps),
+        f"{key}/to_timestamp": frame_time_s(first_frame + num_frames, fps),
+    }
+
+
+def _episode_row(episode: Episode, number: FileNumber, videos: dict[str, Any],
                  statistics: dict[str, dict[str, list]]) -> dict[str, Any]:  # fmt: skip
-    key = f"videos/{spec.camera}"
     return {
         "episode_index": episode.index,
         "tasks": [episode.task],
@@ -160,10 +175,7 @@ def _episode_row(episode: Episode, spec: DatasetSpec, number: FileNumber, video:
         "data/file_index": number.file,
         "dataset_from_index": episode.first_index,
         "dataset_to_index": episode.first_index + episode.num_frames,
-        f"{key}/chunk_index": video.chunk,
-        f"{key}/file_index": video.file,
-        f"{key}/from_timestamp": frame_time_s(first_frame, spec.fps),
-        f"{key}/to_timestamp": frame_time_s(first_frame + episode.num_frames, spec.fps),
+        **videos,
         **{f"stats/{name}/{stat}": v for name, figures in statistics.items() for stat, v in figures.items()},
         "meta/episodes/chunk_index": number.chunk,
         "meta/episodes/file_index": number.file,
@@ -171,6 +183,8 @@ def _episode_row(episode: Episode, spec: DatasetSpec, number: FileNumber, video:
 
 
 def _episode_schema(row: dict[str, Any], spec: DatasetSpec) -> pa.Schema:
+    images = tuple(f"stats/{camera}/" for camera in spec.camera_names)
+
     def kind(name: str) -> pa.DataType:
         if name == "tasks":
             return pa.list_(pa.string())
@@ -180,7 +194,7 @@ def _episode_schema(row: dict[str, Any], spec: DatasetSpec) -> pa.Schema:
             return pa.int64()
         if name.endswith("/count"):
             return pa.list_(pa.int64())
-        is_image = name.startswith(f"stats/{spec.camera}/")
+        is_image = name.startswith(images)
         return pa.list_(pa.list_(pa.list_(pa.float64()))) if is_image else pa.list_(pa.float64())
 
     return pa.schema([(name, kind(name)) for name in row])

@@ -1,148 +1,24 @@
-"""Which clips a dataset holds: the run's own, after those of another dataset where one is added to or mixed in.
-
-The other dataset is only read. Its episodes are cut out as clips of their own, so that from there on all are alike.
-"""
+"""Which clips a dataset holds: the run's own, after those of another dataset where one is added to or mixed in."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from dreamgen.core.errors import Problems, UserError
-from dreamgen.core.lerobot_meta import LeRobotMeta, read_meta
-from dreamgen.core.lerobot_rows import instruction_of, read_rows
 from dreamgen.core.progress import Progress
-from dreamgen.core.records import RobotFeatures
 from dreamgen.core.settings import ExportSettings, Settings
-from dreamgen.core.timeline import frame_index_at
 from dreamgen.core.trajectory import read_schema
 from dreamgen.core.video import probe
-from export.clips import REAL, Clip
-from export.fit import Cut, Target, fit_clip
+from dreamgen.core.views import View
+from export.clips import Clip
+from export.fit import Cut, Target, VideoCut, fit_clip
+from export.other_datasets import Other, episodes_of
 from export.workers import Workers
-
-
-@dataclass(frozen=True)
-class Other:
-    """A dataset whose episodes are taken in.
-
-    Args:
-        setting: Which setting names it.
-        meta: Its metadata.
-        camera: Its video feature that is used.
-        notes: What of it is left out.
-    """
-
-    setting: str
-    meta: LeRobotMeta
-    camera: str
-    notes: list[str]
-
-
-def open_others(export: ExportSettings, features: RobotFeatures) -> list[Other]:
-    """Read the metadata of the datasets that are added to or mixed in.
-
-    Raises:
-        UserError: listing what does not fit: cameras, dimensions, names.
-    """
-    others, problems = [], Problems()
-    for setting in ("append_to", "mix_with"):
-        if (given := getattr(export, setting)) is None:
-            continue
-        try:
-            others.append(_open(setting, Path(given), export, features))
-        except UserError as error:
-            problems.errors.append(error)
-    problems.raise_if_any("datasets that cannot be taken in")
-    return others
-
-
-def _open(setting: str, root: Path, export: ExportSettings, features: RobotFeatures) -> Other:
-    if not root.is_dir():
-        raise UserError(f"export.{setting} is no folder", actual=str(root), allowed="a LeRobot dataset, v2.0 to v3.0")
-    meta = read_meta(root)
-    with_files = [name for name in meta.cameras if any(e.videos.get(name, root).is_file() for e in meta.episodes)]
-    camera = export.camera if export.camera in with_files else None
-    camera = camera or (with_files[0] if len(with_files) == 1 else None)
-    if camera is None:
-        raise UserError(
-            f"{root}: which camera is meant is not clear", actual=", ".join(with_files) or "no camera with files",
-            allowed="its only one, or the one that export.camera names",
-            next_step=f"--export.camera={with_files[0]}" if with_files else None,
-        )  # fmt: skip
-    notes = [f"{root}: {name} is left out: dreamed clips have one camera" for name in with_files if name != camera]
-    problems, known = Problems(), {"action": features.action_names, "observation.state": features.state_names}
-    for name, names in known.items():
-        if name == "observation.state" and not export.include_state:
-            continue
-        feature = meta.info["features"].get(name)
-        if feature is None and (names or name == "action"):
-            problems.add(
-                f"{root} has no {name}", next_step="--export.include_state=false" if name != "action" else None
-            )
-        theirs = (feature.get("names") or feature.get("shape")) if feature else None
-        has_other_names = isinstance(theirs, list) and theirs not in (list(names), [len(names)])
-        if names and has_other_names:
-            problems.add(f"{root}: {name} has other dimensions than the run", actual=theirs, allowed=list(names))
-    vectors = ("action", "observation.state")
-    notes += [f"{root}: {name} is left out: dreamed clips have none" for name, feature in meta.info["features"].items()
-              if feature.get("dtype", "").startswith("float") and name not in (*vectors, "timestamp")]  # fmt: skip
-    problems.raise_if_any(f"{root} cannot be taken in")
-    return Other(setting, meta, camera, notes)
-
-
-def episodes_of(other: Other, include_state: bool) -> tuple[list[Cut], list[str]]:
-    """Return where each of its episodes lies, and one sentence for each that cannot be used."""
-    cuts, refused, provenance = [], [], _provenance(other.meta.root)
-    info, rows = None, read_rows(other.meta.episodes)
-    for episode, own in zip(other.meta.episodes, rows, strict=True):
-        name = f"{other.meta.root.name}-{episode.index:06d}"
-        try:
-            if own.refused:
-                raise UserError(own.refused)
-            instruction, _ = instruction_of(other.meta, episode, own)
-            video = episode.videos[other.camera]
-            info = info if info and info.path == video else probe(video)
-            span = episode.spans_s.get(other.camera)
-            from_frame = frame_index_at(span[0], other.meta.fps) if span else 0
-            clip = _clip(
-                name, instruction, video, episode.length, episode.data_file, other, provenance.get(episode.index)
-            )
-            cuts.append(
-                Cut(clip, other.meta.fps, info.codec, info.height, info.width, from_frame,
-                    episode.index if episode.shares_file else None, not span, include_state)
-            )  # fmt: skip
-        except UserError as error:
-            refused.append(f"{name} is left out: {error}")
-    return cuts, refused
-
-
-def _clip(name: str, instruction: str, video: Path, num_frames: int, label: Path, other: Other,
-          provenance: dict[str, Any] | None) -> Clip:  # fmt: skip
-    clip = Clip(name, instruction, 0, video, num_frames, label, REAL, origin={"source": str(other.meta.root)})
-    if provenance is None:
-        return clip
-    origin = {key: value for key, value in provenance.items() if key not in ("episode_index", "clip_id", "kind",
-              "num_frames", "instruction", "dreamgen_version", "idm_held_out", "licence")}  # fmt: skip
-    scores = {key.removeprefix("score_"): origin.pop(key) for key in list(origin) if key.startswith("score_")}
-    instruction = instruction.removeprefix("<DREAM>")
-    kind = provenance.get("kind", clip.kind)
-    return replace(
-        clip, clip_id=provenance["clip_id"], instruction=instruction, kind=kind, origin=origin | {"scores": scores}
-    )
-
-
-def _provenance(root: Path) -> dict[int, dict[str, Any]]:
-    """Read the provenance beside a dataset that an export wrote."""
-    file = root.with_name(f"{root.name}.provenance.parquet")
-    return {row["episode_index"]: row for row in pq.read_table(file).to_pylist()} if file.is_file() else {}
 
 
 def share_out(num_real: int, num_dreamed: int, real_share: float) -> tuple[int, int]:
@@ -164,11 +40,12 @@ def share_out(num_real: int, num_dreamed: int, real_share: float) -> tuple[int, 
     return counts
 
 
-def target_of(settings: Settings, clips: Iterable[Clip]) -> Target:
+def target_of(settings: Settings, clips: Iterable[Clip], views: Sequence[View] = ()) -> Target:
     """Return the shape that all clips are to have: the settings' where they say so, else that of the dreamed clips.
 
     Args:
         clips: Dreamed ones; the first that can be opened counts.
+        views: Parts of their pictures, if each is to be a video of its own.
 
     Raises:
         UserError: if none can be opened.
@@ -184,8 +61,8 @@ def target_of(settings: Settings, clips: Iterable[Clip]) -> Target:
         raise damage
     return Target(
         fps=export.fps or clip.fps,
-        height=export.height or info.height,
-        width=export.width or info.width,
+        height=export.height or (views[0].height if views else info.height),
+        width=export.width or (views[0].width if views else info.width),
         codec=info.codec,
         crf=settings.video.crf if clip.crf is None else clip.crf,
         gop=settings.video.gop if clip.gop is None else clip.gop,
@@ -195,14 +72,17 @@ def target_of(settings: Settings, clips: Iterable[Clip]) -> Target:
 
 
 def gather(
-    settings: Settings, dreamed: Collection[Clip], others: Sequence[Other], folder: Path, workers: Workers
-) -> tuple[Collection[Clip], list[str], list[str]]:
+    settings: Settings, dreamed: Collection[Clip], others: Sequence[Other], folder: Path, workers: Workers,
+    views: Sequence[View] = (),
+) -> tuple[Collection[Clip], list[str], list[str]]:  # fmt: skip
     """Choose, cut and fit the clips of a dataset: those that are added to, the real ones mixed in, then the dreamed.
 
     Args:
         dreamed: The run's own.
         others: From `open_others`.
         folder: Where clips that have to be made go.
+        workers: Who makes them.
+        views: Which parts of a dreamed clip's picture are whose, if it shows several cameras.
 
     Returns:
         The clips; a sentence for each that is refused; notes.
@@ -211,9 +91,10 @@ def gather(
         UserError: if sizes or rates differ and no setting says which is wanted.
     """
     export, random = settings.export, np.random.default_rng(settings.seed)
-    if not others and not is_resized(export):
+    is_cut = is_resized(export) or bool(views)
+    if not others and not is_cut:
         return dreamed, [], []
-    target, with_state = target_of(settings, dreamed), export.include_state and _have_states(dreamed)
+    target, with_state = target_of(settings, dreamed, views), export.include_state and _have_states(dreamed)
     before: list[Cut] = []
     real: list[Cut] = []
     refused, notes = [], []
@@ -231,9 +112,9 @@ def gather(
         )
         real, dreamed = _some(real, num_real, random), _some(dreamed, num_dreamed, random)
     own: list[Cut] = []
-    for clip in dreamed if is_resized(export) else ():
+    for clip in dreamed if is_cut else ():
         try:
-            own.append(_whole(clip, with_state))
+            own.append(_own(clip, views, with_state))
         except UserError as error:
             refused.append(f"{clip.clip_id} is left out: {error}")
     _must_fit([*before, *real], target, export)
@@ -247,11 +128,13 @@ def gather(
             else:
                 clips.append(clip)
                 encoded += told is not None
+    if views:
+        notes.append(f"the dreamed clips show {len(views)} cameras side by side: each has its own video now")
     if encoded:
         notes.append(
             f"{encoded} clips were encoded again: {target.width} x {target.height}, {target.fps} fps, {target.codec}"
         )
-    return [*clips, *([] if is_resized(export) else dreamed)], refused, notes
+    return [*clips, *([] if is_cut else dreamed)], refused, notes
 
 
 def is_resized(export: ExportSettings) -> bool:
@@ -259,9 +142,11 @@ def is_resized(export: ExportSettings) -> bool:
     return any(value is not None for value in (export.fps, export.height, export.width))
 
 
-def _whole(clip: Clip, include_state: bool) -> Cut:
+def _own(clip: Clip, views: Sequence[View], include_state: bool) -> Cut:
     info = probe(clip.video)
-    return Cut(clip, Fraction(clip.fps), info.codec, info.height, info.width, include_state=include_state)
+    videos = tuple(VideoCut(clip.video, info.codec, view.height, view.width, view=view) for view in views)
+    whole = VideoCut(clip.video, info.codec, info.height, info.width)
+    return Cut(clip, Fraction(clip.fps), videos or (whole,), include_state=include_state)
 
 
 def _have_states(clips: Iterable[Clip]) -> bool:
@@ -276,7 +161,7 @@ def _some[T](items: list[T], count: int, random: np.random.Generator) -> list[T]
 
 def _must_fit(cuts: Sequence[Cut], target: Target, export: ExportSettings) -> None:
     problems = Problems()
-    sizes = {(cut.width, cut.height) for cut in cuts} - {(target.width, target.height)}
+    sizes = {(video.width, video.height) for cut in cuts for video in cut.videos} - {(target.width, target.height)}
     if sizes and export.height is None and export.width is None:
         problems.add(
             "the datasets' pictures differ in size", actual=", ".join(f"{w} x {h}" for w, h in sorted(sizes)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dreamgen.core.modality import VECTORS, usable_modality
-from export.spec import DatasetSpec
+from export.spec import IMAGE_PREFIX, Camera, DatasetSpec
 
 TASK_ANNOTATION = "human.action.task_description"
 TASK_COLUMN = f"annotation.{TASK_ANNOTATION}"
@@ -22,15 +22,16 @@ def modality_json(spec: DatasetSpec) -> dict[str, dict[str, Any]]:
         kind: given.get(kind) or ({"whole": {"start": 0, "end": sizes[column]}} if sizes[column] else {})
         for kind, column in VECTORS.items()
     }
+    names = given.get("video", {})
     return {
         **parts,
-        "video": {_video_name(spec, given.get("video", {})): {"original_key": spec.camera}},
+        "video": {_video_name(camera, names): {"original_key": camera.name} for camera in spec.cameras},
         "annotation": {TASK_ANNOTATION: {}},
     }
 
 
-def _video_name(spec: DatasetSpec, given: dict[str, dict]) -> str:
+def _video_name(camera: Camera, given: dict[str, dict]) -> str:
     for name, entry in given.items():
-        if entry.get("original_key", f"observation.images.{name}") == spec.source_camera:
+        if entry.get("original_key", f"{IMAGE_PREFIX}{name}") == camera.source:
             return name
-    return spec.camera_short
+    return camera.short

@@ -1,6 +1,6 @@
 """Which of LeRobot v3.0's numbered files each episode goes to, from whole numbers known before a byte is written.
 
-Axes: E episodes.
+Axes: E episodes, V videos of an episode (one a camera).
 """
 
 from __future__ import annotations
@@ -93,11 +93,11 @@ class VideoPlaces:
         ]
 
 
-def video_places(episodes: Episodes, limit_bytes: int, chunks_size: int) -> VideoPlaces:
-    """Share episodes out to mp4 files: a new one begins at the size limit, or where the encoding differs."""
+def video_places(episodes: Episodes, camera: int, limit_bytes: int, chunks_size: int) -> VideoPlaces:
+    """Share a camera's episodes out to mp4 files: a new one begins at the size limit, or where the encoding differs."""
     file_E, first_frame_E = np.zeros((2, len(episodes)), np.int64)
     ordinal, size, num_frames, encoding = -1, 0, 0, None
-    columns = (episodes.num_bytes_E, episodes.num_frames_E, episodes.encoding_E)
+    columns = (episodes.num_bytes_EV[:, camera], episodes.num_frames_E, episodes.encoding_EV[:, camera])
     for index, (num_bytes, length, own) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
         if own != encoding or size + num_bytes > limit_bytes:
             ordinal, size, num_frames, encoding = ordinal + 1, 0, 0, own

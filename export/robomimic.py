@@ -113,8 +113,9 @@ def _write_demo(demo: h5py.Group, episode: Episode, spec: DatasetSpec, scaling: 
     observations = demo.create_group("obs")
     if episode.state_TS is not None:
         observations.create_dataset("state", data=state_TS)
-    write_pictures(observations, spec.camera_short, episode.video.path, num_frames, (spec.height, spec.width),
-                   spec.hdf5.compression)  # fmt: skip
+    for camera, video in zip(spec.cameras, episode.videos, strict=True):
+        write_pictures(observations, camera.short, video.path, num_frames, (spec.height, spec.width),
+                       spec.hdf5.compression)  # fmt: skip
     if spec.hdf5.next_obs:
         following = demo.create_group("next_obs")
         for name, rows in observations.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dreamgen.core.errors import UserError
@@ -15,22 +15,60 @@ IMAGE_PREFIX = "observation.images."
 
 
 @dataclass(frozen=True)
+class Camera:
+    """A video feature.
+
+    Args:
+        name: In the dataset.
+        source: The demonstrations' own name, by which their modality knows it; None where they have none.
+    """
+
+    name: str
+    source: str | None
+
+    @property
+    def short(self) -> str:
+        """Its name without `observation.images.`."""
+        return self.name.removeprefix(IMAGE_PREFIX)
+
+
+def cameras_of(settings: ExportSettings, features: RobotFeatures) -> tuple[Camera, ...]:
+    """Return the dataset's cameras: the one that the settings name, or those whose views the clips show side by side.
+
+    Raises:
+        UserError: if a name cannot be a feature or a folder, or two become the same.
+    """
+    if not features.views:
+        check_camera_name(settings.camera)
+        return (Camera(settings.camera, features.camera),)
+    names = [view.camera for view in features.views]
+    cameras = tuple(
+        Camera(name if name.startswith(IMAGE_PREFIX) else IMAGE_PREFIX + name.rpartition(".")[2], name)
+        for name in names
+    )
+    if len({camera.name for camera in cameras}) < len(cameras):
+        raise UserError("two cameras would get one name in the dataset", actual=", ".join(names))
+    for camera in cameras:
+        check_camera_name(camera.name)
+    return cameras
+
+
+@dataclass(frozen=True)
 class DatasetSpec:
     """The part of a dataset's description that does not depend on its format.
 
     Args:
         robot_type: As in LeRobot's info.json.
-        camera: Name of the video feature.
+        cameras: Its video features, all of one size.
         action_names: One a dimension.
         state_names: One a dimension; empty without states.
-        source_camera: The demonstrations' own video feature, by which their modality knows it.
         modality: GR00T's modality.json of the robot's preset or of the demonstrations, or None.
         embodiment_tags: GR00T release -> tag; empty where no preset says.
         hdf5: How the HDF5 formats hold pictures.
     """
 
     robot_type: str
-    camera: str
+    cameras: tuple[Camera, ...]
     fps: int
     height: int
     width: int
@@ -40,34 +78,35 @@ class DatasetSpec:
     gop: int | None
     action_names: tuple[str, ...]
     state_names: tuple[str, ...]
-    source_camera: str | None
     modality: dict[str, Any] | None
     embodiment_tags: dict[str, str]
     hdf5: Hdf5Settings
 
     @property
-    def camera_short(self) -> str:
-        """The camera's name without `observation.images.`."""
-        return self.camera.removeprefix(IMAGE_PREFIX)
+    def camera_names(self) -> tuple[str, ...]:
+        """Names of the video features."""
+        return tuple(camera.name for camera in self.cameras)
 
 
 def dataset_spec(settings: ExportSettings, features: RobotFeatures, first: Episode) -> DatasetSpec:
     """Describe the dataset that episodes like `first` make.
 
     Raises:
-        UserError: if the camera's name cannot be a feature or a folder, or the robot's preset does not fit.
+        UserError: if a camera's name cannot be a feature or a folder, or the robot's preset does not fit.
     """
-    check_camera_name(settings.camera)
+    cameras = cameras_of(settings, features)
     state_TS, robot = first.state_TS, None
-    source_camera, modality, num_action = features.camera, features.modality, first.action_TA.shape[1]
+    modality, num_action = features.modality, first.action_TA.shape[1]
     if settings.robot is not None:
         robot = robot_preset(settings.robot)
         num_state = 0 if state_TS is None else state_TS.shape[1]
         modality = fitting_modality(settings.robot, robot, num_action, num_state)
-        source_camera = next((IMAGE_PREFIX + name for name in modality.get("video", {})), None)
+        if len(cameras) == 1:  # it is the preset's first
+            source = next((IMAGE_PREFIX + name for name in modality.get("video", {})), None)
+            cameras = (replace(cameras[0], source=source),)
     return DatasetSpec(
         robot_type=settings.robot_type or (robot.robot_type if robot else features.robot_type),
-        camera=settings.camera,
+        cameras=cameras,
         fps=first.fps,
         height=first.video.height,
         width=first.video.width,
@@ -77,7 +116,6 @@ def dataset_spec(settings: ExportSettings, features: RobotFeatures, first: Episo
         gop=first.clip.gop,
         action_names=features.action_names or _numbered("action", num_action),
         state_names=() if state_TS is None else features.state_names or _numbered("state", state_TS.shape[1]),
-        source_camera=source_camera,
         modality=modality,
         embodiment_tags=robot.embodiment_tags if robot else {},
         hdf5=settings.hdf5,

@@ -22,7 +22,8 @@ from export.card import write_card
 from export.clips import ClipList, dreamed_clips
 from export.lerobot_v21 import write_lerobot_v21
 from export.lerobot_v30 import write_lerobot_v30
-from export.mixture import Other, gather, is_resized, open_others
+from export.mixture import gather, is_resized
+from export.other_datasets import Other, open_others
 from export.provenance import provenance_file, run_provenance, write_provenance
 from export.refusals import already_there, nothing_accepted, why_stale
 from export.robomimic import write_robomimic
@@ -71,12 +72,13 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
         return StageResult("export", outputs, figures, notes + stale + pushed, partial=partial)
     others = open_others(settings.export, features)
     fingerprint, num_bytes = fingerprint_of(_decides_bytes(settings, features, others), clips)
-    check_space(run.datasets, _needed(settings, wanted, clips, num_bytes, others), settings.export.keep_free_gib)
+    needed = _needed(settings, wanted, clips, num_bytes, others, bool(features.views))
+    check_space(run.datasets, needed, settings.export.keep_free_gib)
     with (
         unfinished_export(run.datasets, fingerprint) as unfinished,
         Workers(settings.export.num_workers) as workers,
     ):
-        chosen, refused, more = gather(settings, clips, others, unfinished.fitted, workers)
+        chosen, refused, more = gather(settings, clips, others, unfinished.fitted, workers, features.views)
         prefix = "<DREAM>" if settings.export.dream_prefix else ""
         episodes, unfit = admit_clips(
             chosen, features, settings.export.include_state, unfinished.admitted, workers, len(chosen), prefix
@@ -159,11 +161,12 @@ def _decides_bytes(settings: Settings, features: RobotFeatures, others: Sequence
     return {"export": export, "features": asdict(features), "others": read, "fitting": fitting}
 
 
-def _needed(settings: Settings, formats: list[str], clips: ClipList, num_bytes: int,
-            others: Sequence[Other]) -> dict[str, int]:  # fmt: skip
+def _needed(settings: Settings, formats: list[str], clips: ClipList, num_bytes: int, others: Sequence[Other],
+            is_tiled: bool) -> dict[str, int]:  # fmt: skip
     num_frames = clips.num_frames
     num_frames += sum(episode.length for other in others for episode in other.meta.episodes)
     num_bytes += sum(file.stat().st_size for other in others for file in other.meta.root.rglob("*.mp4"))
+    is_cut = bool(others) or is_tiled or is_resized(settings.export)
     frame_bytes = 3 * settings.video.height * settings.video.width
     needed = {name: estimated_bytes(name, num_bytes, num_frames, frame_bytes, settings.export.hdf5) for name in formats}
-    return needed | ({"clips that are cut or encoded": num_bytes} if others or is_resized(settings.export) else {})
+    return needed | ({"clips that are cut or encoded": num_bytes} if is_cut else {})

@@ -135,9 +135,9 @@ def fingerprint_of(settings: dict[str, Any], clips: Iterable[Clip]) -> tuple[str
     num_bytes = 0
     for clip in clips:
         digest.update(clip.to_json().encode())
-        for path in (clip.video, clip.label):
+        for path in (*clip.videos, clip.label):
             with suppress(FileNotFoundError):  # it will be refused
                 stat = path.stat()
                 digest.update(f"{stat.st_size} {stat.st_mtime_ns};".encode())
-                num_bytes += stat.st_size if path is clip.video else 0
+                num_bytes += 0 if path is clip.label else stat.st_size
     return digest.hexdigest(), num_bytes
