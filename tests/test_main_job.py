@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.fixtures.demos import write_lerobot_v20, write_plain
+from tests.fixtures.demos import CAMERA, add_camera, write_lerobot_v20, write_lerobot_v21, write_plain
 
 # The mini preset cut down to what proves that the stages fit together.
 SMALL = [
@@ -65,6 +65,20 @@ def test_the_datasets_open_in_the_libraries_that_users_read_with(finished_run):
     for name in ("lerobot-v3.0", "lerobot-v2.1", "robomimic"):
         results = json.loads(dreamgen("check", finished_run / "datasets" / name, "--json").stdout)
         assert results[0]["figures"]["num_errors"] == 0
+
+
+def test_two_cameras_are_dreamed_together_and_exported_apart(tmp_path):
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    wrist = "observation.images.wrist"
+    write_lerobot_v21(tmp_path / "demos", num_episodes=3, num_frames=24)
+    add_camera(tmp_path / "demos", wrist, 40, 40)
+    chosen = ["--prepare.cameras=[ego_view, wrist]", "--export.formats=[lerobot-v3.0]"]
+    dreamgen("run", *SMALL, "--demos", tmp_path / "demos", "--out", tmp_path / "run", *chosen)
+    dataset = LeRobotDataset("local/run", root=tmp_path / "run/datasets/lerobot-v3.0", video_backend="pyav")
+    assert (dataset.meta.total_episodes, sorted(dataset.meta.video_keys)) == (2, sorted([CAMERA, wrist]))
+    assert dataset[17][CAMERA].shape == dataset[17][wrist].shape == (3, 64, 32)
+    dreamgen("check", tmp_path / "run/datasets/lerobot-v3.0")
 
 
 def test_a_finished_run_is_not_touched_without_resume_and_does_nothing_with_it(finished_run):

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from dreamgen.core.errors import UserError
+
+if TYPE_CHECKING:  # the command's help reads records, and with them this, before anything heavy
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def tiled_views(cameras: Sequence[str], height: int, width: int) -> tuple[View, 
 
 def tile(frames: Sequence[np.ndarray], views: Sequence[View], height: int, width: int) -> np.ndarray:
     """Put the cameras' frames, each of its view's size, into one black frame_HWC."""
+    import numpy as np
+
     tiled_HWC = np.zeros((height, width, 3), np.uint8)
     for frame_HWC, view in zip(frames, views, strict=True):
         view.cut(tiled_HWC)[:] = frame_HWC

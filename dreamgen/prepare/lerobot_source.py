@@ -86,7 +86,8 @@ def choose_cameras(meta: LeRobotMeta, settings: PrepareSettings) -> tuple[tuple[
     if len(with_files) > 1:
         raise UserError(
             f"{meta.root} has several cameras", actual=", ".join(with_files), allowed="one, or a list of several",
-            next_step=f"--camera={with_files[0]}, or --cameras='[{', '.join(with_files)}]' for one picture of all",
+            next_step=f"--prepare.camera={with_files[0]}, "
+            f"or --prepare.cameras='[{', '.join(with_files)}]' for one picture of all",
         )  # fmt: skip
     return (with_files[0],), findings
 

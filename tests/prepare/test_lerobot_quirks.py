@@ -66,7 +66,7 @@ def test_several_cameras_ask_for_a_choice(tmp_path, settings_for):
     write_video(tmp_path / f"demos/videos/chunk-000/{other}/episode_000000.mp4", episode.video_THWC, 16)
     with pytest.raises(UserError, match="several cameras") as error:
         prepare(settings_for(tmp_path / "demos"))
-    assert error.value.actual == f"{demos.CAMERA}, {other}" and "--camera=" in error.value.next_step
+    assert error.value.actual == f"{demos.CAMERA}, {other}" and "--prepare.camera=" in error.value.next_step
     for choice in (other, "wrist"):
         source = opened(tmp_path / "demos", camera=choice)
         assert source.features.camera == other and other in str(source.clips[0].videos[0].path)
