@@ -113,7 +113,8 @@ def levels_for(size: TransformerSize, settings: Settings) -> list[Level]:
         memory_gib = min(memory_gib, USABLE * gpu.total_memory / GIB)
     use_dora = settings.finetune.method == "dora"
     fixed = sum(fixed_gib(size, settings))
-    return choose_levels(size.num_layers, activation_gib(size, settings), fixed, memory_gib, use_dora)
+    unit, compiled = activation_gib(size, settings), settings.finetune.compile
+    return choose_levels(size.num_layers, unit, fixed, memory_gib, use_dora, compiled)
 
 
 def blocks_for(transformer: CosmosTransformer3DModel, settings: Settings, device: torch.device) -> list[BlockForward]:

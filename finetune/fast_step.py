@@ -30,16 +30,26 @@ KEPT_ACTIVATIONS: dict[Level, float] = {"blocks": 1.0, "attention": 2.5, "all": 
 KEPT_BY_DORA: dict[Level, float] = {"blocks": 0.0, "attention": 0.0, "all": 3.5}
 # What a step needs whatever is kept: one block's recomputation, the first and last layers.
 WORKING_ACTIVATIONS = 75.0
+# Plain blocks keep norms, rotations and casts that compiled ones compute again: what autograd saves was counted.
+TIMES_UNCOMPILED = 1.8
 
 
-def kept_activations(level: Level, use_dora: bool) -> float:
+def kept_activations(level: Level, use_dora: bool, compiled: bool = True) -> float:
     """Return how many activations a block keeps."""
-    return KEPT_ACTIVATIONS[level] + (KEPT_BY_DORA[level] if use_dora else 0.0)
+    kept = KEPT_ACTIVATIONS[level] + (KEPT_BY_DORA[level] if use_dora else 0.0)
+    return kept if compiled or level != "all" else kept * TIMES_UNCOMPILED
+
+
+def working_activations(use_dora: bool, compiled: bool = True) -> float:
+    """Return how many activations come and go; a plain block that is recomputed has all of its own at once."""
+    more = kept_activations("all", use_dora, compiled) - kept_activations("all", use_dora)
+    return WORKING_ACTIVATIONS + more
 
 
 def choose_levels(
-    num_layers: int, activation_gib: float, fixed_gib: float, memory_gib: float, use_dora: bool = False
-) -> list[Level]:
+    num_layers: int, activation_gib: float, fixed_gib: float, memory_gib: float, use_dora: bool = False,
+    compiled: bool = True,
+) -> list[Level]:  # fmt: skip
     """Choose for each block how much it keeps, so that the step fits the memory and recomputes as little as it can.
 
     Keeping the attentions' outputs buys the most time a byte, so all blocks do that before any keeps everything.
@@ -50,16 +60,17 @@ def choose_levels(
         fixed_gib: Weights, adapter and optimizer.
         memory_gib: What the step may use.
         use_dora: Whether the adapter is one.
+        compiled: Whether the blocks are compiled.
 
     Returns:
         One level a block; the least memory where even that does not fit.
     """
-    room = (memory_gib - fixed_gib) / activation_gib - WORKING_ACTIVATIONS
+    room = (memory_gib - fixed_gib) / activation_gib - working_activations(use_dora, compiled)
     least = kept_activations("attention", use_dora)
     if room < num_layers * least:
         return ["blocks"] * num_layers
     left = room - num_layers * least
-    num_all = min(num_layers, int(left / (kept_activations("all", use_dora) - least)))
+    num_all = min(num_layers, int(left / (kept_activations("all", use_dora, compiled) - least)))
     # The last blocks' activations are needed first in the backward pass, so they are held for the shortest time.
     return ["attention"] * (num_layers - num_all) + ["all"] * num_all
 

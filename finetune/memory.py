@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.settings import Settings
-from finetune.fast_step import KEPT_ACTIVATIONS, WORKING_ACTIVATIONS, Level, kept_activations
+from finetune.fast_step import KEPT_ACTIVATIONS, Level, kept_activations, working_activations
 from finetune.sizes import TransformerSize, num_adapter_parameters, num_rows
 
 GIB = 2**30
@@ -83,8 +83,9 @@ def estimate_memory(size: TransformerSize, settings: Settings, levels: Sequence[
     """
     weights, trained = fixed_gib(size, settings)
     unit = activation_gib(size, settings)
-    kept = sum(kept_activations(level, settings.finetune.method == "dora") for level in levels) * unit
-    return MemoryEstimate(weights, trained, kept, WORKING_ACTIVATIONS * unit)
+    how = settings.finetune.method == "dora", settings.finetune.compile
+    kept = sum(kept_activations(level, *how) for level in levels) * unit
+    return MemoryEstimate(weights, trained, kept, working_activations(*how) * unit)
 
 
 def check_fits(size: TransformerSize, settings: Settings, memory_gib: float, where: str) -> None:
@@ -118,7 +119,8 @@ def _what_to_change(size: TransformerSize, settings: Settings, memory_gib: float
     if weights + trained > memory_gib:
         return "choose a smaller model, or a GPU with more memory: the weights alone do not fit"
     unit, num_tokens = activation_gib(size, settings), num_rows(size, settings.video)["tokens"]
-    needed = unit * (size.num_layers * KEPT_ACTIVATIONS[LEAST] + WORKING_ACTIVATIONS)
+    working = working_activations(settings.finetune.method == "dora", settings.finetune.compile)
+    needed = unit * (size.num_layers * KEPT_ACTIVATIONS[LEAST] + working)
     batch_size = settings.finetune.batch_size
     fitting = int(num_tokens * batch_size * (memory_gib - weights - trained) / needed)
     smaller = "--batch_size=1, " if batch_size > 1 else ""
