@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.files import atomic_file
-from dreamgen.core.jobs import read_jobs
-from dreamgen.core.journal import Journal, read_journal
+from dreamgen.core.jobs import done_jobs, with_records
+from dreamgen.core.journal import Journal
 from dreamgen.core.progress import Progress
 from dreamgen.core.records import Job, JournalRecord, StageResult
 from dreamgen.core.run_folder import RunFolder
@@ -31,6 +31,8 @@ from dreamgen.core.video import probe, read_image, read_video
 STAGE = "curate"
 GREY_PX = 32
 MAX_PSNR_DB = 100.0  # equal pictures have an infinite one, which JSON cannot hold
+NUM_NOTES = 20  # clips that are told of one by one; the score table has all
+ROWS_AT_ONCE = 4096
 STILL_CHANGE = 1.0  # of 255: frame changes below it are the codec's and the noise's, and count as this much
 NEIGHBOURS = 4  # frame changes on each side that a cut is measured against
 
@@ -51,31 +53,31 @@ def curate(settings: Settings) -> StageResult:
     Raises:
         UserError: if no clip was generated.
     """
-    run, limits = RunFolder.of(settings), settings.curate
-    jobs = read_jobs(run.need(run.jobs, "plan"))
-    generated = read_journal(run.journal, "generate")
-    jobs = [job for job in jobs if job.clip_id in generated and generated[job.clip_id].status == "ok"]
-    if not jobs:
+    run, limits, table = RunFolder.of(settings), settings.curate, RunFolder.of(settings).scores / "scores.parquet"
+    jobs = done_jobs(run, "generate")
+    if not len(jobs):
         raise UserError(f"{run.root} has no generated clip to judge", next_step=f"dreamgen generate --out {run.root}")
-    missing = [job.clip_id for job in jobs if not run.clip_file(job.clip_id).is_file()]
-    before, records = read_journal(run.journal, STAGE), []
-    with Journal(run.journal, STAGE) as journal, Progress(STAGE, len(jobs) - len(missing)) as progress:
-        for job in jobs:
-            if job.clip_id in missing:
+    counts, notes, missing = Counter(), [], []
+    with Journal(run.journal, STAGE) as journal, ScoreTable(table) as scores, Progress(STAGE, len(jobs)) as progress:
+        for job, before in with_records(jobs, run, STAGE):
+            if not run.clip_file(job.clip_id).is_file():
+                missing.append(job.clip_id)
+                progress.add(failed=1)
                 continue
             record = judge_clip(run, job, limits)
-            records.append(record)
-            if not _same_verdict(before.get(job.clip_id), record):
+            scores.add(record)
+            if not _same_verdict(before, record):
                 journal.append(record)
+            counts[record.status] += 1
+            if record.status != "ok" and len(notes) < NUM_NOTES:
+                notes.append(f"{record.clip_id} {record.status}: {record.reason or record.error}")
             progress.add(rejected=int(record.status == "rejected"), failed=int(record.status == "failed"))
-    table = run.scores / "scores.parquet"
-    _write_scores(table, records)
-    counts = Counter(record.status for record in records)
-    notes = [f"{r.clip_id} {r.status}: {r.reason or r.error}" for r in records if r.status != "ok"]
+    if (num_more := counts["rejected"] + counts["failed"] - len(notes)) > 0:
+        notes.append(f"and {num_more} more: {table} has each clip's reasons")
     if missing:
         notes.append(f"{len(missing)} clips have no file, first {missing[0]}; dreamgen generate makes them again")
     figures = {
-        "num_clips": len(records), "num_accepted": counts["ok"], "num_rejected": counts["rejected"],
+        "num_clips": counts.total(), "num_accepted": counts["ok"], "num_rejected": counts["rejected"],
         "num_failed": counts["failed"],
     }  # fmt: skip
     return StageResult(STAGE, {"scores": table}, figures, notes, partial=bool(missing or counts["failed"]))
@@ -207,12 +209,36 @@ def _same_verdict(before: JournalRecord | None, now: JournalRecord) -> bool:
     return before is not None and replace(before, time_s=0.0) == now
 
 
-def _write_scores(path: Path, records: Sequence[JournalRecord]) -> None:
-    counts, measures = ("num_frames", "wanted_num_frames"), (
-        "motion", "min_motion", "first_frame_psnr_db", "min_first_frame_psnr_db", "cut_score", "max_cut_score",
-    )  # fmt: skip
-    columns = {"clip_id": pa.string(), **dict.fromkeys(counts, pa.int64()), **dict.fromkeys(measures, pa.float64())}
-    schema = pa.schema({**columns, "verdict": pa.string(), "reasons": pa.string()})
-    rows = [{"clip_id": r.clip_id, **r.figures, "verdict": r.status, "reasons": r.reason or r.error} for r in records]
-    with atomic_file(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+class ScoreTable:
+    """`scores.parquet`, a row a clip, written while clips are judged; whole or absent. Use as a context."""
+
+    COUNTS = ("num_frames", "wanted_num_frames")
+    MEASURES = ("motion", "min_motion", "first_frame_psnr_db", "min_first_frame_psnr_db", "cut_score", "max_cut_score")
+    SCHEMA = pa.schema({
+        "clip_id": pa.string(), **dict.fromkeys(COUNTS, pa.int64()), **dict.fromkeys(MEASURES, pa.float64()),
+        "verdict": pa.string(), "reasons": pa.string(),
+    })  # fmt: skip
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._rows, self._open = path, [], ExitStack()
+
+    def __enter__(self) -> ScoreTable:
+        temporary = self._open.enter_context(atomic_file(self._path))
+        self._writer = self._open.enter_context(pq.ParquetWriter(temporary, self.SCHEMA))
+        return self
+
+    def add(self, record: JournalRecord) -> None:
+        """Add a clip's figures and verdict."""
+        verdict = {"verdict": record.status, "reasons": record.reason or record.error}
+        self._rows.append({"clip_id": record.clip_id, **record.figures, **verdict})
+        if len(self._rows) == ROWS_AT_ONCE:
+            self._flush()
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            self._flush()
+        self._open.__exit__(*error)
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self.SCHEMA))
+        self._rows = []

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ import pyarrow.parquet as pq
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.files import atomic_file, sha256_of_file
-from dreamgen.core.jobs import read_jobs
-from dreamgen.core.journal import Journal, read_journal
+from dreamgen.core.jobs import JobRows, done_jobs, with_records
+from dreamgen.core.journal import Journal
 from dreamgen.core.progress import Progress, log
 from dreamgen.core.records import Job, JournalRecord, StageResult
 from dreamgen.core.run_folder import RunFolder
@@ -43,7 +42,9 @@ def label(settings: Settings) -> StageResult:
         UserError: if there is no clip, no model, or the model was trained at another frame rate.
     """
     run = RunFolder.of(settings)
-    jobs = generated_jobs(run)
+    jobs = done_jobs(run, "generate")
+    if not len(jobs):
+        raise UserError(f"{run.root} has no generated clip to label", next_step=f"dreamgen generate --out {run.root}")
     model = InverseDynamics.load(run.need(run.idm, STAGE)).to(resolve_device(settings.model.device))
     check_frame_rate(run, model, jobs)
     want_state = settings.idm.predict_state and model.config.states is not None
@@ -72,27 +73,13 @@ def label(settings: Settings) -> StageResult:
     return StageResult(STAGE, {"labels": run.labels}, figures, notes, partial=bool(num_failed))
 
 
-def generated_jobs(run: RunFolder) -> list[Job]:
-    """Return the jobs whose clips were generated.
-
-    Raises:
-        UserError: if there is none.
-    """
-    jobs = read_jobs(run.need(run.jobs, "plan"))
-    generated = read_journal(run.journal, "generate")
-    done = [job for job in jobs if job.clip_id in generated and generated[job.clip_id].status == "ok"]
-    if not done:
-        raise UserError(f"{run.root} has no generated clip to label", next_step=f"dreamgen generate --out {run.root}")
-    return done
-
-
-def check_frame_rate(run: RunFolder, model: InverseDynamics, jobs: Sequence[Job]) -> None:
+def check_frame_rate(run: RunFolder, model: InverseDynamics, jobs: JobRows) -> None:
     """Refuse clips at another rate than the model was trained at: its actions would have the wrong size.
 
     Raises:
         UserError: naming both rates.
     """
-    rates = sorted({job.fps for job in jobs} - {model.config.fps})
+    rates = sorted({job.fps for job in jobs.distinct(["fps"])} - {model.config.fps})
     if rates:
         raise UserError(
             f"{run.idm} was trained at another frame rate than the clips have",
@@ -101,17 +88,15 @@ def check_frame_rate(run: RunFolder, model: InverseDynamics, jobs: Sequence[Job]
         )  # fmt: skip
 
 
-def clips_to_label(run: RunFolder, jobs: Sequence[Job], made_by: dict[str, Any]) -> list[Job]:
+def clips_to_label(run: RunFolder, jobs: JobRows, made_by: dict[str, Any]) -> JobRows:
     """Return the jobs without a label file, or without an ok record for it that has the figures of `made_by`."""
-    records = read_journal(run.journal, STAGE)
-    return [
-        job
-        for job in jobs
-        if job.clip_id not in records
-        or records[job.clip_id].status != "ok"
-        or not made_by.items() <= records[job.clip_id].figures.items()
-        or not run.label_file(job.clip_id).is_file()
-    ]
+
+    def is_done(job: Job, record: JournalRecord | None) -> bool:
+        is_by_this = record is not None and record.status == "ok" and made_by.items() <= record.figures.items()
+        return is_by_this and run.label_file(job.clip_id).is_file()
+
+    found = (not is_done(job, record) for job, record in with_records(jobs, run, STAGE))
+    return jobs.where(np.fromiter(found, bool, len(jobs)))
 
 
 def label_clip(run: RunFolder, job: Job, model: InverseDynamics, made_by: dict[str, Any]) -> JournalRecord:

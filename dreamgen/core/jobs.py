@@ -6,17 +6,17 @@ asks for by column.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.files import atomic_file
 from dreamgen.core.journal import latest_records, records_of
-from dreamgen.core.records import AcceptedClip, Job
+from dreamgen.core.records import AcceptedClip, Job, JournalRecord
 from dreamgen.core.run_folder import RunFolder
 
 BATCH = 4096  # jobs in memory as objects
@@ -31,7 +31,7 @@ def write_jobs(path: Path, jobs: Iterable[Job]) -> None:
     remaining = iter(jobs)
 
     def tables() -> Iterator[Any]:
-        while batch := list(islice(remaining, BATCH)):
+        while batch := list(itertools.islice(remaining, BATCH)):
             yield pa.Table.from_pylist([asdict(job) for job in batch], schema=job_schema())
 
     write_job_tables(path, tables())
@@ -168,6 +168,30 @@ class JobRows:
         return JobRows(self.path, self.rows[np.sort(np.unique(numbers, return_index=True)[1])])
 
 
+def done_jobs(run: RunFolder, stage: str) -> JobRows:
+    """Return the jobs whose clips came through a stage, as its journal says.
+
+    Raises:
+        UserError: if nothing is planned.
+    """
+    import numpy as np
+
+    ids = job_columns(run.need(run.jobs, "plan"), ["clip_id"])["clip_id"]
+    return JobRows(run.jobs, np.flatnonzero(_is_ok(ids, latest_records(run.journal, stage, ("status",)))))
+
+
+def with_records(jobs: JobRows, run: RunFolder, stage: str) -> Iterator[tuple[Job, JournalRecord | None]]:
+    """Go through jobs with each one's latest record of a stage; only a few thousand are in memory as objects."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = latest_records(run.journal, stage)
+    for some in itertools.batched(jobs, BATCH):
+        ids = pa.array([job.clip_id for job in some], pa.string())
+        records = {r.clip_id: r for r in records_of(table.filter(pc.is_in(table["clip_id"], value_set=ids)))}
+        yield from ((job, records.get(job.clip_id)) for job in some)
+
+
 def accepted_clips(run: RunFolder) -> list[AcceptedClip]:
     """Collect the clips that were generated, labelled and accepted, in planned order.
 
@@ -192,8 +216,7 @@ def iter_accepted_clips(run: RunFolder) -> Iterator[AcceptedClip]:
         raise UserError("no clip has a verdict yet", next_step=f"dreamgen curate --out {run.root}")
     is_accepted = np.ones(len(ids), bool)
     for table in tables:
-        ok = table.filter(pc.equal(table["status"], "ok"))["clip_id"]
-        is_accepted &= np.asarray(pc.is_in(ids, value_set=ok.combine_chunks()))
+        is_accepted &= _is_ok(ids, table)
     rows = np.flatnonzero(is_accepted)
     for begin in range(0, len(rows), BATCH):
         some = ids.take(rows[begin : begin + BATCH]).combine_chunks()
@@ -211,6 +234,14 @@ def iter_accepted_clips(run: RunFolder) -> Iterator[AcceptedClip]:
                 scores={**labelled[job.clip_id].figures, **verdicts[job.clip_id].figures},
                 safety_checker=made.get("safety_checker"),
             )
+
+
+def _is_ok(ids: Any, records: Any) -> Any:
+    import numpy as np
+    import pyarrow.compute as pc
+
+    ok = records.filter(pc.equal(records["status"], "ok"))["clip_id"]
+    return np.asarray(pc.is_in(ids, value_set=ok.combine_chunks()))
 
 
 def job_schema() -> Any:

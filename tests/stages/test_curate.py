@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from dreamgen import curate as curate_module
 from dreamgen.core.config import settings_from_dict
 from dreamgen.core.errors import UserError
 from dreamgen.core.journal import Journal, read_journal
@@ -174,6 +175,15 @@ def test_a_clip_without_its_file_is_not_done(tmp_path):
     result = curate(settings_of(tmp_path))
     assert result.partial and result.figures["num_clips"] == 1
     assert jobs[0].clip_id not in read_journal(RunFolder(tmp_path).journal, "curate")
+
+
+def test_of_many_refusals_the_first_are_told_and_all_are_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(curate_module, "NUM_NOTES", 2)
+    monkeypatch.setattr(curate_module, "ROWS_AT_ONCE", 3)
+    write_generated_run(tmp_path, [static()] * 5 + [moving_square()] * 2)
+    result = curate(settings_of(tmp_path))
+    assert len(result.notes) == 3 and result.notes[2].startswith("and 3 more")
+    assert pq.read_table(result.outputs["scores"])["verdict"].to_pylist() == ["rejected"] * 5 + ["ok"] * 2
 
 
 def test_only_generated_clips_are_judged(tmp_path):
