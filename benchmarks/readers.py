@@ -2,9 +2,10 @@
 
     python benchmarks/readers.py --out benchmarks/results/readers.json
     python benchmarks/readers.py --only lerobot,act            # some of them
-    python benchmarks/readers.py --gr00t path/to/GR00T-Dreams  # a checkout, whose loader is imported from there
+    python benchmarks/readers.py --gr00t path/to/n1.6-release --gr00t path/to/n1.7-release   # checkouts of GR00T
 
-robomimic is installed from PyPI, without what it depends on, into a folder of its own that is removed at the end.
+Each checkout's loader is imported from there. robomimic, and what GR00T's loaders import, are installed from PyPI,
+without what they depend on, into a folder that is removed at the end.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from export.episodes import read_label
 
 CAMERA = "observation.images.ego_view"
 FPS, SECTION_FRAMES = 16, 17
+GR00T_NEEDS = ("numpydantic", "scipy")
 
 
 def main() -> None:
@@ -242,40 +243,21 @@ def act_reader(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
     return f"{2 * len(clips)} episodes, pixels and JPEG"
 
 
-def gr00t_loader(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
-    """GR00T's `LeRobotSingleDataset` (N1, GR00T-Dreams), imported from a checkout that the user names."""
-    if args.gr00t is None:
+def gr00t_loaders(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
+    """GR00T's own loader, of each checkout that the user names, each in a process of its own."""
+    if not args.gr00t:
         return "skipped: --gr00t names no checkout"
-    # Installed for GPUs or needed for other robots only; the loader imports them and, for this dataset, calls neither.
-    for name in ("decord", "albumentations", "pytorch3d", "pytorch3d.transforms"):
-        sys.modules.setdefault(name, types.ModuleType(name))
-    target = folder / "gr00t-needs"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), "numpydantic"],
+    packages = folder / "gr00t-needs"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(packages), *GR00T_NEEDS],
                    check=True, capture_output=True)  # fmt: skip
-    sys.path[:0] = [str(args.gr00t), str(target)]
-    from gr00t.data.dataset import LeRobotSingleDataset, ModalityConfig
-
-    root = run.datasets / "lerobot-v2.1"
-    modality = json.loads((root / "meta/modality.json").read_text())
-    keys = {kind: [f"{kind}.{name}" for name in modality[kind]] for kind in ("video", "state", "action")}
-    keys["language"] = [f"annotation.{name}" for name in modality["annotation"]]
-    deltas = {"video": [0], "state": [0], "action": list(range(8)), "language": [0]}
-    configs = {kind: ModalityConfig(delta_indices=deltas[kind], modality_keys=keys[kind]) for kind in keys}
-    dataset = LeRobotSingleDataset(root, configs, "new_embodiment", video_backend="opencv")
-    clips = accepted_clips(run)
-    for index in np.linspace(0, len(dataset) - 1, 20).astype(int):
-        number, frame = divmod(int(index), SECTION_FRAMES)
-        action_TA, state_TS = read_label(clips[number].label, True)
-        item = dataset[int(index)]
-        # Its OpenCV way, the one that needs no other library, gives BGR, and OpenCV turns YUV into RGB in its own way.
-        shown_HWC = item[keys["video"][0]][0][..., ::-1].astype(int)
-        error = np.abs(shown_HWC - read_video(clips[number].video)).mean(axis=(1, 2, 3))
-        assert error.argmin() == frame and error[frame] < 6, f"frame {error.argmin()} for {frame}: {error.min():.1f}"
-        rows = np.minimum(np.arange(frame, frame + 8), SECTION_FRAMES - 1)
-        np.testing.assert_allclose(item["action.whole"], action_TA[rows], atol=1e-6)
-        np.testing.assert_allclose(item["state.whole"][0], state_TS[frame], atol=1e-6)
-        assert item[keys["language"][0]][0] == clips[number].job.instruction
-    return f"{len(dataset)} steps; 20 of them with picture, state, 8 actions and instruction"
+    read = []
+    for checkout in args.gr00t:
+        command = [sys.executable, str(Path(__file__).with_name("gr00t_reader.py")), str(checkout), str(run.root)]
+        done = subprocess.run([*command, str(packages)], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{checkout.name}: {done.stderr.strip().splitlines()[-1]}")
+        read.append(f"{checkout.name}: {json.loads(done.stdout.splitlines()[-1])}")
+    return "; ".join(read)
 
 
 READERS: dict[str, tuple[str, Callable[..., str]]] = {
@@ -285,7 +267,7 @@ READERS: dict[str, tuple[str, Callable[..., str]]] = {
     "lerobot-converter": ("lerobot-v2.1", lerobot_converter),
     "robomimic": ("robomimic", robomimic_sequences),
     "act": ("aloha", act_reader),
-    "gr00t": ("lerobot-v2.1", gr00t_loader),
+    "gr00t": ("lerobot-v2.1", gr00t_loaders),
 }
 
 
@@ -294,7 +276,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=12)
     parser.add_argument("--only", type=lambda text: text.split(","), help=f"of {', '.join(READERS)}")
-    parser.add_argument("--gr00t", type=Path, help="a checkout of GR00T-Dreams or of Isaac-GR00T's N1 releases")
+    parser.add_argument("--gr00t", type=Path, action="append", metavar="CHECKOUT",
+                        help="of Isaac-GR00T, any release, or of GR00T-Dreams; may be given several times")  # fmt: skip
     parser.add_argument("--folder", help="where to work; the system's temporary folder when not given")
     parser.add_argument("--out", help="JSON file for the figures")
     return parser.parse_args()
