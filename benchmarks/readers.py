@@ -2,9 +2,10 @@
 
     python benchmarks/readers.py --out benchmarks/results/readers.json
     python benchmarks/readers.py --only lerobot,act            # some of them
-    python benchmarks/readers.py --gr00t path/to/GR00T-Dreams --gr00t path/to/Isaac-GR00T   # checkouts with loaders
+    python benchmarks/readers.py --gr00t path/to/n1.6-release --gr00t path/to/n1.7-release   # checkouts of GR00T
 
-robomimic is installed from PyPI, without what it depends on, into a folder of its own that is removed at the end.
+Each checkout's loader is imported from there. robomimic, and what GR00T's loaders import, are installed from PyPI,
+without what they depend on, into a folder that is removed at the end.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from export.episodes import read_label
 
 CAMERA = "observation.images.ego_view"
 FPS, SECTION_FRAMES = 16, 17
+GR00T_NEEDS = ("numpydantic", "scipy")
 
 
 def main() -> None:
@@ -47,9 +49,7 @@ def main() -> None:
     os.environ["HF_DATASETS_CACHE"] = str(folder / "hf_datasets")  # before datasets is imported
     try:
         run = exported_run(folder / "run", args)
-        readers = {name: how for name, how in READERS.items() if not args.only or name in args.only}
-        readers |= {path.name: ("lerobot-v2.1", gr00t_loader(path)) for path in args.gr00t}
-        rows = [read_by(name, *how, run, folder, args) for name, how in readers.items()]
+        rows = [read_by(name, run, folder, args) for name in READERS if not args.only or name in args.only]
     finally:
         shutil.rmtree(folder)
     if args.out:
@@ -74,13 +74,13 @@ def exported_run(folder: Path, args: argparse.Namespace) -> RunFolder:
     return run
 
 
-def read_by(name: str, dataset: str, reader: Callable[..., str], run: RunFolder, folder: Path,
-            args: argparse.Namespace) -> dict[str, Any]:  # fmt: skip
+def read_by(name: str, run: RunFolder, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Let one reader read; whatever it raises is its result."""
+    dataset, reader = READERS[name]
     begun = time.perf_counter()
     try:
         read = reader(run, folder, args)
-        result = f"ok, {time.perf_counter() - begun:.1f} s"
+        result = "skipped" if read.startswith("skipped") else f"ok, {time.perf_counter() - begun:.1f} s"
     except Exception as error:  # a foreign reader may raise anything
         read, result = "", f"failed: {type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}"
     return {"reader": name, "dataset": dataset, "read": read, "result": result}
@@ -243,18 +243,21 @@ def act_reader(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
     return f"{2 * len(clips)} episodes, pixels and JPEG"
 
 
-def gr00t_loader(checkout: Path) -> Callable[..., str]:
-    """Return a reader that runs the loader of a checkout of GR00T, in a process of its own."""
-
-    def read(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
-        script = Path(__file__).with_name("readers_gr00t.py")
-        command = [sys.executable, str(script), str(checkout.resolve()), str(run.root), str(folder / "gr00t-needs")]
-        done = subprocess.run(command, capture_output=True, text=True)
+def gr00t_loaders(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
+    """GR00T's own loader, of each checkout that the user names, each in a process of its own."""
+    if not args.gr00t:
+        return "skipped: --gr00t names no checkout"
+    packages = folder / "gr00t-needs"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(packages), *GR00T_NEEDS],
+                   check=True, capture_output=True)  # fmt: skip
+    read = []
+    for checkout in args.gr00t:
+        command = [sys.executable, str(Path(__file__).with_name("gr00t_reader.py")), str(checkout), str(run.root)]
+        done = subprocess.run([*command, str(packages)], capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(done.stderr[-2000:])
-        return done.stdout.strip().splitlines()[-1]
-
-    return read
+            raise RuntimeError(f"{checkout.name}: {done.stderr.strip().splitlines()[-1]}")
+        read.append(f"{checkout.name}: {json.loads(done.stdout.splitlines()[-1])}")
+    return "; ".join(read)
 
 
 READERS: dict[str, tuple[str, Callable[..., str]]] = {
@@ -264,6 +267,7 @@ READERS: dict[str, tuple[str, Callable[..., str]]] = {
     "lerobot-converter": ("lerobot-v2.1", lerobot_converter),
     "robomimic": ("robomimic", robomimic_sequences),
     "act": ("aloha", act_reader),
+    "gr00t": ("lerobot-v2.1", gr00t_loaders),
 }
 
 
@@ -272,7 +276,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=12)
     parser.add_argument("--only", type=lambda text: text.split(","), help=f"of {', '.join(READERS)}")
-    parser.add_argument("--gr00t", type=Path, action="append", default=[], help="a checkout of GR00T; may be repeated")
+    parser.add_argument("--gr00t", type=Path, action="append", metavar="CHECKOUT",
+                        help="of Isaac-GR00T, any release, or of GR00T-Dreams; may be given several times")  # fmt: skip
     parser.add_argument("--folder", help="where to work; the system's temporary folder when not given")
     parser.add_argument("--out", help="JSON file for the figures")
     return parser.parse_args()

@@ -30,6 +30,7 @@ CLIPS_PER_PART = 16  # fixed, so that the number of workers changes no file
 def admit_clips(
     clips: Iterable[Clip], features: RobotFeatures, include_state: bool, folder: Path | None = None,
     workers: Workers | None = None, num_clips: int | None = None, dream_prefix: str = "",
+    lerobot_sample: bool = False,
 ) -> tuple[Episodes, list[str]]:  # fmt: skip
     """Turn clips into episodes and refuse those whose frames, rows or shapes disagree; the others go on.
 
@@ -42,6 +43,7 @@ def admit_clips(
         workers: Who looks at them; this process when not given.
         num_clips: How many there are, for the progress.
         dream_prefix: Put before the tasks of dreamed clips.
+        lerobot_sample: Count pictures' statistics over the frames that LeRobot's writer takes, not over a few.
 
     Returns:
         The episodes, numbered from 0, and one sentence for each refused clip.
@@ -54,7 +56,7 @@ def admit_clips(
     def tasks() -> Iterator[functools.partial]:
         for number, some in enumerate(itertools.batched(clips, CLIPS_PER_PART)):
             parts.append(folder / f"part-{number:06d}.parquet")
-            yield functools.partial(look_at_clips, parts[-1], some, include_state)
+            yield functools.partial(look_at_clips, parts[-1], some, include_state, lerobot_sample)
 
     with Progress("export: look at clips", num_clips or 0) as progress:
         for num_good, num_bad in (workers or Workers()).run(tasks()):
@@ -65,7 +67,7 @@ def admit_clips(
 _KEPT: list[tempfile.TemporaryDirectory] = []
 
 
-def look_at_clips(part: Path, clips: Sequence[Clip], include_state: bool) -> tuple[int, int]:
+def look_at_clips(part: Path, clips: Sequence[Clip], include_state: bool, lerobot_sample: bool) -> tuple[int, int]:
     """Look at a few clips and keep what is found; nothing is done where that file exists.
 
     Returns:
@@ -74,16 +76,16 @@ def look_at_clips(part: Path, clips: Sequence[Clip], include_state: bool) -> tup
     if part.exists():
         refused = read_small(part, ["refused"])["refused"]
         return refused.null_count, len(refused) - refused.null_count
-    rows = [_look_at(clip, include_state) for clip in clips]
+    rows = [_look_at(clip, include_state, lerobot_sample) for clip in clips]
     write_part(part, rows)
     num_refused = sum("refused" in row for row in rows)
     return len(rows) - num_refused, num_refused
 
 
-def _look_at(clip: Clip, include_state: bool) -> dict[str, Any]:
+def _look_at(clip: Clip, include_state: bool, lerobot_sample: bool) -> dict[str, Any]:
     try:
         action_TA, state_TS = read_label(clip.label, include_state)
-        videos = [look_at_clip(path, clip.fps) for path in clip.videos]
+        videos = [look_at_clip(path, clip.fps, lerobot_sample) for path in clip.videos]
         for video in videos:
             counts = {
                 "frames in the mp4": video.info.num_frames,

@@ -31,7 +31,7 @@ _LIGHT = {
     "label": pa.string(),
     **{f"{vector}_{what}": pa.list_(pa.float32()) for vector in VECTORS for what in ("low", "high")},
 }  # fmt: skip
-_HEAVY = {"clip": pa.string(), "video_fps": pa.string(), "num_sampled": pa.list_(pa.int64()),
+_HEAVY = {"clip": pa.string(), "video_fps": pa.string(), "num_pictures": pa.list_(pa.int64()),
           "image": pa.list_(pa.list_(pa.int64(), 3 * LEVELS)), **dict.fromkeys(VECTORS, pa.binary())}  # fmt: skip
 SCHEMA = pa.schema(_LIGHT | _HEAVY)
 LIGHT_COLUMNS = list(_LIGHT)
@@ -55,7 +55,7 @@ def admitted_row(
         "num_bytes": [video.num_bytes for video in videos], "encoding": [video.encoding for video in videos],
         "height": info.height, "width": info.width, "fps": clip.fps, "codec": info.codec, "pix_fmt": info.pix_fmt,
         "clip": clip.to_json(), "video_fps": str(info.fps),
-        "num_sampled": [video.image.num_sampled for video in videos],
+        "num_pictures": [video.image.num_frames for video in videos],
         "image": [video.image.counts_CL.ravel() for video in videos], **row,
     }  # fmt: skip
 
@@ -157,7 +157,7 @@ class Episodes(Sequence[Episode]):
         counts_VCL = row.column("image").combine_chunks().flatten().flatten().to_numpy().reshape(-1, 3, LEVELS)
         alike = (cell("codec"), cell("pix_fmt"), cell("height"), cell("width"), Fraction(cell("video_fps")), num_frames)
         infos = tuple(VideoInfo(path, *alike) for path in clip.videos)
-        images = tuple(map(ImageHistogram, counts_VCL, cell("num_sampled")))
+        images = tuple(map(ImageHistogram, counts_VCL, cell("num_pictures")))
         return Episode(
             self.start + number, int(self.first_index_E[number]), int(self.task_E[number]),
             self.tasks[self.task_E[number]], clip, infos, action_TA, state_TS, images,

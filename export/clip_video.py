@@ -12,7 +12,7 @@ import av
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.video import VideoInfo, open_packets
-from export.image_statistics import ImageHistogram, sampled_frames
+from export.image_statistics import ImageHistogram, few_frames, sampled_frames
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ClipVideo:
         info: Size, rate, codec; frames are counted.
         num_bytes: Size of the file.
         encoding: Hash of codec and parameter sets: clips that differ in it cannot share a file.
-        image: Histogram of a sample of its frames.
+        image: Histogram of its frames, from a sample of them.
     """
 
     info: VideoInfo
@@ -32,12 +32,13 @@ class ClipVideo:
     image: ImageHistogram
 
 
-def look_at_clip(path: Path, fps: int) -> ClipVideo:
+def look_at_clip(path: Path, fps: int, as_lerobot: bool = False) -> ClipVideo:
     """Count a clip's frames, make sure that its packets can be copied, and count the levels of a sample of frames.
 
     Args:
         path: The mp4.
         fps: The rate that it should have.
+        as_lerobot: Take the frames that LeRobot's writer takes, instead of the few that are cheap to decode.
 
     Raises:
         UserError: if it is missing or damaged, or cannot be copied without encoding it again.
@@ -45,7 +46,8 @@ def look_at_clip(path: Path, fps: int) -> ClipVideo:
     with open_packets(path) as (info, stream, packets):
         if problem := why_uncopyable(packets, fps):
             raise UserError(f"{path.name} cannot be copied without encoding it again", actual=problem)
-        return ClipVideo(info, path.stat().st_size, encoding_of(stream), _histogram(path, stream, packets))
+        image = _histogram(path, stream, packets, as_lerobot)
+        return ClipVideo(info, path.stat().st_size, encoding_of(stream), image)
 
 
 def why_uncopyable(packets: Sequence[av.Packet], fps: int) -> str | None:
@@ -73,23 +75,25 @@ def encoding_of(stream: av.VideoStream) -> str:
     return hashlib.sha256(codec.codec.canonical_name.encode() + (codec.extradata or b"")).hexdigest()[:16]
 
 
-def _histogram(path: Path, stream: av.VideoStream, packets: Sequence[av.Packet]) -> ImageHistogram:
-    """Decode the sampled frames: all of a short clip, else the key frame at or before each."""
-    wanted = sampled_frames(len(packets)).tolist()
-    if len(wanted) < len(packets):
+def _histogram(path: Path, stream: av.VideoStream, packets: Sequence[av.Packet], as_lerobot: bool) -> ImageHistogram:
+    """Count the levels of sampled frames; of few ones, the key frame at or before each is taken."""
+    by_lerobot = sampled_frames(len(packets)).tolist()
+    wanted = by_lerobot if as_lerobot else few_frames(len(packets)).tolist()
+    decoded: Sequence[int] = range(len(packets))
+    if len(wanted) < len(packets) and not as_lerobot:
         keys = [index for index, packet in enumerate(packets) if packet.is_keyframe]
-        wanted = sorted({max(key for key in keys if key <= index) for index in wanted})
+        decoded = wanted = sorted({max(key for key in keys if key <= index) for index in wanted})
     # Another process is at work on another clip: threads of the decoder would only stand in its way.
     stream.thread_type, stream.codec_context.thread_count = "NONE", 1
-    image = ImageHistogram.empty()
+    image, taken, num_decoded = ImageHistogram.empty(), set(wanted), 0
     try:
-        for packet in [*(packets[index] for index in wanted), None]:
+        for packet in [*(packets[index] for index in decoded), None]:
             for frame in stream.decode(packet):
-                image = image.with_frame(frame.to_ndarray(format="rgb24"))
+                if num_decoded < len(decoded) and decoded[num_decoded] in taken:
+                    image = image.with_frame(frame.to_ndarray(format="rgb24"))
+                num_decoded += 1
     except av.FFmpegError as error:
         raise UserError(f"{path.name} is damaged", actual=str(error), allowed="frames that can be decoded") from None
-    if image.num_sampled != len(wanted):
-        raise UserError(
-            f"{path.name} is damaged", actual=f"{image.num_sampled} frames decoded", allowed=f"{len(wanted)}"
-        )
-    return image
+    if num_decoded != len(decoded):
+        raise UserError(f"{path.name} is damaged", actual=f"{num_decoded} frames decoded", allowed=f"{len(decoded)}")
+    return image.standing_for(len(by_lerobot))

@@ -21,11 +21,11 @@ class ImageHistogram:
 
     Args:
         counts_CL: int64, channels (RGB) x 256 levels.
-        num_sampled: Frames that were looked at.
+        num_frames: Frames that it stands for, which LeRobot weighs episodes by when it adds them up.
     """
 
     counts_CL: np.ndarray
-    num_sampled: int
+    num_frames: int
 
     @classmethod
     def empty(cls) -> ImageHistogram:
@@ -33,13 +33,18 @@ class ImageHistogram:
         return cls(np.zeros((3, LEVELS), np.int64), 0)
 
     def __add__(self, other: ImageHistogram) -> ImageHistogram:
-        return ImageHistogram(self.counts_CL + other.counts_CL, self.num_sampled + other.num_sampled)
+        return ImageHistogram(self.counts_CL + other.counts_CL, self.num_frames + other.num_frames)
 
     def with_frame(self, frame_HWC: np.ndarray) -> ImageHistogram:
         """Return the histogram with one more frame, uint8, RGB; its pixels are thinned as LeRobot thins them."""
         small_HWC = thinned(frame_HWC)
         counts_CL = np.stack([np.bincount(small_HWC[..., c].ravel(), minlength=LEVELS) for c in range(3)])
         return self + ImageHistogram(counts_CL, 1)
+
+    def standing_for(self, num_frames: int) -> ImageHistogram:
+        """Return the histogram of as many frames or more, of which those that were counted are a sample."""
+        assert num_frames >= self.num_frames, f"a sample of {self.num_frames} frames cannot stand for {num_frames}"
+        return ImageHistogram(np.rint(self.counts_CL * (num_frames / self.num_frames)).astype(np.int64), num_frames)
 
     def figures(self) -> dict[str, np.ndarray]:
         """Return each figure in [0, 1], float64 of shape (3, 1, 1), and `count` (frames), int64 of shape (1,)."""
@@ -58,16 +63,23 @@ class ImageHistogram:
             **{name: levels_L[(below_CL >= q * total_C1).argmax(axis=1)] for name, q in QUANTILES.items()},
         }
         shaped = {name: values_C.reshape(-1, 1, 1) for name, values_C in figures.items()}
-        return {**shaped, "count": np.array([self.num_sampled], np.int64)}
+        return {**shaped, "count": np.array([self.num_frames], np.int64)}
 
 
 def sampled_frames(num_frames: int) -> np.ndarray:
+    """Choose frames as LeRobot 0.6 does, evenly spread: all up to 100, then n ** 0.75, at most 10,000."""
+    return _evenly_spread(num_frames, max(min(100, num_frames), min(int(num_frames**0.75), 10_000)))
+
+
+def few_frames(num_frames: int) -> np.ndarray:
     """Choose frames evenly spread, both ends among them: all up to 16, then a quarter of what LeRobot takes of many.
 
-    LeRobot 0.6 takes all up to 100 frames and then n ** 0.75, at most 10,000. Neighbouring frames are nearly alike, and
-    a decoded frame costs as much as copying a hundred.
+    Neighbouring frames are nearly alike, and a decoded frame costs as much as copying a hundred.
     """
-    num_samples = max(min(MIN_SAMPLED, num_frames), min(int(num_frames**0.75) // 4, 2_500))
+    return _evenly_spread(num_frames, max(min(MIN_SAMPLED, num_frames), min(int(num_frames**0.75) // 4, 2_500)))
+
+
+def _evenly_spread(num_frames: int, num_samples: int) -> np.ndarray:
     return np.round(np.linspace(0, num_frames - 1, num_samples)).astype(np.int64)
 
 

@@ -87,7 +87,7 @@ class PartStatistics:
                 temporary, num_rows=self._counts.num_rows, mean_D=self._counts.mean_D, squares_D=self._counts.squares_D,
                 counts_DL=self._counts.counts_DL.astype(np.uint32), 
                 image_VCL=np.stack([image.counts_CL for image in self._images]),
-                num_sampled_V=[image.num_sampled for image in self._images],
+                num_pictures_V=[image.num_frames for image in self._images],
             )  # fmt: skip
 
     def _count(self) -> None:
@@ -112,7 +112,7 @@ def add_up(parts: list[Path], columns: Columns, cameras: tuple[str, ...]) -> dic
                 int(part["num_rows"]), part["mean_D"], part["squares_D"], part["counts_DL"].astype(np.int64)
             )
             counts = own if counts is None else counts + own
-            own = map(ImageHistogram, part["image_VCL"], part["num_sampled_V"].tolist())
+            own = map(ImageHistogram, part["image_VCL"], part["num_pictures_V"].tolist())
             images = [image + more for image, more in zip(images, own, strict=True)]
     of_images = {name: image.figures() for name, image in zip(cameras, images, strict=True)}
     return {**of_images, **by_column(counts.figures(columns.within), columns)}

@@ -81,7 +81,14 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
         chosen, refused, more = gather(settings, clips, others, unfinished.fitted, workers, features.views)
         prefix = "<DREAM>" if settings.export.dream_prefix else ""
         episodes, unfit = admit_clips(
-            chosen, features, settings.export.include_state, unfinished.admitted, workers, len(chosen), prefix
+            chosen,
+            features,
+            settings.export.include_state,
+            unfinished.admitted,
+            workers,
+            len(chosen),
+            prefix,
+            settings.export.lerobot_sample,
         )
         refused, notes = refused + unfit, notes + more
         if not episodes:

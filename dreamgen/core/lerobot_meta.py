@@ -1,47 +1,31 @@
 """The metadata of a LeRobot dataset in one form, whichever version wrote it.
 
-v3.0 is read through lerobot. lerobot refuses v2.0 and v2.1, so their JSON files are read here.
+Read here and not through lerobot, which refuses v2.0 and v2.1, takes seconds and half a gigabyte to import, and answers
+a missing file with a download.
 """
 
 from __future__ import annotations
 
 import json
-import string
+from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dreamgen.core.errors import Problems, UserError
-from dreamgen.core.files import inside, read_json
+from dreamgen.core.files import read_json
+from dreamgen.core.lerobot_episodes import NO_FILE, Episode, Episodes, FilePlaces
+
+__all__ = ["VERSIONS", "Episode", "Episodes", "LeRobotMeta", "read_jsonl", "read_meta"]
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
-
-
-@dataclass(frozen=True)
-class Episode:
-    """Where one episode's rows and pictures are.
-
-    Args:
-        index: Its number in the dataset.
-        length: Frames, as the metadata says.
-        tasks: Task strings, as the metadata lists them.
-        data_file: Parquet with its rows.
-        shares_file: True when `data_file` holds rows of other episodes too.
-        videos: Camera -> mp4; it need not exist.
-        spans_s: Camera -> from and to in its mp4, in seconds; empty when each episode has its own mp4.
-    """
-
-    index: int
-    length: int
-    tasks: tuple[str, ...]
-    data_file: Path
-    shares_file: bool
-    videos: dict[str, Path]
-    spans_s: dict[str, tuple[float, float]] = field(default_factory=dict)
+ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -62,7 +46,7 @@ class LeRobotMeta:
     version: str
     info: dict[str, Any]
     fps: Fraction
-    episodes: tuple[Episode, ...]
+    episodes: Episodes
     tasks: dict[int, str]
     modality: dict[str, Any] | None
 
@@ -86,11 +70,12 @@ def read_meta(root: Path) -> LeRobotMeta:
     version = info["codebase_version"]
     read = _read_v3 if version == "v3.0" else _read_v2
     episodes, tasks = read(root, info)
-    if not episodes:
+    if not len(episodes):
         raise UserError(f"{root} has no episodes", allowed="a dataset with at least one episode")
+    episodes.check_paths(str(root / "meta" / "info.json"))
     modality_file = root / "meta" / "modality.json"
     modality = read_json(modality_file) if modality_file.is_file() else None
-    return LeRobotMeta(root, version, info, Fraction(str(info["fps"])), tuple(episodes), tasks, modality)
+    return LeRobotMeta(root, version, info, Fraction(str(info["fps"])), episodes, tasks, modality)
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -100,47 +85,25 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         UserError: if the file is missing, or naming the line that is not an object.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        # newline: tasks hold U+2028 as it is, and other marks at which Python would end a line.
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _row_of(path, number, line)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist", next_step="copy the dataset again, with all of meta/") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8", actual=str(error)) from None
-    for number, line in enumerate(text.split("\n"), start=1):  # tasks hold U+2028 as it is
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path} line {number} is not JSON", actual=str(error), allowed="an object a line"
-            ) from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path} line {number} is not an object", actual=line[:80])
-        yield row
 
 
-def fill_template(template: str, named_by: str, **values: object) -> str:
-    """Fill a path template that came from data; only plain fields with a plain width are allowed.
-
-    Raises:
-        UserError: if it has any other field, conversion or format.
-    """
+def _row_of(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        fields = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise UserError(f"{named_by} is not a path template", actual=template, allowed=str(error)) from None
-    for _, name, spec, conversion in fields:
-        plain_width = not spec or (len(spec) <= 4 and spec.rstrip("d").isdigit())
-        if name is not None and (name not in values or conversion or not plain_width):
-            raise UserError(
-                f"{named_by} is not a path template",
-                actual=template,
-                allowed=f"fields {', '.join(sorted(values))}, with a width such as :03d",
-            )
-    try:
-        return template.format(**values)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{named_by} cannot be filled in", actual=template, allowed=str(error)) from None
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} line {number} is not JSON", actual=str(error), allowed="an object a line") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{path} line {number} is not an object", actual=line[:80])
+    return row
 
 
 def _read_info(path: Path) -> dict[str, Any]:
@@ -167,77 +130,73 @@ def _read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def _read_v2(root: Path, info: dict[str, Any]) -> tuple[list[Episode], dict[int, str]]:
-    meta, cameras = root / "meta", _video_keys(info)
+def _read_v2(root: Path, info: dict[str, Any]) -> tuple[Episodes, dict[int, str]]:
+    meta = root / "meta"
     try:
         tasks = {int(row["task_index"]): str(row["task"]) for row in read_jsonl(meta / "tasks.jsonl")}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{meta / 'tasks.jsonl'} has a line without task_index or task", actual=repr(error)) from None
-    episodes = []
+    index, length, task_list, task_lists = array("q"), array("q"), array("q"), {}
     for number, row in enumerate(read_jsonl(meta / "episodes.jsonl"), start=1):
         try:
-            index, length = int(row["episode_index"]), int(row["length"])
-        except (KeyError, TypeError, ValueError) as error:
+            index.append(int(row["episode_index"]))
+            length.append(int(row["length"]))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"{meta / 'episodes.jsonl'} line {number} lacks episode_index or length", actual=repr(error)
             ) from None
         names = row.get("tasks", [])
-        values = {"episode_chunk": index // info.get("chunks_size", 1000), "episode_index": index}
-        episodes.append(
-            Episode(
-                index,
-                length,
-                tuple(str(task) for task in (names if isinstance(names, list) else [names])),
-                _path(root, info, "data_path", values),
-                False,
-                {key: _path(root, info, "video_path", {**values, "video_key": key}) for key in cameras},
-            )
-        )
-    return episodes, tasks
+        names = tuple(str(task) for task in (names if isinstance(names, list) else [names]))
+        task_list.append(task_lists.setdefault(names, len(task_lists)))
+    index_N = np.array(index, np.int64)
+    places = FilePlaces(index_N // info.get("chunks_size", 1000), index_N)
+    return Episodes(
+        root.resolve(), info["data_path"], info["video_path"], False, index_N, np.array(length, np.int64),
+        tuple(task_lists), np.array(task_list, np.int64), places, dict.fromkeys(_video_keys(info), places),
+    ), tasks  # fmt: skip
 
 
-def _read_v3(root: Path, info: dict[str, Any]) -> tuple[list[Episode], dict[int, str]]:
-    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
-
-    # lerobot answers a missing file with a download, so all that it opens is looked for first.
-    meta = root / "meta"
-    if not (meta / "tasks.parquet").is_file() or not any((meta / "episodes").glob("*/*.parquet")):
+def _read_v3(root: Path, info: dict[str, Any]) -> tuple[Episodes, dict[int, str]]:
+    meta, cameras = root / "meta", _video_keys(info)
+    files = sorted((meta / "episodes").glob("*/*.parquet"))
+    if not (meta / "tasks.parquet").is_file() or not files:
         raise UserError(
             f"{meta} lacks tasks.parquet or episodes/", allowed="the files of LeRobot v3.0",
             next_step="copy the dataset again, with all of meta/; LeRobotDataset.finalize() writes them",
         )  # fmt: skip
+    places = ["data/chunk_index", "data/file_index"]
+    of_camera = {c: [f"videos/{c}/{name}" for name in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")]
+                 for c in cameras}  # fmt: skip
+    task_lists: dict[tuple[str, ...], int] = {}
+    task_list, parts = array("q"), []
     try:
-        loaded = LeRobotDatasetMetadata(f"local/{root.name or 'demos'}", root=root)
-        rows = list(loaded.episodes) if loaded.episodes is not None else []
-        tasks = {int(row.task_index): str(name) for name, row in loaded.tasks.iterrows()} if rows else {}
-        return [_episode_v3(root, info, row) for row in rows], tasks
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"lerobot cannot read {meta}", actual=f"{type(error).__name__}: {error}") from None
+        table = pq.ParquetFile(meta / "tasks.parquet").read()
+        text = "task" if "task" in table.column_names else "__index_level_0__"  # pandas' index, with or without a name
+        tasks = dict(zip(table["task_index"].to_pylist(), map(str, table[text].to_pylist()), strict=True))
+        for path in files:
+            source = pq.ParquetFile(path)
+            there = source.schema_arrow.names
+            wanted = [n for own in of_camera.values() for n in own if f"{n.rpartition('/')[0]}/file_index" in there]
+            for batch in source.iter_batches(
+                ROWS_AT_ONCE, columns=["episode_index", "length", "tasks", *places, *wanted]
+            ):
+                for names in batch["tasks"].to_pylist():
+                    task_list.append(task_lists.setdefault(tuple(names), len(task_lists)))
+                parts.append({n: batch[n].to_numpy(zero_copy_only=False) for n in batch.schema.names if n != "tasks"})
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{meta} cannot be read", actual=f"{type(error).__name__}: {error}") from None
 
+    def column(name: str, kind: type = np.int64, absent: float = NO_FILE) -> np.ndarray:
+        own = [part[name] if name in part else np.full(len(part["length"]), absent) for part in parts]
+        values_N = np.concatenate(own).astype(np.float64)
+        return np.where(np.isnan(values_N), absent, values_N).astype(kind)
 
-def _episode_v3(root: Path, info: dict[str, Any], row: dict[str, Any]) -> Episode:
-    videos, spans_s = {}, {}
-    for key in _video_keys(info):
-        if row.get(f"videos/{key}/file_index") is None:
-            continue
-        place = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
-        videos[key] = _path(root, info, "video_path", {**place, "video_key": key})
-        spans_s[key] = (row[f"videos/{key}/from_timestamp"], row[f"videos/{key}/to_timestamp"])
-    place = {name: row[f"data/{name}"] for name in ("chunk_index", "file_index")}
-    return Episode(
-        row["episode_index"],
-        row["length"],
-        tuple(row["tasks"]),
-        _path(root, info, "data_path", place),
-        True,
-        videos,
-        spans_s,
-    )
-
-
-def _path(root: Path, info: dict[str, Any], key: str, values: dict[str, Any]) -> Path:
-    named_by = f"{root / 'meta' / 'info.json'}: {key}"
-    return inside(root, fill_template(info[key], named_by, **values), named_by)
+    videos = {c: FilePlaces(column(names[0]), column(names[1]), *(column(n, np.float64, 0) for n in names[2:]))
+              for c, names in of_camera.items()}  # fmt: skip
+    return Episodes(
+        root.resolve(), info["data_path"], info["video_path"], True, column("episode_index"), column("length"),
+        tuple(task_lists), np.array(task_list, np.int64), FilePlaces(*map(column, places)), videos,
+    ), tasks  # fmt: skip
 
 
 def _video_keys(info: dict[str, Any]) -> list[str]:

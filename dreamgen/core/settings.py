@@ -227,6 +227,11 @@ class ExportSettings:
         "preset for modality.json: gr1, so100, franka, droid, new_embodiment; the demos' own when not given",
     )
     include_state: bool = option(True, "write observation.state where labels have one")
+    lerobot_sample: bool = option(
+        False,
+        "count pictures' statistics over the frames that LeRobot's writer takes (all of a clip of up to 100), and not "
+        "over 16: an export takes about three times as long",
+    )
     dream_prefix: bool = option(False, "put <DREAM> before each task (understood by GR00T-Dreams only)")
     append_to: str | None = option(
         None, "LeRobot dataset whose episodes come first in the new one; clips that it holds are not added twice"

@@ -10,11 +10,11 @@ from dreamgen.core.files import atomic_folder, existing_folder
 from dreamgen.core.records import StageResult
 from dreamgen.core.settings import ConvertSettings
 from export.convert.carried import carry_other_files
-from export.convert.source import open_source, some
+from export.convert.clips import ready_clips
+from export.convert.source import open_source, some, with_episode_lines
 from export.convert.statistics import dataset_statistics, with_picture_figures
 from export.convert.v21 import write_v21
 from export.convert.v30 import write_v30
-from export.convert.videos import ready_clips
 from export.space import check_space
 from export.workers import Workers
 
@@ -46,16 +46,20 @@ def convert_dataset(source: str | Path, target: str | Path, settings: ConvertSet
         raise UserError(f"{source} is LeRobot {version} already", next_step="--to with another version")
     check_space(target.parent, {target.name: dataset.num_bytes}, 0.0)
     with Workers(settings.num_workers) as workers, atomic_folder(target) as folder:
-        clips, notes = ready_clips(dataset, folder / "encoded-again", settings.reencode, workers)
-        total, of_rows = WRITERS[version](folder, with_picture_figures(dataset, clips, workers), clips, workers)
+        work = folder / "unfinished"
+        work.mkdir()
+        dataset = with_episode_lines(dataset, work)
+        clips, notes = ready_clips(dataset, work, settings.reencode, workers)
+        dataset = with_picture_figures(dataset, clips, work, workers)
+        total, of_rows = WRITERS[version](folder, dataset, clips, workers)
         dataset_statistics(folder, dataset, version, total, workers)
-        shutil.rmtree(folder / "encoded-again", ignore_errors=True)
+        shutil.rmtree(work)
         carried = carry_other_files(folder, dataset)
     figures = {
         "from": dataset.version,
         "to": version,
         "episodes": len(dataset.episodes),
-        "frames": sum(episode.length for episode in dataset.episodes),
+        "frames": dataset.num_frames,
         "cameras": len(dataset.cameras),
         "files_carried": len(carried),
     }

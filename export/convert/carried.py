@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -23,12 +24,13 @@ def carry_other_files(root: Path, dataset: SourceDataset) -> list[str]:
         UserError: if one is a link that leads outside the dataset.
     """
     carried = []
-    for path in sorted(dataset.root.rglob("*")):
-        name = path.relative_to(dataset.root).as_posix()
-        folders = {parent.as_posix() for parent in Path(name).parents} | {name}
-        if path.is_dir() or name in OF_A_VERSION or folders & FOLDERS_OF_A_VERSION:
-            continue
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(inside(dataset.root, name, str(path)), root / name)
-        carried.append(name)
+    for folder, folders, files in os.walk(dataset.root):
+        place = Path(folder).relative_to(dataset.root)
+        # What a version keeps for each episode is not even listed.
+        folders[:] = sorted(name for name in folders if (place / name).as_posix() not in FOLDERS_OF_A_VERSION)
+        for name in sorted((place / file).as_posix() for file in files):
+            if name not in OF_A_VERSION:
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(inside(dataset.root, name, str(dataset.root / name)), root / name)
+                carried.append(name)
     return carried

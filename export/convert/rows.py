@@ -1,11 +1,12 @@
 """The rows of one episode, read from whichever version and put into the types that info.json states.
 
-Axes: N rows, D dimensions.
+Axes: N rows, D dimensions, G row groups.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -49,19 +50,24 @@ def target_features(dataset: SourceDataset) -> dict[str, dict[str, Any]]:
     return {**dataset.features, **NUMBERED}
 
 
-def read_episode(dataset: SourceDataset, episode: Episode, first_index: int, as_lists: bool) -> EpisodeRows:
+def read_episode(
+    dataset: SourceDataset, episode: Episode, pictures: dict[str, dict[str, Any]], tables: EpisodeTables,
+    first_index: int, as_lists: bool,
+) -> EpisodeRows:  # fmt: skip
     """Read an episode's rows and count their statistics.
 
     Args:
         dataset: The source.
         episode: One of its episodes.
+        pictures: Statistics of its pictures by feature, where they are known.
+        tables: Who reads the tables.
         first_index: Number of its first frame in the dataset.
         as_lists: v2.1: vectors of one dimension are lists, which GR00T stacks; v3.0 holds them as plain numbers.
 
     Raises:
         UserError: if rows or a column are missing, or a column cannot hold its feature.
     """
-    source = _rows_of(dataset, episode)
+    source = tables.rows(episode)
     if source.num_rows != episode.length:
         raise UserError(
             f"{episode.data_file}: rows of episode {episode.index} differ from its length", actual=source.num_rows,
@@ -71,7 +77,7 @@ def read_episode(dataset: SourceDataset, episode: Episode, first_index: int, as_
     columns, figures = {}, {}
     for name, feature in target_features(dataset).items():
         if feature.get("dtype") == "video":
-            figures[name] = dataset.picture_stats[episode.index].get(name, {})
+            figures[name] = pictures.get(name, {})
         elif name in numbered:
             columns[name] = pa.array(numbered[name])
             figures[name] = _as_json(vector_figures(numbered[name]))
@@ -82,7 +88,7 @@ def read_episode(dataset: SourceDataset, episode: Episode, first_index: int, as_
             column = source[name].combine_chunks()
             if feature.get("dtype") == "image":
                 columns[name] = column
-                figures[name] = dataset.picture_stats[episode.index].get(name) or _as_json(_image_figures(column))
+                figures[name] = pictures.get(name) or _as_json(_image_figures(column))
                 continue
             columns[name] = _typed(column, name, feature, as_lists, episode)
             if name in dataset.vectors:
@@ -90,15 +96,47 @@ def read_episode(dataset: SourceDataset, episode: Episode, first_index: int, as_
     return EpisodeRows(pa.table(columns), {n: own for n, own in figures.items() if own}, tuple(notes))
 
 
-def _rows_of(dataset: SourceDataset, episode: Episode) -> pa.Table:
-    # ParquetFile: read_table would take the folders' names for columns.
-    filters = pc.field("episode_index") == episode.index if episode.shares_file else None
-    try:
-        if filters is None:
-            return pq.ParquetFile(episode.data_file).read()
-        return pq.read_table(episode.data_file, filters=filters, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{episode.data_file} cannot be read", actual=str(error)) from None
+class EpisodeTables:
+    """Reads the rows of episodes; of a table that several share, only the row groups that hold an episode."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._source: pq.ParquetFile | None = None
+        self._range_G2: np.ndarray | None = None
+        self._groups: list[int] | None = None
+        self._read: pa.Table | None = None
+
+    def rows(self, episode: Episode) -> pa.Table:
+        """Return an episode's rows.
+
+        Raises:
+            UserError: if the file cannot be read.
+        """
+        try:
+            # ParquetFile: read_table would take the folders' names for columns.
+            if not episode.shares_file:
+                return pq.ParquetFile(episode.data_file).read()
+            if self._path != episode.data_file:
+                self._path, self._groups, self._source = episode.data_file, None, pq.ParquetFile(episode.data_file)
+                self._range_G2 = _episodes_of_groups(self._source.metadata)
+            low_G, high_G = self._range_G2.T
+            groups = np.flatnonzero((low_G <= episode.index) & (episode.index <= high_G)).tolist()
+            if groups != self._groups:
+                self._groups, self._read = groups, self._source.read_row_groups(groups)
+            return self._read.filter(pc.field("episode_index") == episode.index)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{episode.data_file} cannot be read", actual=str(error)) from None
+
+
+def _episodes_of_groups(metadata: pq.FileMetaData) -> np.ndarray:
+    """Return the smallest and largest episode_index of each row group; any may be in one that does not say."""
+    names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    column, ranges = names.index("episode_index") if "episode_index" in names else None, []
+    for group in range(metadata.num_row_groups):
+        counted = None if column is None else metadata.row_group(group).column(column).statistics
+        known = counted is not None and counted.has_min_max
+        ranges.append((counted.min, counted.max) if known else (0, np.iinfo(np.int64).max))
+    return np.array(ranges, np.int64).reshape(-1, 2)
 
 
 def _numbered(

@@ -1,4 +1,7 @@
-"""A LeRobot dataset of any version as a source: its episodes, what else is known of them, and what is odd."""
+"""A LeRobot dataset of any version as a source: its episodes, what else is known of them, and what is odd.
+
+Axes: N episodes.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,22 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import numpy as np
 
 from dreamgen.core.errors import Problems
-from dreamgen.core.lerobot_meta import Episode, LeRobotMeta, read_jsonl, read_meta
-from dreamgen.core.timeline import frame_index_at
-
-KNOWN_OF_EPISODE = ("episode_index", "tasks", "length", "dataset_from_index", "dataset_to_index", "stats")
-FOREIGN_PREFIXES = ("data/", "videos/", "stats/", "meta/")
+from dreamgen.core.lerobot_meta import Episodes, LeRobotMeta, read_meta
+from export.convert.episode_lines import (
+    FOREIGN_PREFIXES,
+    KNOWN_OF_EPISODE,
+    EpisodeLines,
+    lines_of_jsonl,
+    lines_of_parquet,
+)
 
 
 @dataclass(frozen=True)
 class SourceDataset:
-    """What all parts of the conversion ask for.
+    """What all parts of the conversion ask for; nothing of it grows with the episodes but columns of numbers.
 
     Args:
         root: The folder.
@@ -30,9 +36,10 @@ class SourceDataset:
         fps: Frames a second.
         episodes: Sorted by number, from 0 without a gap.
         tasks: Row task_index is the task in words.
-        extras: By episode: what its metadata says besides, such as a success mark.
-        picture_stats: By episode, the statistics of its pictures by feature, where the metadata has them.
         notes: What is odd, one sentence each.
+        extras: Lines with what the metadata say of each episode besides, such as a success mark.
+        statistics: Lines with each episode's statistics, of which those of pictures are used.
+        counted: Likewise, of videos of which the metadata have none.
     """
 
     root: Path
@@ -40,11 +47,12 @@ class SourceDataset:
     info: dict[str, Any]
     features: dict[str, dict[str, Any]]
     fps: Fraction
-    episodes: tuple[Episode, ...]
+    episodes: Episodes
     tasks: tuple[str, ...]
-    extras: dict[int, dict[str, Any]]
-    picture_stats: dict[int, dict[str, dict[str, Any]]]
     notes: tuple[str, ...]
+    extras: EpisodeLines
+    statistics: EpisodeLines
+    counted: EpisodeLines
 
     @property
     def cameras(self) -> list[str]:
@@ -63,23 +71,39 @@ class SourceDataset:
         return [name for name, feature in self.features.items() if str(feature.get("dtype")).startswith(numbers)]
 
     @property
+    def num_frames(self) -> int:
+        """Frames of all episodes."""
+        return int(self.episodes.length_N.sum())
+
+    @property
     def num_bytes(self) -> int:
         """Size of its tables and videos."""
-        files = {episode.data_file for episode in self.episodes}
-        files |= {episode.videos[camera] for episode in self.episodes for camera in self.cameras}
-        return sum(path.stat().st_size for path in files)
+        files = [self.episodes.data_files(), *map(self.episodes.video_files, self.cameras)]
+        return sum(path.stat().st_size for own in files for path in own)
+
+    def first_index_N(self) -> np.ndarray:
+        """Return the number of each episode's first frame in the dataset."""
+        return np.cumsum(self.episodes.length_N) - self.episodes.length_N
 
     def part(self, start: int, stop: int) -> SourceDataset:
         """Return the dataset with some of its episodes only: what another process has to be told."""
-        episodes = self.episodes[start:stop]
+        which = slice(start, stop)
         return replace(
-            self, episodes=episodes, extras={e.index: self.extras[e.index] for e in episodes},
-            picture_stats={e.index: self.picture_stats[e.index] for e in episodes},
+            self, episodes=self.episodes[which], extras=self.extras[which], statistics=self.statistics[which],
+            counted=self.counted[which],
         )  # fmt: skip
 
-    def first_frame(self, episode: Episode, camera: str) -> int:
-        """Return where an episode begins in its mp4."""
-        return frame_index_at(episode.spans_s[camera][0], self.fps) if camera in episode.spans_s else 0
+    def episode_extras(self) -> Iterator[dict[str, Any]]:
+        """Yield what the metadata say of each episode besides."""
+        for row in self.extras.rows():
+            yield {n: v for n, v in row.items() if n not in KNOWN_OF_EPISODE and not n.startswith(FOREIGN_PREFIXES)}
+
+    def picture_statistics(self) -> Iterator[dict[str, dict[str, Any]]]:
+        """Yield each episode's statistics of its pictures by feature, where they are known."""
+        pictures = set(self.pictures)
+        for recorded, counted in zip(self.statistics.rows(), self.counted.rows(), strict=True):
+            given = recorded.get("stats") if isinstance(recorded.get("stats"), dict) else {}
+            yield {n: figures for n, figures in given.items() if n in pictures} | counted
 
 
 def open_source(root: Path) -> SourceDataset:
@@ -89,9 +113,9 @@ def open_source(root: Path) -> SourceDataset:
         UserError: naming all that is missing.
     """
     meta = read_meta(root)
-    episodes = tuple(sorted(meta.episodes, key=lambda episode: episode.index))
+    episodes = meta.episodes[np.argsort(meta.episodes.index_N, kind="stable")]
     problems, notes = Problems(), []
-    if [episode.index for episode in episodes] != list(range(len(episodes))):
+    if not np.array_equal(episodes.index_N, np.arange(len(episodes))):
         problems.add(f"{root}: episodes are not numbered from 0 without a gap", next_step=f"dreamgen check {root}")
     features = dict(meta.info["features"])
     for camera in [name for name, feature in features.items() if feature.get("dtype") == "video"]:
@@ -106,19 +130,31 @@ def open_source(root: Path) -> SourceDataset:
         problems.add(f"{root}: no table for episodes {some(absent)}", next_step="copy the dataset again")
     problems.raise_if_any(f"{root} cannot be converted")
     notes += _odd_totals(meta, len(episodes))
-    pictures = [name for name, feature in features.items() if feature.get("dtype") in ("video", "image")]
-    extras, picture_stats = _episode_metadata(meta, pictures)
-    return SourceDataset(
-        root, meta.version, meta.info, features, meta.fps, episodes, _task_rows(meta, notes),
-        {episode.index: extras.get(episode.index, {}) for episode in episodes},
-        {episode.index: picture_stats.get(episode.index, {}) for episode in episodes}, tuple(notes),
-    )  # fmt: skip
+    nothing = EpisodeLines.none_of(len(episodes))
+    return SourceDataset(root, meta.version, meta.info, features, meta.fps, episodes, _task_rows(meta, notes),
+                         tuple(notes), nothing, nothing, nothing)  # fmt: skip
+
+
+def with_episode_lines(dataset: SourceDataset, folder: Path) -> SourceDataset:
+    """Return the dataset with what its metadata say of each episode.
+
+    Args:
+        dataset: As `open_source` gives it.
+        folder: Where lines go that have to be written.
+    """
+    index_N, meta = dataset.episodes.index_N, dataset.root / "meta"
+    if dataset.version == "v3.0":
+        extras, statistics = lines_of_parquet(dataset.root, index_N, dataset.pictures, folder)
+    else:
+        extras = lines_of_jsonl(meta / "episodes.jsonl", index_N)
+        statistics = lines_of_jsonl(meta / "episodes_stats.jsonl", index_N)
+    return replace(dataset, extras=extras, statistics=statistics)
 
 
 def _odd_totals(meta: LeRobotMeta, num_episodes: int) -> Iterator[str]:
     counted = {
         "total_episodes": num_episodes,
-        "total_frames": sum(episode.length for episode in meta.episodes),
+        "total_frames": int(meta.episodes.length_N.sum()),
         "total_tasks": len(meta.tasks),
     }
     for key, value in counted.items():
@@ -136,30 +172,6 @@ def _task_rows(meta: LeRobotMeta, notes: list[str]) -> tuple[str, ...]:
     if gaps:
         notes.append(f"no task has the number {some(gaps)}: a placeholder keeps the others' numbers")
     return tuple(meta.tasks.get(index, f"(no task {index})") for index in range(size))
-
-
-def _episode_metadata(meta: LeRobotMeta, pictures: list[str]) -> tuple[dict[int, dict], dict[int, dict]]:
-    extras, stats = {}, {}
-    if meta.version == "v3.0":
-        for path in sorted((meta.root / "meta" / "episodes").glob("*/*.parquet")):
-            names = pq.read_schema(path).names
-            own = [n for n in names if n not in KNOWN_OF_EPISODE and not n.startswith(FOREIGN_PREFIXES)]
-            wanted = [n for n in names if any(n.startswith(f"stats/{picture}/") for picture in pictures)]
-            for row in pq.ParquetFile(path).read(["episode_index", *own, *wanted]).to_pylist():
-                extras[row["episode_index"]] = {name: row[name] for name in own}
-                figures = stats.setdefault(row["episode_index"], {})
-                for name in wanted:
-                    feature, _, figure = name.removeprefix("stats/").rpartition("/")
-                    if row[name] is not None:
-                        figures.setdefault(feature, {})[figure] = row[name]
-        return extras, stats
-    for row in read_jsonl(meta.root / "meta" / "episodes.jsonl"):
-        extras[int(row["episode_index"])] = {n: v for n, v in row.items() if n not in KNOWN_OF_EPISODE}
-    lines = meta.root / "meta" / "episodes_stats.jsonl"
-    for row in read_jsonl(lines) if lines.is_file() else ():
-        given = row.get("stats") if isinstance(row.get("stats"), dict) else {}
-        stats[int(row["episode_index"])] = {n: figures for n, figures in given.items() if n in pictures}
-    return extras, stats
 
 
 def some(numbers: list[int]) -> str:

@@ -5,10 +5,10 @@ Axes: E episodes, N rows, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import batched, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,17 @@ import pyarrow.parquet as pq
 
 from dreamgen.core.files import write_json
 from dreamgen.core.video import decode_frames
+from export.convert.clips import Clips
+from export.convert.episode_lines import LineWriter
 from export.convert.rows import target_features
 from export.convert.source import SourceDataset
-from export.convert.videos import Clip, Span
+from export.convert.videos import Span
 from export.image_statistics import ImageHistogram, sampled_frames
 from export.lerobot_v21 import GROOT_STATISTICS
 from export.statistics import Range, VectorCounts
 from export.workers import Workers
 
-FILES_AT_ONCE = 100
+FILES_AT_ONCE, EPISODES_AT_ONCE = 100, 20
 NEEDED = {"min", "max", "mean", "std", "count"}
 
 
@@ -46,29 +48,65 @@ class StatsSum:
         for name, own in figures.items():
             if name in pictures:
                 arrays = {figure: np.array(values, np.float64) for figure, values in own.items()}
-                self.pictures[name] = _added(self.pictures[name], arrays) if name in self.pictures else arrays
+                self._add_picture(name, arrays)
             else:
-                within = Range(np.array(own["min"], np.float64), np.array(own["max"], np.float64))
-                self.ranges[name] = self.ranges[name] | within if name in self.ranges else within
+                self._add_range(name, Range(np.array(own["min"], np.float64), np.array(own["max"], np.float64)))
+
+    def add_sum(self, other: StatsSum) -> None:
+        """Take in what other episodes add up to."""
+        for name, arrays in other.pictures.items():
+            self._add_picture(name, arrays)
+        for name, within in other.ranges.items():
+            self._add_range(name, within)
+
+    def _add_picture(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        self.pictures[name] = _added(self.pictures[name], arrays) if name in self.pictures else arrays
+
+    def _add_range(self, name: str, within: Range) -> None:
+        self.ranges[name] = self.ranges[name] | within if name in self.ranges else within
 
 
-def with_picture_figures(dataset: SourceDataset, clips: dict[str, list[Clip]], workers: Workers) -> SourceDataset:
-    """Return the dataset with statistics of every video: those of its metadata, else of a sample of decoded frames."""
-    missing = [
-        (episode.index, camera, clips[camera][place].span)
-        for place, episode in enumerate(dataset.episodes)
-        for camera in dataset.cameras
-        if NEEDED - set(dataset.picture_stats[episode.index].get(camera, {}))
-    ]
-    found = {index: dict(own) for index, own in dataset.picture_stats.items()}
-    tasks = [partial(picture_figures, span) for _, _, span in missing]
-    for (index, camera, _), figures in zip(missing, workers.run(tasks), strict=True):
-        found[index][camera] = figures
-    return replace(dataset, picture_stats=found)
+def with_picture_figures(
+    dataset: SourceDataset, clips: dict[str, Clips], folder: Path, workers: Workers
+) -> SourceDataset:
+    """Return the dataset with statistics of every video: those of its metadata, else of decoded frames.
+
+    Args:
+        dataset: The source.
+        clips: By camera, where each episode's packets lie.
+        folder: Where lines go with what is counted.
+        workers: Who decodes.
+    """
+    starts = range(0, len(dataset.episodes), EPISODES_AT_ONCE) if clips else ()
+    tasks = (
+        partial(missing_figures, dataset.part(start, start + EPISODES_AT_ONCE),
+                {camera: own[start : start + EPISODES_AT_ONCE] for camera, own in clips.items()})
+        for start in starts
+    )  # fmt: skip
+    with LineWriter(folder / "counted.jsonl", len(dataset.episodes)) as lines:
+        for found in workers.run(tasks):
+            for index, figures in found:
+                lines.write(index, figures)
+    return replace(dataset, counted=lines.lines())
+
+
+def missing_figures(dataset: SourceDataset, clips: dict[str, Clips]) -> list[tuple[int, dict[str, Any]]]:
+    """Count the statistics of videos of which the metadata have none.
+
+    Returns:
+        Episode, and camera -> figures, of those that lack some.
+    """
+    found = []
+    for place, recorded in enumerate(dataset.picture_statistics()):
+        lacking = [camera for camera in clips if NEEDED - set(recorded.get(camera, {}))]
+        if lacking:
+            figures = {camera: picture_figures(clips[camera][place]) for camera in lacking}
+            found.append((int(dataset.episodes.index_N[place]), figures))
+    return found
 
 
 def picture_figures(span: Span) -> dict[str, list]:
-    """Decode a span and return the figures of a sample of its frames, as JSON holds them."""
+    """Decode a span and return the figures of its frames, sampled as LeRobot does, as JSON holds them."""
     wanted, image = set(sampled_frames(span.num_frames).tolist()), ImageHistogram.empty()
     frames = islice(decode_frames(span.path), span.first_frame, span.first_frame + span.num_frames)
     for index, frame in enumerate(frames):
@@ -88,9 +126,8 @@ def dataset_statistics(root: Path, dataset: SourceDataset, version: str, total: 
         workers: Who counts rows.
     """
     names = [name for name in total.ranges if name in target_features(dataset)]
-    files = sorted(root.glob("data/*/*.parquet"))
-    tasks = [partial(count_rows, files[start : start + FILES_AT_ONCE], {n: total.ranges[n] for n in names})
-             for start in range(0, len(files), FILES_AT_ONCE)]  # fmt: skip
+    ranges = {name: total.ranges[name] for name in names}
+    tasks = (partial(count_rows, files, ranges) for files in batched(_tables(root), FILES_AT_ONCE))
     counts: dict[str, VectorCounts] = {}
     for part in workers.run(tasks):
         counts = {name: counts[name] + part[name] if name in counts else part[name] for name in names}
@@ -100,6 +137,11 @@ def dataset_statistics(root: Path, dataset: SourceDataset, version: str, total: 
     else:
         stats |= {name: _as_json(own) for name, own in total.pictures.items()}
     write_json(root / "meta" / "stats.json", stats)
+
+
+def _tables(root: Path) -> Iterator[Path]:
+    for chunk in sorted(path for path in (root / "data").iterdir() if path.is_dir()):
+        yield from sorted(chunk.glob("*.parquet"))
 
 
 def count_rows(files: Iterable[Path], ranges: dict[str, Range]) -> dict[str, VectorCounts]:

@@ -1,9 +1,14 @@
-"""A LeRobot dataset as v3.0: many episodes in each table and mp4, and their places in meta/episodes."""
+"""A LeRobot dataset as v3.0: many episodes in each table and mp4, and their places in meta/episodes.
+
+Axes: N episodes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
+from itertools import batched, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +20,39 @@ from dreamgen.core.errors import UserError
 from dreamgen.core.files import atomic_file, write_json
 from dreamgen.core.progress import Progress
 from dreamgen.core.timeline import frame_time_s
-from export.convert.rows import read_episode, target_features
+from export.convert.clips import Clips
+from export.convert.rows import EpisodeTables, read_episode, target_features
 from export.convert.source import SourceDataset
 from export.convert.statistics import StatsSum
-from export.convert.videos import Clip, copy_spans
+from export.convert.videos import copy_spans
 from export.lerobot_v30 import DATA_PATH, EPISODES_PATH, MB, VIDEO_PATH, FileLimits
 from export.numbered_files import FileNumber
 from export.workers import Workers
 
 MAX_EPISODES_PER_FILE = 1000
 OF_V2 = ("total_videos", "total_chunks")
+type Spots = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class VideoFile:
-    """One mp4 of a camera: which episodes, by place, are in it."""
+class VideoFiles:
+    """The mp4s of a camera, which hold its episodes one after another.
 
-    number: FileNumber
-    places: tuple[int, ...]
+    Args:
+        bounds: Place of the first episode of each file, and the number of episodes at the end.
+        first_N: Each episode's first frame within its file, int64.
+    """
+
+    bounds: tuple[int, ...]
+    first_N: np.ndarray
+
+    def file_N(self, start: int, stop: int) -> np.ndarray:
+        """Return which file the episodes at some places lie in."""
+        return np.searchsorted(self.bounds, np.arange(start, stop), side="right") - 1
 
 
 def write_v30(
-    root: Path, dataset: SourceDataset, clips: dict[str, list[Clip]], workers: Workers,
+    root: Path, dataset: SourceDataset, clips: dict[str, Clips], workers: Workers,
     limits: FileLimits | None = None,
 ) -> tuple[StatsSum, list[tuple[int, str]]]:  # fmt: skip
     """Write tables, videos and metadata, except meta/stats.json.
@@ -59,27 +75,35 @@ def write_v30(
                         actual=float(dataset.fps))  # fmt: skip
     limits = limits or FileLimits()
     videos = {camera: video_files(own, limits) for camera, own in clips.items()}
-    spots = _spots(dataset, clips, videos)
-    first_index_E = np.cumsum([0, *(episode.length for episode in dataset.episodes)])
-    extras = pa.Table.from_pylist(list(dataset.extras.values())).schema
-    tasks = [partial(write_rows, root, dataset.part(start, stop), FileNumber.of(number, limits.chunks_size),
-                     int(first_index_E[start]), spots[start:stop], extras)
-             for number, (start, stop) in enumerate(row_files(dataset, limits))]  # fmt: skip
-    joins = [partial(copy_spans, root / VIDEO_PATH.format(video_key=camera, **file.number.indices()),
-                     [clips[camera][place].span for place in file.places], dataset.fps)
-             for camera, files in videos.items() for file in files]  # fmt: skip
+    first_index_N, extras = dataset.first_index_N(), extras_schema(dataset)
+    files = row_files(dataset, limits)
+    tasks = (
+        partial(write_rows, root, dataset.part(start, stop), FileNumber.of(number, limits.chunks_size),
+                int(first_index_N[start]), _spots(videos, start, stop), limits.chunks_size, extras)
+        for number, (start, stop) in enumerate(files)
+    )  # fmt: skip
+    joins = (
+        partial(join_clips, root, clips[camera][start:stop], FileNumber.of(n, limits.chunks_size))
+        for camera, own in videos.items() for n, (start, stop) in enumerate(pairwise(own.bounds))
+    )  # fmt: skip
     total, notes = StatsSum(), []
-    with Progress("convert: v3.0", len(tasks) + len(joins), "files") as progress:
-        for found in workers.run(tasks):
-            for index, figures, own in found:
-                total.add(figures, dataset.pictures)
-                notes += [(index, note) for note in own]
+    num_files = len(files) + sum(len(own.bounds) - 1 for own in videos.values())
+    with Progress("convert: v3.0", num_files, "files") as progress:
+        for own_total, own_notes in workers.run(tasks):
+            total.add_sum(own_total)
+            notes += own_notes
             progress.add()
         for _ in workers.run(joins):
             progress.add()
     _write_tasks(root / "meta" / "tasks.parquet", dataset.tasks)
     write_json(root / "meta" / "info.json", _info(dataset, limits))
     return total, notes
+
+
+def join_clips(root: Path, clips: Clips, number: FileNumber) -> None:
+    """Write the mp4 of this number."""
+    path = root / VIDEO_PATH.format(video_key=clips.camera, **number.indices())
+    copy_spans(path, clips, clips.fps, int(clips.delay_N.max()))
 
 
 def row_files(dataset: SourceDataset, limits: FileLimits) -> list[tuple[int, int]]:
@@ -94,23 +118,41 @@ def row_files(dataset: SourceDataset, limits: FileLimits) -> list[tuple[int, int
     return [*files, (start, len(dataset.episodes))]
 
 
-def video_files(clips: list[Clip], limits: FileLimits) -> list[VideoFile]:
+def video_files(clips: Clips, limits: FileLimits) -> VideoFiles:
     """Share a camera's episodes out to mp4s: a new one begins at the size limit or where the encoding differs."""
-    groups: list[list[int]] = []
-    size, encoding = 0, None
-    for place, clip in enumerate(clips):
-        if clip.look.encoding != encoding or size + clip.look.num_bytes > limits.video_mb * MB:
-            groups.append([])
-            size, encoding = 0, clip.look.encoding
-        groups[-1].append(place)
-        size += clip.look.num_bytes
-    return [VideoFile(FileNumber.of(n, limits.chunks_size), tuple(places)) for n, places in enumerate(groups)]
+    bounds, size, encoding = [], 0, None
+    for place, (own, num_bytes) in enumerate(zip(clips.encoding_N.tolist(), clips.num_bytes_N.tolist(), strict=True)):
+        if own != encoding or size + num_bytes > limits.video_mb * MB:
+            bounds.append(place)
+            size, encoding = 0, own
+        size += num_bytes
+    length_N = clips.episodes.length_N
+    before_N = np.cumsum(length_N) - length_N
+    bounds = (*bounds, len(clips))
+    return VideoFiles(bounds, before_N - np.repeat(before_N[list(bounds[:-1])], np.diff(bounds)))
+
+
+def extras_schema(dataset: SourceDataset) -> pa.Schema:
+    """Return names and types of what the metadata say of episodes besides.
+
+    Raises:
+        UserError: if one of them is of several types.
+    """
+    schemas = [pa.schema([])]
+    try:
+        for rows in batched(dataset.episode_extras(), MAX_EPISODES_PER_FILE):
+            names = dict.fromkeys(name for row in rows for name in row)
+            schemas.append(pa.table({name: [row.get(name) for row in rows] for name in names}).schema)
+        return pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise UserError(f"{dataset.root}: a field of the episodes' metadata is of several types", actual=str(error),
+                        next_step=f"dreamgen check {dataset.root}") from None  # fmt: skip
 
 
 def write_rows(
-    root: Path, dataset: SourceDataset, number: FileNumber, first_index: int, spots: list[dict[str, Any]],
+    root: Path, dataset: SourceDataset, number: FileNumber, first_index: int, spots: Spots, chunks_size: int,
     extras: pa.Schema,
-) -> list[tuple[int, dict[str, Any], tuple[str, ...]]]:  # fmt: skip
+) -> tuple[StatsSum, list[tuple[int, str]]]:  # fmt: skip
     """Write one table of rows and the one of the same number with their episodes' metadata.
 
     Args:
@@ -118,16 +160,18 @@ def write_rows(
         dataset: The source, with the episodes of this file.
         number: Of both files.
         first_index: Number of the first frame in the dataset.
-        spots: Of each episode, the columns that say where its frames lie.
+        spots: By camera, which file each episode's frames lie in, and the number of the first of them there.
+        chunks_size: Files in a chunk.
         extras: Columns that the source's metadata has besides.
 
     Returns:
-        Of each episode, its number, its statistics and what had to be changed.
+        What the episodes' statistics add up to; by episode, what had to be changed.
     """
-    done, lines, writer = [], [], None
+    total, notes, lines, writer, tables = StatsSum(), [], [], None, EpisodeTables()
+    known = zip(dataset.episodes, dataset.picture_statistics(), dataset.episode_extras(), strict=True)
     with atomic_file(root / DATA_PATH.format(**number.indices())) as temporary:
-        for episode, spot in zip(dataset.episodes, spots, strict=True):
-            rows = read_episode(dataset, episode, first_index, as_lists=False)
+        for place, (episode, pictures, more) in enumerate(known):
+            rows = read_episode(dataset, episode, pictures, tables, first_index, as_lists=False)
             writer = writer or pq.ParquetWriter(temporary, rows.table.schema, compression="snappy")
             writer.write_table(rows.table)  # a row group an episode, as lerobot does
             lines.append(
@@ -135,37 +179,34 @@ def write_rows(
                     "episode_index": episode.index, "tasks": list(episode.tasks), "length": episode.length,
                     "data/chunk_index": number.chunk, "data/file_index": number.file,
                     "dataset_from_index": first_index, "dataset_to_index": first_index + episode.length,
-                    **spot, **dataset.extras[episode.index],
+                    **_spot_columns(spots, place, episode.length, dataset.fps, chunks_size), **more,
                     **{f"stats/{n}/{stat}": v for n, own in rows.figures.items() for stat, v in own.items()},
                     "meta/episodes/chunk_index": number.chunk, "meta/episodes/file_index": number.file,
                 }
             )  # fmt: skip
             first_index += episode.length
-            done.append((episode.index, rows.figures, rows.notes))
+            total.add(rows.figures, dataset.pictures)
+            notes += [(episode.index, note) for note in rows.notes]
         writer.close()
     with atomic_file(root / EPISODES_PATH.format(**number.indices())) as temporary:
         schema = _schema(dict.fromkeys(name for line in lines for name in line), dataset.pictures, extras)
         pq.write_table(pa.Table.from_pylist(lines, schema=schema), temporary)
-    return done
+    return total, notes
 
 
-def _spots(
-    dataset: SourceDataset, clips: dict[str, list[Clip]], videos: dict[str, list[VideoFile]]
-) -> list[dict[str, Any]]:
-    spots: list[dict[str, Any]] = [{} for _ in dataset.episodes]
-    for camera, files in videos.items():
-        key = f"videos/{camera}"
-        for file in files:
-            first = 0
-            for place in file.places:
-                end = first + clips[camera][place].span.num_frames
-                spots[place] |= {
-                    f"{key}/chunk_index": file.number.chunk, f"{key}/file_index": file.number.file,
-                    f"{key}/from_timestamp": frame_time_s(first, dataset.fps),
-                    f"{key}/to_timestamp": frame_time_s(end, dataset.fps),
-                }  # fmt: skip
-                first = end
-    return spots
+def _spots(videos: dict[str, VideoFiles], start: int, stop: int) -> Spots:
+    return {camera: (own.file_N(start, stop), own.first_N[start:stop]) for camera, own in videos.items()}
+
+
+def _spot_columns(spots: Spots, place: int, length: int, fps: Fraction, chunks_size: int) -> dict[str, Any]:
+    columns = {}
+    for camera, (file_N, first_N) in spots.items():
+        number, first, key = FileNumber.of(int(file_N[place]), chunks_size), int(first_N[place]), f"videos/{camera}"
+        columns |= {
+            f"{key}/chunk_index": number.chunk, f"{key}/file_index": number.file,
+            f"{key}/from_timestamp": frame_time_s(first, fps), f"{key}/to_timestamp": frame_time_s(first + length, fps),
+        }  # fmt: skip
+    return columns
 
 
 def _schema(names: dict[str, None], pictures: list[str], extras: pa.Schema) -> pa.Schema:
@@ -202,7 +243,7 @@ def _info(dataset: SourceDataset, limits: FileLimits) -> dict[str, Any]:
         "fps": int(dataset.fps),
         "features": {name: _v30_feature(feature) for name, feature in target_features(dataset).items()},
         "total_episodes": num_episodes,
-        "total_frames": sum(episode.length for episode in dataset.episodes),
+        "total_frames": dataset.num_frames,
         "total_tasks": len(dataset.tasks),
         "chunks_size": limits.chunks_size,
         "data_files_size_in_mb": max(1, round(limits.data_mb)),

@@ -2,26 +2,27 @@
 
 A packet's pts is its frame's number in the new file, in units of 1/fps; its dts counts packets. So an episode can be
 taken out exactly where it begins and ends, provided that its first frame can be decoded without those before it.
+
+Axes: P packets in the order of the file, F frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import av
+import numpy as np
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.files import atomic_file
 from dreamgen.core.timeline import frame_index_at
 from dreamgen.core.video import ENCODERS, decode_frames, probe, write_video
 from export.clip_video import encoding_of
-from export.convert.source import SourceDataset
-from export.workers import Workers
 
 REENCODE_CRF, REENCODE_GOP = 18, 2
 
@@ -50,20 +51,14 @@ class SpanLook:
         encoding: Equal where packets may share a file.
         num_bytes: Size of its packets.
         num_in_file: Frames of the whole video.
+        delay: By how many places a packet stands behind its frame's turn, at most: 0 without B-frames.
     """
 
     problem: str | None
     encoding: str
     num_bytes: int
     num_in_file: int
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One episode of one camera: where its packets lie, and what has to be known of them."""
-
-    span: Span
-    look: SpanLook
+    delay: int = 0
 
 
 def look_at_spans(path: Path, spans: Sequence[Span], fps: Fraction) -> list[SpanLook]:
@@ -73,91 +68,129 @@ def look_at_spans(path: Path, spans: Sequence[Span], fps: Fraction) -> list[Span
         UserError: if the video is damaged or has fewer frames than a span asks for.
     """
     probe(path)
+    numbers, keys, sizes = array("q"), bytearray(), array("q")
     with av.open(str(path)) as source:
         stream = source.streams.video[0]
-        packets = [
-            (frame_index_at(packet.pts * packet.time_base, fps), packet.is_keyframe, packet.size)
-            for packet in source.demux(stream) if packet.size and packet.pts is not None
-        ]  # fmt: skip
+        for packet in source.demux(stream):
+            if packet.size and packet.pts is not None:
+                numbers.append(frame_index_at(packet.pts * packet.time_base, fps))
+                keys.append(packet.is_keyframe)
+                sizes.append(packet.size)
         encoding = encoding_of(stream)
-    shown = sorted(number for number, _, _ in packets)
-    if shown != list(range(len(packets))):
-        odd = next(i for i, number in enumerate(shown) if number != i)
-        return [SpanLook(f"frame {odd} is not at {odd}/{fps} s", encoding, 0, len(packets)) for _ in spans]
+    packets = Packets(np.array(numbers, np.int64), np.frombuffer(keys, np.uint8), np.array(sizes, np.int64))
+    if (odd := packets.first_odd()) is not None:
+        return [SpanLook(f"frame {odd} is not at {odd}/{fps} s", encoding, 0, len(numbers)) for _ in spans]
     looks = []
     for span in spans:
         end = span.first_frame + span.num_frames
-        if end > len(packets):
+        if end > len(numbers):
             raise UserError(
-                f"{path} has too few frames", actual=f"{len(packets)}", allowed=f"at least {end}",
+                f"{path} has too few frames", actual=f"{len(numbers)}", allowed=f"at least {end}",
                 next_step="dreamgen check names what does not fit",
             )  # fmt: skip
-        looks.append(_look(packets, span.first_frame, end, encoding))
+        looks.append(packets.look(span.first_frame, end, encoding))
     return looks
 
 
-def _look(packets: list[tuple[int, bool, int]], first: int, end: int, encoding: str) -> SpanLook:
-    places = [place for place, (number, _, _) in enumerate(packets) if first <= number < end]
-    problem = None
-    if packets[places[0]][0] != first or not packets[places[0]][1]:
-        problem = f"frame {first} is not a key frame"
-    elif places[-1] - places[0] + 1 != len(places):
-        problem = f"frames {first} to {end - 1} are stored among others"
-    return SpanLook(problem, encoding, sum(packets[place][2] for place in places), len(packets))
+class Packets:
+    """The packets of one video, by their places in it and by the numbers of their frames.
+
+    Args:
+        number_P: Of each packet's frame, int64.
+        is_key_P: Whether it is a key frame.
+        size_P: Bytes, int64.
+    """
+
+    def __init__(self, number_P: np.ndarray, is_key_P: np.ndarray, size_P: np.ndarray) -> None:
+        self._number_P, self._is_key_P = number_P, is_key_P
+        self._place_F = np.argsort(number_P, kind="stable")  # frame -> place of its packet
+        self._bytes_before_F = np.concatenate([[0], np.cumsum(size_P[self._place_F])])
+
+    def first_odd(self) -> int | None:
+        """Return the first frame that is missing or there twice; None where they are 0, 1, 2 ..."""
+        wrong = np.flatnonzero(self._number_P[self._place_F] != np.arange(len(self._number_P)))
+        return int(wrong[0]) if len(wrong) else None
+
+    def look(self, first: int, end: int, encoding: str) -> SpanLook:
+        """Look at the packets of frames from `first` up to `end`."""
+        place_F = self._place_F[first:end]
+        begin, last, problem = int(place_F.min()), int(place_F.max()), None
+        if self._number_P[begin] != first or not self._is_key_P[begin]:
+            problem = f"frame {first} is not a key frame"
+        elif last - begin + 1 != end - first:
+            problem = f"frames {first} to {end - 1} are stored among others"
+        delay = int((place_F - begin - np.arange(end - first)).max())
+        num_bytes = int(self._bytes_before_F[end] - self._bytes_before_F[first])
+        return SpanLook(problem, encoding, num_bytes, len(self._number_P), max(delay, 0))
 
 
-def copy_spans(path: Path, spans: Sequence[Span], fps: Fraction) -> int:
+class PacketReader:
+    """Reads the packets of spans; a video stays open for the next span, which is mostly in the same one."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._source: av.container.InputContainer | None = None
+
+    def __enter__(self) -> PacketReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._source is not None:
+            self._source.close()
+
+    def stream(self, span: Span) -> av.VideoStream:
+        """Open the span's video where another one is open, and return its stream."""
+        if self._path != span.path:
+            self.__exit__()
+            self._path, self._source = span.path, av.open(str(span.path))
+        return self._source.streams.video[0]
+
+    def packets(self, span: Span, fps: Fraction) -> Iterator[av.Packet]:
+        """Yield the packets of a span in the order of the file."""
+        stream = self.stream(span)
+        # To the key frame that the span begins with, or to one before it.
+        self._source.seek(int(Fraction(span.first_frame) / fps / stream.time_base), stream=stream, backward=True)
+        in_span = (
+            packet for packet in self._source.demux(stream)
+            if packet.size
+            and 0 <= frame_index_at(packet.pts * packet.time_base, fps) - span.first_frame < span.num_frames
+        )  # fmt: skip
+        return islice(in_span, span.num_frames)
+
+
+def copy_spans(path: Path, spans: Sequence[Span], fps: Fraction, delay: int, reader: PacketReader | None = None) -> int:
     """Copy the packets of some spans into one mp4, whole or absent.
 
     Args:
         path: The file to write.
-        spans: At least one, of one encoding, none with a problem; neighbours in one file are read in one go.
+        spans: At least one, of one encoding, none with a problem.
         fps: Frames a second.
+        delay: The largest of their delays.
+        reader: Who reads them; a new one when not given.
 
     Returns:
         Frames in the file.
     """
-    delay = max(_delay(span, fps) for span in spans)
+    if reader is None:
+        with PacketReader() as reader:
+            return copy_spans(path, spans, fps, delay, reader)
     options = {"fflags": "+bitexact", "movflags": "+faststart"}
     num_written, stream = 0, None
     with atomic_file(path) as temporary, av.open(str(temporary), "w", format="mp4", options=options) as out:
         for span in spans:
-            with av.open(str(span.path)) as source:
-                template = source.streams.video[0]
-                if stream is None:
-                    # Opaque: parameters are copied as they are, without asking for an encoder.
-                    stream = out.add_stream_from_template(template, opaque=True)
-                    stream.time_base = 1 / fps
-                order = -1
-                for order, packet in enumerate(_packets_of(source, span, fps)):
-                    number = frame_index_at(packet.pts * packet.time_base, fps) - span.first_frame
-                    packet.stream, packet.time_base = stream, 1 / fps
-                    packet.pts, packet.dts, packet.duration = num_written + number, num_written + order - delay, 1
-                    out.mux_one(packet)
-                assert order + 1 == span.num_frames, f"{span} has {order + 1} packets"
+            if stream is None:
+                # Opaque: parameters are copied as they are, without asking for an encoder.
+                stream = out.add_stream_from_template(reader.stream(span), opaque=True)
+                stream.time_base = 1 / fps
+            order = -1
+            for order, packet in enumerate(reader.packets(span, fps)):
+                number = frame_index_at(packet.pts * packet.time_base, fps) - span.first_frame
+                packet.stream, packet.time_base = stream, 1 / fps
+                packet.pts, packet.dts, packet.duration = num_written + number, num_written + order - delay, 1
+                out.mux_one(packet)
+            assert order + 1 == span.num_frames, f"{span} has {order + 1} packets"
             num_written += span.num_frames
     return num_written
-
-
-def _packets_of(source: av.container.InputContainer, span: Span, fps: Fraction):
-    stream = source.streams.video[0]
-    if span.first_frame:
-        # To the key frame that the span begins with, or to one before it.
-        source.seek(int(Fraction(span.first_frame) / fps / stream.time_base), stream=stream, backward=True)
-    in_span = (
-        packet for packet in source.demux(stream)
-        if packet.size and 0 <= frame_index_at(packet.pts * packet.time_base, fps) - span.first_frame < span.num_frames
-    )  # fmt: skip
-    return islice(in_span, span.num_frames)
-
-
-def _delay(span: Span, fps: Fraction) -> int:
-    """Return by how many places a packet of a span stands behind its frame's turn: 0 without B-frames."""
-    with av.open(str(span.path)) as source:
-        return max(
-            order - (frame_index_at(packet.pts * packet.time_base, fps) - span.first_frame)
-            for order, packet in enumerate(_packets_of(source, span, fps))
-        )
 
 
 def encode_span(path: Path, span: Span, fps: Fraction) -> SpanLook:
@@ -173,65 +206,3 @@ def encode_span(path: Path, span: Span, fps: Fraction) -> SpanLook:
         REENCODE_CRF, REENCODE_GOP,
     )  # fmt: skip
     return look_at_spans(path, [Span(path, 0, span.num_frames)], fps)[0]
-
-
-def ready_clips(
-    dataset: SourceDataset, folder: Path, reencode: bool, workers: Workers
-) -> tuple[dict[str, list[Clip]], list[str]]:
-    """Return, for each camera, where each episode's packets lie, ready to be copied, and what the user should know.
-
-    Args:
-        dataset: The source.
-        folder: Where videos go that have to be encoded again.
-        reencode: Whether that is wanted.
-        workers: Who looks and encodes.
-
-    Raises:
-        UserError: if videos cannot be copied and encoding them again is not wanted.
-    """
-    clips, notes = {}, []
-    for camera in dataset.cameras:
-        clips[camera], own = _ready_clips(dataset, camera, folder, reencode, workers)
-        notes += own
-    return clips, notes
-
-
-def _ready_clips(
-    dataset: SourceDataset, camera: str, folder: Path, reencode: bool, workers: Workers
-) -> tuple[list[Clip], list[str]]:
-    spans = [Span(episode.videos[camera], dataset.first_frame(episode, camera), episode.length)
-             for episode in dataset.episodes]  # fmt: skip
-    by_file: dict[Path, list[int]] = {}
-    for index, span in enumerate(spans):
-        by_file.setdefault(span.path, []).append(index)
-    looks: list[SpanLook] = [None] * len(spans)
-    tasks = [partial(look_at_spans, path, [spans[i] for i in own], dataset.fps) for path, own in by_file.items()]
-    for own, found in zip(by_file.values(), workers.run(tasks), strict=True):
-        for index, look in zip(own, found, strict=True):
-            looks[index] = look
-    notes = [
-        f"episode {index}, {camera}: the video has {look.num_in_file} frames, the table {span.num_frames} rows: the "
-        "frames beyond them are left out"
-        for index, (span, look) in enumerate(zip(spans, looks, strict=True))
-        if len(by_file[span.path]) == 1 and span.first_frame == 0 and look.num_in_file != span.num_frames
-    ]
-    uncopyable = [(index, look.problem) for index, look in enumerate(looks) if look.problem]
-    if uncopyable and not reencode:
-        raise _cannot_copy(camera, uncopyable)
-    encoded = {index: folder / f"{camera}-{index:06d}.mp4" for index, _ in uncopyable}
-    folder.mkdir(exist_ok=True)
-    again = [partial(encode_span, path, spans[index], dataset.fps) for index, path in encoded.items()]
-    for (index, reason), look in zip(uncopyable, workers.run(again), strict=True):
-        spans[index], looks[index] = Span(encoded[index], 0, spans[index].num_frames), look
-        notes.append(f"episode {index}, {camera}: encoded again, because {reason}")
-    return [Clip(span, look) for span, look in zip(spans, looks, strict=True)], notes
-
-
-def _cannot_copy(camera: str, problems: Sequence[tuple[int, str]]) -> UserError:
-    shown = [f"episode {index}: {reason}" for index, reason in problems[:10]]
-    more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-    return UserError(
-        f"{len(problems)} videos of {camera} cannot be copied without encoding them again",
-        actual="; ".join([*shown, *more]), allowed="an episode begins with a key frame and frame i is at i / fps",
-        next_step="--reencode encodes these, and only these, again",
-    )  # fmt: skip

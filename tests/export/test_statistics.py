@@ -5,13 +5,20 @@ from __future__ import annotations
 import functools
 import operator
 
+import cv2
 import numpy as np
-from lerobot.datasets.compute_stats import auto_downsample_height_width, get_feature_stats
+import pytest
+from lerobot.datasets.compute_stats import (
+    auto_downsample_height_width,
+    compute_episode_stats,
+    get_feature_stats,
+    sample_indices,
+)
 
 from dreamgen.core.jobs import accepted_clips
 from dreamgen.core.video import read_video, write_video
 from export.clip_video import look_at_clip
-from export.image_statistics import sampled_frames, thinned
+from export.image_statistics import ImageHistogram, few_frames, sampled_frames, thinned
 from export.statistics import NUM_LEVELS, QUANTILES, Range, VectorCounts, vector_figures
 from tests.fixtures.runs import moving_square
 
@@ -76,22 +83,57 @@ def test_image_figures_equal_lerobots(exported):
     assert ours["mean"].shape == (3, 1, 1) and ours["count"].tolist() == [13]
 
 
-def test_a_sample_of_a_long_clip_stays_near_all_of_its_frames(tmp_path):
-    video_THWC = moving_square(3, 93, 96, 320)
-    write_video(tmp_path / "long.mp4", video_THWC, 16)
-    clip = look_at_clip(tmp_path / "long.mp4", 16)
-    assert clip.info.num_frames == 93 and clip.image.num_sampled == 16
-    frames_TCHW = np.stack([auto_downsample_height_width(f.transpose(2, 0, 1)) for f in read_video(clip.info.path)])
-    exact_C = (frames_TCHW / 255.0).mean(axis=(0, 2, 3))
-    spread_C = (frames_TCHW / 255.0).std(axis=(0, 2, 3))
-    figures = clip.image.figures()
-    assert (np.abs(figures["mean"].ravel() - exact_C) < 0.05 * spread_C).all()
-    assert (np.abs(figures["std"].ravel() - spread_C) < 0.05 * spread_C).all()
+def lerobots_picture_figures(video_THWC, folder):
+    """What lerobot's own writer records of an episode's pictures, which it takes as files."""
+    paths = [str(folder / f"{t:04d}.png") for t in range(len(video_THWC))]
+    for path, frame_HWC in zip(paths, video_THWC, strict=True):
+        assert cv2.imwrite(path, frame_HWC[..., ::-1])
+    feature = {"dtype": "video", "shape": list(video_THWC.shape[1:]), "names": ["height", "width", "channels"]}
+    return compute_episode_stats({"picture": paths}, {"picture": feature})["picture"]
 
 
-def test_sampled_frames_spread_over_the_whole_clip():
+@pytest.mark.parametrize("num_frames", [29, 93, 140])
+def test_pictures_figures_equal_lerobots_of_the_same_episode(tmp_path, num_frames):
+    write_video(tmp_path / "clip.mp4", moving_square(3, num_frames, 96, 320), 16)
+    video_THWC = read_video(tmp_path / "clip.mp4")
+    theirs = lerobots_picture_figures(video_THWC, tmp_path)
+    exact, few = (look_at_clip(tmp_path / "clip.mp4", 16, as_lerobot).image.figures() for as_lerobot in (True, False))
+    assert exact.keys() == theirs.keys()
+    for stat, values in theirs.items():
+        assert exact[stat].shape == values.shape == few[stat].shape
+        # lerobot adds up millions of pixels and their squares in float32: it is right to two digits only.
+        atol = 0.02 if stat in ("mean", "std") else 5e-4
+        np.testing.assert_allclose(exact[stat], values, atol=atol, err_msg=stat)
+    taken_TCHW = np.stack([auto_downsample_height_width(video_THWC[t].transpose(2, 0, 1))
+                           for t in sample_indices(num_frames)]) / 255.0  # fmt: skip
+    for stat in ("mean", "std"):
+        np.testing.assert_allclose(exact[stat].ravel(), getattr(taken_TCHW, stat)(axis=(0, 2, 3)), rtol=1e-9)
+    # Few frames: the same weight when episodes are added up, and figures that lie near.
+    assert few["count"] == theirs["count"] == min(num_frames, 100)
+    for stat in ("mean", "std"):
+        assert (np.abs(few[stat] - exact[stat]) < 0.05 * exact["std"]).all()
+
+
+def test_few_frames_of_real_demonstrations_stay_near_lerobots_figures(tmp_path, real_demos):
+    video_THWC = read_video(min(real_demos.rglob("*.mp4")))
+    image = ImageHistogram.empty()
+    for index in few_frames(len(video_THWC)):
+        image = image.with_frame(video_THWC[index])
+    theirs, ours = lerobots_picture_figures(video_THWC, tmp_path), image.figures()
+    for stat in ("mean", "std"):
+        np.testing.assert_allclose(ours[stat], theirs[stat], atol=0.01, err_msg=stat)
+    for stat in ("q01", "q10", "q50", "q90", "q99"):
+        np.testing.assert_allclose(ours[stat], theirs[stat], atol=0.03, err_msg=stat)
+
+
+def test_frames_are_chosen_as_lerobot_chooses_them():
+    for num_frames in (1, 5, 16, 17, 93, 100, 101, 400, 470, 20_000, 3_000_000):
+        assert sampled_frames(num_frames).tolist() == sample_indices(num_frames)
+
+
+def test_few_frames_spread_over_the_whole_clip():
     for num_frames in (1, 5, 16, 17, 93, 400, 20_000):
-        wanted = sampled_frames(num_frames)
+        wanted = few_frames(num_frames)
         assert wanted[0] == 0 and wanted[-1] == num_frames - 1 and len(set(wanted.tolist())) == len(wanted)
         assert len(wanted) >= min(16, num_frames)
 
