@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dreamgen.core.config import get_path, setting_paths
 from dreamgen.core.errors import UserError
 from dreamgen.core.records import StageResult
 from dreamgen.core.run_folder import RunFolder
+from dreamgen.core.setting_paths import get_path, setting_paths
 from dreamgen.core.settings import Settings
 from finetune.checkpoint import STATE, TrainingState, point_last, read_state, step_of, whole_checkpoints
 from finetune.windows import TrainingClip

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, GradientAccumulationPlugin
 from diffusers import CosmosTransformer3DModel
 
-from dreamgen.core.config import get_path, setting_paths
 from dreamgen.core.errors import Problems, UserError
 from dreamgen.core.run_folder import RunFolder
+from dreamgen.core.setting_paths import get_path, setting_paths
 from dreamgen.core.settings import Settings
 from dreamgen.models.adapter import add_adapter
 from dreamgen.models.safety import require_safety_checker

@@ -18,7 +18,7 @@ ALLOWED = {
     "export": {"core", "export"},
     "top": {"core", "models", "finetune", "stage", "export", "top"},
 }
-TOP = {"cli", "commands", "pipeline", "__main__"}
+TOP = {"cli", "command_line", "commands", "pipeline", "__main__"}
 
 
 def room_of(module: str) -> str:

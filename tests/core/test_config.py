@@ -3,16 +3,11 @@
 import pytest
 import yaml
 
-from dreamgen.core.config import (
-    ABOVE_ZERO,
-    RANGES,
-    configs_folder,
-    parse_settings,
-    setting_paths,
-    settings_from_dict,
-)
+from dreamgen.core.config import configs_folder, parse_settings, settings_from_dict
 from dreamgen.core.errors import UserError
 from dreamgen.core.run_folder import RunFolder
+from dreamgen.core.setting_paths import setting_paths
+from dreamgen.core.setting_rules import ABOVE_ZERO, RANGES
 from dreamgen.core.settings import Settings
 
 
