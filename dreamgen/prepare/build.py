@@ -137,6 +137,7 @@ def _write_video(
     clip, shape, num_decoded = surveyed.clip, settings.video, surveyed.num_source_frames
     cameras = list(zip(readers, clip.videos, strict=True))
     frames = [reader.frames(video.path, video.from_frame, surveyed.indices) for reader, video in cameras]
+    frames = [_part(of_camera, video.view) for of_camera, (_, video) in zip(frames, cameras, strict=True)]
     pictures = _tiled(frames, views, settings) if views else _fitted(frames[0], settings)
     num_written = write_video(path, pictures, shape.fps, shape.codec, shape.crf, shape.gop)
     for reader, video in cameras:
@@ -153,6 +154,10 @@ def _write_video(
     check_length(indices, settings, num_decoded, surveyed.fps)
     changes = (f"the last {missing} frames could not be decoded",) if missing else ()
     return replace(surveyed, num_source_frames=num_decoded, indices=indices, changes=surveyed.changes + changes)
+
+
+def _part(frames: Iterator[np.ndarray], view: View | None) -> Iterator[np.ndarray]:
+    return frames if view is None else map(view.cut, frames)
 
 
 def _fitted(frames: Iterator[np.ndarray], settings: Settings) -> Iterator[np.ndarray]:

@@ -1,7 +1,8 @@
 """Folders of videos with texts: the GR1 layout and the plain one.
 
 GR1: `videos/*.mp4`, with the text in `metadata.csv`, `metas/NAME.txt` or `captions/NAME.json`. A training set that
-prepare wrote is this layout too, with `trajectories/` and `features.json` beside it.
+prepare wrote is this layout too, with `trajectories/` and `features.json` beside it; of several cameras in its
+pictures, each is cut out again.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def open_gr1(root: Path, settings: PrepareSettings) -> Source:
         text_of = functools.partial(_text_of, root, video, named, settings.caption_length)
         clips.append(_clip(root, name, video, text_of, features))
     clips += [SourceClip("", origin, refused=reason) for origin, reason in refused_rows]
-    return Source("GR1 layout", tuple(clips), features, findings)
+    return Source("GR1 layout", tuple(clips), features, findings, tuple(view.camera for view in features.views))
 
 
 def open_plain(root: Path, settings: PrepareSettings) -> Source:
@@ -78,7 +79,9 @@ def _clip(
         if features is not None and trajectory.is_file():
             dims = (len(features.state_names) or None, len(features.action_names) or None)
             load = functools.partial(read_trajectory, trajectory, *dims)
-        return SourceClip(name, origin, (SourceVideo(file),), text_of(), load_trajectory=load)
+        views = features.views if features is not None else ()
+        videos = tuple(SourceVideo(file, view=view) for view in views) or (SourceVideo(file),)
+        return SourceClip(name, origin, videos, text_of(), load_trajectory=load)
     except UserError as error:
         return SourceClip(name, origin, refused=reason_of(error))
 

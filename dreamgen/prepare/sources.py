@@ -11,6 +11,7 @@ from pathlib import Path
 from dreamgen.core.prompts import bare_instruction
 from dreamgen.core.records import RobotFeatures
 from dreamgen.core.trajectory import Trajectory
+from dreamgen.core.views import View
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class SourceVideo:
         path: The mp4.
         from_frame: Its first frame there.
         num_frames: How many; None: all that are there.
+        view: Which part of the picture it is; None for the whole.
     """
 
     path: Path
     from_frame: int = 0
     num_frames: int | None = None
+    view: View | None = None
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dreamgen.core.errors import UserError, reason_of
 from dreamgen.core.settings import Settings
 from dreamgen.core.timeline import resampled_indices
 from dreamgen.core.video import VideoInfo, probe
-from dreamgen.core.views import View
-from dreamgen.prepare.sources import SourceClip
+from dreamgen.core.views import View, short_name
+from dreamgen.prepare.sources import SourceClip, SourceVideo
 
 # A recorder that stops between a row and its picture loses one or two; more means that they do not belong together.
 MAX_FRAMES_APART = 2
@@ -124,14 +124,27 @@ def _survey_clip(
     check_length(indices, settings, num_frames, fps)
     if fps != video.fps:
         changes.append(f"resampled from {rate(fps)} to {video.fps} fps")
-    for info, view in zip(infos, views or (None,), strict=True):
+    for source, info, view in zip(clip.videos, infos, views or (None,), strict=True):
         height, width = (view.height, view.width) if view else (video.height, video.width)
-        if (info.height, info.width) != (height, width):
-            same_aspect = info.height * width == info.width * height
+        source_height, source_width = _size_of(source, info)
+        if (source_height, source_width) != (height, width):
+            same_aspect = source_height * width == source_width * height
             how = "" if same_aspect else {"crop": ", borders cut", "pad": ", black borders added"}[settings.prepare.fit]
             whose = f"{view.camera} " if view else ""
-            changes.append(f"{whose}resized from {info.height}x{info.width} to {height}x{width}{how}")
+            changes.append(f"{whose}resized from {source_height}x{source_width} to {height}x{width}{how}")
     return SurveyedClip(clip, infos, fps, num_frames, indices, tuple(changes))
+
+
+def _size_of(source: SourceVideo, info: VideoInfo) -> tuple[int, int]:
+    part = source.view
+    if part is None:
+        return info.height, info.width
+    if part.top + part.height > info.height or part.left + part.width > info.width:
+        raise UserError(
+            f"its picture has no room for the camera {short_name(part.camera)}", actual=f"{info.width} x {info.height}",
+            allowed=f"{part.width} x {part.height} at {part.left},{part.top}, as features.json says",
+        )  # fmt: skip
+    return part.height, part.width
 
 
 def _num_common_frames(clip: SourceClip, infos: tuple[VideoInfo, ...]) -> int:

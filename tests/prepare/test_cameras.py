@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +71,35 @@ def test_one_camera_in_a_list_is_that_camera(tmp_path, settings_for):
     video = "videos/episode_000000.mp4"
     assert (alone / video).read_bytes() == (plain / video).read_bytes()
     assert json.loads((alone / "features.json").read_text())["views"] == []
+
+
+def test_a_training_set_of_several_cameras_is_taken_apart_and_tiled_anew(tmp_path, settings_for):
+    demos.write_lerobot_v21(tmp_path / "demos", num_episodes=2)
+    demos.add_camera(tmp_path / "demos", WRIST, 40, 40)
+    cameras = {"cameras": ["ego_view", WRIST]}
+    train = prepare(settings_for(tmp_path / "demos", out=tmp_path / "first", prepare=cameras)).outputs["train"]
+    settings = settings_for(train, out=tmp_path / "second")
+    again = prepare(replace(settings, video=replace(settings.video, height=32, width=96))).outputs["train"]
+    assert prepare(settings_for(train, out=tmp_path / "third")).figures["used"] == 2  # of one size, as they are
+    before, after = (RobotFeatures.from_dict(json.loads((f / "features.json").read_text())) for f in (train, again))
+    assert after.views == tiled_views([demos.CAMERA, WRIST], 32, 96) and after.action_names == before.action_names
+    old_THWC, new_THWC = (read_video(folder / "videos/episode_000001.mp4") for folder in (train, again))
+    for old_HWC, new_HWC in zip(old_THWC, new_THWC, strict=True):
+        for old, new in zip(before.views, after.views, strict=True):
+            wanted_HWC = fit_frame(np.ascontiguousarray(old.cut(old_HWC)), new.height, new.width, "crop")
+            assert np.abs(new.cut(new_HWC) - wanted_HWC.astype(int)).mean() < 6  # encoded once more
+
+
+def test_a_video_that_cannot_hold_the_tiles_is_refused(tmp_path, settings_for):
+    demos.write_lerobot_v21(tmp_path / "demos", num_episodes=2)
+    demos.add_camera(tmp_path / "demos", WRIST, 40, 40)
+    cameras = {"cameras": ["ego_view", WRIST]}
+    train = prepare(settings_for(tmp_path / "demos", out=tmp_path / "first", prepare=cameras)).outputs["train"]
+    video = train / "videos/episode_000000.mp4"
+    write_video(video, read_video(video)[:, :, :32], 16)
+    result = prepare(settings_for(train, out=tmp_path / "second"))
+    assert result.figures["refused"] == 1
+    assert any("no room for the camera wrist" in note and "32 x 48 at 32,0" in note for note in result.notes)
 
 
 def test_what_cannot_be_tiled_is_refused(tmp_path, settings_for):
