@@ -15,7 +15,7 @@ from dreamgen.core.errors import UserError
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import Settings
 from dreamgen.core.video import fit_frame, frame_sha256, iter_frames, read_image, write_png
-from dreamgen.core.views import View, short_name, tile
+from dreamgen.core.views import View, places_told, short_name, tile
 
 CAMERA = "{camera}"  # in a file's name: each camera has one
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -52,9 +52,7 @@ def fitted_frames(file: Path, settings: Settings, views: Sequence[View] = ()) ->
     if views and (height, width) != (video.height, video.width):
         raise UserError(
             f"{file} does not show the cameras of this run side by side", actual=f"{width} x {height}",
-            allowed=f"{video.width} x {video.height}: " + ", ".join(
-                f"{short_name(view.camera)} {view.width} x {view.height} at {view.left},{view.top}" for view in views
-            ),
+            allowed=f"{video.width} x {video.height}: {places_told(views)}",
             next_step="give a picture of each camera: " + ", ".join(of_camera(Path(f"NAME.{CAMERA}.png"), view).name
                                                                     for view in views),
         )  # fmt: skip

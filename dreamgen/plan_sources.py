@@ -16,7 +16,7 @@ from dreamgen.core.files import existing_folder, inside, read_json
 from dreamgen.core.records import RobotFeatures
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.core.settings import Settings
-from dreamgen.core.views import View, short_name
+from dreamgen.core.views import View, check_views, places_told, short_name
 from dreamgen.plan_frames import CAMERA, IMAGE_SUFFIXES, VIDEO_SUFFIXES, of_camera
 from dreamgen.plan_tables import csv_rows, numbered_rows
 
@@ -70,6 +70,7 @@ def find_rows(settings: Settings, run: RunFolder) -> FrameRows:
         UserError: if there is no such source, or it is of no known kind, or shows other cameras than the run.
     """
     views = _views_of(run.fetch(run.train / "features.json").parent)
+    check_views(views, settings.video.height, settings.video.width)
     return replace(_find_rows(settings, run, views), views=views)
 
 
@@ -88,7 +89,9 @@ def _find_rows(settings: Settings, run: RunFolder, views: tuple[View, ...]) -> F
     if (path / "metadata.csv").is_file() and (path / "videos").is_dir():
         if (theirs := _views_of(path)) != views and run.train.exists():
             raise UserError(
-                f"{path} shows other cameras than this run's training set", actual=_told(theirs), allowed=_told(views)
+                f"{path} shows other cameras than this run's training set",
+                actual=places_told(theirs),
+                allowed=places_told(views),
             )
         return training_rows(path)
     return folder_rows(path, suffixes, views)
@@ -218,15 +221,13 @@ def _views_of(train: Path) -> tuple[View, ...]:
     return RobotFeatures.from_dict(read_json(features)).views if features.is_file() else ()
 
 
-def _told(views: Sequence[View]) -> str:
-    return ", ".join(f"{short_name(view.camera)} at {view.left},{view.top}" for view in views) or "one camera"
-
-
 def _of_all_cameras(file: Path, views: Sequence[View]) -> Path:
     """Return NAME.{camera}.png for NAME.CAMERA.png, and any other name as it is."""
-    name, _, camera = file.stem.rpartition(".")
-    is_one = name and camera in {short_name(view.camera) for view in views}
-    return file.with_name(f"{name}.{CAMERA}{file.suffix}") if is_one else file
+    endings = sorted((f".{short_name(view.camera)}" for view in views), key=len, reverse=True)
+    for ending in endings:  # the longest first, as a camera's name may have dots of its own
+        if file.stem.endswith(ending) and file.stem != ending:
+            return file.with_name(f"{file.stem.removesuffix(ending)}.{CAMERA}{file.suffix}")
+    return file
 
 
 def _name_of(file: Path) -> str:

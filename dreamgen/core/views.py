@@ -76,6 +76,32 @@ def tiled_views(cameras: Sequence[str], height: int, width: int) -> tuple[View, 
     )
 
 
+def check_views(views: Sequence[View], height: int, width: int) -> None:
+    """Refuse views that are those of a picture of another size: what they cut out would be no camera's.
+
+    Args:
+        views: As they were recorded; none are of every size.
+        height: Pixels of the picture at hand.
+        width: Pixels of the picture at hand.
+
+    Raises:
+        UserError: with the cameras' places.
+    """
+    if views and tuple(views) != (expected := tiled_views([view.camera for view in views], height, width)):
+        raise UserError(
+            f"train/features.json has the cameras where a picture of {width} x {height} has not",
+            actual=places_told(views), allowed=places_told(expected),
+            next_step="video.height and video.width as prepare had them, or prepare into another --out",
+        )  # fmt: skip
+
+
+def places_told(views: Sequence[View]) -> str:
+    """Say which part of the picture is whose."""
+    return (
+        ", ".join(f"{short_name(v.camera)} {v.width} x {v.height} at {v.left},{v.top}" for v in views) or "one camera"
+    )
+
+
 def tile(frames: Sequence[np.ndarray], views: Sequence[View], height: int, width: int) -> np.ndarray:
     """Put the cameras' frames, each of its view's size, into one black frame_HWC."""
     import numpy as np

@@ -72,6 +72,18 @@ def test_a_table_names_all_cameras_at_once(tmp_path, settings):
     np.testing.assert_array_equal(first_frame(settings), wanted_HWC)
 
 
+def test_a_cameras_name_may_have_dots(tmp_path, settings):
+    cameras = ("observation.images.left", "observation.images.front.left")
+    write_train(tmp_path / "run/train", cameras)
+    views = tiled_views(cameras, HEIGHT, WIDTH)
+    frames = [frame(number, view.height, view.width) for number, view in enumerate(views)]
+    for picture_HWC, name in zip(frames, ("left", "front.left"), strict=True):
+        write_png(tmp_path / f"given/scene.{name}.png", picture_HWC)
+    (tmp_path / "given/scene.txt").write_text("open the drawer")
+    plan(settings)
+    np.testing.assert_array_equal(first_frame(settings), tile(frames, views, HEIGHT, WIDTH))
+
+
 def test_a_picture_of_all_has_the_clips_size(tmp_path, settings):
     write_png(tmp_path / "given/scene.png", frame(1))
     (tmp_path / "given/scene.txt").write_text("open the drawer")
@@ -87,6 +99,11 @@ def test_what_shows_other_cameras_is_refused(tmp_path, settings):
         plan(settings)
     assert "ego_view 24 x 32 at 0,0, wrist 24 x 32 at 24,0" in str(caught.value)
     assert "NAME.ego_view.png, NAME.wrist.png" in str(caught.value)
+
+    video = replace(settings.video, height=2 * HEIGHT)
+    with pytest.raises(UserError, match="where a picture of .* has not") as caught:
+        plan(replace(settings, video=video))
+    assert "video.height and video.width as prepare had them" in str(caught.value)
 
     (given / "scene.png").unlink()
     write_each(given)
