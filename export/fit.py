@@ -5,6 +5,9 @@ What fits already is left as it is; what only has to be cut is copied packet by 
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,8 +19,8 @@ from dreamgen.core.errors import UserError, reason_of
 from dreamgen.core.frames import FrameReader
 from dreamgen.core.timeline import frame_index_at, resampled_indices
 from dreamgen.core.trajectory import read_trajectory, write_trajectory
-from dreamgen.core.video import fit_frame, write_video
-from dreamgen.core.views import View
+from dreamgen.core.video import fit_frame, probe, video_writer
+from dreamgen.core.views import View, check_views
 from export.clips import Clip
 from export.video_files import copy_packets
 
@@ -93,6 +96,20 @@ class Cut:
         )  # fmt: skip
 
 
+def fit_dreamed(
+    clip: Clip, views: Sequence[View], include_state: bool, target: Target, folder: Path
+) -> tuple[Clip | None, str | None]:
+    """Make a clip that fits of a dreamed one, as `fit_clip` does: a video of each view, or one of the whole picture."""
+    try:
+        info = probe(clip.video)
+        check_views(views, info.height, info.width)
+    except UserError as error:
+        return None, f"{clip.clip_id} is left out: {error}"
+    videos = tuple(VideoCut(clip.video, info.codec, view.height, view.width, view=view) for view in views)
+    whole = VideoCut(clip.video, info.codec, info.height, info.width)
+    return fit_clip(Cut(clip, Fraction(clip.fps), videos or (whole,), include_state=include_state), target, folder)
+
+
 def fit_clip(cut: Cut, target: Target, folder: Path) -> tuple[Clip | None, str | None]:
     """Make a clip of its own that fits; one that was made before is taken as it is.
 
@@ -115,10 +132,13 @@ def fit_clip(cut: Cut, target: Target, folder: Path) -> tuple[Clip | None, str |
                 raise UserError(f"{clip.label} has no actions")
             if rows.num_rows != clip.num_frames:
                 raise UserError(f"{clip.label} has {rows.num_rows} rows", allowed=f"{clip.num_frames}, a row a frame")
+            to_encode: dict[Path, list[tuple[VideoCut, Path]]] = defaultdict(list)
             for source, video in zip(cut.videos, videos, strict=True):
                 if not (cut.can_be_copied(source, target) and _copy(cut, source, video)):
-                    note.touch()
-                    _encode(cut, source, target, video)
+                    to_encode[source.path].append((source, video))
+            for parts in to_encode.values():
+                note.touch()
+                _encode(cut, parts, target)
             if cut.source_fps != target.fps:
                 rows = rows.at(_wanted(cut, target), target.action_kind)
             write_trajectory(label, rows if cut.include_state else replace(rows, state_TS=None))
@@ -135,18 +155,22 @@ def _wanted(cut: Cut, target: Target) -> np.ndarray:
     return resampled_indices(cut.clip.num_frames, cut.source_fps, target.fps)
 
 
-def _encode(cut: Cut, source: VideoCut, target: Target, video: Path) -> None:
-    wanted, reader = _wanted(cut, target), FrameReader()
-    try:
-        frames = (
-            fit_frame(source.view.cut(frame_HWC) if source.view else frame_HWC, target.height, target.width, target.fit)
-            for frame_HWC in reader.frames(source.path, source.from_frame, wanted)
-        )
-        num_frames = write_video(video, frames, target.fps, target.codec, target.crf, target.gop)
-    finally:
-        reader.close()
-    if num_frames != len(wanted):
-        raise UserError(f"{source.path} ends early", actual=f"{num_frames} frames", allowed=f"{len(wanted)}")
+def _encode(cut: Cut, parts: Sequence[tuple[VideoCut, Path]], target: Target) -> None:
+    """Decode a file's frames once and encode each part of their pictures."""
+    (source, _), wanted, num_frames = parts[0], _wanted(cut, target), 0
+    with ExitStack() as stack:
+        reader = stack.enter_context(closing(FrameReader()))
+        writers = [
+            stack.enter_context(video_writer(video, target.fps, target.codec, target.crf, target.gop))
+            for _, video in parts
+        ]
+        for frame_HWC in reader.frames(source.path, source.from_frame, wanted):
+            num_frames += 1
+            for (part, _), write in zip(parts, writers, strict=True):
+                part_HWC = part.view.cut(frame_HWC) if part.view else frame_HWC
+                write(fit_frame(part_HWC, target.height, target.width, target.fit))
+        if num_frames != len(wanted):
+            raise UserError(f"{source.path} ends early", actual=f"{num_frames} frames", allowed=f"{len(wanted)}")
 
 
 def _copy(cut: Cut, source: VideoCut, video: Path) -> bool:

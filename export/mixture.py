@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from dreamgen.core.settings import ExportSettings, Settings
 from dreamgen.core.trajectory import read_schema
 from dreamgen.core.video import probe
 from dreamgen.core.views import View
-from export.clips import Clip
-from export.fit import Cut, Target, VideoCut, fit_clip
+from export.clips import Clip, ClipList
+from export.fit import Cut, Target, fit_clip, fit_dreamed
 from export.other_datasets import Other, episodes_of
 from export.workers import Workers
 
@@ -104,49 +105,52 @@ def gather(
         refused += bad
         notes += other.notes
     held = {cut.clip.clip_id for cut in before}
-    dreamed = [clip for clip in dreamed if clip.clip_id not in held]
+    if held:
+        dreamed = ClipList(clip for clip in dreamed if clip.clip_id not in held)
     if export.real_share is not None:
         num_real, num_dreamed = share_out(len(real), len(dreamed), export.real_share)
         notes.append(
             f"real_share={export.real_share:g}: {num_real} of {len(real)} real, {num_dreamed} of {len(dreamed)} dreamed"
         )
-        real, dreamed = _some(real, num_real, random), _some(dreamed, num_dreamed, random)
-    own: list[Cut] = []
-    for clip in dreamed if is_cut else ():
-        try:
-            own.append(_own(clip, views, with_state))
-        except UserError as error:
-            refused.append(f"{clip.clip_id} is left out: {error}")
+        real, dreamed = list(_some(real, num_real, random)), ClipList(_some(dreamed, num_dreamed, random))
     _must_fit([*before, *real], target, export)
-    clips, encoded = [], 0
-    work = (functools.partial(fit_clip, cut, target, folder) for cut in [*before, *real, *own])
-    with Progress("export: fit clips", len(before) + len(real) + len(own)) as progress:
-        for clip, told in workers.run(work):
-            progress.add(failed=clip is None)
-            if clip is None:
-                refused.append(told)
-            else:
-                clips.append(clip)
-                encoded += told is not None
+    fits = [functools.partial(fit_clip, cut, target, folder) for cut in (*before, *real)]
+    own = functools.partial(fit_dreamed, views=views, include_state=with_state, target=target, folder=folder)
+    work = itertools.chain(fits, (functools.partial(own, clip) for clip in dreamed if is_cut))
+    clips, unfit, encoded = _fit(workers.run(work), len(fits) + (len(dreamed) if is_cut else 0))
+    if not is_cut:
+        clips = ClipList(itertools.chain(clips, dreamed))
     if views:
         notes.append(f"the dreamed clips show {len(views)} cameras side by side: each has its own video now")
     if encoded:
         notes.append(
             f"{encoded} clips were encoded again: {target.width} x {target.height}, {target.fps} fps, {target.codec}"
         )
-    return [*clips, *([] if is_cut else dreamed)], refused, notes
+    return clips, refused + unfit, notes
+
+
+def _fit(results: Iterable[tuple[Clip | None, str | None]], num_clips: int) -> tuple[ClipList, list[str], int]:
+    """Collect the clips that could be made, why others could not, and how many were encoded again."""
+    refused, encoded = [], 0
+
+    def made() -> Iterator[Clip]:
+        nonlocal encoded
+        with Progress("export: fit clips", num_clips) as progress:
+            for clip, told in results:
+                progress.add(failed=clip is None)
+                if clip is None:
+                    refused.append(told)
+                else:
+                    encoded += told is not None
+                    yield clip
+
+    clips = ClipList(made())
+    return clips, refused, encoded
 
 
 def is_resized(export: ExportSettings) -> bool:
     """Say whether the settings ask for a size or rate of their own."""
     return any(value is not None for value in (export.fps, export.height, export.width))
-
-
-def _own(clip: Clip, views: Sequence[View], include_state: bool) -> Cut:
-    info = probe(clip.video)
-    videos = tuple(VideoCut(clip.video, info.codec, view.height, view.width, view=view) for view in views)
-    whole = VideoCut(clip.video, info.codec, info.height, info.width)
-    return Cut(clip, Fraction(clip.fps), videos or (whole,), include_state=include_state)
 
 
 def _have_states(clips: Iterable[Clip]) -> bool:
@@ -155,8 +159,10 @@ def _have_states(clips: Iterable[Clip]) -> bool:
     return label is not None and "observation.state" in read_schema(label).names
 
 
-def _some[T](items: list[T], count: int, random: np.random.Generator) -> list[T]:
-    return [items[index] for index in np.sort(random.choice(len(items), count, replace=False)).tolist()]
+def _some[T](items: Collection[T], count: int, random: np.random.Generator) -> Iterator[T]:
+    is_chosen = np.zeros(len(items), bool)
+    is_chosen[random.choice(len(items), count, replace=False)] = True
+    return itertools.compress(items, is_chosen)
 
 
 def _must_fit(cuts: Sequence[Cut], target: Target, export: ExportSettings) -> None:

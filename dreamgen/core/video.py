@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -170,6 +170,26 @@ def write_video(
     Returns:
         The number of frames written.
     """
+    num_frames = 0
+    with video_writer(path, fps, codec, crf, gop) as write:
+        for frame in frames:
+            write(frame)
+            num_frames += 1
+    return num_frames
+
+
+@contextmanager
+def video_writer(
+    path: str | Path, fps: int, codec: str = "h264", crf: int = 18, gop: int = 2
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Open an mp4 that is given frame by frame, so that several can be written of one pass over their source.
+
+    Args:
+        path: As `write_video` takes it; the others too.
+
+    Yields:
+        What takes the next frame_HWC. The file is there, whole, when the context ends without an error.
+    """
     encoder, options = ENCODERS[codec]
     num_frames = 0
     with (
@@ -179,16 +199,19 @@ def write_video(
         stream = out.add_stream(encoder, rate=fps, options={**options, "crf": str(crf), "g": str(gop)})
         stream.codec_context.flags |= av.codec.context.Flags.bitexact
         stream.pix_fmt = "yuv420p"
-        for frame in frames:
+
+        def write(frame_HWC: np.ndarray) -> None:
+            nonlocal num_frames
             if num_frames == 0:
-                stream.height, stream.width = frame.shape[:2]
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+                stream.height, stream.width = frame_HWC.shape[:2]
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")))
             num_frames += 1
+
+        yield write
         if num_frames:
             out.mux(stream.encode())
         else:
             raise ValueError(f"no frames to write to {path}")
-    return num_frames
 
 
 def fit_frame(frame_HWC: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:

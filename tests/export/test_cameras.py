@@ -7,6 +7,7 @@ from dataclasses import asdict
 import cv2
 import h5py
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
@@ -16,10 +17,11 @@ from dreamgen.core.jobs import accepted_clips
 from dreamgen.core.records import RobotFeatures
 from dreamgen.core.video import probe, read_video, write_video
 from dreamgen.core.views import tiled_views
-from export import export_datasets
+from export import export_datasets, lerobot_v30
 from export.aloha import jpegs
 from export.check import check
 from export.episodes import read_label
+from export.lerobot_v30 import FileLimits
 from tests.fixtures import demos
 from tests.fixtures.runs import CAMERA, make_run, run_settings
 
@@ -85,6 +87,28 @@ def test_lerobot_reads_every_frame_of_every_camera(run, cut_THWC):
             np.testing.assert_array_equal(item["action"].numpy(), action_TA[frame])
             row += 1
     assert row == len(dataset) == 27
+
+
+def test_frames_stay_with_their_actions_where_the_cameras_files_end_apart(tmp_path, monkeypatch):
+    run = run_of_two_cameras(tmp_path / "run", num_clips=12, num_frames=(9, 5, 13))
+    monkeypatch.setattr(lerobot_v30, "FileLimits", lambda: FileLimits(data_mb=0.004, video_mb=0.006, chunks_size=2))
+    export_datasets(run_settings(run.root, export={"formats": LEROBOT}))
+    assert check(run.datasets / "lerobot-v3.0") == []
+    episodes = pq.read_table(run.datasets / "lerobot-v3.0/meta/episodes").to_pylist()
+    files = [[(row[f"videos/{view.camera}/chunk_index"], row[f"videos/{view.camera}/file_index"]) for row in episodes]
+             for view in VIEWS]  # fmt: skip
+    assert files[0] != files[1] and min(len(set(of_camera)) for of_camera in files) > 2
+    dataset, row = loaded(run), 0
+    for number, clip in enumerate(accepted_clips(run)):
+        action_TA, _ = read_label(clip.label, include_state=False)
+        folder, name = run.datasets / "lerobot-v2.1/videos/chunk-000", f"episode_{number:06d}.mp4"
+        own = {view.camera: read_video(folder / view.camera / name) for view in VIEWS}
+        for frame in range(clip.num_frames):
+            for camera, pictures_THWC in own.items():
+                np.testing.assert_array_equal(dataset[row][camera].permute(1, 2, 0).numpy(), pictures_THWC[frame])
+            np.testing.assert_array_equal(dataset[row]["action"].numpy(), action_TA[frame])
+            row += 1
+    assert row == len(dataset) == 108
 
 
 def test_each_camera_has_its_own_statistics(run, cut_THWC):
@@ -167,6 +191,15 @@ def test_a_dataset_that_lacks_a_camera_is_refused(tmp_path):
     with pytest.raises(UserError, match="lacks cameras that the dreamed clips show") as caught:
         export_datasets(run_settings(run.root, export={"formats": LEROBOT, "mix_with": str(root)}))
     assert WRIST in str(caught.value)
+
+
+def test_a_clip_of_another_size_is_left_out(tmp_path):
+    run = run_of_two_cameras(tmp_path / "run", num_clips=2)
+    first, *_ = accepted_clips(run)
+    write_video(first.video, np.zeros((first.num_frames, 64, 48, 3), np.uint8), 16)
+    result = export_datasets(run_settings(run.root, export={"formats": LEROBOT}))
+    assert (result.figures["episodes"], result.figures["left_out"]) == (1, 1)
+    assert any(first.job.clip_id in note and "where a picture of 48 x 64 has not" in note for note in result.notes)
 
 
 def test_the_cut_pictures_are_those_of_the_clip(run, cut_THWC):
