@@ -31,7 +31,7 @@ from dreamgen.core.settings import Settings
 from dreamgen.models.velocity import project_text
 from finetune.dora import use_closed_form
 from finetune.fast_step import Level, choose_levels, training_blocks
-from finetune.memory import activation_gib, estimate_memory, fixed_gib
+from finetune.memory import activation_gib, activations_of, estimate_memory, fixed_gib
 from finetune.sizes import TransformerSize
 
 
@@ -64,7 +64,7 @@ def main() -> None:
         for method in args.methods:
             settings = settings_of(args, size, method)
             by_level = {level: measure_level(level, args, settings, config, device) for level in args.levels}
-            report["rows"].append(row(settings, config, by_level))
+            report["rows"].append(row(settings, config, by_level, compiled=not args.eager))
             if args.out:
                 Path(args.out).parent.mkdir(parents=True, exist_ok=True)
                 Path(args.out).write_text(json.dumps(report, indent=1))
@@ -129,11 +129,13 @@ def measure_depth(
     release(device)
     times, peak_gib = measure(step(loss, parameters, device), args.repeats, device)
     of_size = TransformerSize.from_config(small)
-    estimated = estimate_memory(of_size, settings, [level] * num_layers)
+    estimated = estimate_memory(of_size, settings, [level] * num_layers, compiled=not args.eager)
     return Measured(num_layers, statistics.median(times), peak_gib if device.type == "cuda" else None, estimated.peak)
 
 
-def row(settings: Settings, config: dict[str, Any], by_level: dict[Level, list[Measured]]) -> dict[str, Any]:
+def row(
+    settings: Settings, config: dict[str, Any], by_level: dict[Level, list[Measured]], compiled: bool
+) -> dict[str, Any]:
     """Put together what a size and method were measured to take, by level, and what the whole model takes by that."""
     size, video, tune = TransformerSize.from_config(config), settings.video, settings.finetune
     unit, whole_fixed = activation_gib(size, settings), sum(fixed_gib(size, settings))
@@ -156,13 +158,13 @@ def row(settings: Settings, config: dict[str, Any], by_level: dict[Level, list[M
                 "kept_activations": (block_gib - (two - one)) / unit,
                 "working_activations": (rest_gib - (2 * one - two)) / unit,
                 "whole_gib": last.peak_gib + left * block_gib,
-                "whole_estimated_gib": estimate_memory(size, settings, [level] * size.num_layers).peak,
+                "whole_estimated_gib": estimate_memory(size, settings, [level] * size.num_layers, compiled).peak,
             }
-    chosen = choose_levels(size.num_layers, unit, whole_fixed, tune.memory_gib, tune.method == "dora")
+    chosen = choose_levels(size.num_layers, unit, whole_fixed, tune.memory_gib, activations_of(settings, compiled))
     return {
         "method": tune.method, "size": [video.height, video.width, video.num_frames], "rank": tune.lora.rank,
         "activation_gib": unit, "num_layers": size.num_layers, "levels": levels,
-        "chosen": chosen_mix(chosen, levels, estimate_memory(size, settings, chosen).peak, tune.memory_gib),
+        "chosen": chosen_mix(chosen, levels, estimate_memory(size, settings, chosen, compiled).peak, tune.memory_gib),
     }  # fmt: skip
 
 

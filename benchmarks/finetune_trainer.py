@@ -141,19 +141,18 @@ def measure_steps(
     method: str, args: argparse.Namespace, settings: Settings, sizes: dict[str, Any], encode_s: list[float]
 ) -> list[dict[str, Any]]:
     """Time the published step and the bare step with what the trainer's blocks will keep."""
-    levels = levels_for(find_size(settings.model), settings)
+    device = torch.device(args.device)
+    compiled = device.type == "cuda"
+    levels = levels_for(find_size(settings.model), settings, compiled)
     num_all = levels.count("all")
     kept = f"all:{num_all}" if num_all else levels[0]
-    device = torch.device(args.device)
-    step_args = argparse.Namespace(
-        **{**vars(args), "variants": [kept], "eager": device.type != "cuda", "float32": False}
-    )
+    step_args = argparse.Namespace(**{**vars(args), "variants": [kept], "eager": not compiled, "float32": False})
     batch = make_batch(args, device)
     rows = measure_method(method, step_args, sizes, batch, device, torch.bfloat16, encode_s)
     del batch
     release(device)
     rows[1]["name"] = f"{method} bare step, {kept}"
-    rows[1]["estimated_gib"] = estimate_memory(find_size(settings.model), settings, levels).peak
+    rows[1]["estimated_gib"] = estimate_memory(find_size(settings.model), settings, levels, compiled).peak
     return rows
 
 

@@ -18,7 +18,7 @@ from dreamgen.core.settings import Settings
 from dreamgen.models.velocity import BlockForward
 from finetune.fast_step import Level, choose_levels, training_blocks
 from finetune.flow import latent_shape
-from finetune.memory import GIB, activation_gib, check_fits, estimate_memory, fixed_gib
+from finetune.memory import GIB, activation_gib, activations_of, check_fits, estimate_memory, fixed_gib
 from finetune.metrics import peak_flops, training_flops
 from finetune.sizes import NUM_TEXT_TOKENS, TransformerSize, find_size
 from finetune.training_log import read_steps
@@ -106,15 +106,19 @@ def check_memory(settings: Settings) -> None:
         check_fits(size, settings, gpu.total_memory / GIB, gpu.name)
 
 
-def levels_for(size: TransformerSize, settings: Settings) -> list[Level]:
-    """Choose what each block keeps, by `fast_step.choose_levels`, within `memory_gib` and the GPU that is here."""
+def levels_for(size: TransformerSize, settings: Settings, compiled: bool) -> list[Level]:
+    """Choose what each block keeps, by `fast_step.choose_levels`, within `memory_gib` and the GPU that is here.
+
+    Args:
+        size: Of the transformer.
+        settings: Of the run.
+        compiled: Whether the blocks are; what is not keeps more, so fewer of them can keep all.
+    """
     gpu, memory_gib = this_gpu(settings), settings.finetune.memory_gib
     if gpu is not None:
         memory_gib = min(memory_gib, USABLE * gpu.total_memory / GIB)
-    use_dora = settings.finetune.method == "dora"
-    fixed = sum(fixed_gib(size, settings))
-    unit, compiled = activation_gib(size, settings), settings.finetune.compile
-    return choose_levels(size.num_layers, unit, fixed, memory_gib, use_dora, compiled)
+    fixed, activations = sum(fixed_gib(size, settings)), activations_of(settings, compiled)
+    return choose_levels(size.num_layers, activation_gib(size, settings), fixed, memory_gib, activations)
 
 
 def blocks_for(transformer: CosmosTransformer3DModel, settings: Settings, device: torch.device) -> list[BlockForward]:
@@ -125,8 +129,8 @@ def blocks_for(transformer: CosmosTransformer3DModel, settings: Settings, device
         settings: Of the run.
         device: That it trains on.
     """
-    levels = levels_for(TransformerSize.from_config(transformer.config), settings)
-    return training_blocks(levels, compiled=settings.finetune.compile and device.type == "cuda")
+    compiled = settings.finetune.compile and device.type == "cuda"
+    return training_blocks(levels_for(TransformerSize.from_config(transformer.config), settings, compiled), compiled)
 
 
 def cache_bytes(size: TransformerSize, settings: Settings, num_windows: int, num_prompts: int) -> int:
@@ -155,8 +159,8 @@ def memory(size: TransformerSize, settings: Settings) -> tuple[float, str]:
         if gpu is not None:
             raise
         doubt = f"; {error.what}. {error.next_step}"
-    levels = levels_for(size, settings)
-    estimate = estimate_memory(size, settings, levels)
+    levels = levels_for(size, settings, settings.finetune.compile)
+    estimate = estimate_memory(size, settings, levels, settings.finetune.compile)
     kept = ", ".join(f"{level} in {levels.count(level)}" for level in dict.fromkeys(levels))
     return round(estimate.peak, 1), f"memory on {name}: about {estimate}; blocks keep: {kept}{doubt}"
 

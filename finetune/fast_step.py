@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -22,34 +23,46 @@ ATTENTION = (
 )
 
 # What a block keeps for its backward pass. blocks: its input; attention: the attentions' outputs too; all: whatever
-# the backward pass reads. The numbers are what that takes, as multiples of one activation (tokens x features in
-# bfloat16), compiled: measured with benchmarks/finetune_step.py.
+# the backward pass reads.
 Level = Literal["blocks", "attention", "all"]
-KEPT_ACTIVATIONS: dict[Level, float] = {"blocks": 1.0, "attention": 2.5, "all": 24.0}
-# DoRA's scaling of each layer's output is read by its backward pass too.
-KEPT_BY_DORA: dict[Level, float] = {"blocks": 0.0, "attention": 0.0, "all": 3.5}
-# What a step needs whatever is kept: one block's recomputation, the first and last layers.
-WORKING_ACTIVATIONS = 75.0
-# Plain blocks keep norms, rotations and casts that compiled ones compute again: what autograd saves was counted.
-TIMES_UNCOMPILED = 1.8
+LEVELS: tuple[Level, ...] = get_args(Level)
 
 
-def kept_activations(level: Level, use_dora: bool, compiled: bool = True) -> float:
-    """Return how many activations a block keeps."""
-    kept = KEPT_ACTIVATIONS[level] + (KEPT_BY_DORA[level] if use_dora else 0.0)
-    return kept if compiled or level != "all" else kept * TIMES_UNCOMPILED
+@dataclass(frozen=True)
+class Activations:
+    """What a step takes, as multiples of one activation (tokens x features in bfloat16).
+
+    Args:
+        blocks, attention, all: What a block of this level keeps.
+        working: What comes and goes whatever is kept: one block's recomputation, the first and last layers.
+    """
+
+    blocks: float
+    attention: float
+    all: float
+    working: float
+
+    def kept(self, level: Level) -> float:
+        """Return what a block keeps."""
+        return getattr(self, level)
 
 
-def working_activations(use_dora: bool, compiled: bool = True) -> float:
-    """Return how many activations come and go; a plain block that is recomputed has all of its own at once."""
-    more = kept_activations("all", use_dora, compiled) - kept_activations("all", use_dora)
-    return WORKING_ACTIVATIONS + more
+# Measured on an H200 with benchmarks/finetune_step.py (2B) and finetune_blocks.py (14B at one and two layers, of which
+# `blocks` is the difference: autograd alone keeps 1 there). DoRA's scaling of each layer's output is read, too.
+_COMPILED = {"lora": Activations(2.0, 2.8, 24.0, 48.0), "dora": Activations(2.0, 2.8, 27.3, 64.0)}
+# What a forward pass leaves behind, counted on a CPU (tests/finetune/test_estimate.py); at work, what the published
+# step's peak on an H200 leaves for it.
+_EAGER = {"lora": Activations(1.1, 3.2, 37.0, 80.0), "dora": Activations(1.1, 3.2, 49.0, 105.0)}
+
+
+def step_activations(compiled: bool, use_dora: bool) -> Activations:
+    """Return what a step takes; compiled, blocks compute norms, rotations and casts again instead of keeping them."""
+    return (_COMPILED if compiled else _EAGER)["dora" if use_dora else "lora"]
 
 
 def choose_levels(
-    num_layers: int, activation_gib: float, fixed_gib: float, memory_gib: float, use_dora: bool = False,
-    compiled: bool = True,
-) -> list[Level]:  # fmt: skip
+    num_layers: int, activation_gib: float, fixed_gib: float, memory_gib: float, activations: Activations
+) -> list[Level]:
     """Choose for each block how much it keeps, so that the step fits the memory and recomputes as little as it can.
 
     Keeping the attentions' outputs buys the most time a byte, so all blocks do that before any keeps everything.
@@ -59,18 +72,17 @@ def choose_levels(
         activation_gib: One activation of the batch: tokens x features x 2 bytes.
         fixed_gib: Weights, adapter and optimizer.
         memory_gib: What the step may use.
-        use_dora: Whether the adapter is one.
-        compiled: Whether the blocks are compiled.
+        activations: That the step takes, from `step_activations`.
 
     Returns:
         One level a block; the least memory where even that does not fit.
     """
-    room = (memory_gib - fixed_gib) / activation_gib - working_activations(use_dora, compiled)
-    least = kept_activations("attention", use_dora)
+    room = (memory_gib - fixed_gib) / activation_gib - activations.working
+    least = activations.attention
     if room < num_layers * least:
         return ["blocks"] * num_layers
     left = room - num_layers * least
-    num_all = min(num_layers, int(left / (kept_activations("all", use_dora, compiled) - least)))
+    num_all = min(num_layers, int(left / (activations.all - least)))
     # The last blocks' activations are needed first in the backward pass, so they are held for the shortest time.
     return ["attention"] * (num_layers - num_all) + ["all"] * num_all
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dreamgen.core.errors import UserError
 from dreamgen.core.settings import Settings
-from finetune.fast_step import KEPT_ACTIVATIONS, Level, kept_activations, working_activations
+from finetune.fast_step import Activations, Level, step_activations
 from finetune.sizes import TransformerSize, num_adapter_parameters, num_rows
 
 GIB = 2**30
@@ -70,26 +70,33 @@ def fixed_gib(size: TransformerSize, settings: Settings) -> tuple[float, float]:
     return frozen / GIB, num_trained * (ADAM_BYTES + average_bytes) / GIB
 
 
-def estimate_memory(size: TransformerSize, settings: Settings, levels: Sequence[Level]) -> MemoryEstimate:
+def activations_of(settings: Settings, compiled: bool) -> Activations:
+    """Return what a step of these settings takes, in activations."""
+    return step_activations(compiled, settings.finetune.method == "dora")
+
+
+def estimate_memory(
+    size: TransformerSize, settings: Settings, levels: Sequence[Level], compiled: bool
+) -> MemoryEstimate:
     """Estimate a training step's peak on one GPU.
 
     Args:
         size: Of the transformer.
         settings: Video, batch, method and precision.
         levels: What each block keeps.
+        compiled: Whether the blocks are; what is not keeps more.
 
     Returns:
         The parts.
     """
     weights, trained = fixed_gib(size, settings)
-    unit = activation_gib(size, settings)
-    how = settings.finetune.method == "dora", settings.finetune.compile
-    kept = sum(kept_activations(level, *how) for level in levels) * unit
-    return MemoryEstimate(weights, trained, kept, working_activations(*how) * unit)
+    unit, activations = activation_gib(size, settings), activations_of(settings, compiled)
+    kept = sum(activations.kept(level) for level in levels) * unit
+    return MemoryEstimate(weights, trained, kept, activations.working * unit)
 
 
 def check_fits(size: TransformerSize, settings: Settings, memory_gib: float, where: str) -> None:
-    """Refuse a training that cannot fit however little its blocks keep.
+    """Refuse a training that cannot fit on a GPU however little its blocks keep.
 
     Args:
         size: Of the transformer.
@@ -100,7 +107,7 @@ def check_fits(size: TransformerSize, settings: Settings, memory_gib: float, whe
     Raises:
         UserError: with the arithmetic, and what to change.
     """
-    least = estimate_memory(size, settings, [LEAST] * size.num_layers)
+    least = estimate_memory(size, settings, [LEAST] * size.num_layers, settings.finetune.compile)
     if least.peak <= memory_gib:
         return
     raise UserError(
@@ -119,8 +126,8 @@ def _what_to_change(size: TransformerSize, settings: Settings, memory_gib: float
     if weights + trained > memory_gib:
         return "choose a smaller model, or a GPU with more memory: the weights alone do not fit"
     unit, num_tokens = activation_gib(size, settings), num_rows(size, settings.video)["tokens"]
-    working = working_activations(settings.finetune.method == "dora", settings.finetune.compile)
-    needed = unit * (size.num_layers * KEPT_ACTIVATIONS[LEAST] + working)
+    activations = activations_of(settings, settings.finetune.compile)
+    needed = unit * (size.num_layers * activations.kept(LEAST) + activations.working)
     batch_size = settings.finetune.batch_size
     fitting = int(num_tokens * batch_size * (memory_gib - weights - trained) / needed)
     smaller = "--batch_size=1, " if batch_size > 1 else ""

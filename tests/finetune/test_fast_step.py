@@ -8,7 +8,7 @@ from dreamgen.models.adapter import add_adapter
 from dreamgen.models.mini import build_mini
 from dreamgen.models.velocity import block_forward, project_text, velocity
 from finetune.dora import BASE_NORM, column_norm, use_closed_form
-from finetune.fast_step import KEPT_ACTIVATIONS, WORKING_ACTIVATIONS, choose_levels, training_blocks
+from finetune.fast_step import choose_levels, step_activations, training_blocks
 from finetune.flow import draw_batch, flow_input, flow_loss
 from tests.fixtures.world import tiny_sizes
 
@@ -147,12 +147,12 @@ def test_the_closed_form_leaves_nothing_in_the_saved_adapter():
 
 
 def test_more_memory_keeps_more():
-    num_layers, unit_gib = 28, 0.1187
-    need = WORKING_ACTIVATIONS * unit_gib
-    assert choose_levels(num_layers, unit_gib, 5.0, 5.0) == ["blocks"] * num_layers
-    middle = 5.0 + need + num_layers * KEPT_ACTIVATIONS["attention"] * unit_gib + 0.1
-    assert choose_levels(num_layers, unit_gib, 5.0, middle) == ["attention"] * num_layers
-    assert choose_levels(num_layers, unit_gib, 5.0, 1000.0) == ["all"] * num_layers
-    counts = [choose_levels(num_layers, unit_gib, 5.0, gib).count("all") for gib in range(10, 120, 5)]
+    num_layers, unit_gib, takes = 28, 0.1187, step_activations(compiled=True, use_dora=False)
+    need = takes.working * unit_gib
+    assert choose_levels(num_layers, unit_gib, 5.0, 5.0, takes) == ["blocks"] * num_layers
+    middle = 5.0 + need + num_layers * takes.attention * unit_gib + 0.1
+    assert choose_levels(num_layers, unit_gib, 5.0, middle, takes) == ["attention"] * num_layers
+    assert choose_levels(num_layers, unit_gib, 5.0, 1000.0, takes) == ["all"] * num_layers
+    counts = [choose_levels(num_layers, unit_gib, 5.0, gib, takes).count("all") for gib in range(10, 120, 5)]
     assert counts == sorted(counts)
-    assert 0 < choose_levels(num_layers, unit_gib, 5.0, 72.0).count("all") < num_layers
+    assert 0 < choose_levels(num_layers, unit_gib, 5.0, 72.0, takes).count("all") < num_layers
