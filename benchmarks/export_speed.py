@@ -46,6 +46,7 @@ def main() -> None:
             folder / "run", args.clips, args.height, args.width, args.num_frames, args.dims, distinct=args.distinct
         )
         rows = [ours(run, name, args) for name in FORMATS]
+        rows.append(ours(run, FORMATS[0], args, "--lerobot_sample=true"))
         rows += [reference(run, folder / "reference", streaming, args) for streaming in (True, False)]
     finally:
         shutil.rmtree(folder)
@@ -68,10 +69,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def ours(run: RunFolder, name: str, args: argparse.Namespace) -> dict[str, Any]:
+def ours(run: RunFolder, name: str, args: argparse.Namespace, *options: str) -> dict[str, Any]:
     """Export a run as the user does, and compare frames and actions with clips and labels."""
     command = [sys.executable, "-m", "dreamgen", "export", "--out", str(run.root), f"--formats=[{name}]",
-               "--keep_free_gib=0"]  # fmt: skip
+               "--keep_free_gib=0", *options]  # fmt: skip
     start_s, start_cpu_s = time.monotonic(), children_cpu_s()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     with PeakMemory(process.pid) as memory:
@@ -80,9 +81,10 @@ def ours(run: RunFolder, name: str, args: argparse.Namespace) -> dict[str, Any]:
     assert status == 0, f"dreamgen export ended with {status}"
     check = check_v30(run, args) if name == "lerobot-v3.0" else check_v21(run, args)
     shutil.rmtree(run.datasets)
-    return {"writer": f"ours, {name}", "clips": args.clips, "clip_s": seconds / args.clips, "seconds": seconds,
-            "clip_cpu_s": cpu_s / args.clips,
-            "peak_mb": memory.peak_bytes / 1e6, "check": check}  # fmt: skip
+    return {
+        "writer": ", ".join(["ours", name, *options]), "clips": args.clips, "clip_s": seconds / args.clips,
+        "seconds": seconds, "clip_cpu_s": cpu_s / args.clips, "peak_mb": memory.peak_bytes / 1e6, "check": check,
+    }  # fmt: skip
 
 
 def check_v30(run: RunFolder, args: argparse.Namespace) -> str:
