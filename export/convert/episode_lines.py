@@ -46,14 +46,30 @@ class EpisodeLines:
         return EpisodeLines(self.path, self.offset_N[which], self.size_N[which])
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield each episode's object, empty where it has no line."""
+        """Yield each episode's object, empty where it has no line.
+
+        Raises:
+            UserError: naming an episode's line that is no object.
+        """
         if self.path is None:
             yield from ({} for _ in self.size_N)
             return
         with self.path.open("rb") as stream:
             for offset, size in zip(self.offset_N.tolist(), self.size_N.tolist(), strict=True):
                 stream.seek(offset)
-                yield json.loads(stream.read(size)) if size else {}
+                yield self._row(stream.read(size)) if size else {}
+
+    def _row(self, line: bytes) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(
+                f"{self.path}: a line is not JSON", actual=f"{line[:40]!r}: {error}", allowed="an object a line",
+                next_step="dreamgen check names the line",
+            ) from None  # fmt: skip
+        if not isinstance(row, dict):
+            raise UserError(f"{self.path}: a line is not an object", actual=repr(line[:80]))
+        return row
 
 
 class LineWriter:

@@ -286,3 +286,18 @@ def test_the_five_real_episodes(real_demos, tmp_path):
     rows = [pd.read_parquet(root / "data/chunk-000/episode_000003.parquet") for root in (tmp_path / "v21", real_demos)]
     for column in ("action", "observation.state", "annotation.human.validity", "next.done"):
         np.testing.assert_array_equal(np.stack(rows[0][column]), np.stack(rows[1][column]))
+
+
+def test_damaged_statistics_are_told_and_leave_no_target(exported, tmp_path):
+    shutil.copytree(exported.datasets / "lerobot-v2.1", tmp_path / "v21")
+    lines = tmp_path / "v21/meta/episodes_stats.jsonl"
+    whole = lines.read_text().splitlines()
+    for damaged, told in ((whole[0][:-5], "not JSON"), ("[1]", "episode_index"), ('{"stats": {}}', "episode_index")):
+        lines.write_text("\n".join([damaged, *whole[1:]]) + "\n")
+        with pytest.raises(UserError, match="episodes_stats.jsonl.*" + told):
+            convert(tmp_path / "v21", tmp_path / "v30")
+        assert not (tmp_path / "v30").exists()
+    # An episode without a line is counted from its frames, as all are in v2.0.
+    lines.write_text("\n".join(whole[1:]) + "\n")
+    convert(tmp_path / "v21", tmp_path / "v30")
+    assert check(tmp_path / "v30") == []
