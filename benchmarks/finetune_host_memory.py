@@ -47,9 +47,10 @@ def main() -> None:
         processes = sorted({process for sample in samples for process in sample["rss_bytes"]})
         for process in processes:
             points = [(sample["step"], sample["rss_bytes"].get(process)) for sample in samples]
-            rows.append({"variant": name, "process": process, **growth(points, args.num_steps // 5), "points": points})
+            grown = growth(points, args.num_steps // 5)
+            rows.append({"variant": name, "process": process, **grown, "points": points, "num_steps": args.num_steps})
         print(table(rows[-len(processes) :]), file=sys.stderr, flush=True)
-    report = {"num_steps": args.num_steps, "every": args.every, "limit_mb": args.limit_mb, "rows": rows}
+    report = {"every": args.every, "limit_mb": args.limit_mb, "rows": rows}
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         Path(args.out).write_text(json.dumps(report, indent=1))

@@ -11,7 +11,8 @@ import pytest
 from dreamgen.cli import main
 from dreamgen.core.errors import UserError
 from export.check import check, check_stage, parallel
-from tests.fixtures.damage import DATA30, EPISODES30, INFO, VIDEO21, all_of, in_json, swap_with
+from tests.fixtures.damage import DATA30, EPISODES30, INFO, VIDEO21
+from tests.fixtures.damaging import all_of, in_json, swap_with
 from tests.fixtures.good_datasets import lerobot_v30
 
 V30, V21 = "lerobot-v3.0", "lerobot-v2.1"

@@ -12,23 +12,8 @@ import pytest
 
 from dreamgen.cli import main
 from export.check import check, check_stage
-from tests.fixtures.damage import (
-    DAMAGES,
-    DATA21,
-    DATA30,
-    EPISODE_STATS21,
-    EPISODES21,
-    INFO,
-    STATS,
-    V30,
-    cut_off,
-    delete,
-    drop_last_row,
-    in_json,
-    in_lines,
-    in_table,
-    without,
-)
+from tests.fixtures.damage import DAMAGES, DATA21, DATA30, EPISODE_STATS21, EPISODES21, INFO, STATS, V30
+from tests.fixtures.damaging import cut_off, delete, drop_last_row, in_json, in_lines, in_table, without
 from tests.fixtures.good_datasets import CAMERAS, GOOD_DATASETS
 
 REPAIRED = [damage for damage in DAMAGES if not damage.also and not damage.full and (damage.code, damage.what) in {

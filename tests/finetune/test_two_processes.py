@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from dreamgen.core.run_folder import RunFolder
 from dreamgen.models.adapter import WEIGHTS_NAME
 from finetune import finetune
+from finetune.launch import main as launch
+from finetune.launch import take_number
 from tests.finetune.conftest import training_settings, write_training_set
 from tests.finetune.curves import checkpoint_names, curve
 
@@ -74,3 +76,24 @@ def test_processes_stop_together_and_fail_together(world, tmp_path):
     # Rank 1 alone met a broken clip and ended; the launcher ended the other instead of letting it wait.
     assert done.returncode != 0 and "is damaged" in told[1]["broken_clip"] and "broken_clip" not in told[0]
     assert not (tmp_path / "broken_clip/adapter").exists()
+
+
+def launched(*words) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "finetune.launch", *map(str, words)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_a_refusal_under_our_launcher_is_told_once_and_is_its_status(tmp_path):
+    done = launched("--num_processes=2", f"--out={tmp_path}", "--num_stepz=3")
+    assert done.returncode == 2
+    assert done.stderr.count("unknown setting: finetune.num_stepz") == 1
+    assert "Traceback" not in done.stderr and "ChildFailedError" not in done.stderr
+
+
+def test_our_launchers_own_word_is_read_and_checked(capsys):
+    assert take_number(["--out=x", "--num_processes", "2", "--resume"]) == (2, ["--out=x", "--resume"])
+    assert take_number(["--num_processes=8"]) == (8, []) and take_number(["--out=x"]) == (None, ["--out=x"])
+    for wrong in (["--num_processes=none"], ["--num_processes=0"], ["--num_processes"]):
+        assert launch(wrong) == 2
+        assert "--num_processes is not a number of processes" in capsys.readouterr().err
