@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 # Read when Ray starts: no reports to its makers.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -18,6 +20,7 @@ from dreamgen.core.errors import UserError
 from dreamgen.core.progress import log
 from dreamgen.core.settings import GenerateSettings
 
+ANSWER_S = 2.0  # for a connection to a node of the cluster
 _SILENT = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -89,8 +92,19 @@ def alive_nodes() -> list[dict[str, float]]:
 
 
 def is_node_alive(node_id: str) -> bool:
-    """Say whether a node is part of the cluster now."""
-    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+    """Say whether a node is part of the cluster now, and its Ray answers.
+
+    Ray takes seconds to call a node dead whose machine went without a word, and its workers are missed before that.
+    """
+    return any(node["NodeID"] == node_id and node["Alive"] and _answers(node) for node in ray.nodes())
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    try:
+        with socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=ANSWER_S):
+            return True
+    except OSError:
+        return False
 
 
 def num_workers_wanted(size: PoolSize, nodes: Sequence[dict[str, float]]) -> int:

@@ -19,7 +19,7 @@ from dreamgen.core.records import JournalRecord
 from dreamgen.core.settings import GenerateSettings
 from dreamgen.generate import pool as pool_module
 from dreamgen.generate import stage
-from dreamgen.generate.cluster import PoolSize, alive_nodes, room
+from dreamgen.generate.cluster import PoolSize, alive_nodes, ray_pool_size, room
 from dreamgen.generate.pool import ClipPool
 from dreamgen.generate.worker import Dreamer
 from tests.fixtures.plain_worker import Plain, Task
@@ -81,6 +81,28 @@ def places_of(records: list[JournalRecord]) -> Counter:
     return Counter(place[:2] for place in workers)
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (GenerateSettings(), 3),
+        (GenerateSettings(gpus_per_worker=0.5, cpus_per_worker=0.5), 6),
+        (GenerateSettings(gpus_per_worker=0.4, cpus_per_worker=0.1), 6),  # none lies across two GPUs
+        (GenerateSettings(gpus_per_worker=0.25, cpus_per_worker=0.25, resources_per_worker={"fast": 0.5}), 2),
+    ],
+)
+def test_a_cluster_that_is_there_is_joined_and_left_running(cluster, monkeypatch, settings, expected):
+    ray.shutdown()
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    try:
+        with ray_pool_size(settings, "auto") as size:
+            assert ray.get_runtime_context().gcs_address == cluster.address
+            assert (size.num_workers, size.is_fixed) == (expected, False)
+        assert not ray.is_initialized()
+    finally:
+        ray.init(address=cluster.address, log_to_driver=False)  # it runs on
+    assert len(alive_nodes()) == 3
+
+
 def test_each_gpu_has_its_own_worker_wherever_it_is(cluster, tmp_path):
     size = sized(1.0)
     assert size.num_workers == 3
@@ -133,7 +155,8 @@ def test_a_node_that_joins_gets_workers_and_one_that_leaves_loses_no_clip(cluste
             if len(records) == 2:
                 joined = cluster.add_node(num_cpus=1, resources={"here": 1})
             if len(nodes) == 2 and first is not None:
-                cluster.remove_node(first)  # with a clip at work, and one waiting
+                # Without a word to Ray, with a clip at work and one waiting.
+                cluster.remove_node(first, allow_graceful=False)
                 first, left_after = None, len(records)
     assert first is None, "the node that joined got no worker"
     assert sorted(r.clip_id for r in records) == sorted(f"clip{n}" for n in range(40))
