@@ -1,6 +1,6 @@
 """Time and memory of converting ever more episodes, v2.1 -> v3.0 -> v2.1: both should not depend on how many there are.
 
-    python benchmarks/convert_scale.py --episodes 3000 10000 30000 --out benchmarks/results/convert_scale.json
+    python benchmarks/convert_scale.py --episodes 3000 10000 --out benchmarks/results/convert_scale.json
     python benchmarks/convert_scale.py --episodes 40
 
 The episodes are tiny (videos of a few kilobytes), so that what is measured is the work on each episode and not on its
@@ -93,7 +93,7 @@ def compare(source: Path, back: Path, count: int) -> str:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--episodes", type=int, nargs="+", default=[3000, 10_000, 30_000])
+    parser.add_argument("--episodes", type=int, nargs="+", default=[3000, 10_000])
     parser.add_argument("--num_frames", type=int, default=5)
     parser.add_argument("--size", type=int, default=32, help="side of the pictures")
     parser.add_argument("--dims", type=int, default=7)
