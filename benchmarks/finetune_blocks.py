@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_step import attach, fast_loss, machine, make_batch, make_transformer, measure, release, step
+from finetune_step import fast_loss, machine, measure, release, step
+from random_models import attach, make_batch, make_transformer
 
 from dreamgen.core.config import configs_folder, read_yaml, settings_from_dict
 from dreamgen.core.settings import Settings

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from finetune_step import attach, levels_of, make_batch, make_transformer, synchronize
+from finetune_step import levels_of, synchronize
+from random_models import attach, make_batch, make_transformer
 from torch.nn.parallel import DistributedDataParallel
 
 from dreamgen.core.config import configs_folder, read_yaml

@@ -31,7 +31,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from finetune_step import encoders, machine, make_batch, measure, measure_method, release
+from figures import markdown_table, shown, spread, write_figures
+from finetune_step import machine, measure, measure_method, release
+from random_models import encoders, make_batch
 
 from dreamgen.core.config import configs_folder, read_yaml, settings_from_dict
 from dreamgen.core.settings import Settings
@@ -69,9 +71,7 @@ def main() -> None:
         "machine": machine(device), "model": args.model, "size": [args.num_frames, args.height, args.width],
         "num_steps": args.num_steps, "log_every": args.log_every, "encode_s": encode_s, "rows": rows,
     }  # fmt: skip
-    if args.out:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.out).write_text(json.dumps(report, indent=1))
+    write_figures(report, args.out)
     print(table(report))
 
 
@@ -201,23 +201,17 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
 
 def table(report: dict[str, Any]) -> str:
     """Return the figures as Markdown."""
-    lines = [
-        f"{report['machine']}, {report['model']}, {report['size']}, {report['num_steps']} steps of the trainer",
-        "",
-        "| step | s (min to max) | of published | of the bare step | peak GiB | windows a second, times one GPU |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in report["rows"]:
-        if row.get("out_of_memory"):
-            lines.append(f"| {row['name']} | out of memory | | | | |")
-            continue
-        to_bare = f"{row['to_bare']:.3f}" if row.get("to_bare") else ""
-        speedup = f"{row['speedup']:.3f}" if row.get("speedup") else ""
-        lines.append(
-            f"| {row['name']} | {row['step_s']:.3f} ({row['min_s']:.3f} to {row['max_s']:.3f}) | {row['ratio']:.3f} "
-            f"| {to_bare} | {row['peak_gib']:.1f} | {speedup} |"
-        )
-    return "\n".join(lines)
+    title = f"{report['machine']}, {report['model']}, {report['size']}, {report['num_steps']} steps of the trainer"
+    columns = (
+        "step", "s (min to max)", "of published", "of the bare step", "peak GiB", "windows a second, times one GPU",
+    )  # fmt: skip
+    rows = [
+        (row["name"], "out of memory") if row.get("out_of_memory") else
+        (row["name"], spread(row, "step_s", ".3f"), f"{row['ratio']:.3f}", shown(row.get("to_bare"), ".3f"),
+         f"{row['peak_gib']:.1f}", shown(row.get("speedup"), ".3f"))
+        for row in report["rows"]
+    ]  # fmt: skip
+    return f"{title}\n\n{markdown_table(columns, rows)}"
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -29,7 +29,9 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, Cosmos2_5_PredictBasePipeline, UniPCMultistepScheduler
 from diffusers.pipelines.cosmos.pipeline_cosmos2_5_predict import DEFAULT_NEGATIVE_PROMPT
-from finetune_step import machine, make_transformer, release, synchronize
+from figures import markdown_table, shown, spread, write_figures
+from finetune_step import machine, release, synchronize
+from random_models import make_transformer
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from dreamgen.core.config import configs_folder, read_yaml
@@ -86,9 +88,7 @@ def main() -> None:
         "machine": machine(device), "model": args.model, "size": [args.num_frames, args.height, args.width],
         "num_steps": args.num_steps, "rows": rows,
     }  # fmt: skip
-    if args.out:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.out).write_text(json.dumps(report, indent=1))
+    write_figures(report, args.out)
     print(table(report))
 
 
@@ -235,22 +235,18 @@ def row(name: str, times: list[float], forwards: int, baseline: dict[str, Any] |
 
 def table(report: dict[str, Any]) -> str:
     """Return the figures as Markdown."""
-    lines = [
-        f"{report['machine']}, {report['model']}, {report['size']}, {report['num_steps']} steps",
-        "",
-        "| level | s a clip (min to max) | clips an hour, times published | forward passes | peak GiB | PSNR dB | SSIM "
-        "| motion | cut score |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for line in report["rows"]:
-        shown = [
-            f"{line[key]:.3g}" if key in line else "" for key in ("peak_gib", "psnr_db", "ssim", "motion", "cut_score")
-        ]
-        lines.append(
-            f"| {line['name']} | {line['clip_s']:.2f} ({line['min_s']:.2f} to {line['max_s']:.2f}) "
-            f"| {line['ratio']:.2f} | {line['forwards']} | {' | '.join(shown)} |"
-        )
-    return "\n".join(lines)
+    title = f"{report['machine']}, {report['model']}, {report['size']}, {report['num_steps']} steps"
+    columns = (
+        "level", "s a clip (min to max)", "clips an hour, times published", "forward passes", "peak GiB", "PSNR dB",
+        "SSIM", "motion", "cut score",
+    )  # fmt: skip
+    checks = ("peak_gib", "psnr_db", "ssim", "motion", "cut_score")
+    rows = [
+        (line["name"], spread(line, "clip_s", ".2f"), f"{line['ratio']:.2f}", line["forwards"],
+         *(shown(line.get(key), ".3g") for key in checks))
+        for line in report["rows"]
+    ]  # fmt: skip
+    return f"{title}\n\n{markdown_table(columns, rows)}"
 
 
 def parse_arguments() -> argparse.Namespace:

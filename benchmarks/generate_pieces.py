@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_step import machine, make_batch, make_transformer, measure, relative_error, release
+from finetune_step import machine, measure, relative_error, release
 from generate import make_pipe, parse_arguments
+from random_models import make_batch, make_transformer
 
 from dreamgen.core.config import configs_folder, read_yaml
 from dreamgen.models.fp8 import Fp8Switch
