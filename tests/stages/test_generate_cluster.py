@@ -25,6 +25,9 @@ from dreamgen.generate.worker import Dreamer
 from tests.fixtures.plain_worker import Plain, Task
 from tests.fixtures.world import make_world, planned_run, tiny_settings, write_pairs
 
+# Two clips that a worker is given at once begin in an order that the driver does not know: the other one may be blamed,
+# is then made with nothing beside it, and is cleared.
+ONCE_SUSPECTED = 2
 GPU_FAULT = "CUDA error: an illegal memory access was encountered"
 
 
@@ -37,16 +40,12 @@ class BreaksItsGpu(Dreamer):
         if mark.exists() or not (run.root / f"{clip_id}.breaks").exists():
             return super().make(task)
         mark.write_text(str(os.getpid()))
-        decode = self.maker.pipe.vae.decode
 
         def broken(*_: Any, **__: Any) -> None:
             raise torch.AcceleratorError(GPU_FAULT)
 
-        self.maker.pipe.vae.decode = broken
-        try:
-            return super().make(task)
-        finally:
-            self.maker.pipe.vae.decode = decode
+        self.maker.pipe.vae.decode = broken  # and it stays so, as a GPU in an error state does
+        return super().make(task)
 
 
 @pytest.fixture(scope="module")
@@ -128,19 +127,20 @@ def test_a_clip_that_kills_every_worker_is_set_aside_and_the_others_are_made(clu
         assert pool.num_replaced >= 2  # the last need not be, where nothing is left to do
     killer = records.pop("clip2")
     assert killer.status == "failed" and killer.attempt == 3 and killer.error.startswith("KilledWorkers: 3 workers")
-    assert len(records) == 9 and {(r.status, r.attempt) for r in records.values()} == {("ok", 1)}
+    assert len(records) == 9 and {r.status for r in records.values()} == {"ok"}
+    assert max(r.attempt for r in records.values()) <= ONCE_SUSPECTED
 
 
 def test_a_clip_that_hangs_is_tried_elsewhere_and_not_for_ever(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(pool_module, "LOOK_EVERY_S", 0.5)
     tasks = [Task("once", "hang once"), Task("ever", "hang"), *(Task(f"clip{n}") for n in range(6))]
-    found = make_all(sized(1.0), tasks, tmp_path, clip_limit_s=8.0, max_attempts=2)
+    found = make_all(sized(1.0), tasks, tmp_path, clip_limit_s=6.0, max_attempts=3)
     records = {record.clip_id: record for record in found}
     assert len(found) == len(records) == 8
-    assert (records["once"].status, records["once"].attempt) == ("ok", 2)
-    ever = records["ever"]
-    assert ever.status == "failed" and ever.attempt == 2 and "HungWorker: a clip took longer than 8 s" in ever.error
-    assert {(records[f"clip{n}"].status, records[f"clip{n}"].attempt) for n in range(6)} == {("ok", 1)}
+    assert records["once"].status == "ok" and (tmp_path / "once").exists()
+    ever = records.pop("ever")
+    assert ever.status == "failed" and ever.attempt == 3 and "HungWorker: a clip took longer than 6 s" in ever.error
+    assert {r.status for r in records.values()} == {"ok"} and max(r.attempt for r in records.values()) <= ONCE_SUSPECTED
 
 
 def test_a_node_that_joins_gets_workers_and_one_that_leaves_loses_no_clip(cluster, tmp_path, monkeypatch):
