@@ -125,17 +125,37 @@ def _room_on(node: dict[str, float], needs: dict[str, float]) -> int:
     return min(places, default=0)
 
 
+def local_resources(settings: GenerateSettings, device: str, num_gpus: int) -> dict[str, Any]:
+    """Return what Ray is started with on this machine: its GPUs, and enough of everything else for the workers.
+
+    Args:
+        settings: Numbers of workers and what each needs.
+        device: `model.device`.
+        num_gpus: How many GPUs the machine has.
+
+    Returns:
+        `num_cpus`, `num_gpus` and `resources` as `ray.init` takes them.
+
+    Raises:
+        UserError: if `device` asks for a GPU and there is none.
+    """
+    num_gpus = 0 if device == "cpu" else num_gpus
+    # On this machine only GPUs limit the number of workers: cores and custom resources are declared to fit it.
+    only_gpus = replace(settings, cpus_per_worker=0.0, resources_per_worker={})
+    num_workers = _pool_size(only_gpus, device, [{"GPU": float(num_gpus)}]).num_workers
+    return {
+        "num_cpus": max(1, math.ceil(num_workers * settings.cpus_per_worker)),
+        "num_gpus": num_gpus,
+        "resources": {name: need * num_workers for name, need in settings.resources_per_worker.items()},
+    }
+
+
 def _start(settings: GenerateSettings, device: str) -> None:
     import torch
 
-    num_gpus = 0 if device == "cpu" else torch.cuda.device_count()
-    node = {"GPU": float(num_gpus), "CPU": math.inf, **settings.resources_per_worker}
-    size = _pool_size(settings, device, [node])
     ray.init(
         address="local",
-        num_cpus=max(1, math.ceil(size.num_workers * size.cpus_per_worker)),
-        num_gpus=num_gpus,
-        resources={name: need * size.num_workers for name, need in size.resources_per_worker.items()},
+        **local_resources(settings, device, torch.cuda.device_count()),
         object_store_memory=80 * 2**20,  # what travels is jobs and records, never pixels
         **_SILENT,
     )

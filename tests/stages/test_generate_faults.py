@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from dreamgen.core.errors import UserError
 from dreamgen.core.records import Job
 from dreamgen.core.settings import GenerateSettings
-from dreamgen.generate.cluster import PoolSize, room
+from dreamgen.generate.cluster import PoolSize, local_resources, ray_pool_size, room
 from dreamgen.generate.faults import FIRST_LIMIT_S, LEAST_LIMIT_S, ClipTimes, killer_record
 from tests.fixtures.jobs import SAMPLED_PLAINLY
 
@@ -57,6 +58,59 @@ def test_record_of_a_clip_that_kills_says_so():
 )
 def test_room_is_counted_node_by_node(gpus, others, nodes, expected):
     assert room(PoolSize(1, gpus, GenerateSettings().cpus_per_worker, others), nodes) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "num_gpus", "num_cpus", "resources"),
+    [
+        ({}, "auto", 0, 1, {}),
+        ({}, "auto", 1, 1, {}),
+        ({}, "cuda", 2, 2, {}),
+        ({}, "auto", 8, 8, {}),
+        ({}, "cpu", 8, 1, {}),
+        ({"num_workers": 3}, "auto", 0, 3, {}),
+        ({"num_workers": 3}, "auto", 2, 3, {}),  # too many for its GPUs, which is refused once Ray runs
+        ({"cpus_per_worker": 4.0}, "auto", 2, 8, {}),
+        ({"cpus_per_worker": 0.25}, "auto", 8, 2, {}),
+        ({"gpus_per_worker": 0.5, "cpus_per_worker": 0.5}, "auto", 2, 2, {}),
+        ({"gpus_per_worker": 1 / 3}, "auto", 2, 6, {}),
+        ({"gpus_per_worker": 0.4}, "auto", 2, 4, {}),  # none lies across two GPUs
+        ({"gpus_per_worker": 2.0}, "auto", 8, 4, {}),
+        ({"gpus_per_worker": 0.0}, "auto", 2, 1, {}),
+        ({"resources_per_worker": {"fast": 0.5}}, "auto", 0, 1, {"fast": 0.5}),
+        ({"resources_per_worker": {"fast": 0.5}}, "auto", 8, 8, {"fast": 4.0}),
+    ],
+)
+def test_ray_on_this_machine_starts_with_room_for_a_worker_on_every_gpu(
+    settings, device, num_gpus, num_cpus, resources
+):
+    started = local_resources(GenerateSettings(**settings), device, num_gpus)
+    expected_gpus = 0 if device == "cpu" else num_gpus
+    assert started == {"num_cpus": num_cpus, "num_gpus": expected_gpus, "resources": resources}
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "settings", "expected"),
+    [
+        (2, {}, PoolSize(2, 1.0, 1.0, {}, is_fixed=False)),
+        (
+            2,
+            {"gpus_per_worker": 0.5, "cpus_per_worker": 0.5, "resources_per_worker": {"fast": 0.25}},
+            PoolSize(4, 0.5, 0.5, {"fast": 0.25}, is_fixed=False),
+        ),
+        (0, {"resources_per_worker": {"fast": 0.25}}, PoolSize(1, 0.0, 1.0, {"fast": 0.25}, is_fixed=False)),
+    ],
+)
+def test_a_ray_that_is_started_here_has_that_room(monkeypatch, num_gpus, settings, expected):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: num_gpus)  # Ray counts what it is told
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with ray_pool_size(GenerateSettings(**settings), "auto") as size:
+        assert size == expected
+
+
+def test_ray_is_not_started_for_a_gpu_that_is_not_there():
+    with pytest.raises(UserError, match="Ray knows of none"):
+        local_resources(GenerateSettings(), "cuda", 0)
 
 
 def test_nothing_is_lost_or_made_twice_when_workers_nodes_and_drivers_are_killed(tmp_path):
