@@ -146,7 +146,8 @@ def local_resources(settings: GenerateSettings, device: str, num_gpus: int) -> d
     return {
         "num_cpus": max(1, math.ceil(num_workers * settings.cpus_per_worker)),
         "num_gpus": num_gpus,
-        "resources": {name: need * num_workers for name, need in settings.resources_per_worker.items()},
+        # Ray declares whole units only; a worker may ask for a fraction of one.
+        "resources": {name: math.ceil(need * num_workers) for name, need in settings.resources_per_worker.items()},
     }
 
 

@@ -77,8 +77,8 @@ def test_room_is_counted_node_by_node(gpus, others, nodes, expected):
         ({"gpus_per_worker": 0.4}, "auto", 2, 4, {}),  # none lies across two GPUs
         ({"gpus_per_worker": 2.0}, "auto", 8, 4, {}),
         ({"gpus_per_worker": 0.0}, "auto", 2, 1, {}),
-        ({"resources_per_worker": {"fast": 0.5}}, "auto", 0, 1, {"fast": 0.5}),
-        ({"resources_per_worker": {"fast": 0.5}}, "auto", 8, 8, {"fast": 4.0}),
+        ({"resources_per_worker": {"fast": 0.5}}, "auto", 0, 1, {"fast": 1}),
+        ({"resources_per_worker": {"fast": 0.5}}, "auto", 8, 8, {"fast": 4}),
     ],
 )
 def test_ray_on_this_machine_starts_with_room_for_a_worker_on_every_gpu(
