@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dreamgen.core.video import write_video
+from dreamgen.data.video import write_video
 
 CAMERA, FPS, LENGTH, SIZE = "observation.images.ego_view", 16, 4, 32
 VECTORS = {"observation.state": 7, "action": 7}
@@ -72,8 +72,8 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
         _, _, usage = os.wait4(process.pid, 0)  # of the process and of those it waited for
         seconds = time.perf_counter() - start_s
         out.seek(0)
-        figures = json.loads(out.read())[0]["figures"]
-    codes = [(finding["code"], finding["where"]) for finding in figures["findings"]]
+        metrics = json.loads(out.read())[0]["figures"]
+    codes = [(finding["code"], finding["where"]) for finding in metrics["findings"]]
     return {
         "seconds": seconds,
         "peak_mb": usage.ru_maxrss / 1024,
@@ -174,7 +174,7 @@ def write_v21(root: Path, num_episodes: int) -> None:
     """Write LeRobot v2.1."""
     whole = Whole()
     (root / "meta").mkdir(parents=True)
-    with (root / "meta/episodes.jsonl").open("w") as lines, (root / "meta/episodes_stats.jsonl").open("w") as figures:
+    with (root / "meta/episodes.jsonl").open("w") as lines, (root / "meta/episodes_stats.jsonl").open("w") as metrics:
         for first, count, vectors in blocks(num_episodes):
             if first % LINKS_TO_A_FILE == 0:
                 clip = shared_video(root, 1, name=f"clip-{first}.mp4")
@@ -190,7 +190,7 @@ def write_v21(root: Path, num_episodes: int) -> None:
                 lines.write(json.dumps(row) + "\n")
                 stats = {name: {stat: values[place].tolist() for stat, values in of.items()}
                          for name, of in statistics.items()}  # fmt: skip
-                figures.write(json.dumps({"episode_index": index, "stats": stats}) + "\n")
+                metrics.write(json.dumps({"episode_index": index, "stats": stats}) + "\n")
     for clip in root.glob("clip-*.mp4"):
         clip.unlink()
     tasks = "".join(json.dumps({"task_index": i, "task": f"task {i}"}) + "\n" for i in range(10))
@@ -211,7 +211,7 @@ class Whole:
             self._rows[name].append({"min": flat_ND.min(0), "max": flat_ND.max(0), "sum": flat_ND.sum(0),
                                      "squares": (flat_ND**2).sum(0), "count": np.array(len(flat_ND))})  # fmt: skip
 
-    def figures(self) -> dict[str, dict[str, list]]:
+    def metrics(self) -> dict[str, dict[str, list]]:
         """Return stats.json."""
         found = {}
         for name, parts in self._rows.items():
@@ -219,8 +219,8 @@ class Whole:
             count = stacked["count"].sum()
             mean_D = stacked["sum"].sum(0) / count
             std_D = np.sqrt(stacked["squares"].sum(0) / count - mean_D**2)
-            figures = {"min": stacked["min"].min(0), "max": stacked["max"].max(0), "mean": mean_D, "std": std_D}
-            found[name] = {stat: values.tolist() for stat, values in figures.items()} | {"count": [int(count)]}
+            metrics = {"min": stacked["min"].min(0), "max": stacked["max"].max(0), "mean": mean_D, "std": std_D}
+            found[name] = {stat: values.tolist() for stat, values in metrics.items()} | {"count": [int(count)]}
         return found
 
 
@@ -238,7 +238,7 @@ def write_info(root: Path, version: str, num_episodes: int, whole: Whole) -> Non
     if version == "v2.1":
         info |= {"total_videos": num_episodes, "total_chunks": -(-num_episodes // 1000)}
     (root / "meta/info.json").write_text(json.dumps(info))
-    (root / "meta/stats.json").write_text(json.dumps(whole.figures()))
+    (root / "meta/stats.json").write_text(json.dumps(whole.metrics()))
 
 
 def frames(num_episodes: int) -> Iterator[np.ndarray]:

@@ -25,7 +25,7 @@ from export_scale import command
 from export_speed import CAMERA
 from synthetic_run import make_run
 
-from dreamgen.core.video import read_video
+from dreamgen.data.video import read_video
 
 NUM_COMPARED = 20
 
@@ -58,9 +58,9 @@ def measure(count: int, args: argparse.Namespace) -> dict[str, Any]:
         source, there, back = run.datasets / "lerobot-v2.1", folder / "v30", folder / "v21"
         measured: dict[str, Any] = {"episodes": count}
         for name, one, two in (("there", source, there), ("back", there, back)):
-            figures, status, _ = command("convert", str(one), str(two))
+            metrics, status, _ = command("convert", str(one), str(two))
             assert status == 0, f"dreamgen convert ended with {status}"
-            measured |= {f"{name}_{key}": value for key, value in figures.items()}
+            measured |= {f"{name}_{key}": value for key, value in metrics.items()}
         return measured | {"equal": compare(source, back, count)}
     finally:
         shutil.rmtree(folder)
@@ -76,7 +76,7 @@ def compare(source: Path, back: Path, count: int) -> str:
             assert rows[0]["episode_index"] == rows[1]["episode_index"]
             given, came = (
                 np.concatenate([np.ravel(row["stats"][feature][figure])
-                                for feature, figures in rows[0]["stats"].items() for figure in figures])
+                                for feature, metrics in rows[0]["stats"].items() for figure in metrics])
                 for row in rows
             )  # fmt: skip
             np.testing.assert_allclose(came, given, rtol=1e-6, atol=1e-9)

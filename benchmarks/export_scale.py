@@ -34,8 +34,8 @@ def main() -> None:
     rows = [measure(count, args) for count in args.clips]
     if args.out:
         shape = [args.num_frames, args.size, args.size, args.dims]
-        figures = {"format": args.format, "cores": len(os.sched_getaffinity(0)), "shape": shape, "rows": rows}
-        Path(args.out).write_text(json.dumps(figures, indent=1) + "\n")
+        metrics = {"format": args.format, "cores": len(os.sched_getaffinity(0)), "shape": shape, "rows": rows}
+        Path(args.out).write_text(json.dumps(metrics, indent=1) + "\n")
     measures = "s | CPU s | CPU ms an episode | peak MB"
     print(f"| episodes | export {measures} | check {measures} | findings | frames |\n" + "|---" * 11 + "|")
     for row in rows:
@@ -71,8 +71,8 @@ def command(*words: str) -> tuple[dict[str, float], int, str]:
     process = subprocess.Popen([sys.executable, "-m", "dreamgen", *words], stdout=subprocess.PIPE, text=True)
     with PeakMemory(process.pid) as memory:
         output, _ = process.communicate()
-    figures = {"s": time.monotonic() - start_s, "cpu_s": children_cpu_s() - cpu_s, "mb": memory.peak_bytes / 1e6}
-    return figures, process.returncode, output
+    metrics = {"s": time.monotonic() - start_s, "cpu_s": children_cpu_s() - cpu_s, "mb": memory.peak_bytes / 1e6}
+    return metrics, process.returncode, output
 
 
 def parse_arguments() -> argparse.Namespace:

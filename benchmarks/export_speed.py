@@ -29,9 +29,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from synthetic_run import INSTRUCTIONS, labels_of, make_run
 
-from dreamgen.core.jobs import accepted_clips
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.video import read_video
+from dreamgen.data.video import read_video
+from dreamgen.run.jobs import accepted_clips
+from dreamgen.run.run_folder import RunFolder
 
 CAMERA = "observation.images.ego_view"
 FORMATS = ("lerobot-v3.0", "lerobot-v2.1")
@@ -50,10 +50,10 @@ def main() -> None:
         rows += [reference(run, folder / "reference", streaming, args) for streaming in (True, False)]
     finally:
         shutil.rmtree(folder)
-    figures = {"clips": args.clips, "reference_clips": args.reference_clips, "cores": len(os.sched_getaffinity(0)),
+    metrics = {"clips": args.clips, "reference_clips": args.reference_clips, "cores": len(os.sched_getaffinity(0)),
                "shape": [args.num_frames, args.height, args.width, args.dims], "rows": rows}  # fmt: skip
     if args.out:
-        Path(args.out).write_text(json.dumps(figures, indent=1) + "\n")
+        Path(args.out).write_text(json.dumps(metrics, indent=1) + "\n")
     print(table(rows))
 
 
@@ -141,7 +141,7 @@ def run_reference(run: RunFolder, root: Path, streaming: bool, num_clips: int) -
     """Time `add_frame`, `save_episode` and `finalize`; print seconds, CPU seconds, frames in the videos and given."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    from dreamgen.core.video import probe
+    from dreamgen.data.video import probe
     from export.episodes import read_label
 
     clips = accepted_clips(run)[:num_clips]

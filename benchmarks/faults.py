@@ -35,10 +35,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from ray.cluster_utils import Cluster
 
-from dreamgen.core.jobs import read_jobs
-from dreamgen.core.journal import as_store
-from dreamgen.core.journal_files import read_files
-from dreamgen.core.run_folder import RunFolder
+from dreamgen.run.jobs import read_jobs
+from dreamgen.run.journal import as_store
+from dreamgen.run.journal_files import read_files
+from dreamgen.run.run_folder import RunFolder
 from tests.fixtures.world import make_world, planned_run, tiny_settings, write_pairs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -81,18 +81,18 @@ def main() -> None:
             elapsed_s = time.monotonic() - begun_s
         finally:
             cluster.shutdown()
-        figures = {"seed": args.seed, "elapsed_s": round(elapsed_s, 1), "driver_starts": driver_starts}
-        figures |= compare(disturbed, undisturbed) | {"kills": [asdict(kill) for kill in kills], "events": events}
+        metrics = {"seed": args.seed, "elapsed_s": round(elapsed_s, 1), "driver_starts": driver_starts}
+        metrics |= compare(disturbed, undisturbed) | {"kills": [asdict(kill) for kill in kills], "events": events}
     if args.out:
-        Path(args.out).write_text(json.dumps(figures, indent=1) + "\n")
+        Path(args.out).write_text(json.dumps(metrics, indent=1) + "\n")
     counts = Counter(kill.kind for kill in kills)
     print("| kills of workers | nodes | drivers | clips | lost | recorded twice | other bytes | tried again | s |")
     print("|---|---|---|---|---|---|---|---|---|")
     print(
-        f"| {counts['worker']} | {counts['node']} | {counts['driver']} | {args.clips} | {figures['num_lost']} | "
-        f"{figures['num_twice']} | {figures['num_other_bytes']} | {figures['num_tried_again']} | {elapsed_s:.0f} |"
+        f"| {counts['worker']} | {counts['node']} | {counts['driver']} | {args.clips} | {metrics['num_lost']} | "
+        f"{metrics['num_twice']} | {metrics['num_other_bytes']} | {metrics['num_tried_again']} | {elapsed_s:.0f} |"
     )
-    sys.exit(1 if figures["num_lost"] or figures["num_twice"] or figures["num_other_bytes"] else 0)
+    sys.exit(1 if metrics["num_lost"] or metrics["num_twice"] or metrics["num_other_bytes"] else 0)
 
 
 def schedule(seed: int, num_kills: int, num_clips: int) -> list[Kill]:

@@ -27,11 +27,11 @@ import torch
 from finetune_step import fast_loss, machine, measure, release, step
 from random_models import attach, make_batch, make_transformer
 
-from dreamgen.core.config import configs_folder, read_yaml, settings_from_dict
-from dreamgen.core.settings import Settings
-from dreamgen.models.velocity import project_text
+from dreamgen.config.loading import configs_folder, read_yaml, settings_from_dict
+from dreamgen.config.settings import Settings
+from dreamgen.models.cosmos_predict25.velocity import project_text
+from finetune.activation_checkpointing import CheckpointPolicy, choose_policies, training_blocks
 from finetune.dora import use_closed_form
-from finetune.fast_step import Level, choose_levels, training_blocks
 from finetune.memory import activation_gib, activations_of, estimate_memory, fixed_gib
 from finetune.sizes import TransformerSize
 
@@ -89,7 +89,7 @@ def settings_of(args: argparse.Namespace, size: str, method: str) -> Settings:
 
 
 def measure_level(
-    level: Level, args: argparse.Namespace, settings: Settings, config: dict[str, Any], device: torch.device
+    level: CheckpointPolicy, args: argparse.Namespace, settings: Settings, config: dict[str, Any], device: torch.device
 ) -> list[Measured]:
     """Measure a level at each depth; a depth that does not fit is left out, with a word on stderr."""
     measured = []
@@ -105,7 +105,7 @@ def measure_level(
 
 
 def measure_depth(
-    level: Level,
+    level: CheckpointPolicy,
     num_layers: int,
     args: argparse.Namespace,
     settings: Settings,
@@ -135,7 +135,7 @@ def measure_depth(
 
 
 def row(
-    settings: Settings, config: dict[str, Any], by_level: dict[Level, list[Measured]], compiled: bool
+    settings: Settings, config: dict[str, Any], by_level: dict[CheckpointPolicy, list[Measured]], compiled: bool
 ) -> dict[str, Any]:
     """Put together what a size and method were measured to take, by level, and what the whole model takes by that."""
     size, video, tune = TransformerSize.from_config(config), settings.video, settings.finetune
@@ -161,7 +161,7 @@ def row(
                 "whole_gib": last.peak_gib + left * block_gib,
                 "whole_estimated_gib": estimate_memory(size, settings, [level] * size.num_layers, compiled).peak,
             }
-    chosen = choose_levels(size.num_layers, unit, whole_fixed, tune.memory_gib, activations_of(settings, compiled))
+    chosen = choose_policies(size.num_layers, unit, whole_fixed, tune.memory_gib, activations_of(settings, compiled))
     return {
         "method": tune.method, "size": [video.height, video.width, video.num_frames], "rank": tune.lora.rank,
         "activation_gib": unit, "num_layers": size.num_layers, "levels": levels,
@@ -170,7 +170,10 @@ def row(
 
 
 def chosen_mix(
-    chosen: list[Level], levels: dict[Level, dict[str, Any]], estimated_gib: float, memory_gib: float
+    chosen: list[CheckpointPolicy],
+    levels: dict[CheckpointPolicy, dict[str, Any]],
+    estimated_gib: float,
+    memory_gib: float,
 ) -> dict[str, Any]:
     """Say what the levels that a training would choose take by what was measured of each."""
     counts = {level: chosen.count(level) for level in dict.fromkeys(chosen)}

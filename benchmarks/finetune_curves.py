@@ -25,15 +25,15 @@ import torch
 from diffusers import CosmosTransformer3DModel
 from finetune_step import machine
 
-from dreamgen.core.config import configs_folder, read_yaml, settings_from_dict
-from dreamgen.core.settings import Settings
-from dreamgen.models.adapter import add_adapter
-from dreamgen.models.mini import build_mini
+from dreamgen.config.loading import configs_folder, read_yaml, settings_from_dict
+from dreamgen.config.settings import Settings
+from dreamgen.models.cosmos_predict25.adapter import add_adapter
+from dreamgen.models.cosmos_predict25.mini import build_mini
+from dreamgen.models.cosmos_predict25.velocity import project_text, velocity
 from dreamgen.models.quiet import quiet_loaders
-from dreamgen.models.velocity import project_text, velocity
+from finetune.activation_checkpointing import training_blocks
 from finetune.curves import curves_svg
 from finetune.dora import use_closed_form
-from finetune.fast_step import training_blocks
 from finetune.flow import draw_batch, flow_input, flow_loss, latent_shape
 from finetune.schedule import learning_rate
 

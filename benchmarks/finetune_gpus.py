@@ -23,9 +23,9 @@ from finetune_step import levels_of, synchronize
 from random_models import attach, make_batch, make_transformer
 from torch.nn.parallel import DistributedDataParallel
 
-from dreamgen.core.config import configs_folder, read_yaml
-from dreamgen.models.velocity import project_text, velocity
-from finetune.fast_step import training_blocks
+from dreamgen.config.loading import configs_folder, read_yaml
+from dreamgen.models.cosmos_predict25.velocity import project_text, velocity
+from finetune.activation_checkpointing import training_blocks
 
 
 class Step(torch.nn.Module):

@@ -25,14 +25,14 @@ from typing import Any
 
 import torch
 from diffusers import CosmosTransformer3DModel
-from figures import markdown_table, shown, spread, write_figures
+from metrics import markdown_table, shown, spread, write_figures
 from random_models import NUM_TEXT_TOKENS, attach, encoders, make_batch, make_transformer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dreamgen.core.config import configs_folder, read_yaml
-from dreamgen.models.velocity import project_text, velocity
+from dreamgen.config.loading import configs_folder, read_yaml
+from dreamgen.models.cosmos_predict25.velocity import project_text, velocity
+from finetune.activation_checkpointing import training_blocks
 from finetune.dora import use_closed_form
-from finetune.fast_step import training_blocks
 
 # Rates measured on an H200 for products and cuDNN attention; training's backward attention runs at the third.
 PRODUCT_FLOPS, ATTENTION_FLOPS, ATTENTION_BACKWARD_FLOPS = 781e12, 686e12, 550e12
@@ -161,9 +161,9 @@ def restore(parameters: list[torch.nn.Parameter], values: list[torch.Tensor]) ->
 
 def loss_of(answer: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the mean squared error over the frames that are not given."""
-    learnt = 1 - batch["mask"]
-    squared = (answer.float() - batch["target"]).square() * learnt
-    return squared.sum() / learnt.expand_as(squared).sum()
+    loss_mask = 1 - batch["mask"]
+    squared = (answer.float() - batch["target"]).square() * loss_mask
+    return squared.sum() / loss_mask.expand_as(squared).sum()
 
 
 def step(loss: Callable[[], torch.Tensor], parameters: list[torch.nn.Parameter], device: torch.device):

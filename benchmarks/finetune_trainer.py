@@ -31,16 +31,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from figures import markdown_table, shown, spread, write_figures
 from finetune_step import machine, measure, measure_method, release
+from metrics import markdown_table, shown, spread, write_figures
 from random_models import encoders, make_batch
 
-from dreamgen.core.config import configs_folder, read_yaml, settings_from_dict
-from dreamgen.core.settings import Settings
-from dreamgen.core.video import write_video
-from dreamgen.models.mini import build_mini, save_pipeline
+from dreamgen.config.loading import configs_folder, read_yaml, settings_from_dict
+from dreamgen.config.settings import Settings
+from dreamgen.data.video import write_video
+from dreamgen.models.cosmos_predict25.mini import build_mini, save_pipeline
 from dreamgen.models.quiet import quiet_loaders
-from finetune.estimate import levels_for
+from finetune.estimate import policies_for
 from finetune.memory import estimate_memory
 from finetune.sizes import find_size
 from finetune.training_log import read_steps
@@ -143,7 +143,7 @@ def measure_steps(
     """Time the published step and the bare step with what the trainer's blocks will keep."""
     device = torch.device(args.device)
     compiled = device.type == "cuda"
-    levels = levels_for(find_size(settings.model), settings, compiled)
+    levels = policies_for(find_size(settings.model), settings, compiled)
     num_all = levels.count("all")
     kept = f"all:{num_all}" if num_all else levels[0]
     step_args = argparse.Namespace(**{**vars(args), "variants": [kept], "eager": not compiled, "float32": False})

@@ -29,22 +29,22 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, Cosmos2_5_PredictBasePipeline, UniPCMultistepScheduler
 from diffusers.pipelines.cosmos.pipeline_cosmos2_5_predict import DEFAULT_NEGATIVE_PROMPT
-from figures import markdown_table, shown, spread, write_figures
 from finetune_step import machine, release, synchronize
+from metrics import markdown_table, shown, spread, write_figures
 from random_models import make_transformer
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from dreamgen.core.config import configs_folder, read_yaml
-from dreamgen.core.records import Job, job_id
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.video import frame_sha256, write_png
-from dreamgen.curate import cut_score, motion, psnr_db, small_grey
+from dreamgen.config.loading import configs_folder, read_yaml
+from dreamgen.curate.stage import cut_score, motion, psnr_db, small_grey
+from dreamgen.data.video import frame_sha256, write_png
 from dreamgen.generate.clip import dream_clip, encode_prompt, make_clip, noise_for
-from dreamgen.generate.maker import ClipMaker
+from dreamgen.generate.clip_generator import ClipGenerator
 from dreamgen.generate.texts import prompt_tasks
-from dreamgen.models.mini import byte_tokenizer
-from dreamgen.models.safety import Unguarded
-from dreamgen.models.shortcuts import level_shortcuts, num_forwards
+from dreamgen.models.cosmos_predict25.mini import byte_tokenizer
+from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker
+from dreamgen.models.cosmos_predict25.step_skipping import level_step_skipping, num_forwards
+from dreamgen.run.records import Job, job_id
+from dreamgen.run.run_folder import RunFolder
 
 # As a worker of `generate` is started.
 NUM_THREADS = 2
@@ -65,7 +65,7 @@ def main() -> None:
         if args.num_published:
             times, published_THWC = measure_published(pipe, first, args.num_published, run.root, device)
             rows.append(row("published", times, 2 * args.num_steps))
-        maker = ClipMaker(pipe, run, compiled=device.type == "cuda")
+        maker = ClipGenerator(pipe, run, compiled=device.type == "cuda")
         for task in prompt_tasks(run, [first]):
             record = encode_prompt(maker, task)
             assert record.status == "ok", record.traceback
@@ -79,7 +79,7 @@ def main() -> None:
             copied()
             # The first of these has nothing to be encoded beside, so that it counts a little long.
             times = measure_ours(maker, of_level[1:], device)
-            rows.append(row(level, times, num_forwards(args.num_steps, level_shortcuts(level), True), *rows[:1]))
+            rows.append(row(level, times, num_forwards(args.num_steps, level_step_skipping(level), True), *rows[:1]))
             rows[-1]["peak_gib"] = peak_gib(device)
             if published_THWC is not None:
                 rows[-1] |= likeness(video_THWC.numpy(), published_THWC)
@@ -122,7 +122,7 @@ def make_pipe(sizes: dict[str, Any], device: torch.device, dtype: torch.dtype) -
             use_flow_sigmas=True, use_karras_sigmas=True, prediction_type="flow_prediction", sigma_max=200.0,
             sigma_min=0.01,
         ),
-        safety_checker=Unguarded(),
+        safety_checker=NoSafetyChecker(),
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -141,7 +141,8 @@ def make_job(args: argparse.Namespace, run: RunFolder, level: str, seed: int, nu
         "prompt": "The robot arm is performing a task. pick up the pear", "negative_prompt": DEFAULT_NEGATIVE_PROMPT,
         "seed": seed, "height": args.height, "width": args.width, "num_frames": args.num_frames, "num_chunks": 1,
         "chunk_overlap": 0, "fps": 16, "num_inference_steps": num_steps or args.num_steps, "guidance_scale": 7.0,
-        "level": level, "shortcuts": level_shortcuts(level).to_json(), "model": args.model, "model_sha256": "random",
+        "level": level, "shortcuts": level_step_skipping(level).to_json(),
+        "model": args.model, "model_sha256": "random",
         "adapter": None, "adapter_sha256": None, "dtype": "bfloat16", "codec": "h264", "crf": 18, "gop": 2,
         "source": "drawn",
     }  # fmt: skip
@@ -175,7 +176,7 @@ def measure_published(
     return times[1:], video_THWC
 
 
-def measure_ours(maker: ClipMaker, jobs: list[Job], device: torch.device) -> list[float]:
+def measure_ours(maker: ClipGenerator, jobs: list[Job], device: torch.device) -> list[float]:
     """Time clips as a worker makes them. Returns the seconds between the ends of clips that follow one another."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -20,11 +20,11 @@ from finetune_step import machine, measure, relative_error, release
 from generate import make_pipe, parse_arguments
 from random_models import make_batch, make_transformer
 
-from dreamgen.core.config import configs_folder, read_yaml
-from dreamgen.models.fp8 import Fp8Switch
-from dreamgen.models.guided_velocity import BlockParts, compiled_parts, text_keys_values, velocities
-from dreamgen.models.pixels import decode
-from dreamgen.models.velocity import project_text
+from dreamgen.config.loading import configs_folder, read_yaml
+from dreamgen.models.cosmos_predict25.fp8 import Fp8Switch
+from dreamgen.models.cosmos_predict25.guided_velocity import BlockParts, compiled_parts, text_keys_values, velocities
+from dreamgen.models.cosmos_predict25.pixels import decode
+from dreamgen.models.cosmos_predict25.velocity import project_text
 
 NUM_REPEATS = 5
 

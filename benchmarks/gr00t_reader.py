@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from dreamgen.core.jobs import AcceptedClip, accepted_clips
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.video import read_video
+from dreamgen.data.video import read_video
+from dreamgen.run.jobs import AcceptedClip, accepted_clips
+from dreamgen.run.run_folder import RunFolder
 from export.check import check
 from export.episodes import read_label
 

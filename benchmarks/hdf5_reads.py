@@ -19,8 +19,8 @@ import h5py
 import numpy as np
 from synthetic_run import drawn_frames
 
-from dreamgen.core.video import read_video, write_video
-from export.hdf5_parts import COMPRESSION
+from dreamgen.data.video import read_video, write_video
+from export.formats.hdf5_parts import COMPRESSION
 
 SEQUENCE = 10
 WAYS = [(name, chunk) for name in COMPRESSION for chunk in (1, SEQUENCE)]

@@ -58,30 +58,30 @@ def main() -> None:
 
 def plan_phase(folder: Path, num: int) -> dict[str, Any]:
     """Plan `num` jobs from a table, as the command does."""
-    from dreamgen.plan import plan
+    from dreamgen.plan.stage import plan
 
-    figures = plan(settings_of(folder)).figures
-    assert (figures["num_new"], figures["num_first_frames"]) == (num, NUM_FRAMES), figures
+    metrics = plan(settings_of(folder)).metrics
+    assert (metrics["num_new"], metrics["num_first_frames"]) == (num, NUM_FRAMES), metrics
     size_mb = (folder / "run" / "jobs.parquet").stat().st_size / 1e6
-    return {"check": f"{figures['num_new']:,} new, {size_mb:.1f} MB", "cpu_s": time.process_time()}
+    return {"check": f"{metrics['num_new']:,} new, {size_mb:.1f} MB", "cpu_s": time.process_time()}
 
 
 def write_phase(folder: Path, num: int) -> dict[str, Any]:
     """Write the records of the first half of the jobs, each told only after its sync."""
-    from dreamgen.core.jobs import job_columns
-    from dreamgen.core.journal import Journal
-    from dreamgen.core.records import JournalRecord
-    from dreamgen.core.run_folder import RunFolder
+    from dreamgen.run.jobs import job_columns
+    from dreamgen.run.journal import Journal
+    from dreamgen.run.records import JournalRecord
+    from dreamgen.run.run_folder import RunFolder
 
     run = RunFolder(folder / "run")
     ids = job_columns(run.jobs, ["clip_id"])["clip_id"].to_pylist()[: num // 2]
-    figures = {"safety_checker": True, "device": "cuda", "num_frames": 93, "num_bytes": 1}
+    metrics = {"safety_checker": True, "device": "cuda", "num_frames": 93, "num_bytes": 1}
     told, now_s = 0, time.time()
     with Journal(run.journal, "generate") as journal:
         for number, clip_id in enumerate(ids):
             record = JournalRecord(
                 clip_id, "generate", "ok", file=f"clips/{clip_id[:2]}/{clip_id}.mp4",
-                figures={**figures, "dream_s": 100 + number % 977 / 1000, "encode_s": 1.5},
+                metrics={**metrics, "dream_s": 100 + number % 977 / 1000, "encode_s": 1.5},
                 worker=f"node-{number % 25}:{1000 + number % 200}", time_s=now_s - (len(ids) - number) / 100,
             )  # fmt: skip
             told += len(journal.add(record))
@@ -93,8 +93,8 @@ def write_phase(folder: Path, num: int) -> dict[str, Any]:
 
 def clips_phase(folder: Path, num: int) -> dict[str, Any]:
     """Put a file of one byte where each recorded clip lies."""
-    from dreamgen.core.jobs import job_columns
-    from dreamgen.core.run_folder import RunFolder
+    from dreamgen.run.jobs import job_columns
+    from dreamgen.run.run_folder import RunFolder
 
     run = RunFolder(folder / "run")
     for number in range(256):
@@ -106,17 +106,17 @@ def clips_phase(folder: Path, num: int) -> dict[str, Any]:
 
 def start_phase(folder: Path, num: int) -> dict[str, Any]:
     """Do what generate does before its workers start: lease, journal, what is left, its texts, the first job."""
-    from dreamgen.core.journal import Journal
-    from dreamgen.core.lease import hold
-    from dreamgen.core.run_folder import RunFolder
-    from dreamgen.core.shard import Shard
-    from dreamgen.generate.standing import remove_stale_temporaries, standing
+    from dreamgen.generate.clip_status import clip_status, remove_stale_temporaries
     from dreamgen.generate.texts import DETERMINE_A_TEXT, prompt_tasks
+    from dreamgen.run.journal import Journal
+    from dreamgen.run.lease import hold
+    from dreamgen.run.run_folder import RunFolder
+    from dreamgen.run.shard import Shard
 
     run = RunFolder(folder / "run")
     with hold(run.journal, "generate", Shard()), Journal(run.journal, "generate"):
         remove_stale_temporaries(run)
-        now = standing(run)
+        now = clip_status(run)
         left = now.left
         num_texts = len(prompt_tasks(run, left.distinct(DETERMINE_A_TEXT)))
         first = next(iter(left))
@@ -130,10 +130,10 @@ def status_phase(folder: Path, num: int) -> dict[str, Any]:
     """Read the job as another shell does."""
     from dreamgen.status import status
 
-    figures = status(settings_of(folder)).figures
-    assert (figures["num_done"], figures["num_left"]) == (num // 2, num - num // 2), figures
-    assert len(figures["clips_per_hour_of_node"]) == 25
-    check = f"{figures['num_done']:,} done, {figures['clips_per_hour']:,.0f} an hour"
+    metrics = status(settings_of(folder)).metrics
+    assert (metrics["num_done"], metrics["num_left"]) == (num // 2, num - num // 2), metrics
+    assert len(metrics["clips_per_hour_of_node"]) == 25
+    check = f"{metrics['num_done']:,} done, {metrics['clips_per_hour']:,.0f} an hour"
     return {"check": check, "cpu_s": time.process_time()}
 
 
@@ -150,7 +150,7 @@ def make_table(folder: Path, num: int) -> None:
     """Draw first frames and write a table with an instruction for each, repeated until there are enough."""
     import numpy as np
 
-    from dreamgen.core.video import write_png
+    from dreamgen.data.video import write_png
 
     random = np.random.default_rng(0)
     for number in range(NUM_FRAMES):
@@ -163,7 +163,7 @@ def make_table(folder: Path, num: int) -> None:
 
 def settings_of(folder: Path) -> Any:
     """Return the settings of the mini preset for the drawn table."""
-    from dreamgen.core.config import find_preset, read_yaml, settings_from_dict
+    from dreamgen.config.loading import find_preset, read_yaml, settings_from_dict
 
     settings = settings_from_dict({**read_yaml(find_preset("mini")), "out": str(folder / "run")})
     plan = replace(settings.plan, first_frames=str(folder / "table.csv"), num_seeds=NUM_SEEDS, num_first_frames=None)

@@ -14,8 +14,8 @@ from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
 from transformers import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
-from dreamgen.core.config import configs_folder, read_yaml
-from dreamgen.models.adapter import add_adapter
+from dreamgen.config.loading import configs_folder, read_yaml
+from dreamgen.models.cosmos_predict25.adapter import add_adapter
 from dreamgen.models.quiet import quiet_loaders
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]

@@ -27,10 +27,10 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 import ray
 
-from dreamgen.core.records import JournalRecord
-from dreamgen.core.settings import GenerateSettings
-from dreamgen.generate.cluster import PoolSize
-from dreamgen.generate.pool import ClipPool
+from dreamgen.cluster.pool import ClipPool
+from dreamgen.cluster.ray_cluster import PoolSize
+from dreamgen.config.settings import GenerateSettings
+from dreamgen.run.records import JournalRecord
 
 PROMPT = "The robot arm is performing a task. Pick up the red cube and put it into the drawer. " * 8
 
@@ -62,9 +62,9 @@ class Sleeper:
         with self.gpu:
             if not clip.clip_id.startswith("quick"):
                 time.sleep(self.clip_s)
-        figures = {"num_frames": 93, "num_bytes": 1234567, "dream_s": self.clip_s, "encode_s": 0.5}
+        metrics = {"num_frames": 93, "num_bytes": 1234567, "dream_s": self.clip_s, "encode_s": 0.5}
         file = f"clips/{clip.clip_id[:2]}/{clip.clip_id}.mp4"
-        return JournalRecord(clip.clip_id, "generate", "ok", file=file, figures=figures, worker=f"host:{os.getpid()}")
+        return JournalRecord(clip.clip_id, "generate", "ok", file=file, metrics=metrics, worker=f"host:{os.getpid()}")
 
     def withdraw(self) -> None:
         """Begin nothing more; this benchmark is not stopped half way."""
@@ -87,17 +87,17 @@ def main() -> None:
     ray.shutdown()
 
     ideal_s = args.clips * args.clip_s / args.workers
-    figures = {
+    metrics = {
         "workers": args.workers, "clips": args.clips, "clip_s": args.clip_s, "ideal_s": ideal_s,
         "cores": os.cpu_count(), "load_before": args.load, "load_after": os.getloadavg()[0],
         "start_of_workers_s": started_s, "overhead": paced["elapsed_s"] / ideal_s - 1, "paced": paced, "ceiling": quick,
     }  # fmt: skip
     if args.out:
-        Path(args.out).write_text(json.dumps(figures, indent=1) + "\n")
+        Path(args.out).write_text(json.dumps(metrics, indent=1) + "\n")
     print("| workers | clips | ideal s | measured s | overhead | driver's CPU ms a clip |\n|---|---|---|---|---|---|")
     print(
         f"| {args.workers} | {args.clips:,} of {args.clip_s:g} s | {ideal_s:.1f} | {paced['elapsed_s']:.2f} | "
-        f"{100 * figures['overhead']:.2f} % | {paced['driver_cpu_ms']:.2f} |"
+        f"{100 * metrics['overhead']:.2f} % | {paced['driver_cpu_ms']:.2f} |"
     )
     print("\n| clips done | driver's memory MiB |\n|---|---|")
     for done, mib in paced["memory"]:
@@ -105,7 +105,7 @@ def main() -> None:
     print(
         f"\nWith clips that take no time: {args.ceiling_clips / quick['elapsed_s']:,.0f} clips a second through "
         f"{args.workers} workers on {os.cpu_count()} cores; the driver's own share is {quick['driver_cpu_ms']:.2f} ms "
-        f"of CPU a clip. Load of the machine: {figures['load_before']:.1f} before, {figures['load_after']:.1f} after."
+        f"of CPU a clip. Load of the machine: {metrics['load_before']:.1f} before, {metrics['load_after']:.1f} after."
     )
 
 

@@ -28,11 +28,11 @@ import h5py
 import numpy as np
 from synthetic_run import make_run
 
-from dreamgen.core.config import settings_from_dict
-from dreamgen.core.jobs import accepted_clips
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import ConvertSettings
-from dreamgen.core.video import read_video
+from dreamgen.config.loading import settings_from_dict
+from dreamgen.config.settings import ConvertSettings
+from dreamgen.data.video import read_video
+from dreamgen.run.jobs import accepted_clips
+from dreamgen.run.run_folder import RunFolder
 from export import export_datasets
 from export.convert import convert_dataset
 from export.episodes import read_label

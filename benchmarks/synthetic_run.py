@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dreamgen.core.files import write_json
-from dreamgen.core.jobs import write_jobs
-from dreamgen.core.records import Job, RobotFeatures, job_id
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.video import write_video
+from dreamgen.data.video import write_video
+from dreamgen.run.files import write_json
+from dreamgen.run.jobs import write_jobs
+from dreamgen.run.records import Job, RobotFeatures, job_id
+from dreamgen.run.run_folder import RunFolder
 
 INSTRUCTIONS = [f"pick up the {colour} cube and put it {place}" for colour in ("red", "blue", "green", "white")
                 for place in ("into the box", "on the plate", "aside")]  # fmt: skip
@@ -60,12 +60,12 @@ def make_run(folder: Path, num_clips: int, height: int = 432, width: int = 768, 
         vectors = pa.list_(pa.float32())
         pq.write_table(pa.table({"action": pa.array(list(action_TA), vectors),
                                  "observation.state": pa.array(list(state_TS), vectors)}), label)  # fmt: skip
-        figures = {
+        metrics = {
             "generate": {"num_frames": num_frames, "safety_checker": False}, "label": {"num_rows": num_frames},
             "curate": {"motion": 3.5, "first_frame_psnr_db": 30.0, "cut_score": 1.5},
         }  # fmt: skip
         for stage, stream in streams.items():
-            record = {"clip_id": job.clip_id, "stage": stage, "status": "ok", "figures": figures[stage]}
+            record = {"clip_id": job.clip_id, "stage": stage, "status": "ok", "figures": metrics[stage]}
             stream.write(json.dumps({**record, "time_s": time.time()}) + "\n")
     for stream in streams.values():
         stream.close()

@@ -2,7 +2,7 @@
 
 import sys
 
-from dreamgen.cli import main
+from dreamgen.cli.main import main
 
 
 def run() -> None:

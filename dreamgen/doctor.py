@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import dreamgen
-from dreamgen.core.records import StageResult
+from dreamgen.run.records import StageResult
 
 PACKAGES = (
     "torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "ray", "lerobot", "huggingface_hub",
@@ -63,9 +63,9 @@ def doctor(out: Path | None = None) -> StageResult:
     """
     findings = [*_machine(), *_packages(), *_gpus(), *_codecs(), *_disk(out or Path.cwd()), *_accounts()]
     problems = [finding for finding in findings if finding.state == "problem"]
-    figures = {"num_problems": len(problems), "markdown": markdown(findings)}
+    metrics = {"num_problems": len(problems), "markdown": markdown(findings)}
     notes = [f"{finding.name}: {finding.found}. {finding.to_do}" for finding in problems]
-    return StageResult("doctor", {}, figures, notes)
+    return StageResult("doctor", {}, metrics, notes)
 
 
 def markdown(findings: list[Finding]) -> str:
@@ -170,7 +170,7 @@ def _codecs() -> Iterator[Finding]:
     try:
         import av
 
-        from dreamgen.core.video import ENCODERS
+        from dreamgen.data.video import ENCODERS
     except BROKEN_IMPORT as error:
         to_do = "pip install --force-reinstall av opencv-python-headless"
         yield Finding("codecs", "PyAV, OpenCV", f"do not import ({type(error).__name__}: {error})", "problem", to_do)
@@ -193,8 +193,8 @@ def _round_trip(codec: str) -> str | None:
     import av
     import numpy as np
 
-    from dreamgen.core.errors import UserError
-    from dreamgen.core.video import read_video, write_video
+    from dreamgen.data.video import read_video, write_video
+    from dreamgen.errors import UserError
 
     ramp_W = np.linspace(30, 220, 96, dtype=np.uint8)
     video_THWC = np.stack([np.broadcast_to(np.roll(ramp_W, 4 * t)[None, :, None], (64, 96, 3)) for t in range(8)])

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreamgen.core.environment import set_library_defaults
-from dreamgen.core.errors import NothingAccepted, Problems, UserError
-from dreamgen.core.journal import read_journal
-from dreamgen.core.progress import log
-from dreamgen.core.records import StageResult
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import Settings
+from dreamgen.config.settings import Settings
+from dreamgen.environment import set_library_defaults
+from dreamgen.errors import NothingAccepted, Problems, UserError
+from dreamgen.progress import log
+from dreamgen.run.journal import read_journal
+from dreamgen.run.records import StageResult
+from dreamgen.run.run_folder import RunFolder
 
 set_library_defaults()  # before a stage imports a library
 
@@ -38,7 +38,7 @@ class Stage:
 
 
 def _prepare(settings: Settings, resume: bool) -> StageResult:
-    from dreamgen.prepare import prepare
+    from dreamgen.prepare.stage import prepare
 
     return prepare(settings)
 
@@ -50,7 +50,7 @@ def _finetune(settings: Settings, resume: bool) -> StageResult:
 
 
 def _plan(settings: Settings, resume: bool) -> StageResult:
-    from dreamgen.plan import plan
+    from dreamgen.plan.stage import plan
 
     return plan(settings)
 
@@ -68,13 +68,13 @@ def _train_idm(settings: Settings, resume: bool) -> StageResult:
 
 
 def _label(settings: Settings, resume: bool) -> StageResult:
-    from dreamgen.label import label
+    from dreamgen.label.stage import label
 
     return label(settings)
 
 
 def _curate(settings: Settings, resume: bool) -> StageResult:
-    from dreamgen.curate import curate
+    from dreamgen.curate.stage import curate
 
     return curate(settings)
 
@@ -90,7 +90,7 @@ def _check(settings: Settings, resume: bool) -> StageResult:
 
     folders = [RunFolder.of(settings).datasets / name for name in settings.export.formats]
     results = {folder.name: check_stage(folder, settings.check) for folder in folders if folder.exists()}
-    num_errors = sum(result.figures["num_errors"] for result in results.values())
+    num_errors = sum(result.metrics["num_errors"] for result in results.values())
     notes = [f"{name}: {note}" for name, result in results.items() for note in result.notes]
     return StageResult("check", {}, {"datasets": len(results), "num_errors": num_errors}, notes)
 
@@ -137,7 +137,7 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
     """
     run = RunFolder.of(settings)
     if dry_run:
-        from dreamgen.prepare import inspect
+        from dreamgen.prepare.stage import inspect
 
         return [inspect(settings)]
     done = [stage for stage in STAGES.values() if stage.output and stage.output(run).exists()]
@@ -154,7 +154,7 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
             except NothingAccepted as error:
                 results.append(StageResult(stage.name, {}, {"episodes": 0}, [str(error)], partial=True))
             _release_memory()
-            if results[-1].figures.get("interrupted"):
+            if results[-1].metrics.get("interrupted"):
                 break
     return results
 
@@ -165,7 +165,7 @@ def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume:
     Raises:
         UserError: listing what stands in the way.
     """
-    from dreamgen.models.safety import require_safety_checker
+    from dreamgen.models.cosmos_predict25.safety import require_safety_checker
     from export.stage import check_export
 
     begun = run.settings_file.exists() or bool(done)

@@ -8,13 +8,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from dreamgen.core.jobs import job_columns
-from dreamgen.core.journal import latest_records
-from dreamgen.core.lease import Lease, read_leases
-from dreamgen.core.progress import duration
-from dreamgen.core.records import StageResult
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import Settings
+from dreamgen.config.settings import Settings
+from dreamgen.progress import duration
+from dreamgen.run.jobs import job_columns
+from dreamgen.run.journal import latest_records
+from dreamgen.run.lease import Lease, read_leases
+from dreamgen.run.records import StageResult
+from dreamgen.run.run_folder import RunFolder
 
 STAGE = "generate"
 WINDOW_S = 600.0  # the rate is that of the last ten minutes
@@ -47,7 +47,7 @@ def status(settings: Settings) -> StageResult:
     num_left = len(ids) - num_of["ok"] - num_of["rejected"]
     drivers = [lease for lease in read_leases(run.journal, STAGE) if not lease.is_known_dead()]
     rate = rate_of(records, drivers)
-    figures: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "num_jobs": len(ids), "num_done": num_of["ok"], "num_rejected": num_of["rejected"],
         "num_failed": num_of["failed"], "num_left": num_left, "clips_per_hour": round(rate.clips_per_hour, 1),
         "eta_s": round(num_left / rate.clips_per_hour * 3600) if rate.is_now and rate.clips_per_hour else None,
@@ -55,7 +55,7 @@ def status(settings: Settings) -> StageResult:
         "clips_per_hour_of_node": rate.of_node,
         "drivers": [{"shard": d.shard, "host": d.host, "pid": d.pid, "begun_s": d.begun_s} for d in drivers],
     }  # fmt: skip
-    return StageResult("status", {"journal": run.journal}, figures, _notes(figures, rate))
+    return StageResult("status", {"journal": run.journal}, metrics, _notes(metrics, rate))
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,15 @@ def kinds(records: Any, state: str, column: str) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def _notes(figures: dict[str, Any], rate: Rate) -> list[str]:
-    percent = 100 * (1 - figures["num_left"] / max(figures["num_jobs"], 1))
-    notes = [f"{percent:.1f} % is done" + (f", ETA {duration(figures['eta_s'])}" if figures["eta_s"] else "")]
-    if not figures["drivers"]:
-        notes.append("no driver is at work" if figures["num_left"] else "nothing is left to do")
-    notes += [f"driver of shard {d['shard']}: {d['host']}, process {d['pid']}" for d in figures["drivers"]]
+def _notes(metrics: dict[str, Any], rate: Rate) -> list[str]:
+    percent = 100 * (1 - metrics["num_left"] / max(metrics["num_jobs"], 1))
+    notes = [f"{percent:.1f} % is done" + (f", ETA {duration(metrics['eta_s'])}" if metrics["eta_s"] else "")]
+    if not metrics["drivers"]:
+        notes.append("no driver is at work" if metrics["num_left"] else "nothing is left to do")
+    notes += [f"driver of shard {d['shard']}: {d['host']}, process {d['pid']}" for d in metrics["drivers"]]
     for name, values, unit in (
-        ("node", rate.of_node, " clips an hour"), ("failed", figures["failures"], ""),
-        ("rejected", figures["rejections"], ""),
+        ("node", rate.of_node, " clips an hour"), ("failed", metrics["failures"], ""),
+        ("rejected", metrics["rejections"], ""),
     ):  # fmt: skip
         notes += [f"{name}: {kind}: {value:g}{unit}" for kind, value in list(values.items())[:NUM_SHOWN]]
         if len(values) > NUM_SHOWN:

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import yaml
 
-from dreamgen.core.files import write_text
-from dreamgen.core.video import decode_frames, write_png
-from export.admitted import Episodes
+from dreamgen.data.video import decode_frames, write_png
+from dreamgen.run.files import write_text
+from export.episode_store import Episodes
 from export.spec import DatasetSpec
 
 SHEET_NAME = "README_pictures.png"  # readers and checkers pass over what belongs to the card

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import av
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.video import VideoInfo, open_packets
+from dreamgen.data.video import VideoInfo, open_packets
+from dreamgen.errors import UserError
 from export.image_statistics import ImageHistogram, few_frames, sampled_frames
 
 
@@ -32,7 +32,7 @@ class ClipVideo:
     image: ImageHistogram
 
 
-def look_at_clip(path: Path, fps: int, as_lerobot: bool = False) -> ClipVideo:
+def inspect_clip(path: Path, fps: int, as_lerobot: bool = False) -> ClipVideo:
     """Count a clip's frames, make sure that its packets can be copied, and count the levels of a sample of frames.
 
     Args:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from dreamgen.core.records import AcceptedClip, Job
+from dreamgen.run.records import AcceptedClip, Job
 
 DREAMED, REAL = "dreamed", "real"
 NOT_PROVENANCE = {"clip_id", "height", "width", "num_frames", "fps", "codec", "crf", "gop"}  # the video says them

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.video import VideoInfo
+from dreamgen.data.video import VideoInfo
+from dreamgen.errors import UserError
 from export.clips import Clip
 from export.image_statistics import ImageHistogram
 

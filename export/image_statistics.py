@@ -46,7 +46,7 @@ class ImageHistogram:
         assert num_frames >= self.num_frames, f"a sample of {self.num_frames} frames cannot stand for {num_frames}"
         return ImageHistogram(np.rint(self.counts_CL * (num_frames / self.num_frames)).astype(np.int64), num_frames)
 
-    def figures(self) -> dict[str, np.ndarray]:
+    def metrics(self) -> dict[str, np.ndarray]:
         """Return each figure in [0, 1], float64 of shape (3, 1, 1), and `count` (frames), int64 of shape (1,)."""
         levels_L = np.arange(LEVELS) / (LEVELS - 1)
         share_CL = self.counts_CL / self.counts_CL.sum(axis=1, keepdims=True)
@@ -54,7 +54,7 @@ class ImageHistogram:
         variance_C = (share_CL * (levels_L - mean_C[:, None]) ** 2).sum(axis=1)
         below_CL = np.cumsum(self.counts_CL, axis=1)
         total_C1 = below_CL[:, -1:]
-        figures = {
+        metrics = {
             "min": levels_L[(self.counts_CL > 0).argmax(axis=1)],
             "max": levels_L[LEVELS - 1 - (self.counts_CL[:, ::-1] > 0).argmax(axis=1)],
             "mean": mean_C,
@@ -62,7 +62,7 @@ class ImageHistogram:
             # The smallest level that at least this share of the pixels does not exceed.
             **{name: levels_L[(below_CL >= q * total_C1).argmax(axis=1)] for name, q in QUANTILES.items()},
         }
-        shaped = {name: values_C.reshape(-1, 1, 1) for name, values_C in figures.items()}
+        shaped = {name: values_C.reshape(-1, 1, 1) for name, values_C in metrics.items()}
         return {**shaped, "count": np.array([self.num_frames], np.int64)}
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamgen.core.files import atomic_file
-from dreamgen.core.timeline import frame_time_s
-from export.admitted import Episodes
+from dreamgen.data.timeline import frame_time_s
+from dreamgen.run.files import atomic_file
+from export.episode_store import Episodes
 from export.episodes import Episode
 from export.image_statistics import ImageHistogram
-from export.statistics import Range, VectorCounts, vector_figures
+from export.statistics import Range, VectorCounts, vector_statistics
 
 EPISODES_AT_ONCE = 50
 
@@ -76,8 +76,8 @@ class PartStatistics:
         if len(self._rows) == EPISODES_AT_ONCE:
             self._count()
         self._images = [image + own for image, own in zip(self._images, episode.images, strict=True)]
-        of_images = {name: image.figures() for name, image in zip(self._cameras, episode.images, strict=True)}
-        return {**of_images, **by_column(vector_figures(rows_TD), self._columns)}
+        of_images = {name: image.metrics() for name, image in zip(self._cameras, episode.images, strict=True)}
+        return {**of_images, **by_column(vector_statistics(rows_TD), self._columns)}
 
     def save(self, path: Path) -> None:
         """Write what was gathered, whole or not at all."""
@@ -114,18 +114,18 @@ def add_up(parts: list[Path], columns: Columns, cameras: tuple[str, ...]) -> dic
             counts = own if counts is None else counts + own
             own = map(ImageHistogram, part["image_VCL"], part["num_pictures_V"].tolist())
             images = [image + more for image, more in zip(images, own, strict=True)]
-    of_images = {name: image.figures() for name, image in zip(cameras, images, strict=True)}
-    return {**of_images, **by_column(counts.figures(columns.within), columns)}
+    of_images = {name: image.metrics() for name, image in zip(cameras, images, strict=True)}
+    return {**of_images, **by_column(counts.metrics(columns.within), columns)}
 
 
-def by_column(figures: dict[str, np.ndarray], columns: Columns) -> dict[str, dict[str, np.ndarray]]:
+def by_column(metrics: dict[str, np.ndarray], columns: Columns) -> dict[str, dict[str, np.ndarray]]:
     """Turn figures of all dimensions side by side into figures of each column."""
-    cut = {stat: columns.split(values_D) for stat, values_D in figures.items() if stat != "count"}
+    cut = {stat: columns.split(values_D) for stat, values_D in metrics.items() if stat != "count"}
     return {
-        n: {stat: figures["count"] if stat == "count" else cut[stat][n] for stat in figures} for n in columns.widths
+        n: {stat: metrics["count"] if stat == "count" else cut[stat][n] for stat in metrics} for n in columns.widths
     }
 
 
 def as_lists(statistics: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, list]]:
     """Return statistics as JSON holds them."""
-    return {name: {stat: v.tolist() for stat, v in figures.items()} for name, figures in statistics.items()}
+    return {name: {stat: v.tolist() for stat, v in metrics.items()} for name, metrics in statistics.items()}

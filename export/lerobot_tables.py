@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dreamgen.core.timeline import frame_times_s
+from dreamgen.data.timeline import frame_times_s
 from export.episodes import Episode
 from export.spec import DatasetSpec
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamgen.core.errors import Problems, UserError
-from dreamgen.core.progress import Progress
-from dreamgen.core.settings import ExportSettings, Settings
-from dreamgen.core.trajectory import read_schema
-from dreamgen.core.video import probe
-from dreamgen.core.views import View
+from dreamgen.config.settings import ExportSettings, Settings
+from dreamgen.data.trajectory import read_schema
+from dreamgen.data.video import probe
+from dreamgen.data.views import View
+from dreamgen.errors import Problems, UserError
+from dreamgen.progress import Progress
 from export.clips import Clip, ClipList
-from export.fit import Cut, Target, fit_clip, fit_dreamed
-from export.other_datasets import Other, episodes_of
+from export.other_datasets import MixedDataset, episodes_of
+from export.transcode import ClipSource, TargetSpec, fit_clip, fit_dreamed
 from export.workers import Workers
 
 
@@ -41,7 +41,7 @@ def share_out(num_real: int, num_dreamed: int, real_share: float) -> tuple[int, 
     return counts
 
 
-def target_of(settings: Settings, clips: Iterable[Clip], views: Sequence[View] = ()) -> Target:
+def target_spec_of(settings: Settings, clips: Iterable[Clip], views: Sequence[View] = ()) -> TargetSpec:
     """Return the shape that all clips are to have: the settings' where they say so, else that of the dreamed clips.
 
     Args:
@@ -60,7 +60,7 @@ def target_of(settings: Settings, clips: Iterable[Clip], views: Sequence[View] =
             damage = error
     else:
         raise damage
-    return Target(
+    return TargetSpec(
         fps=export.fps or clip.fps,
         height=export.height or (views[0].height if views else info.height),
         width=export.width or (views[0].width if views else info.width),
@@ -73,9 +73,13 @@ def target_of(settings: Settings, clips: Iterable[Clip], views: Sequence[View] =
 
 
 def gather(
-    settings: Settings, dreamed: Collection[Clip], others: Sequence[Other], folder: Path, workers: Workers,
+    settings: Settings,
+    dreamed: Collection[Clip],
+    mixed_datasets: Sequence[MixedDataset],
+    folder: Path,
+    workers: Workers,
     views: Sequence[View] = (),
-) -> tuple[Collection[Clip], list[str], list[str]]:  # fmt: skip
+) -> tuple[Collection[Clip], list[str], list[str]]:
     """Choose, cut and fit the clips of a dataset: those that are added to, the real ones mixed in, then the dreamed.
 
     Args:
@@ -93,13 +97,13 @@ def gather(
     """
     export, random = settings.export, np.random.default_rng(settings.seed)
     is_cut = is_resized(export) or bool(views)
-    if not others and not is_cut:
+    if not mixed_datasets and not is_cut:
         return dreamed, [], []
-    target, with_state = target_of(settings, dreamed, views), export.include_state and _have_states(dreamed)
-    before: list[Cut] = []
-    real: list[Cut] = []
+    target, with_state = target_spec_of(settings, dreamed, views), export.include_state and _have_states(dreamed)
+    before: list[ClipSource] = []
+    real: list[ClipSource] = []
     refused, notes = [], []
-    for other in others:
+    for other in mixed_datasets:
         cuts, bad = episodes_of(other, with_state)
         (before if other.setting == "append_to" else real).extend(cuts)
         refused += bad
@@ -165,7 +169,7 @@ def _some[T](items: Collection[T], count: int, random: np.random.Generator) -> I
     return itertools.compress(items, is_chosen)
 
 
-def _must_fit(cuts: Sequence[Cut], target: Target, export: ExportSettings) -> None:
+def _must_fit(cuts: Sequence[ClipSource], target: TargetSpec, export: ExportSettings) -> None:
     problems = Problems()
     sizes = {(video.width, video.height) for cut in cuts for video in cut.videos} - {(target.width, target.height)}
     if sizes and export.height is None and export.width is None:

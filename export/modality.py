@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dreamgen.core.modality import VECTORS, usable_modality
+from dreamgen.data.lerobot.modality import VECTORS, usable_modality
 from export.spec import IMAGE_PREFIX, Camera, DatasetSpec
 
 TASK_ANNOTATION = "human.action.task_description"

@@ -10,20 +10,20 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dreamgen.core.errors import Problems, UserError
-from dreamgen.core.lerobot_meta import Episode, LeRobotMeta, read_meta
-from dreamgen.core.lerobot_rows import instruction_of, read_rows
-from dreamgen.core.records import RobotFeatures
-from dreamgen.core.settings import ExportSettings
-from dreamgen.core.timeline import frame_index_at
-from dreamgen.core.video import VideoInfo, probe
+from dreamgen.config.settings import ExportSettings
+from dreamgen.data.lerobot.metadata import Episode, LeRobotMeta, read_meta
+from dreamgen.data.lerobot.rows import instruction_of, read_rows
+from dreamgen.data.timeline import frame_index_at
+from dreamgen.data.video import VideoInfo, probe
+from dreamgen.errors import Problems, UserError
+from dreamgen.run.records import RobotFeatures
 from export.clips import REAL, Clip
-from export.fit import Cut, VideoCut
 from export.spec import Camera, cameras_of
+from export.transcode import ClipSource, VideoClipSource
 
 
 @dataclass(frozen=True)
-class Other:
+class MixedDataset:
     """A dataset whose episodes are taken in.
 
     Args:
@@ -39,25 +39,27 @@ class Other:
     notes: list[str]
 
 
-def open_others(export: ExportSettings, features: RobotFeatures) -> list[Other]:
+def open_mixed_datasets(export: ExportSettings, features: RobotFeatures) -> list[MixedDataset]:
     """Read the metadata of the datasets that are added to or mixed in.
 
     Raises:
         UserError: listing what does not fit: cameras, dimensions, names.
     """
-    others, problems, cameras = [], Problems(), cameras_of(export, features)
+    mixed_datasets, problems, cameras = [], Problems(), cameras_of(export, features)
     for setting in ("append_to", "mix_with"):
         if (given := getattr(export, setting)) is None:
             continue
         try:
-            others.append(_open(setting, Path(given), cameras, export, features))
+            mixed_datasets.append(_open(setting, Path(given), cameras, export, features))
         except UserError as error:
             problems.errors.append(error)
     problems.raise_if_any("datasets that cannot be taken in")
-    return others
+    return mixed_datasets
 
 
-def _open(setting: str, root: Path, wanted: Sequence[Camera], export: ExportSettings, features: RobotFeatures) -> Other:
+def _open(
+    setting: str, root: Path, wanted: Sequence[Camera], export: ExportSettings, features: RobotFeatures
+) -> MixedDataset:
     if not root.is_dir():
         raise UserError(f"export.{setting} is no folder", actual=str(root), allowed="a LeRobot dataset, v2.0 to v3.0")
     meta = read_meta(root)
@@ -82,7 +84,7 @@ def _open(setting: str, root: Path, wanted: Sequence[Camera], export: ExportSett
     notes += [f"{root}: {name} is left out: dreamed clips have none" for name, feature in meta.info["features"].items()
               if feature.get("dtype", "").startswith("float") and name not in (*vectors, "timestamp")]  # fmt: skip
     problems.raise_if_any(f"{root} cannot be taken in")
-    return Other(setting, meta, cameras, notes)
+    return MixedDataset(setting, meta, cameras, notes)
 
 
 def _cameras(root: Path, with_files: Sequence[str], wanted: Sequence[Camera]) -> tuple[str, ...]:
@@ -105,7 +107,7 @@ def _cameras(root: Path, with_files: Sequence[str], wanted: Sequence[Camera]) ->
     return (with_files[0],)
 
 
-def episodes_of(other: Other, include_state: bool) -> tuple[list[Cut], list[str]]:
+def episodes_of(other: MixedDataset, include_state: bool) -> tuple[list[ClipSource], list[str]]:
     """Return where each of its episodes lies, and one sentence for each that cannot be used."""
     cuts, refused, provenance = [], [], _provenance(other.meta.root)
     probed: dict[str, VideoInfo] = {}  # the last file of each camera, which is mostly the next episode's too
@@ -119,22 +121,22 @@ def episodes_of(other: Other, include_state: bool) -> tuple[list[Cut], list[str]
             videos = tuple(_video(episode, camera, other.meta.fps, probed) for camera in other.cameras)
             clip = _clip(name, instruction, videos, episode, other, provenance.get(episode.index))
             index = episode.index if episode.shares_file else None
-            cuts.append(Cut(clip, other.meta.fps, videos, index, include_state))
+            cuts.append(ClipSource(clip, other.meta.fps, videos, index, include_state))
         except UserError as error:
             refused.append(f"{name} is left out: {error}")
     return cuts, refused
 
 
-def _video(episode: Episode, camera: str, fps: Fraction, probed: dict[str, VideoInfo]) -> VideoCut:
+def _video(episode: Episode, camera: str, fps: Fraction, probed: dict[str, VideoInfo]) -> VideoClipSource:
     path, span = episode.videos[camera], episode.spans_s.get(camera)
     info = probed.get(camera)
     if info is None or info.path != path:
         info = probed[camera] = probe(path)
     from_frame = frame_index_at(span[0], fps) if span else 0
-    return VideoCut(path, info.codec, info.height, info.width, from_frame, is_alone=not span)
+    return VideoClipSource(path, info.codec, info.height, info.width, from_frame, is_alone=not span)
 
 
-def _clip(name: str, instruction: str, videos: Sequence[VideoCut], episode: Episode, other: Other,
+def _clip(name: str, instruction: str, videos: Sequence[VideoClipSource], episode: Episode, other: MixedDataset,
           provenance: dict[str, Any] | None) -> Clip:  # fmt: skip
     clip = Clip(name, instruction, 0, tuple(video.path for video in videos), episode.length, episode.data_file, REAL,
                 origin={"source": str(other.meta.root)})  # fmt: skip

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import dreamgen
-from dreamgen.core.files import atomic_file, read_json
-from dreamgen.core.run_folder import RunFolder
-from export.admitted import Episodes
+from dreamgen.run.files import atomic_file, read_json
+from dreamgen.run.run_folder import RunFolder
+from export.episode_store import Episodes
 
 ROWS_AT_ONCE = 1000
 KINDS = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}

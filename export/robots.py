@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dreamgen.core.config import configs_folder, read_yaml
-from dreamgen.core.errors import UserError, closest_match
-from dreamgen.core.modality import VECTORS, usable_modality
+from dreamgen.config.loading import configs_folder, read_yaml
+from dreamgen.data.lerobot.modality import VECTORS, usable_modality
+from dreamgen.errors import UserError, closest_match
 
 
 @dataclass(frozen=True)

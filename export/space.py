@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.settings import Hdf5Settings
+from dreamgen.config.settings import Hdf5Settings
+from dreamgen.errors import UserError
 
 GIB = 2**30
 BYTES_OF_FRAME_ROW = 1000  # vectors, numbers and statistics of a frame: 44 dimensions of state and action take 400

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.records import RobotFeatures
-from dreamgen.core.settings import ExportSettings, Hdf5Settings
+from dreamgen.config.settings import ExportSettings, Hdf5Settings
+from dreamgen.errors import UserError
+from dreamgen.run.records import RobotFeatures
 from export.episodes import Episode
 from export.robots import fitting_modality, robot_preset
 

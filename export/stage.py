@@ -7,30 +7,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreamgen.core.errors import Problems, UserError
-from dreamgen.core.files import atomic_folder, read_json
-from dreamgen.core.hub import check_can_push, push_folder
-from dreamgen.core.jobs import iter_accepted_clips
-from dreamgen.core.progress import log
-from dreamgen.core.records import RobotFeatures, StageResult
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import Settings
-from export.admission import admit_clips
-from export.admitted import Episodes
-from export.aloha import need_states, write_aloha
+from dreamgen.config.settings import Settings
+from dreamgen.data.hub import check_can_push, push_folder
+from dreamgen.errors import Problems, UserError
+from dreamgen.progress import log
+from dreamgen.run.files import atomic_folder, read_json
+from dreamgen.run.jobs import iter_accepted_clips
+from dreamgen.run.records import RobotFeatures, StageResult
+from dreamgen.run.run_folder import RunFolder
 from export.card import write_card
 from export.clips import ClipList, dreamed_clips
-from export.lerobot_v21 import write_lerobot_v21
-from export.lerobot_v30 import write_lerobot_v30
+from export.episode_store import Episodes
+from export.errors import already_there, nothing_accepted, why_stale
+from export.formats.aloha import need_states, write_aloha
+from export.formats.lerobot_v21 import write_lerobot_v21
+from export.formats.lerobot_v30 import write_lerobot_v30
+from export.formats.robomimic import write_robomimic
 from export.mixture import gather, is_resized
-from export.other_datasets import Other, open_others
+from export.other_datasets import MixedDataset, open_mixed_datasets
 from export.provenance import provenance_file, run_provenance, write_provenance
-from export.refusals import already_there, nothing_accepted, why_stale
-from export.robomimic import write_robomimic
 from export.robots import robot_preset
 from export.space import check_space, estimated_bytes
 from export.spec import DatasetSpec, check_camera_name, dataset_spec
-from export.unfinished import Unfinished, discard, fingerprint_of, sweep, unfinished_export
+from export.staging import StagingArea, discard, fingerprint_of, staging_area, sweep
+from export.validation import validate_clips
 from export.workers import Workers
 
 # These are taken up where they were stopped; the others are written whole, in one go.
@@ -68,23 +68,23 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
     if not wanted:
         sweep(run.datasets)
         pushed, all_pushed = _push(settings.export.push_to_hub, outputs)
-        partial, figures = bool(stale) or not all_pushed, {"episodes": 0, "left_out": 0}
-        return StageResult("export", outputs, figures, notes + stale + pushed, partial=partial)
-    others = open_others(settings.export, features)
-    fingerprint, num_bytes = fingerprint_of(_decides_bytes(settings, features, others), clips)
-    needed = _needed(settings, wanted, clips, num_bytes, others, bool(features.views))
+        partial, metrics = bool(stale) or not all_pushed, {"episodes": 0, "left_out": 0}
+        return StageResult("export", outputs, metrics, notes + stale + pushed, partial=partial)
+    mixed_datasets = open_mixed_datasets(settings.export, features)
+    fingerprint, num_bytes = fingerprint_of(_decides_bytes(settings, features, mixed_datasets), clips)
+    needed = _needed(settings, wanted, clips, num_bytes, mixed_datasets, bool(features.views))
     check_space(run.datasets, needed, settings.export.keep_free_gib)
     with (
-        unfinished_export(run.datasets, fingerprint) as unfinished,
+        staging_area(run.datasets, fingerprint) as unfinished,
         Workers(settings.export.num_workers) as workers,
     ):
-        chosen, refused, more = gather(settings, clips, others, unfinished.fitted, workers, features.views)
+        chosen, refused, more = gather(settings, clips, mixed_datasets, unfinished.fitted, workers, features.views)
         prefix = "<DREAM>" if settings.export.dream_prefix else ""
-        episodes, unfit = admit_clips(
+        episodes, unfit = validate_clips(
             chosen,
             features,
             settings.export.include_state,
-            unfinished.admitted,
+            unfinished.episode_store,
             workers,
             len(chosen),
             prefix,
@@ -107,16 +107,16 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
             outputs[name] = run.datasets / name
             _write(name, outputs[name], unfinished, episodes, spec, workers, settings.export.license)
     pushed, all_pushed = _push(settings.export.push_to_hub, {name: outputs[name] for name in formats})
-    figures = {"episodes": len(episodes), "frames": episodes.num_frames, "tasks": len(episodes.tasks)}
-    figures["left_out"] = len(refused)
+    metrics = {"episodes": len(episodes), "frames": episodes.num_frames, "tasks": len(episodes.tasks)}
+    metrics["left_out"] = len(refused)
     partial = bool(refused or stale) or not all_pushed
-    return StageResult("export", outputs, figures, notes + stale + refused + pushed, partial=partial)
+    return StageResult("export", outputs, metrics, notes + stale + refused + pushed, partial=partial)
 
 
-def _write(name: str, path: Path, unfinished: Unfinished, episodes: Episodes, spec: DatasetSpec, workers: Workers,
+def _write(name: str, path: Path, unfinished: StagingArea, episodes: Episodes, spec: DatasetSpec, workers: Workers,
            licence: str | None) -> None:  # fmt: skip
     if name in RESUMABLE:
-        RESUMABLE[name](unfinished.dataset(name), unfinished.marks(name), episodes, spec, workers)
+        RESUMABLE[name](unfinished.dataset(name), unfinished.done_markers(name), episodes, spec, workers)
         write_card(unfinished.dataset(name), name, episodes, spec, licence)
         unfinished.finish(name, path)
     else:
@@ -155,9 +155,11 @@ def _push(repo_id: str | None, datasets: dict[str, Path]) -> tuple[list[str], bo
     return told, all_pushed
 
 
-def _decides_bytes(settings: Settings, features: RobotFeatures, others: Sequence[Other]) -> dict[str, Any]:
+def _decides_bytes(
+    settings: Settings, features: RobotFeatures, mixed_datasets: Sequence[MixedDataset]
+) -> dict[str, Any]:
     export = {name: value for name, value in asdict(settings.export).items() if name not in CHANGES_NO_BYTE}
-    read = [file.stat().st_mtime_ns for other in others for file in sorted(other.meta.root.glob("meta/*"))]
+    read = [file.stat().st_mtime_ns for other in mixed_datasets for file in sorted(other.meta.root.glob("meta/*"))]
     fitting = [
         settings.seed,
         settings.video.crf,
@@ -168,12 +170,18 @@ def _decides_bytes(settings: Settings, features: RobotFeatures, others: Sequence
     return {"export": export, "features": asdict(features), "others": read, "fitting": fitting}
 
 
-def _needed(settings: Settings, formats: list[str], clips: ClipList, num_bytes: int, others: Sequence[Other],
-            is_tiled: bool) -> dict[str, int]:  # fmt: skip
+def _needed(
+    settings: Settings,
+    formats: list[str],
+    clips: ClipList,
+    num_bytes: int,
+    mixed_datasets: Sequence[MixedDataset],
+    is_tiled: bool,
+) -> dict[str, int]:
     num_frames = clips.num_frames
-    num_frames += sum(episode.length for other in others for episode in other.meta.episodes)
-    num_bytes += sum(file.stat().st_size for other in others for file in other.meta.root.rglob("*.mp4"))
-    is_cut = bool(others) or is_tiled or is_resized(settings.export)
+    num_frames += sum(episode.length for other in mixed_datasets for episode in other.meta.episodes)
+    num_bytes += sum(file.stat().st_size for other in mixed_datasets for file in other.meta.root.rglob("*.mp4"))
+    is_cut = bool(mixed_datasets) or is_tiled or is_resized(settings.export)
     frame_bytes = 3 * settings.video.height * settings.video.width
     needed = {name: estimated_bytes(name, num_bytes, num_frames, frame_bytes, settings.export.hdf5) for name in formats}
     return needed | ({"clips that are cut or encoded": num_bytes} if is_cut else {})

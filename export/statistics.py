@@ -13,7 +13,7 @@ QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 NUM_LEVELS = 5001  # LeRobot counts in 5,000 bins
 
 
-def vector_figures(rows_ND: np.ndarray) -> dict[str, np.ndarray]:
+def vector_statistics(rows_ND: np.ndarray) -> dict[str, np.ndarray]:
     """Return each figure of a few rows, exact: float64 of shape (D,), and `count`, int64 of shape (1,).
 
     Args:
@@ -90,7 +90,7 @@ class VectorCounts:
             self.counts_DL + other.counts_DL,
         )
 
-    def figures(self, within: Range) -> dict[str, np.ndarray]:
+    def metrics(self, within: Range) -> dict[str, np.ndarray]:
         """Return each figure, as `vector_figures` does; quantiles are levels, so off by half a level at most."""
         levels_DL, below_DL = within.levels_DL(), np.cumsum(self.counts_DL, axis=1)
         rows_D = np.arange(len(levels_DL))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import av
 
-from dreamgen.core.files import atomic_file
+from dreamgen.run.files import atomic_file
 
 OPTIONS = {"fflags": "+bitexact", "movflags": "+faststart"}
 

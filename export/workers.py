@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from dreamgen.core.errors import UserError
+from dreamgen.errors import UserError
 
 AHEAD = 2  # tasks that wait for each worker: memory stays small however many there are
 WATCH_EVERY_S = 1.0

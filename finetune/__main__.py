@@ -6,10 +6,10 @@ import os
 import sys
 from datetime import timedelta
 
-from dreamgen.core.config import parse_settings
-from dreamgen.core.environment import set_library_defaults
-from dreamgen.core.errors import UserError
-from dreamgen.core.run_folder import RunFolder
+from dreamgen.config.loading import parse_settings
+from dreamgen.environment import set_library_defaults
+from dreamgen.errors import UserError
+from dreamgen.run.run_folder import RunFolder
 
 USAGE = """\
 accelerate launch -m finetune --out runs/NAME [--config_path FILE] [--setting=value ...] [--dry_run] [--resume]
@@ -36,7 +36,7 @@ def main(tokens: list[str]) -> int:
             from finetune.train import finetune
 
             result = finetune(settings, **switches)
-            lines = [f"{name}: {value}" for name, value in {**result.outputs, **result.figures}.items()]
+            lines = [f"{name}: {value}" for name, value in {**result.outputs, **result.metrics}.items()]
             lines, status = [*lines, *result.notes], 3 if result.partial else 0
     except UserError as error:
         if first_to_say(str(error)):

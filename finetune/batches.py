@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dreamgen.core.settings import FinetuneSettings, Settings
+from dreamgen.config.settings import FinetuneSettings, Settings
 from finetune.flow import draw_batch, latent_shape
 from finetune.windows import TrainingClip, Window, choose_window
 

@@ -22,11 +22,11 @@ from diffusers import Cosmos2_5_PredictBasePipeline
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.files import atomic_file, sha256_of_file
-from dreamgen.core.settings import Settings
-from dreamgen.models.text import NUM_TOKENS, encode_text
-from dreamgen.models.world import WorldModelSource, torch_dtype
+from dreamgen.config.settings import Settings
+from dreamgen.errors import UserError
+from dreamgen.models.cosmos_predict25.loading import WorldModelSource, torch_dtype
+from dreamgen.models.cosmos_predict25.text import NUM_TOKENS, encode_text
+from dreamgen.run.files import atomic_file, sha256_of_file
 from finetune.flow import latent_shape, vae_means
 from finetune.windows import Window, read_window
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-from dreamgen.core.files import write_text
-from dreamgen.core.run_folder import RunFolder, as_plain
-from dreamgen.core.settings import Settings
-from dreamgen.models.adapter import WEIGHTS_NAME
-from dreamgen.models.world import WorldModelSource
+from dreamgen.config.settings import Settings
+from dreamgen.models.cosmos_predict25.adapter import WEIGHTS_NAME
+from dreamgen.models.cosmos_predict25.loading import WorldModelSource
+from dreamgen.run.files import write_text
+from dreamgen.run.run_folder import RunFolder, as_plain
 from finetune.curves import curves_svg
 from finetune.training_log import read_steps
 

@@ -22,9 +22,9 @@ from peft import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.files import atomic_folder, read_json, write_json
-from dreamgen.models.adapter import ADAPTER_NAME, FULL_NAME, WEIGHTS_NAME, is_full, save_adapter
+from dreamgen.errors import UserError
+from dreamgen.models.cosmos_predict25.adapter import ADAPTER_NAME, FULL_NAME, WEIGHTS_NAME, is_full, save_adapter
+from dreamgen.run.files import atomic_folder, read_json, write_json
 from finetune.ema import ParameterAverage
 from finetune.random_state import random_states, set_random_states
 from finetune.stopping import on_main_process
@@ -53,7 +53,7 @@ class TrainingState:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainableState:
     """What the steps of a training change.
 
     Args:
@@ -88,7 +88,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def write_checkpoint(
-    accelerator: Accelerator, folder: Path, state: TrainingState, trained: Trained, keep: int, spare: Path | None
+    accelerator: Accelerator, folder: Path, state: TrainingState, trained: TrainableState, keep: int, spare: Path | None
 ) -> Path:
     """Write a checkpoint, then let go of old ones; all processes call it and return when it is there.
 
@@ -136,7 +136,7 @@ def read_state(checkpoint: Path) -> TrainingState:
         raise UserError(f"{checkpoint / STATE} is not a training's state", actual=str(error)) from None
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path, trained: Trained) -> None:
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, trained: TrainableState) -> None:
     """Put a training back to where a checkpoint was written.
 
     Args:
@@ -177,7 +177,7 @@ def point_last(checkpoint: Path) -> None:
     temporary.replace(checkpoint.with_name("last"))
 
 
-def _load_weights(trained: Trained, checkpoint: Path) -> None:
+def _load_weights(trained: TrainableState, checkpoint: Path) -> None:
     parameters = trained.parameters()
     if not is_full(checkpoint):
         path = checkpoint / WEIGHTS_NAME
@@ -194,7 +194,7 @@ def _load_weights(trained: Trained, checkpoint: Path) -> None:
             parameter.copy_(weights[name])
 
 
-def _optimizer_tensors(trained: Trained) -> dict[str, torch.Tensor]:
+def _optimizer_tensors(trained: TrainableState) -> dict[str, torch.Tensor]:
     """Return the optimizer's moments and step counts as `PARAMETER/exp_avg`; its rates follow from the settings."""
     state = trained.optimizer.state
     return {

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from diffusers import CosmosTransformer3DModel
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.progress import duration
-from dreamgen.core.records import StageResult
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import Settings
-from dreamgen.models.velocity import BlockForward
-from finetune.fast_step import Level, choose_levels, training_blocks
+from dreamgen.config.settings import Settings
+from dreamgen.errors import UserError
+from dreamgen.models.cosmos_predict25.velocity import BlockForward
+from dreamgen.progress import duration
+from dreamgen.run.records import StageResult
+from dreamgen.run.run_folder import RunFolder
+from finetune.activation_checkpointing import CheckpointPolicy, choose_policies, training_blocks
 from finetune.flow import latent_shape
 from finetune.memory import GIB, activation_gib, activations_of, check_fits, estimate_memory, fixed_gib
 from finetune.metrics import peak_flops, training_flops
@@ -75,24 +75,24 @@ def describe(
     Raises:
         UserError: if the training cannot fit on the GPU of this machine.
     """
-    figures, size = {**counts, "dry_run": True}, find_size(settings.model)
+    metrics, size = {**counts, "dry_run": True}, find_size(settings.model)
     notes = [f"prompt: {prompt}" for prompt in list(dict.fromkeys(prompts))[:3]]
     if size is None:
         notes.append(
             f"the sizes of {settings.model.path} are not known here, as it has not been downloaded: no estimate of "
             "cache, memory and time"
         )
-        return StageResult("finetune", {}, figures, notes)
+        return StageResult("finetune", {}, metrics, notes)
     if settings.finetune.cache == "disk":
         num_bytes = cache_bytes(size, settings, len(set(windows)), len(set(prompts)))
-        figures["cache_gib"] = round(num_bytes / GIB, 3)
-    figures["memory_gib"], told = memory(size, settings)
+        metrics["cache_gib"] = round(num_bytes / GIB, 3)
+    metrics["memory_gib"], told = memory(size, settings)
     notes.append(told)
     step_s, basis = seconds_a_step(size, settings, num_processes)
-    figures["hours"] = round(step_s * settings.finetune.num_steps / 3600, 3)
+    metrics["hours"] = round(step_s * settings.finetune.num_steps / 3600, 3)
     total = duration(step_s * settings.finetune.num_steps)
     notes.append(f"time: about {total}, {step_s:.3g} s a step {basis}, without filling the cache")
-    return StageResult("finetune", {}, figures, notes)
+    return StageResult("finetune", {}, metrics, notes)
 
 
 def check_memory(settings: Settings) -> None:
@@ -106,7 +106,7 @@ def check_memory(settings: Settings) -> None:
         check_fits(size, settings, gpu.total_memory / GIB, gpu.name)
 
 
-def levels_for(size: TransformerSize, settings: Settings, compiled: bool) -> list[Level]:
+def policies_for(size: TransformerSize, settings: Settings, compiled: bool) -> list[CheckpointPolicy]:
     """Choose what each block keeps, by `fast_step.choose_levels`, within `memory_gib` and the GPU that is here.
 
     Args:
@@ -118,7 +118,7 @@ def levels_for(size: TransformerSize, settings: Settings, compiled: bool) -> lis
     if gpu is not None:
         memory_gib = min(memory_gib, USABLE * gpu.total_memory / GIB)
     fixed, activations = sum(fixed_gib(size, settings)), activations_of(settings, compiled)
-    return choose_levels(size.num_layers, activation_gib(size, settings), fixed, memory_gib, activations)
+    return choose_policies(size.num_layers, activation_gib(size, settings), fixed, memory_gib, activations)
 
 
 def blocks_for(transformer: CosmosTransformer3DModel, settings: Settings, device: torch.device) -> list[BlockForward]:
@@ -130,7 +130,7 @@ def blocks_for(transformer: CosmosTransformer3DModel, settings: Settings, device
         device: That it trains on.
     """
     compiled = settings.finetune.compile and device.type == "cuda"
-    return training_blocks(levels_for(TransformerSize.from_config(transformer.config), settings, compiled), compiled)
+    return training_blocks(policies_for(TransformerSize.from_config(transformer.config), settings, compiled), compiled)
 
 
 def cache_bytes(size: TransformerSize, settings: Settings, num_windows: int, num_prompts: int) -> int:
@@ -159,7 +159,7 @@ def memory(size: TransformerSize, settings: Settings) -> tuple[float, str]:
         if gpu is not None:
             raise
         doubt = f"; {error.what}. {error.next_step}"
-    levels = levels_for(size, settings, settings.finetune.compile)
+    levels = policies_for(size, settings, settings.finetune.compile)
     estimate = estimate_memory(size, settings, levels, settings.finetune.compile)
     kept = ", ".join(f"{level} in {levels.count(level)}" for level in dict.fromkeys(levels))
     return round(estimate.peak, 1), f"memory on {name}: about {estimate}; blocks keep: {kept}{doubt}"

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
 
-from dreamgen.core.settings import FinetuneSettings, VideoSettings
-from dreamgen.models.velocity import BlockForward, block_forward, velocity
+from dreamgen.config.settings import FinetuneSettings, VideoSettings
+from dreamgen.models.cosmos_predict25.velocity import BlockForward, block_forward, velocity
 from finetune.seeds import derived_seed
 
 
-class Draws(NamedTuple):
+class NoiseSample(NamedTuple):
     """The random choices of a batch, drawn on the CPU; a tuple, so that the loader moves its tensors.
 
     Args:
@@ -133,7 +133,9 @@ def shifted_sigma(normal: torch.Tensor, shift: float) -> torch.Tensor:
     return shift * time / (1 + (shift - 1) * time)
 
 
-def draw_batch(seed: int, sample_indices: Sequence[int], shape_CTHW: Sequence[int], tune: FinetuneSettings) -> Draws:
+def draw_batch(
+    seed: int, sample_indices: Sequence[int], shape_CTHW: Sequence[int], tune: FinetuneSettings
+) -> NoiseSample:
     """Draw a batch's random choices, each sample's from the run's seed and its own index.
 
     The index counts samples over steps, GPUs and accumulated batches alike, so none of these changes a draw.
@@ -157,10 +159,10 @@ def draw_batch(seed: int, sample_indices: Sequence[int], shape_CTHW: Sequence[in
         drop_text.append(dropped < tune.text_dropout)
         noises.append(torch.randn(tuple(shape_CTHW), generator=generator))
     sigma_B = shifted_sigma(torch.stack(normals), tune.sigma_shift)
-    return Draws(sigma_B, torch.tensor(counts), drop_text, torch.stack(noises))
+    return NoiseSample(sigma_B, torch.tensor(counts), drop_text, torch.stack(noises))
 
 
-def flow_input(clean_BCTHW: torch.Tensor, draws: Draws, conditional_frame_timestep: float) -> FlowInput:
+def flow_input(clean_BCTHW: torch.Tensor, draws: NoiseSample, conditional_frame_timestep: float) -> FlowInput:
     """Mix noise into clean latents, except in the conditioning frames.
 
     x = sigma noise + (1 - sigma) clean, and the velocity is its derivative by sigma, noise - clean (arXiv 2209.03003).

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dreamgen.core import hub
-from dreamgen.core.errors import Problems
+from dreamgen.data import hub
+from dreamgen.errors import Problems
 
 
 def check_can_push(repo_id: str | None, problems: Problems) -> None:
@@ -14,5 +14,5 @@ def check_can_push(repo_id: str | None, problems: Problems) -> None:
 
 
 def push_adapter(adapter: Path, repo_id: str) -> tuple[str, bool]:
-    """Upload an adapter's folder; see `dreamgen.core.hub.push_folder`."""
+    """Upload an adapter's folder; see `dreamgen.data.hub.push_folder`."""
     return hub.push_folder(adapter, repo_id, "the adapter", "Adapter trained with DreamGen")

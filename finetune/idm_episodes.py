@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dreamgen.core.errors import Problems, UserError
-from dreamgen.core.progress import Progress, log
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import Settings
-from dreamgen.core.video import iter_frames
-from dreamgen.models.inverse_dynamics import small_frames
+from dreamgen.config.settings import Settings
+from dreamgen.data.video import iter_frames
+from dreamgen.errors import Problems, UserError
+from dreamgen.models.idm.model import small_frames
+from dreamgen.progress import Progress, log
+from dreamgen.run.run_folder import RunFolder
 from finetune.seeds import derived_seed
 from finetune.windows import TrainingClip, read_training_set
 
@@ -26,7 +26,7 @@ MAX_MEMORY_SHARE = 0.5  # of the machine's, for all small frames together
 
 
 @dataclass(frozen=True)
-class Episode:
+class IdmEpisode:
     """A clip of the training set with what the robot did.
 
     Args:
@@ -41,13 +41,13 @@ class Episode:
     action_TA: np.ndarray
     state_TS: np.ndarray | None
 
-    def part(self, start: int, stop: int) -> Episode:
+    def part(self, start: int, stop: int) -> IdmEpisode:
         """Return frames `start` to `stop` - 1."""
         state_TS = None if self.state_TS is None else self.state_TS[start:stop]
-        return Episode(self.name, self.small_TCHW[start:stop], self.action_TA[start:stop], state_TS)
+        return IdmEpisode(self.name, self.small_TCHW[start:stop], self.action_TA[start:stop], state_TS)
 
 
-def read_episodes(run: RunFolder, settings: Settings) -> list[Episode]:
+def read_episodes(run: RunFolder, settings: Settings) -> list[IdmEpisode]:
     """Decode every clip that has actions, once, and keep it small in memory.
 
     Raises:
@@ -72,12 +72,14 @@ def read_episodes(run: RunFolder, settings: Settings) -> list[Episode]:
     with Progress("inverse dynamics: decode", len(with_actions)) as progress:
         for clip, (action_TA, state_TS) in zip(with_actions, vectors, strict=True):
             small_TCHW = np.concatenate([small_frames(frame[None], image_px) for frame in iter_frames(clip.path)])
-            episodes.append(Episode(clip.path.stem, small_TCHW, action_TA, state_TS))
+            episodes.append(IdmEpisode(clip.path.stem, small_TCHW, action_TA, state_TS))
             progress.add()
     return episodes
 
 
-def split_episodes(episodes: list[Episode], share: float, seed: int) -> tuple[list[Episode], list[Episode], str]:
+def split_episodes(
+    episodes: list[IdmEpisode], share: float, seed: int
+) -> tuple[list[IdmEpisode], list[IdmEpisode], str]:
     """Keep episodes out of training, at least one; of a single episode its last part.
 
     Args:

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from dreamgen.models.inverse_dynamics import InverseDynamics
-from dreamgen.models.vector_stats import VectorStats
-from finetune.idm_episodes import Episode
+from dreamgen.models.idm.model import InverseDynamics
+from dreamgen.models.idm.vector_stats import VectorStats
+from finetune.idm_episodes import IdmEpisode
 
 MAX_CURVES = 12
 CURVE_WIDTH_PX, CURVE_HEIGHT_PX, MARGIN_PX = 640, 90, 12
 
 
-def predict_episode(model: InverseDynamics, episode: Episode, num_frames: int) -> list[np.ndarray]:
+def predict_episode(model: InverseDynamics, episode: IdmEpisode, num_frames: int) -> list[np.ndarray]:
     """Label a whole episode in pieces as long as the clips that label will see.
 
     Returns:
@@ -77,7 +77,7 @@ def vector_errors(truths: Sequence[np.ndarray], guesses: Sequence[np.ndarray], s
     }
 
 
-def previous_state_mae(episodes: Sequence[Episode], stats: VectorStats, state_names: Sequence[str]) -> float | None:
+def previous_state_mae(episodes: Sequence[IdmEpisode], stats: VectorStats, state_names: Sequence[str]) -> float | None:
     """Return the error of `action = the state before`, which asks for true states that label does not have.
 
     Returns:

@@ -16,11 +16,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers import Cosmos2_5_PredictBasePipeline, CosmosTransformer3DModel
 
-from dreamgen.core.progress import Progress
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import Settings
-from dreamgen.models.text import ProjectedTexts, encode_text
-from dreamgen.models.world import WorldModelSource, latent_statistics, load_world_model
+from dreamgen.config.settings import Settings
+from dreamgen.models.cosmos_predict25.loading import WorldModelSource, latent_statistics, load_world_model
+from dreamgen.models.cosmos_predict25.text import ProjectedTexts, encode_text
+from dreamgen.progress import Progress
+from dreamgen.run.run_folder import RunFolder
 from finetune.cache import Cache, encode_latent, encode_prompt, missing_share
 from finetune.flow import LatentScale, vae_means
 from finetune.windows import Window, read_window

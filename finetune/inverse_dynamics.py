@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.files import atomic_folder, read_json, write_text
-from dreamgen.core.progress import Progress
-from dreamgen.core.records import RobotFeatures, StageResult
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import IdmSettings, Settings
-from dreamgen.models.idm_network import STRIDE_PX, IdmConfig, pair_loss, to_unit
-from dreamgen.models.inverse_dynamics import InverseDynamics
-from dreamgen.models.vector_stats import VectorStats
-from dreamgen.models.world import resolve_device
-from finetune.idm_episodes import Episode, read_episodes, split_episodes
+from dreamgen.config.settings import IdmSettings, Settings
+from dreamgen.errors import UserError
+from dreamgen.models.cosmos_predict25.loading import resolve_device
+from dreamgen.models.idm.model import InverseDynamics
+from dreamgen.models.idm.network import STRIDE_PX, IdmConfig, pair_loss, to_unit
+from dreamgen.models.idm.vector_stats import VectorStats
+from dreamgen.progress import Progress
+from dreamgen.run.files import atomic_folder, read_json, write_text
+from dreamgen.run.records import RobotFeatures, StageResult
+from dreamgen.run.run_folder import RunFolder
+from finetune.idm_episodes import IdmEpisode, read_episodes, split_episodes
 from finetune.idm_errors import curves_svg, predict_episode, previous_state_mae, vector_errors
 from finetune.seeds import derived_seed
 
@@ -57,7 +57,7 @@ def train_inverse_dynamics(settings: Settings) -> StageResult:
         model.save(folder)
         write_text(folder / "held_out.svg", curves_svg(first.action_TA, guess_TA, config.actions, first.name))
     action = measured["action"]
-    figures = {
+    metrics = {
         "held_out_mae": action["mae"],
         "held_out_r2": action["r2"],
         "held_out_binary_accuracy": action["binary_accuracy"],
@@ -69,9 +69,9 @@ def train_inverse_dynamics(settings: Settings) -> StageResult:
         "num_train_episodes": len(train),
         "num_held_out_frames": measured["num_frames"],
     }
-    figures = {name: value for name, value in figures.items() if value is not None}
+    metrics = {name: value for name, value in metrics.items() if value is not None}
     outputs = {"idm": run.idm, "curves": run.idm / "held_out.svg"}
-    return StageResult("inverse dynamics", outputs, figures, verdict_in_words(action, how))
+    return StageResult("inverse dynamics", outputs, metrics, verdict_in_words(action, how))
 
 
 def check_can_start(run: RunFolder, idm: IdmSettings) -> None:
@@ -88,7 +88,7 @@ def check_can_start(run: RunFolder, idm: IdmSettings) -> None:
         raise UserError("idm.image_px does not fit", actual=idm.image_px, allowed=f"multiples of {STRIDE_PX}")
 
 
-def describe_robot(run: RunFolder, settings: Settings, train: list[Episode]) -> IdmConfig:
+def describe_robot(run: RunFolder, settings: Settings, train: list[IdmEpisode]) -> IdmConfig:
     """Measure the training episodes' actions and states: nothing of the held-out ones goes into the model.
 
     Raises:
@@ -106,7 +106,7 @@ def describe_robot(run: RunFolder, settings: Settings, train: list[Episode]) -> 
     return IdmConfig(horizon, settings.idm.image_px, settings.idm.width, settings.video.fps, actions, states)
 
 
-def fit(config: IdmConfig, train: list[Episode], settings: Settings, device: torch.device) -> InverseDynamics:
+def fit(config: IdmConfig, train: list[IdmEpisode], settings: Settings, device: torch.device) -> InverseDynamics:
     """Train a fresh network; on a CPU the same seed gives the same weights.
 
     Args:
@@ -145,7 +145,11 @@ def fit(config: IdmConfig, train: list[Episode], settings: Settings, device: tor
 
 
 def draw_batch(
-    train: list[Episode], targets: list[np.ndarray], config: IdmConfig, settings: Settings, random: np.random.Generator
+    train: list[IdmEpisode],
+    targets: list[np.ndarray],
+    config: IdmConfig,
+    settings: Settings,
+    random: np.random.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Draw pairs of frames, each within a window as long as a clip, as labelling will meet them.
 
@@ -195,7 +199,9 @@ def change_colours(pictures: torch.Tensor, random: np.random.Generator) -> torch
     return (mix @ pictures.flatten(3) + shift).view_as(pictures)
 
 
-def measure(model: InverseDynamics, train: list[Episode], held_out: list[Episode], num_frames: int) -> dict[str, Any]:
+def measure(
+    model: InverseDynamics, train: list[IdmEpisode], held_out: list[IdmEpisode], num_frames: int
+) -> dict[str, Any]:
     """Label the held-out episodes as clips are labelled, and compare with what the robot did.
 
     Args:
@@ -237,6 +243,6 @@ def verdict_in_words(action: dict[str, Any], how: str) -> list[str]:
     return [said]
 
 
-def _targets(config: IdmConfig, episode: Episode) -> np.ndarray:
+def _targets(config: IdmConfig, episode: IdmEpisode) -> np.ndarray:
     vectors = zip(config.vectors(), (episode.action_TA, episode.state_TS), strict=False)
     return np.concatenate([stats.to_network(values_TD) for stats, values_TD in vectors], axis=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from dreamgen.core.errors import UserError
+from dreamgen.errors import UserError
 from finetune.__main__ import USAGE
 
 FLAG = "--num_processes"

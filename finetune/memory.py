@@ -1,7 +1,7 @@
 """How much memory a training needs, by arithmetic from the transformer's configuration and before anything is loaded.
 
 Weights and optimizer are counted; activations are counted in units of one (tokens x features), of which
-`finetune.fast_step` says how many a block keeps and a step works with.
+`finetune.activation_checkpointing` says how many a block keeps and a step works with.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.settings import Settings
-from finetune.fast_step import Activations, Level, step_activations
+from dreamgen.config.settings import Settings
+from dreamgen.errors import UserError
+from finetune.activation_checkpointing import Activations, CheckpointPolicy, step_activations
 from finetune.sizes import TransformerSize, num_adapter_parameters, num_rows
 
 GIB = 2**30
 ADAM_BYTES = 16  # a trained weight in float32, its gradient and AdamW's two moments
-LEAST: Level = "blocks"
+LEAST: CheckpointPolicy = "blocks"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def activations_of(settings: Settings, compiled: bool) -> Activations:
 
 
 def estimate_memory(
-    size: TransformerSize, settings: Settings, levels: Sequence[Level], compiled: bool
+    size: TransformerSize, settings: Settings, levels: Sequence[CheckpointPolicy], compiled: bool
 ) -> MemoryEstimate:
     """Estimate a training step's peak on one GPU.
 

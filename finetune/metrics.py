@@ -14,8 +14,8 @@ import sys
 
 import torch
 
-from dreamgen.core.config import configs_folder, read_yaml
-from dreamgen.core.settings import FinetuneSettings, VideoSettings
+from dreamgen.config.loading import configs_folder, read_yaml
+from dreamgen.config.settings import FinetuneSettings, VideoSettings
 from finetune.sizes import NUM_TEXT_TOKENS, Linear, TransformerSize, adapted, num_rows
 
 

@@ -9,11 +9,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.records import StageResult
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.setting_paths import get_path, setting_paths
-from dreamgen.core.settings import Settings
+from dreamgen.config.paths import get_path, setting_paths
+from dreamgen.config.settings import Settings
+from dreamgen.errors import UserError
+from dreamgen.run.records import StageResult
+from dreamgen.run.run_folder import RunFolder
 from finetune.checkpoint import STATE, TrainingState, point_last, read_state, step_of, whole_checkpoints
 from finetune.windows import TrainingClip
 
@@ -153,9 +153,9 @@ def interrupted(settings: Settings, checkpoint: Path, num_processes: int, notes:
     """Return the result of a training that a signal stopped: how far it is and the command to go on."""
     command = "dreamgen finetune" if num_processes == 1 else "accelerate launch -m finetune"
     step, num_steps = step_of(checkpoint), settings.finetune.num_steps
-    figures = {"interrupted": True, "step": step, "num_steps": num_steps}
+    metrics = {"interrupted": True, "step": step, "num_steps": num_steps}
     go_on = f"stopped after step {step} of {num_steps}; go on with:  {command} --out {settings.out} --resume"
-    return StageResult("finetune", {"checkpoint": checkpoint}, figures, [*notes, go_on], partial=True)
+    return StageResult("finetune", {"checkpoint": checkpoint}, metrics, [*notes, go_on], partial=True)
 
 
 def _clear(folder: Path) -> None:

@@ -12,15 +12,15 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
 
-from dreamgen.core.progress import log as tell
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import Settings
-from dreamgen.core.video import write_video
+from dreamgen.config.settings import Settings
+from dreamgen.data.video import write_video
+from dreamgen.models.cosmos_predict25.loading import WorldModelSource, latent_statistics, torch_dtype
+from dreamgen.models.cosmos_predict25.safety import make_safety_checker
 from dreamgen.models.quiet import quiet_loaders
-from dreamgen.models.safety import make_safety_checker
-from dreamgen.models.world import WorldModelSource, latent_statistics, torch_dtype
-from finetune.checkpoint import Trained
-from finetune.flow import Draws, flow_input
+from dreamgen.progress import log as tell
+from dreamgen.run.run_folder import RunFolder
+from finetune.checkpoint import TrainableState
+from finetune.flow import NoiseSample, flow_input
 from finetune.inputs import StepInputs, release_memory
 from finetune.seeds import derived_seed
 from finetune.stopping import on_main_process
@@ -57,7 +57,7 @@ def sample_latents(
     for index, timestep in enumerate(scheduler.timesteps):
         sigma_B = scheduler.sigmas[index].view(1).float()
         # Of what training mixes, only the conditioning is used: the noised frames are those that are being sampled.
-        flow = flow_input(clean_BCTHW, Draws(sigma_B, given, [False], noise_BCTHW), conditional_frame_timestep)
+        flow = flow_input(clean_BCTHW, NoiseSample(sigma_B, given, [False], noise_BCTHW), conditional_frame_timestep)
         mask_B1THW = flow.condition_mask_B1THW
         mixed_BCTHW = mask_B1THW * clean_BCTHW + (1 - mask_B1THW) * latents_BCTHW
         velocity_BCTHW = model(mixed_BCTHW, mask_B1THW, flow.timestep_BT, text_BLD)
@@ -107,7 +107,7 @@ class Samples:
         self,
         accelerator: Accelerator,
         model: torch.nn.Module,
-        trained: Trained,
+        trained: TrainableState,
         windows: Sequence[Window],
         inputs: StepInputs,
         source: WorldModelSource,

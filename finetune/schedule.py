@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dreamgen.core.settings import FinetuneSettings
+from dreamgen.config.settings import FinetuneSettings
 
 
 def learning_rate(step: int, tune: FinetuneSettings) -> float:

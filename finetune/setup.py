@@ -12,13 +12,13 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, GradientAccumulationPlugin
 from diffusers import CosmosTransformer3DModel
 
-from dreamgen.core.errors import Problems, UserError
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.setting_paths import get_path, setting_paths
-from dreamgen.core.settings import Settings
-from dreamgen.models.adapter import add_adapter
-from dreamgen.models.safety import require_safety_checker
-from dreamgen.models.world import resolve_device
+from dreamgen.config.paths import get_path, setting_paths
+from dreamgen.config.settings import Settings
+from dreamgen.errors import Problems, UserError
+from dreamgen.models.cosmos_predict25.adapter import add_adapter
+from dreamgen.models.cosmos_predict25.loading import resolve_device
+from dreamgen.models.cosmos_predict25.safety import require_safety_checker
+from dreamgen.run.run_folder import RunFolder
 from finetune.checkpoint import TrainingState
 from finetune.dora import use_closed_form
 from finetune.hub import check_can_push

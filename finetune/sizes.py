@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from huggingface_hub import try_to_load_from_cache
 
-from dreamgen.core.config import configs_folder, read_yaml
-from dreamgen.core.files import read_json
-from dreamgen.core.settings import ModelSettings, VideoSettings
-from dreamgen.core.timeline import num_latent_frames
+from dreamgen.config.loading import configs_folder, read_yaml
+from dreamgen.config.settings import ModelSettings, VideoSettings
+from dreamgen.data.timeline import num_latent_frames
+from dreamgen.run.files import read_json
 
 NUM_TEXT_TOKENS = 512  # the pipeline pads every prompt to this
 LATENT_CHANNELS, LATENT_STRIDE_PX = 16, 8  # of the Wan VAE, which every Cosmos Predict 2.5 model uses

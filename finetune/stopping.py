@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from dreamgen.core.errors import UserError
+from dreamgen.errors import UserError
 
 
 @contextmanager

@@ -16,15 +16,15 @@ from accelerate import Accelerator
 from diffusers import CosmosTransformer3DModel
 from torch.utils.data import DataLoader
 
-from dreamgen.core.files import atomic_folder
-from dreamgen.core.records import StageResult
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import FinetuneSettings, Settings
-from dreamgen.models.adapter import save_adapter
-from dreamgen.models.world import WorldModelSource, load_transformer, resolve_world_model
+from dreamgen.config.settings import FinetuneSettings, Settings
+from dreamgen.models.cosmos_predict25.adapter import save_adapter
+from dreamgen.models.cosmos_predict25.loading import WorldModelSource, load_transformer, resolve_world_model
+from dreamgen.run.files import atomic_folder
+from dreamgen.run.records import StageResult
+from dreamgen.run.run_folder import RunFolder
 from finetune.batches import make_loader
 from finetune.card import write_card
-from finetune.checkpoint import Trained, TrainingState, load_checkpoint, write_checkpoint
+from finetune.checkpoint import TrainableState, TrainingState, load_checkpoint, write_checkpoint
 from finetune.ema import ParameterAverage
 from finetune.estimate import blocks_for, check_memory, count, describe
 from finetune.flow import VelocityModel, flow_input, flow_loss
@@ -64,7 +64,7 @@ class Training:
     model: torch.nn.Module
     inputs: StepInputs
     loader: DataLoader
-    trained: Trained
+    trained: TrainableState
     start: TrainingState
     checkpoint: Path | None
     validation: Validation
@@ -110,7 +110,7 @@ def finetune(settings: Settings, dry_run: bool = False, resume: bool = False) ->
         parameters, lr=tune.learning_rate, weight_decay=tune.weight_decay, fused=accelerator.device.type == "cuda"
     )
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    trained = make_trained(transformer, optimizer, tune)
+    trained = make_trainable_state(transformer, optimizer, tune)
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint, trained)
     notes = start_logs(accelerator, run, settings, start, checkpoint)
@@ -187,11 +187,11 @@ def save_checkpoint(training: Training, log: TrainingLog, step: int) -> Path:
         )
 
 
-def make_trained(
+def make_trainable_state(
     transformer: CosmosTransformer3DModel, optimizer: torch.optim.Optimizer, tune: FinetuneSettings
-) -> Trained:
+) -> TrainableState:
     """Put together what the steps change, with its moving average where one is asked for."""
-    trained = Trained(transformer, optimizer)
+    trained = TrainableState(transformer, optimizer)
     if tune.ema_decay is None:
         return trained
     return replace(trained, average=ParameterAverage(trained.parameters(), tune.ema_decay))
@@ -247,13 +247,13 @@ def write_adapter(training: Training, source: WorldModelSource, counts: dict[str
 def finished(training: Training, counts: dict[str, Any], log: TrainingLog, notes: list[str]) -> StageResult:
     """Upload the adapter where that is asked for, and return the result; an upload that failed makes it partial."""
     run, tune = RunFolder.of(training.settings), training.settings.finetune
-    figures = {**counts, "final_loss": log.last_loss, "step_s": round(log.elapsed_s / tune.num_steps, 3)}
+    metrics = {**counts, "final_loss": log.last_loss, "step_s": round(log.elapsed_s / tune.num_steps, 3)}
     told, is_whole = [], True
     if tune.push_to_hub is not None and training.accelerator.is_main_process:
         sentence, is_whole = push_adapter(run.adapter, tune.push_to_hub)
         told.append(sentence)
     outputs = {"adapter": run.adapter, "loss": run.finetune_logs / "loss.csv"}
-    return StageResult("finetune", outputs, figures, [*notes, *told], partial=not is_whole)
+    return StageResult("finetune", outputs, metrics, [*notes, *told], partial=not is_whole)
 
 
 def needed(

@@ -13,10 +13,10 @@ from typing import TextIO
 import torch
 from accelerate import Accelerator
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.files import write_text
-from dreamgen.core.progress import Progress
-from dreamgen.core.settings import FinetuneSettings
+from dreamgen.config.settings import FinetuneSettings
+from dreamgen.errors import UserError
+from dreamgen.progress import Progress
+from dreamgen.run.files import write_text
 from finetune.metrics import device_peak_flops, peak_memory_gib
 
 TRACKED = ("loss", "learning_rate", "grad_norm", "samples_per_s", "mfu", "memory_gib")

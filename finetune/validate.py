@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import Settings
-from finetune.checkpoint import Trained
-from finetune.flow import Draws, flow_input, flow_loss
+from dreamgen.config.settings import Settings
+from dreamgen.run.run_folder import RunFolder
+from finetune.checkpoint import TrainableState
+from finetune.flow import NoiseSample, flow_input, flow_loss
 from finetune.inputs import StepInputs
 from finetune.seeds import derived_seed
 from finetune.training_log import TrainingLog, append_row, read_steps, start_table
@@ -76,7 +76,7 @@ def validation_losses(
         generator = torch.Generator().manual_seed(derived_seed(settings.seed, "validation", index))
         noise_BCTHW = torch.randn(clean_BCTHW.shape, generator=generator)
         for column, sigma in enumerate(SIGMAS):
-            draws = Draws(torch.tensor([sigma]), torch.tensor([1]), [False], noise_BCTHW)
+            draws = NoiseSample(torch.tensor([sigma]), torch.tensor([1]), [False], noise_BCTHW)
             flow = flow_input(clean_BCTHW, draws, settings.finetune.conditional_frame_timestep)
             with accelerator.autocast():
                 velocity_BCTHW = plain(flow.hidden_states_BCTHW, flow.condition_mask_B1THW, flow.timestep_BT, text_BLD)
@@ -104,7 +104,7 @@ class Validation:
         self,
         accelerator: Accelerator,
         model: torch.nn.Module,
-        trained: Trained,
+        trained: TrainableState,
         windows: Sequence[Window],
         inputs: StepInputs,
         settings: Settings,

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dreamgen.core.errors import Problems, UserError
-from dreamgen.core.files import inside
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import VideoSettings
-from dreamgen.core.video import VideoInfo, decode_frames, probe
+from dreamgen.config.settings import VideoSettings
+from dreamgen.data.video import VideoInfo, decode_frames, probe
+from dreamgen.errors import Problems, UserError
+from dreamgen.run.files import inside
+from dreamgen.run.run_folder import RunFolder
 from finetune.seeds import derived_seed
 
 FPS_TOLERANCE = 0.005  # relative; containers round their time base

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamgen.core.environment import set_library_defaults
+from dreamgen.environment import set_library_defaults
 from tests.fixtures.hub import hub  # noqa: F401 a fixture of several rooms
 
 set_library_defaults()

@@ -9,29 +9,34 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Room -> rooms that it may import. A stage may import its own package's parts, never another stage.
+FOUNDATION = {"errors", "progress", "environment", "config", "data", "run"}
+TOP = {"cli", "pipeline", "demo", "doctor", "__main__"}
+
+# Layer -> layers that it may import. A stage may import its own package's modules, never another stage.
 ALLOWED = {
-    "core": {"core"},
-    "models": {"core", "models"},
-    "finetune": {"core", "models", "finetune"},
-    "stage": {"core", "models", "stage"},
-    "export": {"core", "export"},
-    "top": {"core", "models", "finetune", "stage", "export", "top"},
+    "foundation": {"foundation"},
+    "models": {"foundation", "models"},
+    "cluster": {"foundation", "cluster"},
+    "finetune": {"foundation", "models", "finetune"},
+    "stage": {"foundation", "models", "cluster", "stage"},
+    "export": {"foundation", "export"},
+    "top": {"foundation", "models", "cluster", "finetune", "stage", "export", "top"},
 }
-TOP = {"cli", "command_line", "commands", "pipeline", "__main__"}
 
 
-def room_of(module: str) -> str:
+def layer_of(module: str) -> str:
     parts = module.split(".")
     if parts[0] in ("finetune", "export"):
         return parts[0]
-    if len(parts) == 1 or parts[1] in ("core", "models"):
-        return parts[1] if len(parts) > 1 else "core"
+    if len(parts) == 1 or parts[1] in FOUNDATION:
+        return "foundation"
+    if parts[1] in ("models", "cluster"):
+        return parts[1]
     return "top" if parts[1] in TOP else "stage"
 
 
 def source_files() -> list[Path]:
-    return [p for room in ("dreamgen", "finetune", "export") for p in sorted((ROOT / room).rglob("*.py"))]
+    return [p for package in ("dreamgen", "finetune", "export") for p in sorted((ROOT / package).rglob("*.py"))]
 
 
 def imported_modules(path: Path) -> list[str]:
@@ -48,20 +53,19 @@ def imported_modules(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", source_files(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_go_one_way(path):
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    room = room_of(module)
+    layer = layer_of(module)
     for imported in imported_modules(path):
         if imported == "dreamgen":
             continue  # the version
-        assert room_of(imported) in ALLOWED[room], f"{module} ({room}) imports {imported} ({room_of(imported)})"
-        if room == "stage" and room_of(imported) == "stage":
-            # A stage's parts share its first word: plan and plan_sources, or its folder: generate.stage.
-            own, other = (name.split(".")[1].split("_")[0] for name in (module, imported))
+        assert layer_of(imported) in ALLOWED[layer], f"{module} ({layer}) imports {imported} ({layer_of(imported)})"
+        if layer == "stage" and layer_of(imported) == "stage":
+            own, other = (name.split(".")[1] for name in (module, imported))
             assert own == other, f"stage {own} imports stage {other}"
 
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from dreamgen.cli import main; main(['--help']); main(['run', '--help']);"
+        "import sys; from dreamgen.cli.main import main; main(['--help']); main(['run', '--help']);"
         "heavy = {'torch', 'ray', 'diffusers', 'lerobot', 'transformers', 'pandas', 'pyarrow', 'cv2', 'av', 'numpy'};"
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
     )

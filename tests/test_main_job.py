@@ -134,8 +134,8 @@ def test_a_run_in_which_nothing_is_accepted_still_gets_its_page(finished_run, tm
 
 
 def test_more_seeds_add_clips_to_a_run(finished_run):
-    figures = json.loads(dreamgen("plan", "--out", finished_run, "--num_seeds=2", "--json").stdout)[0]["figures"]
-    assert figures["num_new"] == 2
+    metrics = json.loads(dreamgen("plan", "--out", finished_run, "--num_seeds=2", "--json").stdout)[0]["figures"]
+    assert metrics["num_new"] == 2
 
 
 @pytest.mark.parametrize(

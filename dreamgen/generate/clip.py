@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from dreamgen.core.given_frames import read_given_frames
-from dreamgen.core.records import Job, JournalRecord
-from dreamgen.core.timeline import num_latent_frames
-from dreamgen.core.video import probe, write_video
-from dreamgen.core.write_errors import storage_error
-from dreamgen.generate.maker import ClipMaker
-from dreamgen.generate.standing import STAGE
+from dreamgen.data.conditioning_frames import read_conditioning_frames
+from dreamgen.data.timeline import num_latent_frames
+from dreamgen.data.video import probe, write_video
+from dreamgen.generate.clip_generator import ClipGenerator
+from dreamgen.generate.clip_status import STAGE
 from dreamgen.generate.texts import PromptTask, write_text
-from dreamgen.models.pixels import decode, encode_given
-from dreamgen.models.safety import Unguarded
-from dreamgen.models.sampler import Guidance, sample_latents
-from dreamgen.models.shortcuts import Shortcuts
-from dreamgen.models.text import encode_text
+from dreamgen.models.cosmos_predict25.pixels import decode, encode_conditioning
+from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker
+from dreamgen.models.cosmos_predict25.sampler import Guidance, sample_latents
+from dreamgen.models.cosmos_predict25.step_skipping import StepSkipping
+from dreamgen.models.cosmos_predict25.text import encode_text
+from dreamgen.run.records import Job, JournalRecord
+from dreamgen.run.write_errors import storage_error
 
 NUM_LATENT_CHANNELS, LATENT_STRIDE_PX = 16, 8  # of the Wan VAE, which every Cosmos Predict 2.5 model uses
 
@@ -35,7 +35,7 @@ class Rejected(Exception):
     """The guardrail refused a prompt or a clip: a result, not an error."""
 
 
-def make_clip(maker: ClipMaker, job: Job) -> JournalRecord:
+def make_clip(maker: ClipGenerator, job: Job) -> JournalRecord:
     """Dream one clip and write its mp4; whatever goes wrong with it stays with it.
 
     Two threads may call this at once: the GPU samples one clip while the other one is encoded.
@@ -53,8 +53,8 @@ def make_clip(maker: ClipMaker, job: Job) -> JournalRecord:
     """
     worker, run = f"{os.uname().nodename}:{os.getpid()}", maker.run
     file = run.clip_file(job.clip_id)
-    is_guarded = not isinstance(maker.pipe.safety_checker, Unguarded)
-    figures: dict[str, Any] = {"safety_checker": is_guarded, "device": maker.pipe.device.type}
+    is_guarded = not isinstance(maker.pipe.safety_checker, NoSafetyChecker)
+    metrics: dict[str, Any] = {"safety_checker": is_guarded, "device": maker.pipe.device.type}
     try:
         with maker.gpu:
             start_s = time.monotonic()
@@ -66,7 +66,7 @@ def make_clip(maker: ClipMaker, job: Job) -> JournalRecord:
         num_frames = probe(file).num_frames
         if num_frames != job.num_frames:
             raise RuntimeError(f"{file} has {num_frames} frames instead of {job.num_frames}")
-        figures |= {
+        metrics |= {
             "num_frames": num_frames,
             "num_bytes": file.stat().st_size,
             "dream_s": round(dreamed_s - start_s, 3),
@@ -74,19 +74,19 @@ def make_clip(maker: ClipMaker, job: Job) -> JournalRecord:
         }
         run.publish(file, keep=False)
     except Rejected as verdict:
-        return JournalRecord(job.clip_id, STAGE, "rejected", reason=str(verdict), figures=figures, worker=worker)
+        return JournalRecord(job.clip_id, STAGE, "rejected", reason=str(verdict), metrics=metrics, worker=worker)
     except Exception as error:  # the clip's boundary
         if stop := storage_error(error, file):
             raise stop from error
         return JournalRecord(
             job.clip_id, STAGE, "failed", error=f"{type(error).__name__}: {error}",
-            traceback=traceback.format_exc(), figures=figures, worker=worker,
+            traceback=traceback.format_exc(), metrics=metrics, worker=worker,
         )  # fmt: skip
     relative = str(file.relative_to(run.root))
-    return JournalRecord(job.clip_id, STAGE, "ok", file=relative, figures=figures, worker=worker)
+    return JournalRecord(job.clip_id, STAGE, "ok", file=relative, metrics=metrics, worker=worker)
 
 
-def encode_prompt(maker: ClipMaker, task: PromptTask) -> JournalRecord:
+def encode_prompt(maker: ClipGenerator, task: PromptTask) -> JournalRecord:
     """Encode a prompt and write its projected text; whatever goes wrong stays with it.
 
     Args:
@@ -111,7 +111,7 @@ def encode_prompt(maker: ClipMaker, task: PromptTask) -> JournalRecord:
     return JournalRecord(task.clip_id, STAGE, "ok", worker=worker)
 
 
-def dream_clip(maker: ClipMaker, job: Job) -> tuple[torch.Tensor, Any]:
+def dream_clip(maker: ClipGenerator, job: Job) -> tuple[torch.Tensor, Any]:
     """Sample a clip, chunk by chunk; the GPU may still be at work when this returns.
 
     Args:
@@ -130,7 +130,7 @@ def dream_clip(maker: ClipMaker, job: Job) -> tuple[torch.Tensor, Any]:
         checker.to(maker.pipe.device)
         if not checker.check_text_safety(job.prompt):
             raise Rejected("the guardrail found the prompt unsafe")
-    given_THWC = read_given_frames(maker.run, job)
+    given_THWC = read_conditioning_frames(maker.run, job)
     maker.prepare(job)
     chunks = [decode(maker.pipe, sample_chunk(maker, job, 0, given_THWC))]
     for chunk in range(1, job.num_chunks):
@@ -141,7 +141,9 @@ def dream_clip(maker: ClipMaker, job: Job) -> tuple[torch.Tensor, Any]:
     return _to_host(torch.cat(chunks))
 
 
-def sample_chunk(maker: ClipMaker, job: Job, chunk: int, given_THWC: np.ndarray | torch.Tensor | None) -> torch.Tensor:
+def sample_chunk(
+    maker: ClipGenerator, job: Job, chunk: int, given_THWC: np.ndarray | torch.Tensor | None
+) -> torch.Tensor:
     """Sample the latents of one chunk of a clip.
 
     Args:
@@ -154,7 +156,7 @@ def sample_chunk(maker: ClipMaker, job: Job, chunk: int, given_THWC: np.ndarray 
         latents_BCTHW, float32.
     """
     pipe = maker.pipe
-    given_BCTHW = None if given_THWC is None else encode_given(pipe, given_THWC)
+    given_BCTHW = None if given_THWC is None else encode_conditioning(pipe, given_THWC)
     guidance = None
     if job.guidance_scale > 1:  # as the pipeline takes it
         guidance = Guidance(maker.text(job, job.negative_prompt), job.guidance_scale)
@@ -165,7 +167,7 @@ def sample_chunk(maker: ClipMaker, job: Job, chunk: int, given_THWC: np.ndarray 
         given_BCTHW,
         maker.text(job, job.prompt),
         guidance,
-        Shortcuts.from_json(job.shortcuts),
+        StepSkipping.from_json(job.shortcuts),
         maker.parts,
     )
 
@@ -181,7 +183,7 @@ def noise_for(job: Job, chunk: int = 0) -> torch.Tensor:
     return torch.randn(1, NUM_LATENT_CHANNELS, num_latent_frames(job.frames_a_chunk), *size, generator=generator)
 
 
-def _checked(maker: ClipMaker, video_THWC: np.ndarray) -> np.ndarray:
+def _checked(maker: ClipGenerator, video_THWC: np.ndarray) -> np.ndarray:
     with maker.guard:
         video_THWC = maker.pipe.safety_checker.check_video_safety(video_THWC)
     if video_THWC is None:

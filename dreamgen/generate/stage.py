@@ -18,31 +18,31 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.jobs import JobRows
-from dreamgen.core.journal import Journal, latest_records, records_of
-from dreamgen.core.lease import hold
-from dreamgen.core.progress import Progress, duration
-from dreamgen.core.records import Job, JournalRecord, StageResult
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import GenerateSettings, Settings
-from dreamgen.core.shard import Shard
-from dreamgen.generate.cluster import ray_pool_size
-from dreamgen.generate.pool import ClipPool
-from dreamgen.generate.standing import (
+from dreamgen.cluster.pool import ClipPool
+from dreamgen.cluster.ray_cluster import ray_pool_size
+from dreamgen.config.settings import GenerateSettings, Settings
+from dreamgen.errors import UserError
+from dreamgen.generate.clip_status import (
     FAILED,
     REJECTED,
     STAGE,
-    Standing,
-    mean_figure,
+    RunStatus,
+    clip_status,
+    mean_metric,
     remove_stale_temporaries,
-    standing,
 )
 from dreamgen.generate.texts import DETERMINE_A_TEXT, PromptTask, prompt_tasks
-from dreamgen.generate.worker import Dreamer, Load, adapter_of
-from dreamgen.models.adapter import is_full
+from dreamgen.generate.worker import GenerationWorker, Load, adapter_of
 from dreamgen.models.adapter_choice import AdapterChoice, adapter_of_job, check_choice_fits
-from dreamgen.models.world import WorldModelSource, empty_transformer, resolve_world_model
+from dreamgen.models.cosmos_predict25.adapter import is_full
+from dreamgen.models.cosmos_predict25.loading import WorldModelSource, empty_transformer, resolve_world_model
+from dreamgen.progress import Progress, duration
+from dreamgen.run.jobs import JobRows
+from dreamgen.run.journal import Journal, latest_records, records_of
+from dreamgen.run.lease import hold
+from dreamgen.run.records import Job, JournalRecord, StageResult
+from dreamgen.run.run_folder import RunFolder
+from dreamgen.run.shard import Shard
 
 NUM_FAILURES_SHOWN = 3
 GIVE_UP_AFTER = 10
@@ -66,13 +66,13 @@ def generate(settings: Settings, dry_run: bool = False) -> StageResult:
     run, shard = RunFolder.of(settings, may_be_remote=True), Shard.parse(settings.generate.shard)
     run.need(run.jobs, "plan")
     if dry_run:
-        return _preview(run, standing(run, shard), settings.generate)
+        return _preview(run, clip_status(run, shard), settings.generate)
     with hold(run.journal, STAGE, shard) as is_lost:
         return _generate(settings, run, shard, is_lost)
 
 
 def _generate(settings: Settings, run: RunFolder, shard: Shard, is_lost: Callable[[], bool]) -> StageResult:
-    left = standing(run, shard).left
+    left = clip_status(run, shard).left
     if not len(left):
         return _result(run, shard, ["nothing was left to do"])
     source = _source_of(settings, run)
@@ -95,7 +95,7 @@ def _generate(settings: Settings, run: RunFolder, shard: Shard, is_lost: Callabl
         Journal(run.journal, STAGE) as journal,
         first_interrupt_stops() as stopped,
         ray_pool_size(settings.generate, settings.model.device) as size,
-        ClipPool(size, settings.generate, Dreamer, what, adapter_of) as pool,
+        ClipPool(size, settings.generate, GenerationWorker, what, adapter_of) as pool,
     ):
         encode_texts(pool, texts, stopped)
         with Progress(STAGE, len(wanted)) as progress:
@@ -213,19 +213,19 @@ def _planned_for_another_model(job: Job, source: WorldModelSource, run: RunFolde
 
 
 def _result(run: RunFolder, shard: Shard, notes: Sequence[str], was_interrupted: bool = False) -> StageResult:
-    now = standing(run, shard)
-    figures = now.counts() | ({"interrupted": True} if was_interrupted else {})
+    now = clip_status(run, shard)
+    metrics = now.counts() | ({"interrupted": True} if was_interrupted else {})
     notes = [*notes, *_first_reasons(run, now, REJECTED, "rejected"), *_first_reasons(run, now, FAILED, "failed")]
-    if figures["num_failed"]:
+    if metrics["num_failed"]:
         notes.append(
-            f"{figures['num_failed']} clips failed; {run.journal} has their tracebacks; the same command tries them "
+            f"{metrics['num_failed']} clips failed; {run.journal} has their tracebacks; the same command tries them "
             "again"
         )
     outputs = {"clips": run.shown(run.clips), "journal": run.journal}
-    return StageResult(STAGE, outputs, figures, notes, partial=was_interrupted or bool(figures["num_failed"]))
+    return StageResult(STAGE, outputs, metrics, notes, partial=was_interrupted or bool(metrics["num_failed"]))
 
 
-def _first_reasons(run: RunFolder, now: Standing, state: int, word: str) -> list[str]:
+def _first_reasons(run: RunFolder, now: RunStatus, state: int, word: str) -> list[str]:
     jobs = list(now.jobs.where(now.states_N == state).first(NUM_FAILURES_SHOWN))
     if not jobs:
         return []
@@ -235,16 +235,16 @@ def _first_reasons(run: RunFolder, now: Standing, state: int, word: str) -> list
     return [f"{word}: {job.clip_id}: {reason_of[job.clip_id]}" for job in jobs]
 
 
-def _preview(run: RunFolder, now: Standing, settings: GenerateSettings) -> StageResult:
-    figures, notes, left = now.counts(), [], now.left
+def _preview(run: RunFolder, now: RunStatus, settings: GenerateSettings) -> StageResult:
+    metrics, notes, left = now.counts(), [], now.left
     made = _made_last(run)
     if made:
-        clip_s = mean_figure(made, "dream_s", "encode_s")
-        figures["disk_gib"] = round(mean_figure(made, "num_bytes") * len(left) / 2**30, 3)
-        figures[f"{made[-1].figures['device']}_hours"] = round(clip_s * len(left) / 3600, 3)
+        clip_s = mean_metric(made, "dream_s", "encode_s")
+        metrics["disk_gib"] = round(mean_metric(made, "num_bytes") * len(left) / 2**30, 3)
+        metrics[f"{made[-1].metrics['device']}_hours"] = round(clip_s * len(left) / 3600, 3)
         notes.append(f"from {len(made)} clips of this run: {duration(clip_s)} a clip on one worker")
     if settings.clips_per_gpu_hour is not None:
-        figures["gpu_hours"] = round(len(left) / settings.clips_per_gpu_hour, 3)
+        metrics["gpu_hours"] = round(len(left) / settings.clips_per_gpu_hour, 3)
         notes.append(f"gpu_hours at the {settings.clips_per_gpu_hour:g} clips an hour that were given")
     elif not made:
         notes.append(
@@ -253,7 +253,7 @@ def _preview(run: RunFolder, now: Standing, settings: GenerateSettings) -> Stage
         )
     prompts = [job.prompt for job in left.distinct(["prompt"]).first(NUM_PROMPTS_SHOWN)]
     notes.extend(f"prompt: {prompt[:300]}" for prompt in prompts)
-    return StageResult(STAGE, {}, figures, [*notes, "dry run: nothing was written"])
+    return StageResult(STAGE, {}, metrics, [*notes, "dry run: nothing was written"])
 
 
 def _made_last(run: RunFolder) -> list[JournalRecord]:

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.files import atomic_file
-from dreamgen.core.records import Job
-from dreamgen.core.run_folder import RunFolder
+from dreamgen.errors import UserError
+from dreamgen.run.files import atomic_file
+from dreamgen.run.records import Job
+from dreamgen.run.run_folder import RunFolder
 
 # The fields of a job that its texts hang on.
 DETERMINE_A_TEXT = ("prompt", "negative_prompt", "guidance_scale", "model_sha256", "adapter_sha256", "dtype")

@@ -11,14 +11,19 @@ from dataclasses import dataclass
 import ray
 import torch
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.records import Job, JournalRecord
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import ModelSettings
+from dreamgen.config.settings import ModelSettings
+from dreamgen.errors import UserError
 from dreamgen.generate.clip import encode_prompt, make_clip
-from dreamgen.generate.maker import ClipMaker
+from dreamgen.generate.clip_generator import ClipGenerator
 from dreamgen.generate.texts import PromptTask
-from dreamgen.models.world import WorldModelSource, drop_text_encoder, load_text_encoder, load_world_model
+from dreamgen.models.cosmos_predict25.loading import (
+    WorldModelSource,
+    drop_text_encoder,
+    load_text_encoder,
+    load_world_model,
+)
+from dreamgen.run.records import Job, JournalRecord
+from dreamgen.run.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Load:
     compiled: bool
 
 
-class Dreamer:
+class GenerationWorker:
     """Loads once, then encodes prompts or makes clips: one is sampled while the one before is encoded to mp4.
 
     Ray calls `load` first and `make` from two threads.
@@ -69,7 +74,7 @@ class Dreamer:
         with _room_for_the_model():
             pipe = load_world_model(what.source, what.model, device=device, text_encoder=False)
         compiled = what.compiled and pipe.device.type == "cuda"
-        self.maker = ClipMaker(pipe, what.run, what.several_adapters, compiled)
+        self.maker = ClipGenerator(pipe, what.run, what.several_adapters, compiled)
 
     def make(self, task: Job | PromptTask) -> JournalRecord | None:
         """Encode a prompt or make a clip, and say how it went. All prompts come before the first clip.

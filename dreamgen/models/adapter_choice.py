@@ -10,10 +10,8 @@ import torch
 from diffusers import Cosmos2_5_PredictBasePipeline, CosmosTransformer3DModel
 from safetensors import safe_open
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.records import Job
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.models.adapter import (
+from dreamgen.errors import UserError
+from dreamgen.models.cosmos_predict25.adapter import (
     WEIGHTS_NAME,
     adapter_file,
     adapter_sha256,
@@ -21,6 +19,8 @@ from dreamgen.models.adapter import (
     is_full,
     load_adapter,
 )
+from dreamgen.run.records import Job
+from dreamgen.run.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ from typing import Literal
 
 import numpy as np
 
-from dreamgen.core.errors import UserError, reason_of
-from dreamgen.core.files import atomic_file, write_json, write_text
-from dreamgen.core.frames import FrameReader
-from dreamgen.core.records import RobotFeatures
-from dreamgen.core.settings import Settings
-from dreamgen.core.trajectory import write_trajectory
-from dreamgen.core.video import fit_frame, write_video
-from dreamgen.core.views import View, tile
+from dreamgen.config.settings import Settings
+from dreamgen.data.frames import FrameReader
+from dreamgen.data.trajectory import write_trajectory
+from dreamgen.data.video import fit_frame, write_video
+from dreamgen.data.views import View, tile
+from dreamgen.errors import UserError, reason_of
 from dreamgen.prepare.survey import MAX_FRAMES_APART, SurveyedClip, check_length
+from dreamgen.run.files import atomic_file, write_json, write_text
+from dreamgen.run.records import RobotFeatures
 
 SUMMARY_COLUMNS = (
     "source", "name", "status", "detail", "num_source_frames", "num_frames", "source_fps", "height", "width",

@@ -9,12 +9,12 @@ from fractions import Fraction
 
 import numpy as np
 
-from dreamgen.core.errors import UserError, reason_of
-from dreamgen.core.settings import Settings
-from dreamgen.core.timeline import resampled_indices
-from dreamgen.core.video import VideoInfo, probe
-from dreamgen.core.views import View, short_name
-from dreamgen.prepare.sources import SourceClip, SourceVideo
+from dreamgen.config.settings import Settings
+from dreamgen.data.timeline import resampled_indices
+from dreamgen.data.video import VideoInfo, probe
+from dreamgen.data.views import View, short_name
+from dreamgen.errors import UserError, reason_of
+from dreamgen.prepare.sources.source import SourceClip, SourceVideo
 
 # A recorder that stops between a row and its picture loses one or two; more means that they do not belong together.
 MAX_FRAMES_APART = 2

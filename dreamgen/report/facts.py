@@ -68,7 +68,7 @@ def notices(view: RunView) -> list[dict[str, str]]:
             "title": "The mini model has untrained weights",
             "text": "Its clips look like noise. This run proves that every stage works, not that the clips are good.",
         })  # fmt: skip
-    checked = [record.figures.get("safety_checker") for record in view.journal.get("generate", {}).values()]
+    checked = [record.metrics.get("safety_checker") for record in view.journal.get("generate", {}).values()]
     if False in checked or (not view.clips and model.get("safety_checker") is False):
         whom = f"{checked.count(False)} of {len(checked)} clips were" if False in checked else "Clips will be"
         found.append({

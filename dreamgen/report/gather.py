@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dreamgen.core.config import read_yaml
-from dreamgen.core.errors import UserError
-from dreamgen.core.files import read_json
-from dreamgen.core.jobs import read_jobs
-from dreamgen.core.journal import read_journal
-from dreamgen.core.records import Job, JournalRecord, RobotFeatures
-from dreamgen.core.run_folder import RunFolder
+from dreamgen.config.loading import read_yaml
+from dreamgen.errors import UserError
+from dreamgen.run.files import read_json
+from dreamgen.run.jobs import read_jobs
+from dreamgen.run.journal import read_journal
+from dreamgen.run.records import Job, JournalRecord, RobotFeatures
+from dreamgen.run.run_folder import RunFolder
 
 Verdict = Literal["accepted", "rejected", "failed", "not judged", "waiting"]
 
@@ -35,7 +35,7 @@ class Clip:
     job: Job
     verdict: Verdict
     reasons: tuple[str, ...]
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     video: Path | None
     label: Path | None
 
@@ -161,7 +161,7 @@ def _clip(run: RunFolder, job: Job, journal: dict[str, dict[str, JournalRecord]]
         job=job,
         verdict=verdict,
         reasons=tuple((rejected.reason or "no reason given").split("; ")) if rejected is not None else (),
-        figures=judged.figures if judged is not None else {},
+        metrics=judged.metrics if judged is not None else {},
         video=video if video.is_file() else None,
         label=label if label.is_file() else None,
     )

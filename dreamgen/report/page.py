@@ -17,16 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.files import write_text
-from dreamgen.core.records import StageResult
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import Settings
-from dreamgen.core.video import iter_frames
+from dreamgen.config.settings import Settings
+from dreamgen.data.video import iter_frames
+from dreamgen.errors import UserError
 from dreamgen.report.facts import last_activity, notices, settings_by_section, tiles
 from dreamgen.report.gather import Clip, RunView, gather
 from dreamgen.report.plots import action_strips, loss_curve
 from dreamgen.report.stages import refused_demos, stage_states
+from dreamgen.run.files import write_text
+from dreamgen.run.records import StageResult
+from dreamgen.run.run_folder import RunFolder
 
 MAX_EMBEDDED_BYTES = 40 * 10**6  # of base64; beyond it the page links its clips, which then must stay beside it
 POSTER_WIDTH_PX = 480
@@ -91,12 +91,12 @@ def report(settings: Settings) -> StageResult:
         last_activity=last_activity(view),
     )  # fmt: skip
     write_text(run.report, page)
-    figures = {
+    metrics = {
         "clips_shown": len(cards), "accepted": view.count("accepted"), "rejected": view.count("rejected"),
         "failed": view.count("failed"), "size_mb": round(run.report.stat().st_size / 1e6, 2),
     }  # fmt: skip
     notes = [f"{stage.name}: {stage.detail}; {stage.command}" for stage in stages if stage.command]
-    return StageResult("report", {"report": run.report}, figures, notes + unreadable)
+    return StageResult("report", {"report": run.report}, metrics, notes + unreadable)
 
 
 def choose_clips(clips: Sequence[Clip], max_clips: int) -> list[Clip]:
@@ -145,16 +145,16 @@ def _card(clip: Clip, view: RunView, embed: bool) -> Card:
             plot = action_strips(np.array(rows, np.float64), names, clip.job.fps)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             problems.append(f"{clip.label} is not a table of actions: {error}")
-    return Card(clip, poster, source, plot, _measures(clip.figures), problems)
+    return Card(clip, poster, source, plot, _measures(clip.metrics), problems)
 
 
-def _measures(figures: dict[str, Any]) -> list[dict[str, str]]:
+def _measures(metrics: dict[str, Any]) -> list[dict[str, str]]:
     """Pair each measure with the threshold that stands beside it as min_NAME or max_NAME."""
     measures = []
-    for name, value in figures.items():
+    for name, value in metrics.items():
         if isinstance(value, bool | str | None) or name.startswith(("min_", "max_", "wanted_", "num_")):
             continue
-        low, high = figures.get(f"min_{name}"), figures.get(f"max_{name}")
+        low, high = metrics.get(f"min_{name}"), metrics.get(f"max_{name}")
         limit = f"min {low:g}" if low is not None else f"max {high:g}" if high is not None else ""
         words = name.removesuffix("_db").replace("_", " ").replace("psnr", "PSNR")
         unit = " dB" if name.endswith("_db") else ""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import h5py
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.records import StageResult
-from dreamgen.core.settings import CheckSettings
+from dreamgen.config.settings import CheckSettings
+from dreamgen.errors import UserError
+from dreamgen.run.records import StageResult
 from export.check.files import forget_folders
 from export.check.findings import Finding, Findings
 from export.check.hdf5 import aloha_files, check_aloha, check_robomimic
@@ -81,14 +81,14 @@ def check_stage(path: str | Path, settings: CheckSettings | None = None, fix: bo
     if changes:
         findings = _check(path, settings.fast, settings.num_workers)
     found = findings.all()
-    figures = {
+    metrics = {
         "num_errors": findings.num("error"),
         "num_warnings": findings.num("warning"),
         "decoded": not settings.fast,
         "findings": [finding.as_dict() for finding in found],
         "changes": [asdict(change) for change in changes],
     }
-    return StageResult("check", {"dataset": path}, figures, [*map(str, changes), *unsafe, *map(str, found)])
+    return StageResult("check", {"dataset": path}, metrics, [*map(str, changes), *unsafe, *map(str, found)])
 
 
 def _check_hdf5_file(path: Path, fast: bool, num_workers: int | None, findings: Findings) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.files import inside
+from dreamgen.errors import UserError
+from dreamgen.run.files import inside
 from export.check.findings import Findings
 
 PARQUET_DAMAGE = (OSError, pa.ArrowException, ValueError)

@@ -14,8 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.progress import Progress
+from dreamgen.errors import UserError
+from dreamgen.progress import Progress
 
 IN_FLIGHT_PER_WORKER = 4
 WORTH_PROCESSES_S = 2.0  # starting a process costs about as much; what is done sooner never starts one

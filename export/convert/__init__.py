@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.files import atomic_folder, existing_folder
-from dreamgen.core.records import StageResult
-from dreamgen.core.settings import ConvertSettings
-from export.convert.carried import carry_other_files
+from dreamgen.config.settings import ConvertSettings
+from dreamgen.errors import UserError
+from dreamgen.run.files import atomic_folder, existing_folder
+from dreamgen.run.records import StageResult
 from export.convert.clips import ready_clips
+from export.convert.passthrough import carry_other_files
 from export.convert.source import open_source, some, with_episode_lines
-from export.convert.statistics import dataset_statistics, with_picture_figures
+from export.convert.statistics import dataset_statistics, with_image_statistics
 from export.convert.v21 import write_v21
 from export.convert.v30 import write_v30
 from export.space import check_space
@@ -50,12 +50,12 @@ def convert_dataset(source: str | Path, target: str | Path, settings: ConvertSet
         work.mkdir()
         dataset = with_episode_lines(dataset, work)
         clips, notes = ready_clips(dataset, work, settings.reencode, workers)
-        dataset = with_picture_figures(dataset, clips, work, workers)
+        dataset = with_image_statistics(dataset, clips, work, workers)
         total, of_rows = WRITERS[version](folder, dataset, clips, workers)
         dataset_statistics(folder, dataset, version, total, workers)
         shutil.rmtree(work)
         carried = carry_other_files(folder, dataset)
-    figures = {
+    metrics = {
         "from": dataset.version,
         "to": version,
         "episodes": len(dataset.episodes),
@@ -63,7 +63,7 @@ def convert_dataset(source: str | Path, target: str | Path, settings: ConvertSet
         "cameras": len(dataset.cameras),
         "files_carried": len(carried),
     }
-    return StageResult("convert", {"dataset": target}, figures, [*dataset.notes, *notes, *grouped(of_rows)])
+    return StageResult("convert", {"dataset": target}, metrics, [*dataset.notes, *notes, *grouped(of_rows)])
 
 
 def grouped(notes: list[tuple[int, str]]) -> list[str]:

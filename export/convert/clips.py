@@ -15,11 +15,11 @@ from typing import overload
 
 import numpy as np
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.lerobot_meta import Episodes
-from dreamgen.core.timeline import frame_index_at
+from dreamgen.data.lerobot.metadata import Episodes
+from dreamgen.data.timeline import frame_index_at
+from dreamgen.errors import UserError
 from export.convert.source import SourceDataset
-from export.convert.videos import Span, SpanLook, encode_span, look_at_spans
+from export.convert.videos import Span, SpanLook, encode_span, inspect_spans
 from export.workers import Workers
 
 LOOKS_PER_TASK = 50
@@ -114,7 +114,7 @@ def _ready_clips(clips: Clips, reencode: bool, workers: Workers) -> tuple[Clips,
     uncopyable: dict[int, str] = {}
     encodings: dict[str, int] = {}
     batches = list(_by_file(clips))
-    tasks = (partial(look_at_clips, clips[place_N]) for place_N in batches)
+    tasks = (partial(inspect_clips, clips[place_N]) for place_N in batches)
     for place_N, found in zip(batches, workers.run(tasks), strict=True):
         for place, (look, is_alone) in zip(place_N.tolist(), found, strict=True):
             clips.set(place, look, encodings)
@@ -147,7 +147,7 @@ def _by_file(clips: Clips) -> Iterator[np.ndarray]:
             begin = end
 
 
-def look_at_clips(clips: Clips) -> list[tuple[SpanLook, bool]]:
+def inspect_clips(clips: Clips) -> list[tuple[SpanLook, bool]]:
     """Look at the packets of some episodes; those of one mp4 are neighbours.
 
     Returns:
@@ -157,7 +157,7 @@ def look_at_clips(clips: Clips) -> list[tuple[SpanLook, bool]]:
     for path, spans in groupby(clips, key=lambda span: span.path):
         spans = list(spans)
         is_alone = len(spans) == 1 and spans[0].first_frame == 0
-        found += [(look, is_alone) for look in look_at_spans(path, spans, clips.fps)]
+        found += [(look, is_alone) for look in inspect_spans(path, spans, clips.fps)]
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from dreamgen.core.errors import UserError
+from dreamgen.errors import UserError
 
 KNOWN_OF_EPISODE = ("episode_index", "tasks", "length", "dataset_from_index", "dataset_to_index", "stats")
 FOREIGN_PREFIXES = ("data/", "videos/", "stats/", "meta/")
@@ -157,12 +157,12 @@ def lines_of_parquet(
             for batch in source.iter_batches(ROWS_AT_ONCE, columns=["episode_index", *own, *wanted]):
                 for row in batch.to_pylist():
                     place = int(np.searchsorted(index_N, row["episode_index"]))
-                    figures: dict[str, dict[str, Any]] = {}
+                    metrics: dict[str, dict[str, Any]] = {}
                     for name in wanted:
                         feature, _, figure = name.removeprefix("stats/").rpartition("/")
                         if row[name] is not None:
-                            figures.setdefault(feature, {})[figure] = row[name]
+                            metrics.setdefault(feature, {})[figure] = row[name]
                     if own:
                         extras.write(place, {name: row[name] for name in own})
-                    statistics.write(place, {"stats": figures})
+                    statistics.write(place, {"stats": metrics})
     return extras.lines(), statistics.lines()

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.lerobot_meta import Episode
-from dreamgen.core.timeline import frame_times_s
+from dreamgen.data.lerobot.metadata import Episode
+from dreamgen.data.timeline import frame_times_s
+from dreamgen.errors import UserError
 from export.convert.source import SourceDataset
 from export.image_statistics import ImageHistogram, sampled_frames
-from export.statistics import vector_figures
+from export.statistics import vector_statistics
 
 TIME_TOLERANCE_S = 1e-4  # LeRobot's own
 INDEX = {"dtype": "int64", "shape": [1], "names": None}
@@ -41,7 +41,7 @@ class EpisodeRows:
     """
 
     table: pa.Table
-    figures: dict[str, dict[str, Any]]
+    metrics: dict[str, dict[str, Any]]
     notes: tuple[str, ...]
 
 
@@ -74,13 +74,13 @@ def read_episode(
             allowed=episode.length, next_step=f"dreamgen check {dataset.root}",
         )  # fmt: skip
     numbered, notes = _numbered(dataset, episode, source, first_index)
-    columns, figures = {}, {}
+    columns, metrics = {}, {}
     for name, feature in target_features(dataset).items():
         if feature.get("dtype") == "video":
-            figures[name] = pictures.get(name, {})
+            metrics[name] = pictures.get(name, {})
         elif name in numbered:
             columns[name] = pa.array(numbered[name])
-            figures[name] = _as_json(vector_figures(numbered[name]))
+            metrics[name] = _as_json(vector_statistics(numbered[name]))
         elif name not in source.column_names:
             raise UserError(f"{episode.data_file} has no column {name}, which info.json names",
                             next_step=f"dreamgen check {dataset.root}")  # fmt: skip
@@ -88,12 +88,12 @@ def read_episode(
             column = source[name].combine_chunks()
             if feature.get("dtype") == "image":
                 columns[name] = column
-                figures[name] = pictures.get(name) or _as_json(_image_figures(column))
+                metrics[name] = pictures.get(name) or _as_json(_image_statistics(column))
                 continue
             columns[name] = _typed(column, name, feature, as_lists, episode)
             if name in dataset.vectors:
-                figures[name] = _as_json(vector_figures(_matrix(columns[name], episode.length)))
-    return EpisodeRows(pa.table(columns), {n: own for n, own in figures.items() if own}, tuple(notes))
+                metrics[name] = _as_json(vector_statistics(_matrix(columns[name], episode.length)))
+    return EpisodeRows(pa.table(columns), {n: own for n, own in metrics.items() if own}, tuple(notes))
 
 
 class EpisodeTables:
@@ -200,7 +200,7 @@ def _matrix(column: pa.Array, num_rows: int) -> np.ndarray:
     return flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(num_rows, -1)
 
 
-def _image_figures(column: pa.Array) -> dict[str, np.ndarray]:
+def _image_statistics(column: pa.Array) -> dict[str, np.ndarray]:
     image = ImageHistogram.empty()
     for index in sampled_frames(len(column)):
         data = column[int(index)].as_py()["bytes"]
@@ -208,8 +208,8 @@ def _image_figures(column: pa.Array) -> dict[str, np.ndarray]:
         if frame_HWC is None:
             raise UserError(f"the picture of row {index} is not within the table, or cannot be decoded")
         image = image.with_frame(frame_HWC)
-    return image.figures()
+    return image.metrics()
 
 
-def _as_json(figures: dict[str, np.ndarray]) -> dict[str, list]:
-    return {name: values.tolist() for name, values in figures.items()}
+def _as_json(metrics: dict[str, np.ndarray]) -> dict[str, list]:
+    return {name: values.tolist() for name, values in metrics.items()}

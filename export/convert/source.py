@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from dreamgen.core.errors import Problems
-from dreamgen.core.lerobot_meta import Episodes, LeRobotMeta, read_meta
+from dreamgen.data.lerobot.metadata import Episodes, LeRobotMeta, read_meta
+from dreamgen.errors import Problems
 from export.convert.episode_lines import (
     FOREIGN_PREFIXES,
     KNOWN_OF_EPISODE,
@@ -103,7 +103,7 @@ class SourceDataset:
         pictures = set(self.pictures)
         for recorded, counted in zip(self.statistics.rows(), self.counted.rows(), strict=True):
             given = recorded.get("stats") if isinstance(recorded.get("stats"), dict) else {}
-            yield {n: figures for n, figures in given.items() if n in pictures} | counted
+            yield {n: metrics for n, metrics in given.items() if n in pictures} | counted
 
 
 def open_source(root: Path) -> SourceDataset:

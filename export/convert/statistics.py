@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from dreamgen.core.files import write_json
-from dreamgen.core.video import decode_frames
+from dreamgen.data.video import decode_frames
+from dreamgen.run.files import write_json
 from export.convert.clips import Clips
 from export.convert.episode_lines import LineWriter
 from export.convert.rows import target_features
 from export.convert.source import SourceDataset
 from export.convert.videos import Span
+from export.formats.lerobot_v21 import GROOT_STATISTICS
 from export.image_statistics import ImageHistogram, sampled_frames
-from export.lerobot_v21 import GROOT_STATISTICS
 from export.statistics import Range, VectorCounts
 from export.workers import Workers
 
@@ -38,14 +38,14 @@ class StatsSum:
         self.ranges: dict[str, Range] = {}
         self.pictures: dict[str, dict[str, np.ndarray]] = {}
 
-    def add(self, figures: dict[str, dict[str, Any]], pictures: Sequence[str]) -> None:
+    def add(self, metrics: dict[str, dict[str, Any]], pictures: Sequence[str]) -> None:
         """Take in one episode's statistics.
 
         Args:
             figures: Feature -> figure -> values.
             pictures: Which features are pictures.
         """
-        for name, own in figures.items():
+        for name, own in metrics.items():
             if name in pictures:
                 arrays = {figure: np.array(values, np.float64) for figure, values in own.items()}
                 self._add_picture(name, arrays)
@@ -66,7 +66,7 @@ class StatsSum:
         self.ranges[name] = self.ranges[name] | within if name in self.ranges else within
 
 
-def with_picture_figures(
+def with_image_statistics(
     dataset: SourceDataset, clips: dict[str, Clips], folder: Path, workers: Workers
 ) -> SourceDataset:
     """Return the dataset with statistics of every video: those of its metadata, else of decoded frames.
@@ -79,18 +79,18 @@ def with_picture_figures(
     """
     starts = range(0, len(dataset.episodes), EPISODES_AT_ONCE) if clips else ()
     tasks = (
-        partial(missing_figures, dataset.part(start, start + EPISODES_AT_ONCE),
+        partial(missing_statistics, dataset.part(start, start + EPISODES_AT_ONCE),
                 {camera: own[start : start + EPISODES_AT_ONCE] for camera, own in clips.items()})
         for start in starts
     )  # fmt: skip
     with LineWriter(folder / "counted.jsonl", len(dataset.episodes)) as lines:
         for found in workers.run(tasks):
-            for index, figures in found:
-                lines.write(index, figures)
+            for index, metrics in found:
+                lines.write(index, metrics)
     return replace(dataset, counted=lines.lines())
 
 
-def missing_figures(dataset: SourceDataset, clips: dict[str, Clips]) -> list[tuple[int, dict[str, Any]]]:
+def missing_statistics(dataset: SourceDataset, clips: dict[str, Clips]) -> list[tuple[int, dict[str, Any]]]:
     """Count the statistics of videos of which the metadata have none.
 
     Returns:
@@ -100,19 +100,19 @@ def missing_figures(dataset: SourceDataset, clips: dict[str, Clips]) -> list[tup
     for place, recorded in enumerate(dataset.picture_statistics()):
         lacking = [camera for camera in clips if NEEDED - set(recorded.get(camera, {}))]
         if lacking:
-            figures = {camera: picture_figures(clips[camera][place]) for camera in lacking}
-            found.append((int(dataset.episodes.index_N[place]), figures))
+            metrics = {camera: image_statistics(clips[camera][place]) for camera in lacking}
+            found.append((int(dataset.episodes.index_N[place]), metrics))
     return found
 
 
-def picture_figures(span: Span) -> dict[str, list]:
+def image_statistics(span: Span) -> dict[str, list]:
     """Decode a span and return the figures of its frames, sampled as LeRobot does, as JSON holds them."""
     wanted, image = set(sampled_frames(span.num_frames).tolist()), ImageHistogram.empty()
     frames = islice(decode_frames(span.path), span.first_frame, span.first_frame + span.num_frames)
     for index, frame in enumerate(frames):
         if index in wanted:
             image = image.with_frame(frame.to_ndarray(format="rgb24"))
-    return _as_json(image.figures())
+    return _as_json(image.metrics())
 
 
 def dataset_statistics(root: Path, dataset: SourceDataset, version: str, total: StatsSum, workers: Workers) -> None:
@@ -131,7 +131,7 @@ def dataset_statistics(root: Path, dataset: SourceDataset, version: str, total: 
     counts: dict[str, VectorCounts] = {}
     for part in workers.run(tasks):
         counts = {name: counts[name] + part[name] if name in counts else part[name] for name in names}
-    stats = {name: _as_json(counts[name].figures(total.ranges[name])) for name in names}
+    stats = {name: _as_json(counts[name].metrics(total.ranges[name])) for name in names}
     if version == "v2.1":
         stats = {name: {figure: own[figure] for figure in GROOT_STATISTICS} for name, own in stats.items()}
     else:
@@ -177,6 +177,6 @@ def _added(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> dict[str, 
     return added | {n: one[n] + (two[n] - one[n]) * share_C for n in one if n.startswith("q") and n in two}
 
 
-def _as_json(figures: dict[str, np.ndarray]) -> dict[str, list]:
-    whole = {name: values.astype(np.int64) if name == "count" else values for name, values in figures.items()}
+def _as_json(metrics: dict[str, np.ndarray]) -> dict[str, list]:
+    whole = {name: values.astype(np.int64) if name == "count" else values for name, values in metrics.items()}
     return {name: values.tolist() for name, values in whole.items()}

@@ -10,14 +10,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dreamgen.core.files import atomic_file, write_json, write_text
-from dreamgen.core.progress import Progress
+from dreamgen.progress import Progress
+from dreamgen.run.files import atomic_file, write_json, write_text
 from export.convert.clips import Clips
 from export.convert.rows import EpisodeTables, read_episode, target_features
 from export.convert.source import SourceDataset
 from export.convert.statistics import StatsSum
 from export.convert.videos import PacketReader, copy_spans
-from export.lerobot_v21 import CHUNKS_SIZE, DATA_PATH, VIDEO_PATH, json_lines
+from export.formats.lerobot_v21 import CHUNKS_SIZE, DATA_PATH, VIDEO_PATH, json_lines
 from export.workers import Workers
 
 TASKS_AT_LEAST = 64
@@ -86,8 +86,8 @@ def write_episodes(
             for camera, own in clips.items():
                 path = root / VIDEO_PATH.format(video_key=camera, **values)
                 copy_spans(path, [own[place]], dataset.fps, int(own.delay_N[place]), readers[camera])
-            lines.append(json_lines([{"episode_index": episode.index, "stats": rows.figures}]))
-            total.add(rows.figures, dataset.pictures)
+            lines.append(json_lines([{"episode_index": episode.index, "stats": rows.metrics}]))
+            total.add(rows.metrics, dataset.pictures)
             notes += [(episode.index, note) for note in rows.notes]
     return "".join(lines), total, notes
 

@@ -16,17 +16,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.files import atomic_file, write_json
-from dreamgen.core.progress import Progress
-from dreamgen.core.timeline import frame_time_s
+from dreamgen.data.timeline import frame_time_s
+from dreamgen.errors import UserError
+from dreamgen.progress import Progress
+from dreamgen.run.files import atomic_file, write_json
 from export.convert.clips import Clips
 from export.convert.rows import EpisodeTables, read_episode, target_features
 from export.convert.source import SourceDataset
 from export.convert.statistics import StatsSum
 from export.convert.videos import copy_spans
-from export.lerobot_v30 import DATA_PATH, EPISODES_PATH, MB, VIDEO_PATH, FileLimits
-from export.numbered_files import FileNumber
+from export.file_layout import FileNumber
+from export.formats.lerobot_v30 import DATA_PATH, EPISODES_PATH, MB, VIDEO_PATH, FileLimits
 from export.workers import Workers
 
 MAX_EPISODES_PER_FILE = 1000
@@ -180,12 +180,12 @@ def write_rows(
                     "data/chunk_index": number.chunk, "data/file_index": number.file,
                     "dataset_from_index": first_index, "dataset_to_index": first_index + episode.length,
                     **_spot_columns(spots, place, episode.length, dataset.fps, chunks_size), **more,
-                    **{f"stats/{n}/{stat}": v for n, own in rows.figures.items() for stat, v in own.items()},
+                    **{f"stats/{n}/{stat}": v for n, own in rows.metrics.items() for stat, v in own.items()},
                     "meta/episodes/chunk_index": number.chunk, "meta/episodes/file_index": number.file,
                 }
             )  # fmt: skip
             first_index += episode.length
-            total.add(rows.figures, dataset.pictures)
+            total.add(rows.metrics, dataset.pictures)
             notes += [(episode.index, note) for note in rows.notes]
         writer.close()
     with atomic_file(root / EPISODES_PATH.format(**number.indices())) as temporary:

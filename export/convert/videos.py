@@ -18,10 +18,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.files import atomic_file
-from dreamgen.core.timeline import frame_index_at
-from dreamgen.core.video import ENCODERS, decode_frames, probe, write_video
+from dreamgen.data.timeline import frame_index_at
+from dreamgen.data.video import ENCODERS, decode_frames, probe, write_video
+from dreamgen.errors import UserError
+from dreamgen.run.files import atomic_file
 from export.clip_video import encoding_of
 
 REENCODE_CRF, REENCODE_GOP = 18, 2
@@ -61,7 +61,7 @@ class SpanLook:
     delay: int = 0
 
 
-def look_at_spans(path: Path, spans: Sequence[Span], fps: Fraction) -> list[SpanLook]:
+def inspect_spans(path: Path, spans: Sequence[Span], fps: Fraction) -> list[SpanLook]:
     """Look at the packets of several spans of one video, in one go, without keeping their content.
 
     Raises:
@@ -205,4 +205,4 @@ def encode_span(path: Path, span: Span, fps: Fraction) -> SpanLook:
         path, (frame.to_ndarray(format="rgb24") for frame in frames), fps, codec if codec in ENCODERS else "h264",
         REENCODE_CRF, REENCODE_GOP,
     )  # fmt: skip
-    return look_at_spans(path, [Span(path, 0, span.num_frames)], fps)[0]
+    return inspect_spans(path, [Span(path, 0, span.num_frames)], fps)[0]

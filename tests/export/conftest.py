@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamgen.core.run_folder import RunFolder
+from dreamgen.run.run_folder import RunFolder
 from export import export_datasets
 from tests.fixtures.runs import make_run, run_settings
 

@@ -7,17 +7,17 @@ import h5py
 import numpy as np
 import pytest
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.files import read_json
-from dreamgen.core.jobs import accepted_clips
-from dreamgen.core.records import RobotFeatures
-from dreamgen.core.video import read_video
+from dreamgen.data.video import read_video
+from dreamgen.errors import UserError
+from dreamgen.run.files import read_json
+from dreamgen.run.jobs import accepted_clips
+from dreamgen.run.records import RobotFeatures
 from export import export_datasets
-from export.admission import admit_clips
-from export.aloha import joint_velocity, write_aloha
 from export.clips import dreamed_clips
 from export.episodes import read_label
+from export.formats.aloha import joint_velocity, write_aloha
 from export.spec import dataset_spec
+from export.validation import validate_clips
 from export.workers import Workers
 from tests.fixtures.runs import make_run, run_settings
 
@@ -113,7 +113,9 @@ def test_episodes_that_are_there_are_not_written_again(tmp_path):
     root.mkdir()
     with Workers(1) as workers:
         clips = accepted_clips(run)
-        episodes, _ = admit_clips(dreamed_clips(clips), features, True, tmp_path / "admitted", workers, len(clips), "")
+        episodes, _ = validate_clips(
+            dreamed_clips(clips), features, True, tmp_path / "admitted", workers, len(clips), ""
+        )
         spec = dataset_spec(settings, features, episodes[0])
         write_aloha(root, tmp_path, episodes, spec, workers)
         before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in root.iterdir()}

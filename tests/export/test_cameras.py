@@ -11,17 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.files import read_json, write_json
-from dreamgen.core.jobs import accepted_clips
-from dreamgen.core.records import RobotFeatures
-from dreamgen.core.video import probe, read_video, write_video
-from dreamgen.core.views import tiled_views
-from export import export_datasets, lerobot_v30
-from export.aloha import jpegs
+from dreamgen.data.video import probe, read_video, write_video
+from dreamgen.data.views import tiled_views
+from dreamgen.errors import UserError
+from dreamgen.run.files import read_json, write_json
+from dreamgen.run.jobs import accepted_clips
+from dreamgen.run.records import RobotFeatures
+from export import export_datasets
 from export.check import check
 from export.episodes import read_label
-from export.lerobot_v30 import FileLimits
+from export.formats import lerobot_v30
+from export.formats.aloha import jpegs
+from export.formats.lerobot_v30 import FileLimits
 from tests.fixtures import demos
 from tests.fixtures.runs import CAMERA, make_run, run_settings
 
@@ -47,7 +48,7 @@ def run(tmp_path_factory):
     formats = [*LEROBOT, "robomimic", "aloha"]
     hdf5 = {"jpeg_quality": 90, "equal_length": True}
     result = export_datasets(run_settings(run.root, export={"formats": formats, "num_workers": 2, "hdf5": hdf5}))
-    assert result.figures["episodes"] == 3 and result.figures["left_out"] == 0
+    assert result.metrics["episodes"] == 3 and result.metrics["left_out"] == 0
     assert any("2 cameras side by side" in note for note in result.notes)
     return run
 
@@ -160,7 +161,7 @@ def test_real_episodes_go_in_camera_by_camera(tmp_path):
     demos.add_camera(root, WRIST, 32, 24)
     run = run_of_two_cameras(tmp_path / "run", num_clips=2)
     result = export_datasets(run_settings(run.root, export={"formats": LEROBOT, "mix_with": str(root)}))
-    assert result.figures["episodes"] == 4 and any("above is left out" in note for note in result.notes)
+    assert result.metrics["episodes"] == 4 and any("above is left out" in note for note in result.notes)
     for name in LEROBOT:
         assert check(run.datasets / name) == []
     dataset = loaded(run)
@@ -198,7 +199,7 @@ def test_a_clip_of_another_size_is_left_out(tmp_path):
     first, *_ = accepted_clips(run)
     write_video(first.video, np.zeros((first.num_frames, 64, 48, 3), np.uint8), 16)
     result = export_datasets(run_settings(run.root, export={"formats": LEROBOT}))
-    assert (result.figures["episodes"], result.figures["left_out"]) == (1, 1)
+    assert (result.metrics["episodes"], result.metrics["left_out"]) == (1, 1)
     assert any(first.job.clip_id in note and "where a picture of 48 x 64 has not" in note for note in result.notes)
 
 

@@ -6,10 +6,10 @@ import cv2
 import pytest
 import yaml
 
-from dreamgen.core.config import configs_folder
-from dreamgen.core.errors import UserError
-from dreamgen.core.files import read_json
-from dreamgen.core.modality import VECTORS
+from dreamgen.config.loading import configs_folder
+from dreamgen.data.lerobot.modality import VECTORS
+from dreamgen.errors import UserError
+from dreamgen.run.files import read_json
 from export import export_datasets
 from export.card import SHEET_NAME
 from export.check import check

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dreamgen.cli import main
-from dreamgen.core.errors import UserError
+from dreamgen.cli.main import main
+from dreamgen.errors import UserError
 from export.check import check, check_stage, parallel
 from tests.fixtures.damage import DATA30, EPISODES30, INFO, VIDEO21
 from tests.fixtures.damaging import all_of, in_json, swap_with
@@ -83,13 +83,13 @@ def test_stage_counts_and_lists(copy_of):
     root = copy_of(V30)
     good = check_stage(root)
     assert (
-        good.figures == {"num_errors": 0, "num_warnings": 0, "decoded": True, "findings": [], "changes": []}
+        good.metrics == {"num_errors": 0, "num_warnings": 0, "decoded": True, "findings": [], "changes": []}
         and good.notes == []
     )
     in_json("total_frames", value=1)(root / INFO)
     bad = check_stage(root)
-    assert bad.figures["num_errors"] == 1
-    finding = json.loads(json.dumps(bad.figures["findings"]))[0]
+    assert bad.metrics["num_errors"] == 1
+    finding = json.loads(json.dumps(bad.metrics["findings"]))[0]
     assert finding["file"] == "meta/info.json" and finding["value"] == "1" and finding["expected"].startswith("49")
     assert finding["consequence"] and "total_frames" in bad.notes[0]
 
@@ -112,7 +112,7 @@ def test_findings_of_a_kind_are_counted_beyond_those_shown(tmp_path):
     root = lerobot_v30(tmp_path / "dataset", cameras=(), lengths=(2,) * 30)
     all_of("timestamp", lambda time_s: time_s + 1)(root / DATA30)
     result = check_stage(root)
-    assert result.figures["num_errors"] == 30 and len(result.figures["findings"]) == 21
+    assert result.metrics["num_errors"] == 30 and len(result.metrics["findings"]) == 21
     assert "10 more of this kind" in result.notes[-1]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dreamgen.cli import main
+from dreamgen.cli.main import main
 from export.check import check, check_stage
 from tests.fixtures.damage import DAMAGES, DATA21, DATA30, EPISODE_STATS21, EPISODES21, INFO, STATS, V30
 from tests.fixtures.damaging import cut_off, delete, drop_last_row, in_json, in_lines, in_table, without
@@ -51,16 +51,16 @@ def test_repaired_datasets_are_clean(good, tmp_path, damage):
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     assert all(finding.fixable for finding in check(root))
     result = check_stage(root, fix=True)
-    assert result.figures["num_errors"] == result.figures["num_warnings"] == 0, result.notes
-    assert result.figures["changes"] and check(root) == []
-    changed = {change["file"]: change["backup"] for change in result.figures["changes"]}
+    assert result.metrics["num_errors"] == result.metrics["num_warnings"] == 0, result.notes
+    assert result.metrics["changes"] and check(root) == []
+    changed = {change["file"]: change["backup"] for change in result.metrics["changes"]}
     for path, content in before.items():
         name = path.relative_to(root).as_posix()
         if name not in changed:
             assert path.read_bytes() == content, name
         elif changed[name]:
             assert (root / changed[name]).read_bytes() == content
-    assert check_stage(root, fix=True).figures["changes"] == []
+    assert check_stage(root, fix=True).metrics["changes"] == []
 
 
 def test_figures_are_those_that_lerobot_computed(good, tmp_path):
@@ -85,7 +85,7 @@ def test_added_columns_leave_the_others_and_lerobot_reads_them(good, tmp_path):
     whole = pq.read_table(root / DATA30)
     for column in ("frame_index", "index", "timestamp", "episode_index"):
         without(column)(root / DATA30)
-    assert check_stage(root, fix=True).figures["findings"] == []
+    assert check_stage(root, fix=True).metrics["findings"] == []
     mended = pq.read_table(root / DATA30).select(whole.column_names)
     assert mended.to_pydict() == whole.to_pydict()
     assert LeRobotDataset("dreamgen/test", root=root)[20]["index"] == 20
@@ -102,7 +102,7 @@ def test_nothing_is_counted_from_what_is_damaged_itself(good, tmp_path, break_mo
     break_more(root)
     before = {path: hashlib.sha256(path.read_bytes()).digest() for path in root.rglob("*") if path.is_file()}
     result = check_stage(root, fix=True)
-    assert result.figures["changes"] == [] and "is damaged itself" in result.notes[0]
+    assert result.metrics["changes"] == [] and "is damaged itself" in result.notes[0]
     assert before == {path: hashlib.sha256(path.read_bytes()).digest() for path in root.rglob("*") if path.is_file()}
 
 
@@ -112,7 +112,7 @@ def test_no_statistics_of_rows_in_doubt(good, tmp_path, break_more):
     delete(root / STATS)
     break_more(root / DATA21)
     result = check_stage(root, fix=True)
-    assert result.figures["changes"] == [] and "rows are in doubt" in result.notes[0]
+    assert result.metrics["changes"] == [] and "rows are in doubt" in result.notes[0]
     assert not (root / STATS).exists()
 
 
@@ -120,13 +120,13 @@ def test_all_statistics_of_episodes_are_made_where_there_are_none(good, tmp_path
     root = shutil.copytree(good("LeRobot v2.1 for GR00T"), tmp_path / "dataset")
     theirs = [json.loads(line) for line in (root / EPISODE_STATS21).read_text().splitlines()]
     delete(root / EPISODE_STATS21)
-    assert check_stage(root, fix=True).figures["findings"] == []
+    assert check_stage(root, fix=True).metrics["findings"] == []
     ours = [json.loads(line) for line in (root / EPISODE_STATS21).read_text().splitlines()]
     for one, other in zip(ours, theirs, strict=True):
         assert one["episode_index"] == other["episode_index"] and set(one["stats"]) == set(other["stats"])
-        for name, figures in other["stats"].items():
+        for name, metrics in other["stats"].items():
             for stat in ("min", "max", "mean", "std", "count"):
-                assert np.allclose(one["stats"][name][stat], figures[stat], atol=1e-5), (name, stat)
+                assert np.allclose(one["stats"][name][stat], metrics[stat], atol=1e-5), (name, stat)
 
 
 def test_real_demonstrations_lose_what_can_be_repaired(real_demos, tmp_path, capsys):

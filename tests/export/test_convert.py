@@ -13,10 +13,10 @@ import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.scripts.convert_dataset_v21_to_v30 import convert_dataset as lerobots_convert
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.files import read_json, write_json
-from dreamgen.core.settings import ConvertSettings
-from dreamgen.core.video import read_video, write_video
+from dreamgen.config.settings import ConvertSettings
+from dreamgen.data.video import read_video, write_video
+from dreamgen.errors import UserError
+from dreamgen.run.files import read_json, write_json
 from export.check import check
 from export.convert import convert_dataset
 from tests.fixtures.runs import CAMERA
@@ -94,7 +94,7 @@ def test_there_and_back_changes_nothing(exported, tmp_path):
     before = hashes(source)
     there = convert(source, tmp_path / "v30")
     back = convert(tmp_path / "v30", tmp_path / "v21")
-    assert (there.figures["from"], there.figures["to"], back.figures["to"]) == ("v2.1", "v3.0", "v2.1")
+    assert (there.metrics["from"], there.metrics["to"], back.metrics["to"]) == ("v2.1", "v3.0", "v2.1")
     assert_same_v21(source, tmp_path / "v21")
     assert hashes(source) == before, "the source is only read"
     assert not there.notes and not back.notes
@@ -157,7 +157,7 @@ def test_several_cameras_extra_features_and_images_of_lerobots_own(tmp_path):
     (source / "README.md").write_text("a card")
     before = hashes(source)
     result = convert(source, tmp_path / "v21")
-    assert result.figures["cameras"] == 2 and result.figures["files_carried"] == 1
+    assert result.metrics["cameras"] == 2 and result.metrics["files_carried"] == 1
     info = read_json(tmp_path / "v21/meta/info.json")
     assert (info["total_videos"], info["total_chunks"], info["robot_type"]) == (6, 1, "two_eyes")
     rows = pd.read_parquet(tmp_path / "v21/data/chunk-000/episode_000002.parquet")
@@ -227,7 +227,7 @@ def test_v20_with_quirks(copy_of, exported, tmp_path, version):
 
 def test_files_that_are_full_and_several_processes(exported, tmp_path, monkeypatch):
     from export.convert import v30
-    from export.lerobot_v30 import FileLimits
+    from export.formats.lerobot_v30 import FileLimits
 
     small = FileLimits(data_mb=0.001, video_mb=0.004, chunks_size=2)
     monkeypatch.setattr(v30, "FileLimits", lambda: small)
@@ -266,7 +266,7 @@ def test_what_cannot_be_converted_is_said(copy_of, exported, tmp_path):
 
 
 def test_the_command(exported, tmp_path, capsys):
-    from dreamgen.cli import main
+    from dreamgen.cli.main import main
 
     source = str(exported.datasets / "lerobot-v2.1")
     assert main(["convert", source, str(tmp_path / "v30"), "--num_workers", "1", "--json"]) == 0
@@ -280,7 +280,7 @@ def test_the_command(exported, tmp_path, capsys):
 def test_the_five_real_episodes(real_demos, tmp_path):
     result = convert(real_demos, tmp_path / "v30")
     convert(tmp_path / "v30", tmp_path / "v21")
-    assert result.figures["episodes"] == 5 and any("egoview" in note for note in result.notes)
+    assert result.metrics["episodes"] == 5 and any("egoview" in note for note in result.notes)
     name = "videos/chunk-000/observation.images.ego_view/episode_000003.mp4"
     np.testing.assert_array_equal(read_video(tmp_path / "v21" / name), read_video(real_demos / name))
     rows = [pd.read_parquet(root / "data/chunk-000/episode_000003.parquet") for root in (tmp_path / "v21", real_demos)]

@@ -10,16 +10,16 @@ import pandas as pd
 import pytest
 from lerobot.scripts.convert_dataset_v21_to_v30 import convert_dataset
 
-from dreamgen.core.files import read_json, write_json
-from dreamgen.core.jobs import accepted_clips
-from dreamgen.core.records import RobotFeatures
-from dreamgen.core.video import probe
+from dreamgen.data.video import probe
+from dreamgen.run.files import read_json, write_json
+from dreamgen.run.jobs import accepted_clips
+from dreamgen.run.records import RobotFeatures
 from export import export_datasets
-from export.admission import admit_clips
 from export.check import check
 from export.clips import dreamed_clips
 from export.modality import modality_json
 from export.spec import dataset_spec
+from export.validation import validate_clips
 from tests.export.test_lerobot_v30 import assert_same_as_clips
 from tests.fixtures.runs import CAMERA, make_run, run_settings
 
@@ -97,7 +97,7 @@ def test_without_a_modality_one_part_is_the_whole_vector(tmp_path):
 )  # fmt: skip
 def test_a_modality_that_cannot_be_used_becomes_one_part_of_the_whole_vector(modality, exported):
     features = RobotFeatures.from_dict({**read_json(exported.train / "features.json"), "modality": modality})
-    episodes, _ = admit_clips(dreamed_clips(accepted_clips(exported)), features, include_state=True)
+    episodes, _ = validate_clips(dreamed_clips(accepted_clips(exported)), features, include_state=True)
     written = modality_json(dataset_spec(run_settings(exported.root).export, features, episodes[0]))
     assert written["action"] == {"whole": {"start": 0, "end": 5}}
     assert written["state"] == {"whole": {"start": 0, "end": 4}}

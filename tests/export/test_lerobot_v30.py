@@ -12,16 +12,16 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.datasets.video_utils import get_video_info
 
-from dreamgen.core.files import read_json
-from dreamgen.core.jobs import accepted_clips
-from dreamgen.core.records import RobotFeatures
-from dreamgen.core.video import read_video
-from export.admission import admit_clips
+from dreamgen.data.video import read_video
+from dreamgen.run.files import read_json
+from dreamgen.run.jobs import accepted_clips
+from dreamgen.run.records import RobotFeatures
 from export.check import check
 from export.clips import dreamed_clips
 from export.episodes import read_label
-from export.lerobot_v30 import FileLimits, write_lerobot_v30
+from export.formats.lerobot_v30 import FileLimits, write_lerobot_v30
 from export.spec import dataset_spec
+from export.validation import validate_clips
 from export.workers import Workers
 from tests.fixtures.runs import CAMERA, make_run, run_settings
 
@@ -29,12 +29,12 @@ from tests.fixtures.runs import CAMERA, make_run, run_settings
 def write_v30(run, folder, limits=None):
     settings = run_settings(run.root).export
     features = RobotFeatures.from_dict(read_json(run.train / "features.json"))
-    episodes, refused = admit_clips(dreamed_clips(accepted_clips(run)), features, True)
+    episodes, refused = validate_clips(dreamed_clips(accepted_clips(run)), features, True)
     assert not refused
-    marks = folder.with_name(f"{folder.name}.done")
+    done_markers = folder.with_name(f"{folder.name}.done")
     folder.mkdir()
-    marks.mkdir()
-    write_lerobot_v30(folder, marks, episodes, dataset_spec(settings, features, episodes[0]), Workers(), limits)
+    done_markers.mkdir()
+    write_lerobot_v30(folder, done_markers, episodes, dataset_spec(settings, features, episodes[0]), Workers(), limits)
     return folder
 
 

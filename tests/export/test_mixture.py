@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.files import read_json, write_json
-from dreamgen.core.jobs import accepted_clips
-from dreamgen.core.timeline import resampled_indices
-from dreamgen.core.video import probe, read_video
+from dreamgen.data.timeline import resampled_indices
+from dreamgen.data.video import probe, read_video
+from dreamgen.errors import UserError
+from dreamgen.run.files import read_json, write_json
+from dreamgen.run.jobs import accepted_clips
 from export import export_datasets
 from export.check import check
 from export.episodes import read_label
@@ -57,7 +57,7 @@ def provenance(run, name="lerobot-v3.0"):
 def test_real_episodes_are_mixed_in_with_their_own_frames_and_actions(version, real, tmp_path):
     run, before = run_like_the_demos(tmp_path / "run"), files_of(real / version)
     result = export_datasets(run_settings(run.root, export={"formats": BOTH, "mix_with": str(real / version)}))
-    assert result.figures["episodes"] == 8 and result.figures["left_out"] == 0, result.notes
+    assert result.metrics["episodes"] == 8 and result.metrics["left_out"] == 0, result.notes
     assert files_of(real / version) == before, "the source is only read"
     for name in BOTH:
         assert check(run.datasets / name) == []
@@ -174,7 +174,7 @@ def test_a_camera_that_dreamed_clips_lack_is_left_out_aloud(real, tmp_path):
     shutil.copytree(root / f"videos/chunk-000/{demos.CAMERA}", root / f"videos/chunk-000/{wrist}")
     run = run_like_the_demos(tmp_path / "run", num_clips=1)
     result = export_datasets(run_settings(run.root, export={"formats": V30, "mix_with": str(root)}))
-    assert result.figures["episodes"] == 5 and any(f"{wrist} is left out" in note for note in result.notes)
+    assert result.metrics["episodes"] == 5 and any(f"{wrist} is left out" in note for note in result.notes)
     with pytest.raises(UserError, match="which camera is meant"):
         export = {"formats": V30, "mix_with": str(root), "camera": "observation.images.front"}
         export_datasets(run_settings(run_like_the_demos(tmp_path / "again", num_clips=1).root, export=export))
@@ -185,7 +185,7 @@ def test_real_episodes_lose_their_states_where_dreamed_clips_have_none(real, tmp
     features = read_json(run.train / "features.json")
     write_json(run.train / "features.json", {**features, "action_names": NAMES, "modality": None})
     result = export_datasets(run_settings(run.root, export={"formats": V30, "mix_with": str(real / "v21")}))
-    assert result.figures["episodes"] == 6 and check(run.datasets / "lerobot-v3.0") == []
+    assert result.metrics["episodes"] == 6 and check(run.datasets / "lerobot-v3.0") == []
     assert "observation.state" not in loaded(run).meta.features
 
 
@@ -196,5 +196,5 @@ def test_real_data_mixes_with_dreamed_clips_of_its_size(real_demos, tmp_path):
     write_json(run.train / "features.json", {**features, **names, "modality": None})
     export = {"formats": V30, "mix_with": str(real_demos), "height": 64, "width": 64, "fps": 8}
     result = export_datasets(run_settings(run.root, export=export))
-    assert result.figures["episodes"] == 7, result.notes
+    assert result.metrics["episodes"] == 7, result.notes
     assert check(run.datasets / "lerobot-v3.0") == []

@@ -15,20 +15,20 @@ import numpy as np
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.files import read_json
-from dreamgen.core.jobs import accepted_clips
-from dreamgen.core.records import RobotFeatures
-from dreamgen.core.video import read_video
+from dreamgen.data.video import read_video
+from dreamgen.errors import UserError
+from dreamgen.run.files import read_json
+from dreamgen.run.jobs import accepted_clips
+from dreamgen.run.records import RobotFeatures
 from export import export_datasets
-from export.admission import admit_clips
 from export.check import check
 from export.clips import dreamed_clips
 from export.episodes import read_label
-from export.lerobot_v21 import write_lerobot_v21
-from export.lerobot_v30 import FileLimits, write_lerobot_v30
+from export.formats.lerobot_v21 import write_lerobot_v21
+from export.formats.lerobot_v30 import FileLimits, write_lerobot_v30
 from export.spec import dataset_spec
-from export.unfinished import NAME
+from export.staging import NAME
+from export.validation import validate_clips
 from export.workers import Workers
 from tests.fixtures.runs import CAMERA, make_run, random_vectors, run_settings, write_label
 
@@ -55,7 +55,7 @@ def write_all(run, folder: Path, num_workers: int) -> Path:
         (folder / name).mkdir(parents=True)
     clips = dreamed_clips(accepted_clips(run))
     with Workers(num_workers) as workers:
-        episodes, refused = admit_clips(clips, features, True, folder / "admitted", workers)
+        episodes, refused = validate_clips(clips, features, True, folder / "admitted", workers)
         assert not refused
         spec = dataset_spec(run_settings(run.root).export, features, episodes[0])
         limits = FileLimits(data_mb=0.03, video_mb=0.03, chunks_size=7)
@@ -104,7 +104,7 @@ def test_a_clip_refused_in_the_middle_leaves_no_hole(tmp_path):
     for number in (0, 17, 39):
         write_label(clips[number].label, *random_vectors(1, 4, 5, 4))
     result = export_datasets(run_settings(run.root, export={"formats": FORMATS, "num_workers": 2}))
-    assert result.figures["episodes"] == 37 and result.figures["left_out"] == 3
+    assert result.metrics["episodes"] == 37 and result.metrics["left_out"] == 3
     for name in FORMATS:
         assert check(run.datasets / name) == []
     dataset = LeRobotDataset("dreamgen/test", root=run.datasets / "lerobot-v3.0", video_backend="pyav")
@@ -116,7 +116,7 @@ def test_a_clip_refused_in_the_middle_leaves_no_hole(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from dreamgen.core.config import settings_from_dict
+from dreamgen.config.loading import settings_from_dict
 from export import export_datasets
 from export.workers import Workers
 

@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pyarrow.parquet as pq
 
-from dreamgen.core.jobs import accepted_clips
-from dreamgen.core.video import read_video
+from dreamgen.data.video import read_video
+from dreamgen.run.jobs import accepted_clips
 from export import export_datasets
 from export.episodes import read_label
-from export.robomimic import valid_episodes
+from export.formats.robomimic import valid_episodes
 from tests.fixtures.runs import make_run, run_settings, write_label
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.files import read_json, write_json
-from dreamgen.core.jobs import accepted_clips, read_jobs
-from dreamgen.core.journal import Journal
-from dreamgen.core.records import JournalRecord
-from dreamgen.core.video import read_video, write_video
+from dreamgen.data.video import read_video, write_video
+from dreamgen.errors import UserError
+from dreamgen.run.files import read_json, write_json
+from dreamgen.run.jobs import accepted_clips, read_jobs
+from dreamgen.run.journal import Journal
+from dreamgen.run.records import JournalRecord
 from export import export_datasets
 from export.check import check
 from tests.fixtures.runs import ADAPTER_SHA256, make_run, random_vectors, run_settings, write_label
@@ -64,7 +64,7 @@ def test_clips_that_disagree_are_left_out_and_the_others_go_on(tmp_path):
     write_video(clips[4].video, read_video(clips[4].video)[:-1], 16)  # a frame too few
     clips[5].label.unlink()
     result = export_datasets(run_settings(run.root))
-    assert result.partial and result.figures["episodes"] == 2 and result.figures["left_out"] == 5
+    assert result.partial and result.metrics["episodes"] == 2 and result.metrics["left_out"] == 5
     for clip, words in zip(clips[1:6], ("8 label rows", "6", "row 3", "8 frames", "cannot be read"), strict=True):
         note = next(note for note in result.notes if clip.job.clip_id in note)
         assert words in note
@@ -83,7 +83,7 @@ def test_a_damaged_clip_is_left_out(tmp_path):
     clips[0].video.write_bytes(clips[0].video.read_bytes()[:300])
     write_video(clips[1].video, read_video(clips[1].video), 15)  # right frames, wrong rate
     result = export_datasets(run_settings(run.root, export={"formats": ["lerobot-v3.0"]}))
-    assert result.figures == {"episodes": 1, "frames": 9, "tasks": 1, "left_out": 2}
+    assert result.metrics == {"episodes": 1, "frames": 9, "tasks": 1, "left_out": 2}
     assert "damaged" in result.notes[0] and "1/16" in result.notes[1]
 
 
@@ -107,9 +107,9 @@ def test_no_accepted_clip_names_the_threshold(tmp_path):
 def test_rejected_clips_that_could_not_be_measured_do_not_hide_the_reasons(tmp_path):
     run = make_run(tmp_path / "run", num_clips=2, rejected=2)
     with Journal(run.journal, "curate") as journal:
-        figures = {"motion": None, "first_frame_psnr_db": None, "cut_score": None}
+        metrics = {"motion": None, "first_frame_psnr_db": None, "cut_score": None}
         clip_id = read_jobs(run.jobs)[0].clip_id
-        journal.append(JournalRecord(clip_id, "curate", "rejected", reason="not decodable: x", figures=figures))
+        journal.append(JournalRecord(clip_id, "curate", "rejected", reason="not decodable: x", metrics=metrics))
     with pytest.raises(UserError, match="1 x not decodable: x"):
         export_datasets(run_settings(run.root))
 

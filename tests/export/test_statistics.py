@@ -15,11 +15,11 @@ from lerobot.datasets.compute_stats import (
     sample_indices,
 )
 
-from dreamgen.core.jobs import accepted_clips
-from dreamgen.core.video import read_video, write_video
-from export.clip_video import look_at_clip
+from dreamgen.data.video import read_video, write_video
+from dreamgen.run.jobs import accepted_clips
+from export.clip_video import inspect_clip
 from export.image_statistics import ImageHistogram, few_frames, sampled_frames, thinned
-from export.statistics import NUM_LEVELS, QUANTILES, Range, VectorCounts, vector_figures
+from export.statistics import NUM_LEVELS, QUANTILES, Range, VectorCounts, vector_statistics
 from tests.fixtures.runs import moving_square
 
 
@@ -30,16 +30,16 @@ def whole_range(rows_ND):
 def test_vectors_in_parts_equal_numpy_on_the_whole():
     rows_ND = np.random.default_rng(0).normal(3, 2, size=(1000, 3)).astype(np.float32)
     within = whole_range(rows_ND)
-    figures = sum_up([VectorCounts.of(part, within) for part in np.array_split(rows_ND, 7)]).figures(within)
-    exact = vector_figures(rows_ND)
-    np.testing.assert_allclose(figures["mean"], exact["mean"], rtol=1e-12)
-    np.testing.assert_allclose(figures["std"], exact["std"], rtol=1e-12)
-    np.testing.assert_array_equal(figures["min"], exact["min"])
-    assert figures["count"].tolist() == exact["count"].tolist() == [1000]
+    metrics = sum_up([VectorCounts.of(part, within) for part in np.array_split(rows_ND, 7)]).metrics(within)
+    exact = vector_statistics(rows_ND)
+    np.testing.assert_allclose(metrics["mean"], exact["mean"], rtol=1e-12)
+    np.testing.assert_allclose(metrics["std"], exact["std"], rtol=1e-12)
+    np.testing.assert_array_equal(metrics["min"], exact["min"])
+    assert metrics["count"].tolist() == exact["count"].tolist() == [1000]
     half_a_level_D = (within.high_D - within.low_D) / (NUM_LEVELS - 1) / 2
     for name, share in QUANTILES.items():
         at_least_D = np.sort(rows_ND, axis=0)[int(np.ceil(share * 1000)) - 1]
-        assert (np.abs(figures[name] - at_least_D) <= half_a_level_D * 1.001).all(), name
+        assert (np.abs(metrics[name] - at_least_D) <= half_a_level_D * 1.001).all(), name
 
 
 def test_parts_in_any_number_and_order_have_the_same_quantiles():
@@ -53,8 +53,8 @@ def test_parts_in_any_number_and_order_have_the_same_quantiles():
 def test_values_that_are_levels_come_back_exactly():
     gripper_ND = np.array([[0.0, -3.5]] * 30 + [[1.0, -3.5]] * 70)
     within = whole_range(gripper_ND)
-    figures = VectorCounts.of(gripper_ND, within).figures(within)
-    assert figures["q10"].tolist() == [0.0, -3.5] and figures["q50"].tolist() == [1.0, -3.5]
+    metrics = VectorCounts.of(gripper_ND, within).metrics(within)
+    assert metrics["q10"].tolist() == [0.0, -3.5] and metrics["q50"].tolist() == [1.0, -3.5]
 
 
 def sum_up(parts):
@@ -65,7 +65,7 @@ def test_image_figures_equal_lerobots(exported):
     clip = accepted_clips(exported)[1]
     frames_TCHW = np.stack([frame.transpose(2, 0, 1) for frame in read_video(clip.video)])
     theirs = get_feature_stats(frames_TCHW, axis=(0, 2, 3), keepdims=True)
-    ours = look_at_clip(clip.video, clip.job.fps).image.figures()
+    ours = inspect_clip(clip.video, clip.job.fps).image.metrics()
     levels_TCHW = frames_TCHW / 255.0
     for stat in ("min", "max", "mean", "std"):
         exact = getattr(np, stat)(levels_TCHW, axis=(0, 2, 3)).reshape(3, 1, 1)
@@ -97,7 +97,7 @@ def test_pictures_figures_equal_lerobots_of_the_same_episode(tmp_path, num_frame
     write_video(tmp_path / "clip.mp4", moving_square(3, num_frames, 96, 320), 16)
     video_THWC = read_video(tmp_path / "clip.mp4")
     theirs = lerobots_picture_figures(video_THWC, tmp_path)
-    exact, few = (look_at_clip(tmp_path / "clip.mp4", 16, as_lerobot).image.figures() for as_lerobot in (True, False))
+    exact, few = (inspect_clip(tmp_path / "clip.mp4", 16, as_lerobot).image.metrics() for as_lerobot in (True, False))
     assert exact.keys() == theirs.keys()
     for stat, values in theirs.items():
         assert exact[stat].shape == values.shape == few[stat].shape
@@ -119,7 +119,7 @@ def test_few_frames_of_real_demonstrations_stay_near_lerobots_figures(tmp_path, 
     image = ImageHistogram.empty()
     for index in few_frames(len(video_THWC)):
         image = image.with_frame(video_THWC[index])
-    theirs, ours = lerobots_picture_figures(video_THWC, tmp_path), image.figures()
+    theirs, ours = lerobots_picture_figures(video_THWC, tmp_path), image.metrics()
     for stat in ("mean", "std"):
         np.testing.assert_allclose(ours[stat], theirs[stat], atol=0.01, err_msg=stat)
     for stat in ("q01", "q10", "q50", "q90", "q99"):

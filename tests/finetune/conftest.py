@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
-from dreamgen.core.settings import Settings, VideoSettings
-from dreamgen.core.video import write_video
+from dreamgen.config.settings import Settings, VideoSettings
+from dreamgen.data.video import write_video
 from tests.fixtures.demos import make_episode
 from tests.fixtures.world import make_world, tiny_settings
 

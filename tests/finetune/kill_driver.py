@@ -12,7 +12,7 @@ from pathlib import Path
 
 import finetune.checkpoint
 import finetune.train
-from dreamgen.core.settings import Settings
+from dreamgen.config.settings import Settings
 from tests.finetune.conftest import training_settings
 from tests.finetune.curves import checkpoint_names
 

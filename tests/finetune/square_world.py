@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dreamgen.core.config import settings_from_dict
-from dreamgen.core.settings import Settings
-from dreamgen.core.video import write_video
+from dreamgen.config.loading import settings_from_dict
+from dreamgen.config.settings import Settings
+from dreamgen.data.video import write_video
 
 SIZE_PX, NUM_FRAMES, FPS = 64, 17, 16
 ACTION_NAMES = ("next_x", "next_y", "unused", "grip")

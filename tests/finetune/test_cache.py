@@ -14,11 +14,11 @@ from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKLWan
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.video import write_video
-from dreamgen.models.adapter import adapter_sha256
-from dreamgen.models.world import load_world_model, resolve_world_model
+from dreamgen.data.video import write_video
+from dreamgen.errors import UserError
+from dreamgen.models.cosmos_predict25.adapter import adapter_sha256
+from dreamgen.models.cosmos_predict25.loading import load_world_model, resolve_world_model
+from dreamgen.run.run_folder import RunFolder
 from finetune import finetune
 from finetune.cache import Cache, encode_latent, encode_prompt, missing_share, read_tensor, write_tensor
 from finetune.train import batch_loss, needed

@@ -8,9 +8,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from dreamgen.core.errors import Problems, UserError
-from dreamgen.models.adapter import WEIGHTS_NAME
-from dreamgen.models.world import WorldModelSource
+from dreamgen.errors import Problems, UserError
+from dreamgen.models.cosmos_predict25.adapter import WEIGHTS_NAME
+from dreamgen.models.cosmos_predict25.loading import WorldModelSource
 from finetune import finetune
 from finetune.card import NUM_ROWS, adapter_card, spread, write_card
 from finetune.curves import curves_svg

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dreamgen.models.adapter import WEIGHTS_NAME, adapter_sha256
+from dreamgen.models.cosmos_predict25.adapter import WEIGHTS_NAME, adapter_sha256
 from finetune import finetune
 from finetune.ema import ParameterAverage, ramped_decay
 from tests.finetune.conftest import training_settings, write_training_set

@@ -8,14 +8,14 @@ import pytest
 import torch
 from diffusers import CosmosTransformer3DModel
 
-from dreamgen.core.config import configs_folder, read_yaml, settings_from_dict
-from dreamgen.core.errors import UserError
-from dreamgen.core.settings import Settings
-from dreamgen.models.adapter import add_adapter
-from dreamgen.models.velocity import velocity
+from dreamgen.config.loading import configs_folder, read_yaml, settings_from_dict
+from dreamgen.config.settings import Settings
+from dreamgen.errors import UserError
+from dreamgen.models.cosmos_predict25.adapter import add_adapter
+from dreamgen.models.cosmos_predict25.velocity import velocity
+from finetune.activation_checkpointing import LEVELS, CheckpointPolicy, step_activations, training_block
 from finetune.dora import use_closed_form
-from finetune.estimate import EFFICIENCY, cache_bytes, check_memory, count, describe, levels_for, seconds_a_step
-from finetune.fast_step import LEVELS, Level, step_activations, training_block
+from finetune.estimate import EFFICIENCY, cache_bytes, check_memory, count, describe, policies_for, seconds_a_step
 from finetune.flow import latent_shape
 from finetune.memory import GIB, activation_gib, estimate_memory, fixed_gib
 from finetune.metrics import training_flops
@@ -50,7 +50,7 @@ def storages() -> dict[int, int]:
         return {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in found}
 
 
-def left_behind(settings: Settings, level: Level, num_layers: int) -> int:
+def left_behind(settings: Settings, level: CheckpointPolicy, num_layers: int) -> int:
     """Count the bytes that a forward pass leaves alive for the backward pass, not compiled."""
     tune, shape = settings.finetune, latent_shape(settings.video)
     torch.manual_seed(0)
@@ -105,7 +105,7 @@ def test_the_estimate_is_near_every_peak_that_was_measured(name, method, counts,
 def test_blocks_that_are_not_compiled_keep_less_so_that_the_step_fits():
     settings = settings_of("cosmos2.5-2b", memory_gib=72)
     size = find_size(settings.model)
-    compiled, eager = (levels_for(size, settings, compiled) for compiled in (True, False))
+    compiled, eager = (policies_for(size, settings, compiled) for compiled in (True, False))
     assert 0 < eager.count("all") < compiled.count("all")
     for levels, is_compiled in ((compiled, True), (eager, False)):
         peak = estimate_memory(size, settings, levels, is_compiled).peak
@@ -154,7 +154,7 @@ def test_the_presets_fit_80_gb(name, method, monkeypatch):
     settings = settings_of(name, method=method)
     check_memory(settings)
     size = find_size(settings.model)
-    assert estimate_memory(size, settings, levels_for(size, settings, True), compiled=True).peak < H100_GIB
+    assert estimate_memory(size, settings, policies_for(size, settings, True), compiled=True).peak < H100_GIB
 
 
 def test_all_weights_of_the_14b_never_fit_80_gb(monkeypatch):
@@ -213,10 +213,10 @@ def test_a_dry_run_tells_disk_memory_and_time_of_a_model_that_is_not_here(tmp_pa
     windows = [Window(clip, start) for clip in clips for start in (0, 7)]
     counts = count(settings, clips, windows[:1], num_processes=2)
     result = describe(settings, counts, windows, [clip.prompt for clip in clips], num_processes=2)
-    assert result.figures["num_samples"] == 2 * 9200 and result.figures["num_validation_clips"] == 1
-    assert result.figures["cache_gib"] == pytest.approx((6 * 3.98e6 + 4 * 1.05e6) / GIB, abs=1e-3)
-    assert 10 < result.figures["memory_gib"] < 79
-    assert 5 < result.figures["hours"] < 9
+    assert result.metrics["num_samples"] == 2 * 9200 and result.metrics["num_validation_clips"] == 1
+    assert result.metrics["cache_gib"] == pytest.approx((6 * 3.98e6 + 4 * 1.05e6) / GIB, abs=1e-3)
+    assert 10 < result.metrics["memory_gib"] < 79
+    assert 5 < result.metrics["hours"] < 9
     told = "\n".join(result.notes)
     for words in ("prompt: task 0", "weights 3.8", "at 35% of the peak of an H100", "there is none here"):
         assert words in told
@@ -227,7 +227,7 @@ def test_an_unknown_model_is_said_to_be_unknown(tmp_path):
     settings = settings_from_dict({"out": str(tmp_path), "model": {"path": "somebody/another-model"}})
     clips = clips_of(tmp_path)
     result = describe(settings, count(settings, clips, [], 1), [], ["a"])
-    assert "not been downloaded" in result.notes[-1] and "memory_gib" not in result.figures
+    assert "not been downloaded" in result.notes[-1] and "memory_gib" not in result.metrics
     check_memory(settings)
 
 

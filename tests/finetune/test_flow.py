@@ -5,13 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamgen.core.settings import FinetuneSettings, ModelSettings, VideoSettings
-from dreamgen.models.text import ProjectedTexts, encode_text
-from dreamgen.models.velocity import project_text
-from dreamgen.models.world import WorldModelSource, latent_statistics, load_world_model
+from dreamgen.config.settings import FinetuneSettings, ModelSettings, VideoSettings
+from dreamgen.models.cosmos_predict25.loading import WorldModelSource, latent_statistics, load_world_model
+from dreamgen.models.cosmos_predict25.text import ProjectedTexts, encode_text
+from dreamgen.models.cosmos_predict25.velocity import project_text
 from finetune.flow import (
-    Draws,
     LatentScale,
+    NoiseSample,
     VelocityModel,
     draw_batch,
     flow_input,
@@ -67,7 +67,7 @@ def test_the_transformer_gets_what_the_pipeline_gives_it(
     flows = [
         flow_input(
             clean_BCTHW,
-            Draws(sigma[None], torch.tensor([num_conditioned]), [False], noise_BCTHW),
+            NoiseSample(sigma[None], torch.tensor([num_conditioned]), [False], noise_BCTHW),
             conditional_frame_timestep,
         )
         for sigma in pipe.scheduler.sigmas[:num_steps]
@@ -132,14 +132,14 @@ def test_the_flow_runs_from_clean_to_noise_along_its_target(pipe, encode, video_
     assert torch.equal(flow.hidden_states_BCTHW[:, :, :num_conditioned], clean_BCTHW[:, :, :num_conditioned])
     ahead_BCTHW = flow.hidden_states_BCTHW + (1 - draws.sigma_B) * flow.target_BCTHW
     back_BCTHW = flow.hidden_states_BCTHW - draws.sigma_B * flow.target_BCTHW
-    learnt = slice(num_conditioned, None)
-    assert torch.allclose(ahead_BCTHW[:, :, learnt], draws.noise_BCTHW[:, :, learnt], atol=1e-5)
-    assert torch.allclose(back_BCTHW[:, :, learnt], clean_BCTHW[:, :, learnt], atol=1e-5)
+    loss_mask = slice(num_conditioned, None)
+    assert torch.allclose(ahead_BCTHW[:, :, loss_mask], draws.noise_BCTHW[:, :, loss_mask], atol=1e-5)
+    assert torch.allclose(back_BCTHW[:, :, loss_mask], clean_BCTHW[:, :, loss_mask], atol=1e-5)
 
 
 def test_the_loss_counts_each_sample_over_the_frames_it_was_not_given():
     clean_BCTHW = torch.randn(2, 16, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    draws = Draws(torch.tensor([0.3, 0.7]), torch.tensor([1, 2]), [False, False], torch.ones_like(clean_BCTHW))
+    draws = NoiseSample(torch.tensor([0.3, 0.7]), torch.tensor([1, 2]), [False, False], torch.ones_like(clean_BCTHW))
     flow = flow_input(clean_BCTHW, draws, 1e-4)
     velocity_BCTHW = torch.zeros_like(clean_BCTHW, requires_grad=True)
     loss_B = flow_loss(velocity_BCTHW, flow)

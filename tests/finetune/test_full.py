@@ -6,11 +6,11 @@ import pytest
 import torch
 from diffusers import Cosmos2_5_PredictBasePipeline, CosmosTransformer3DModel
 
-from dreamgen.core.errors import UserError
-from dreamgen.models.adapter import adapter_sha256
-from dreamgen.models.mini import save_mini
-from dreamgen.models.safety import Unguarded
-from dreamgen.models.world import WorldModelSource, load_transformer, load_world_model
+from dreamgen.errors import UserError
+from dreamgen.models.cosmos_predict25.adapter import adapter_sha256
+from dreamgen.models.cosmos_predict25.loading import WorldModelSource, load_transformer, load_world_model
+from dreamgen.models.cosmos_predict25.mini import save_mini
+from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker
 from finetune import finetune
 from tests.finetune.conftest import training_settings, write_training_set
 from tests.finetune.test_train import curve, loss_on_fixed_draws
@@ -37,7 +37,9 @@ def test_all_weights_are_trained_and_dream(world, tmp_path, dtype):
     if dtype == "float32":
         assert loss_on_fixed_draws(settings, tmp_path / "adapter") < 0.8 * loss_on_fixed_draws(settings, None)
         trained = CosmosTransformer3DModel.from_pretrained(tmp_path / "adapter", subfolder="transformer")
-        pipe = Cosmos2_5_PredictBasePipeline.from_pretrained(world, transformer=trained, safety_checker=Unguarded())
+        pipe = Cosmos2_5_PredictBasePipeline.from_pretrained(
+            world, transformer=trained, safety_checker=NoSafetyChecker()
+        )
         plain = pipe.transformer.state_dict()
         assert all(torch.equal(plain[name], value) for name, value in after.state_dict().items())
     assert all(0 < loss < 10 for loss in curve(tmp_path))

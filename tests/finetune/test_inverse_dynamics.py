@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dreamgen.core.errors import UserError
-from dreamgen.models.inverse_dynamics import InverseDynamics
-from dreamgen.models.vector_stats import VectorStats
-from finetune.idm_episodes import Episode, split_episodes
+from dreamgen.errors import UserError
+from dreamgen.models.idm.model import InverseDynamics
+from dreamgen.models.idm.vector_stats import VectorStats
+from finetune.idm_episodes import IdmEpisode, split_episodes
 from finetune.idm_errors import curves_svg, vector_errors
 from finetune.inverse_dynamics import train_inverse_dynamics, verdict_in_words
 from tests.finetune.square_world import ACTION_NAMES, square_episode, square_settings, write_square_training_set
@@ -45,7 +45,7 @@ def test_learns_the_square_and_beats_every_guess(trained):
     assert held_out["state"]["r2"] > 0.8
     assert action["mae_per_dim"][ACTION_NAMES.index("unused")] == 0
     assert action["r2_per_dim"][ACTION_NAMES.index("unused")] is None
-    assert result.figures["held_out_mae"] == action["mae"]
+    assert result.metrics["held_out_mae"] == action["mae"]
     assert len(held_out["episodes"]) == 3  # a fifth of fifteen
     assert len(result.notes) == 1
     assert (run / "idm" / "held_out.svg").read_text().count("<polyline") == 6
@@ -124,9 +124,9 @@ def test_a_picture_size_that_does_not_fit_is_refused(tmp_path):
         train_inverse_dynamics(square_settings(tmp_path, image_px=40))
 
 
-def episode(name: str, num_frames: int) -> Episode:
+def episode(name: str, num_frames: int) -> IdmEpisode:
     rows = np.arange(num_frames, dtype=np.float32)[:, None]
-    return Episode(name, np.zeros((num_frames, 3, 16, 16), np.uint8), rows, None)
+    return IdmEpisode(name, np.zeros((num_frames, 3, 16, 16), np.uint8), rows, None)
 
 
 def test_split_holds_out_whole_episodes():

@@ -12,11 +12,11 @@ from diffusers import CosmosTransformer3DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreamgen.core.config import configs_folder, read_yaml
-from dreamgen.core.errors import UserError
-from dreamgen.core.settings import FinetuneSettings, LoraSettings, ModelSettings, VideoSettings
-from dreamgen.models.adapter import add_adapter
-from dreamgen.models.velocity import velocity
+from dreamgen.config.loading import configs_folder, read_yaml
+from dreamgen.config.settings import FinetuneSettings, LoraSettings, ModelSettings, VideoSettings
+from dreamgen.errors import UserError
+from dreamgen.models.cosmos_predict25.adapter import add_adapter
+from dreamgen.models.cosmos_predict25.velocity import velocity
 from finetune.flow import latent_shape
 from finetune.metrics import forward_flops, peak_flops, peak_memory_gib, training_flops
 from finetune.sizes import (

@@ -18,11 +18,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dreamgen.cli import main as dreamgen
-from dreamgen.core.config import parse_settings
-from dreamgen.core.errors import UserError
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.models.adapter import WEIGHTS_NAME, adapter_sha256
+from dreamgen.cli.main import main as dreamgen
+from dreamgen.config.loading import parse_settings
+from dreamgen.errors import UserError
+from dreamgen.models.cosmos_predict25.adapter import WEIGHTS_NAME, adapter_sha256
+from dreamgen.run.run_folder import RunFolder
 from finetune import finetune
 from finetune.__main__ import main
 from finetune.checkpoint import whole_checkpoints
@@ -79,7 +79,7 @@ def test_stopped_twice_and_resumed_is_as_if_never_stopped(tune, world, tmp_path,
     settings = settings_for(tmp_path / "parts", world, **tune)
     for step in (3, 5):
         result = stopped(monkeypatch, settings, step, resume=True)
-        assert result.partial and result.figures["interrupted"] is True and result.figures["step"] == step
+        assert result.partial and result.metrics["interrupted"] is True and result.metrics["step"] == step
         assert result.outputs["checkpoint"].name == f"step-{step:06d}" and "--resume" in result.notes[-1]
         assert not (tmp_path / "parts/adapter").exists()
     result = finetune(settings, resume=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dreamgen.core.settings import FinetuneSettings
+from dreamgen.config.settings import FinetuneSettings
 from finetune.schedule import learning_rate
 
 

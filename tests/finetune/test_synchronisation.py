@@ -18,7 +18,7 @@ ASKS = (
 )
 
 
-class Asked(TorchDispatchMode):
+class JobGrid(TorchDispatchMode):
     """Notes where in our code, or in a library, a tensor's number is asked for."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Asked(TorchDispatchMode):
 def test_only_log_lines_ask_for_a_tensors_number(world, tmp_path, monkeypatch, tune):
     write_training_set(tmp_path, num_clips=3, num_frames=13)
     settings = training_settings(tmp_path, world, finetune={"num_steps": 8, "log_every": 4, "tracker": "none", **tune})
-    asked, by_step = Asked(), Counter()
+    asked, by_step = JobGrid(), Counter()
     step_before = TrainingLog.step
 
     def step(log: TrainingLog, number: int, *values) -> None:

@@ -10,18 +10,18 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.video import probe, read_video, write_png
-from dreamgen.models.adapter import WEIGHTS_NAME, adapter_sha256, check_adapter_fits
-from dreamgen.models.text import encode_text
-from dreamgen.models.world import (
+from dreamgen.data.video import probe, read_video, write_png
+from dreamgen.errors import UserError
+from dreamgen.models.cosmos_predict25.adapter import WEIGHTS_NAME, adapter_sha256, check_adapter_fits
+from dreamgen.models.cosmos_predict25.loading import (
     WorldModelSource,
     latent_statistics,
     load_transformer,
     load_world_model,
     resolve_world_model,
 )
+from dreamgen.models.cosmos_predict25.text import encode_text
+from dreamgen.run.run_folder import RunFolder
 from finetune import finetune
 from finetune.__main__ import main
 from finetune.card import loading_snippet
@@ -82,7 +82,7 @@ def test_what_a_training_writes(world, tmp_path):
     assert list(rows[0]) == columns.split()
     assert [row["step"] for row in rows] == [2, 4, 5]
     assert rows[-1]["learning_rate"] == pytest.approx(1e-2 * 0.2) and all(row["grad_norm"] > 0 for row in rows)
-    assert rows[-1]["loss"] == result.figures["final_loss"]
+    assert rows[-1]["loss"] == result.metrics["final_loss"]
     checkpoints = sorted((tmp_path / "finetune/checkpoints").glob("step-*"))
     assert [path.name for path in checkpoints] == ["step-000002", "step-000004"]
     assert len({adapter_sha256(path) for path in [*checkpoints, tmp_path / "adapter"]}) == 3
@@ -91,7 +91,7 @@ def test_what_a_training_writes(world, tmp_path):
     assert [event.step for event in events.Scalars("loss")] == [2, 4, 5]
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == ["README.md", "loss.svg", WEIGHTS_NAME]
     assert result.outputs["adapter"] == tmp_path / "adapter"
-    assert {name: result.figures[name] for name in ("num_clips", "num_windows", "num_samples", "num_epochs")} == {
+    assert {name: result.metrics[name] for name in ("num_clips", "num_windows", "num_samples", "num_epochs")} == {
         "num_clips": 2, "num_windows": 2, "num_samples": 5, "num_epochs": 2.5,
     }  # fmt: skip
     assert "num_steps: 5" in (tmp_path / "run.yaml").read_text()
@@ -216,10 +216,10 @@ def test_a_dry_run_counts_and_writes_nothing(world, tmp_path):
     result = finetune(settings, dry_run=True)
     assert sorted(tmp_path.rglob("*")) == before and result.outputs == {}
     wanted = {"num_clips": 5, "num_windows": 15, "num_steps": 4, "num_samples": 24, "num_epochs": 4.8}
-    assert {name: result.figures[name] for name in wanted} == wanted
+    assert {name: result.metrics[name] for name in wanted} == wanted
     prompts = [note for note in result.notes if note.startswith("prompt: ")]
     assert len(prompts) == 3 and "push the square to the left" in prompts[0]
-    assert {"cache_gib", "memory_gib", "hours"} <= result.figures.keys()
+    assert {"cache_gib", "memory_gib", "hours"} <= result.metrics.keys()
 
 
 def test_settings_that_cannot_work_are_told_together(world, tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.models.adapter import WEIGHTS_NAME
+from dreamgen.models.cosmos_predict25.adapter import WEIGHTS_NAME
+from dreamgen.run.run_folder import RunFolder
 from finetune import finetune
 from finetune.launch import main as launch
 from finetune.launch import take_number

@@ -10,16 +10,16 @@ import torch
 from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import FinetuneSettings
-from dreamgen.core.video import probe, read_video
-from dreamgen.models.world import load_transformer, load_world_model, resolve_world_model
+from dreamgen.config.settings import FinetuneSettings
+from dreamgen.data.video import probe, read_video
+from dreamgen.errors import UserError
+from dreamgen.models.cosmos_predict25.loading import load_transformer, load_world_model, resolve_world_model
+from dreamgen.run.run_folder import RunFolder
 from finetune import finetune
 from finetune.batches import WindowDataset
-from finetune.checkpoint import Trained
+from finetune.checkpoint import TrainableState
 from finetune.ema import ParameterAverage
-from finetune.flow import Draws, VelocityModel, flow_input, flow_loss
+from finetune.flow import NoiseSample, VelocityModel, flow_input, flow_loss
 from finetune.inputs import prepare_inputs
 from finetune.samples import decode_latents, sample_latents
 from finetune.setup import make_trainable
@@ -73,7 +73,7 @@ def parts(world, tmp_path):
     windows = [Window(clip, 0) for clip in clips]
     inputs = prepare_inputs(settings, source, transformer, windows, [clip.prompt for clip in clips], accelerator)
     parameters = make_trainable(transformer, settings)
-    trained = Trained(transformer, torch.optim.AdamW(parameters))
+    trained = TrainableState(transformer, torch.optim.AdamW(parameters))
     model = VelocityModel(transformer)
     run.finetune_logs.mkdir()
     return SimpleNamespace(**{name: value for name, value in locals().items() if name not in ("world", "tmp_path")})
@@ -110,7 +110,7 @@ def test_a_windows_loss_is_that_of_the_step_at_that_noise(parts):
         assert mask_B1THW[0, 0, :, 0, 0].tolist() == [1, *[0] * (clean_BCTHW.shape[2] - 1)]
         assert timestep_BT[0, 0] == pytest.approx(1e-4) and timestep_BT[0, 1].item() == pytest.approx(sigma)
         noise_BCTHW = (hidden_BCTHW - (1 - sigma) * clean_BCTHW) / sigma
-        draws = Draws(torch.tensor([sigma]), torch.tensor([1]), [False], noise_BCTHW)
+        draws = NoiseSample(torch.tensor([sigma]), torch.tensor([1]), [False], noise_BCTHW)
         flow = flow_input(clean_BCTHW, draws, 1e-4)
         with torch.no_grad():
             velocity_BCTHW = parts.model(flow.hidden_states_BCTHW, mask_B1THW, flow.timestep_BT, text_BLD)
@@ -172,7 +172,7 @@ def test_a_training_measures_its_held_out_clips_and_never_trains_on_them(world, 
     kept, held_out = hold_out(clips, 1, settings.seed)
     result = finetune(settings)
     assert set(drawn) == {clip.prompt for clip in kept} and held_out[0].clip.prompt not in drawn
-    assert result.figures["num_clips"] == 2 and result.figures["num_validation_clips"] == 1
+    assert result.metrics["num_clips"] == 2 and result.metrics["num_validation_clips"] == 1
     rows = rows_of(tmp_path / "finetune/validation.csv")
     assert [(int(row["step"]), float(row["sigma"])) for row in rows] == [
         (step, sigma) for step in (0, 2, 4, 6) for sigma in SIGMAS

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import FinetuneSettings, VideoSettings
-from dreamgen.core.video import read_video
+from dreamgen.config.settings import FinetuneSettings, VideoSettings
+from dreamgen.data.video import read_video
+from dreamgen.errors import UserError
+from dreamgen.run.run_folder import RunFolder
 from finetune.batches import BatchMaker, WindowDataset
 from finetune.windows import (
     all_windows,

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 import finetune.train
-from dreamgen.core.errors import UserError
+from dreamgen.errors import UserError
 from finetune.schedule import learning_rate
 from tests.finetune.conftest import training_settings
 
@@ -44,7 +44,7 @@ def stopped(root: Path, world: Path) -> dict:
     if RANK == 1:
         in_step(2, lambda: signal.raise_signal(signal.SIGTERM))
     result = finetune.train.finetune(training_settings(root / "stopped", world, finetune=TUNE))
-    return {"partial": result.partial, "step": result.figures["step"], "syncs": list(syncs)}
+    return {"partial": result.partial, "step": result.metrics["step"], "syncs": list(syncs)}
 
 
 def full_disk(root: Path, world: Path) -> str:

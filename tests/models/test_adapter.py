@@ -7,8 +7,8 @@ import torch
 from diffusers import Cosmos2_5_PredictBasePipeline
 from safetensors import safe_open
 
-from dreamgen.core.errors import UserError
-from dreamgen.models.adapter import (
+from dreamgen.errors import UserError
+from dreamgen.models.cosmos_predict25.adapter import (
     WEIGHTS_NAME,
     adapter_sha256,
     add_adapter,
@@ -16,8 +16,8 @@ from dreamgen.models.adapter import (
     load_adapter,
     save_adapter,
 )
-from dreamgen.models.mini import build_mini
-from dreamgen.models.safety import Unguarded
+from dreamgen.models.cosmos_predict25.mini import build_mini
+from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker
 from tests.fixtures.world import make_world, tiny_sizes
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
@@ -59,7 +59,7 @@ def world(tmp_path_factory):
 
 
 def plain_pipeline(world):
-    return Cosmos2_5_PredictBasePipeline.from_pretrained(world, safety_checker=Unguarded())
+    return Cosmos2_5_PredictBasePipeline.from_pretrained(world, safety_checker=NoSafetyChecker())
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])

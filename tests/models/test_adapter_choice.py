@@ -6,16 +6,16 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.jobs import read_jobs
-from dreamgen.core.records import Job
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import ModelSettings
+from dreamgen.config.settings import ModelSettings
+from dreamgen.errors import UserError
 from dreamgen.generate.clip import make_clip
-from dreamgen.models.adapter import add_adapter, save_adapter
 from dreamgen.models.adapter_choice import AdapterSwitch, adapter_of_job, choose_adapter
-from dreamgen.models.world import load_world_model, resolve_world_model
-from dreamgen.plan import plan
+from dreamgen.models.cosmos_predict25.adapter import add_adapter, save_adapter
+from dreamgen.models.cosmos_predict25.loading import load_world_model, resolve_world_model
+from dreamgen.plan.stage import plan
+from dreamgen.run.jobs import read_jobs
+from dreamgen.run.records import Job
+from dreamgen.run.run_folder import RunFolder
 from tests.fixtures.world import clip_maker, make_world, tiny_settings, write_pairs
 
 SETTINGS = ModelSettings(revision=None, dtype="float32", device="cpu", safety_checker=False)

@@ -2,8 +2,8 @@
 
 import torch
 
-from dreamgen.models.fp8 import Fp8Linear, Fp8Switch, large_layers
-from dreamgen.models.mini import build_mini
+from dreamgen.models.cosmos_predict25.fp8 import Fp8Linear, Fp8Switch, large_layers
+from dreamgen.models.cosmos_predict25.mini import build_mini
 from tests.fixtures.world import tiny_sizes
 
 

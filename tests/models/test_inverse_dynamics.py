@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from dreamgen.core.errors import UserError
-from dreamgen.models.idm_network import IdmConfig, pair_loss
-from dreamgen.models.inverse_dynamics import InverseDynamics, covering_gaps, small_frames
-from dreamgen.models.vector_stats import VectorStats
+from dreamgen.errors import UserError
+from dreamgen.models.idm.model import InverseDynamics, covering_gaps, small_frames
+from dreamgen.models.idm.network import IdmConfig, pair_loss
+from dreamgen.models.idm.vector_stats import VectorStats
 
 DEMO_TA = np.array([[0.1, 0, -1.5, 7], [0.2, 0, 1.5, 7], [0.4, 0, 1.5, 7.5], [0.1, 0, -1.5, 8]], np.float32)
 MEASURED = {"action": {"mae": 0.1, "r2": 0.5}}

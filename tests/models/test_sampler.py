@@ -7,17 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamgen.core.config import configs_folder, read_yaml
-from dreamgen.core.errors import UserError
-from dreamgen.models.adapter import add_adapter
-from dreamgen.models.guided_velocity import BlockParts, text_keys_values, velocities
-from dreamgen.models.mini import build_mini
-from dreamgen.models.pixels import decode, encode_given
-from dreamgen.models.sampler import Guidance, sample_latents
-from dreamgen.models.shortcuts import Shortcuts, num_forwards, plan_passes
-from dreamgen.models.solver import Stepper, step_table
-from dreamgen.models.text import encode_text
-from dreamgen.models.velocity import velocity
+from dreamgen.config.loading import configs_folder, read_yaml
+from dreamgen.errors import UserError
+from dreamgen.models.cosmos_predict25.adapter import add_adapter
+from dreamgen.models.cosmos_predict25.guided_velocity import BlockParts, text_keys_values, velocities
+from dreamgen.models.cosmos_predict25.mini import build_mini
+from dreamgen.models.cosmos_predict25.pixels import decode, encode_conditioning
+from dreamgen.models.cosmos_predict25.sampler import Guidance, sample_latents
+from dreamgen.models.cosmos_predict25.solver import Stepper, step_table
+from dreamgen.models.cosmos_predict25.step_skipping import StepSkipping, num_forwards, plan_passes
+from dreamgen.models.cosmos_predict25.text import encode_text
+from dreamgen.models.cosmos_predict25.velocity import velocity
 
 HEIGHT, WIDTH, NUM_FRAMES, NUM_STEPS = 48, 64, 17, 6
 SHAPE = (1, 16, 5, HEIGHT // 8, WIDTH // 8)
@@ -49,17 +49,17 @@ def noise() -> torch.Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
 
 
-def given_frames(num: int) -> np.ndarray:
+def conditioning_frames(num: int) -> np.ndarray:
     return np.random.default_rng(num).integers(0, 255, (num, HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
-def ours(pipe, num_given: int, scale: float, num_steps: int = NUM_STEPS, shortcuts: Shortcuts = Shortcuts()):
+def ours(pipe, num_given: int, scale: float, num_steps: int = NUM_STEPS, shortcuts: StepSkipping = StepSkipping()):
     text, negative = (text_keys_values(pipe.transformer, encode_text(pipe, prompt)) for prompt in (PROMPT, NEGATIVE))
     return sample_latents(
         pipe.transformer,
         step_table(pipe.scheduler, num_steps),
         noise(),
-        encode_given(pipe, given_frames(num_given)) if num_given else None,
+        encode_conditioning(pipe, conditioning_frames(num_given)) if num_given else None,
         text,
         Guidance(negative, scale) if scale > 1 else None,
         shortcuts,
@@ -70,7 +70,7 @@ def ours(pipe, num_given: int, scale: float, num_steps: int = NUM_STEPS, shortcu
 @pytest.mark.parametrize("scale", [1.0, 7.0], ids=["unguided", "guided"])
 @pytest.mark.parametrize("num_given", [1, 5, 0], ids=["image", "video", "text"])
 def test_latents_and_pixels_are_the_pipelines(pipe, num_given, scale):
-    frames = [Image.fromarray(frame) for frame in given_frames(num_given)]
+    frames = [Image.fromarray(frame) for frame in conditioning_frames(num_given)]
     condition = {1: {"image": frames and frames[0]}, 5: {"video": frames}, 0: {}}[num_given]
     asked = {
         "prompt": PROMPT, "negative_prompt": NEGATIVE, "height": HEIGHT, "width": WIDTH, "num_frames": NUM_FRAMES,
@@ -112,21 +112,21 @@ def test_two_texts_at_once_are_two_forward_passes(pipe):
 
 
 def test_shortcuts_leave_out_the_passes_that_they_name():
-    shortcuts = Shortcuts(whole_first=0.25, whole_last=0.1, velocity_every=2, guidance_every=2)
+    shortcuts = StepSkipping(whole_first=0.25, whole_last=0.1, velocity_every=2, guidance_every=2)
     passes = plan_passes(36, shortcuts)
     assert all(p.velocity and p.guidance for p in [*passes[:9], *passes[-4:]])
     between = passes[9:-4]
     assert [p.velocity for p in between[:4]] == [False, True, False, True]
     assert [p.guidance for p in between[:4]] == [False, False, False, True]
     assert num_forwards(36, shortcuts, True) == sum(p.velocity + p.guidance for p in passes) < 72
-    assert num_forwards(36, Shortcuts(), True) == 72 and num_forwards(36, Shortcuts(), False) == 36
-    assert Shortcuts.from_json(shortcuts.to_json()) == shortcuts and Shortcuts().to_json() == "{}"
+    assert num_forwards(36, StepSkipping(), True) == 72 and num_forwards(36, StepSkipping(), False) == 36
+    assert StepSkipping.from_json(shortcuts.to_json()) == shortcuts and StepSkipping().to_json() == "{}"
 
 
 def test_a_clip_with_shortcuts_is_near_the_exact_one_and_nearer_with_fewer(pipe):
     exact = ours(pipe, 1, 3.0, num_steps=24)
     errors = [
-        float((ours(pipe, 1, 3.0, 24, Shortcuts(0.2, 0.1, every, every)) - exact).norm() / exact.norm())
+        float((ours(pipe, 1, 3.0, 24, StepSkipping(0.2, 0.1, every, every)) - exact).norm() / exact.norm())
         for every in (2, 4)
     ]
     assert 0 < errors[0] < errors[1] < 0.5

@@ -8,13 +8,10 @@ import pytest
 import torch
 from diffusers import Cosmos2_5_PredictBasePipeline
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.run_folder import RunFolder
-from dreamgen.core.settings import ModelSettings
-from dreamgen.models.adapter import add_adapter, save_adapter
-from dreamgen.models.mini import build_mini, save_mini
-from dreamgen.models.safety import Unguarded, make_safety_checker
-from dreamgen.models.world import (
+from dreamgen.config.settings import ModelSettings
+from dreamgen.errors import UserError
+from dreamgen.models.cosmos_predict25.adapter import add_adapter, save_adapter
+from dreamgen.models.cosmos_predict25.loading import (
     empty_transformer,
     folder_fingerprint,
     load_world_model,
@@ -22,6 +19,9 @@ from dreamgen.models.world import (
     resolve_world_model,
     torch_dtype,
 )
+from dreamgen.models.cosmos_predict25.mini import build_mini, save_mini
+from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker, make_safety_checker
+from dreamgen.run.run_folder import RunFolder
 from tests.fixtures.world import make_world, tiny_sizes
 
 MODEL = ModelSettings(path="mini", revision=None, dtype="float32", device="cpu", safety_checker=False)
@@ -73,7 +73,7 @@ def test_a_saved_mini_model_needs_nothing_of_ours(world):
 
 
 def test_mini_is_built_once_in_the_run_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("dreamgen.models.mini.read_yaml", lambda _: tiny_sizes())
+    monkeypatch.setattr("dreamgen.models.cosmos_predict25.mini.read_yaml", lambda _: tiny_sizes())
     run = RunFolder(tmp_path)
     first = resolve_world_model(MODEL, run)
     stamp = (run.model / "model_index.json").stat().st_mtime_ns
@@ -142,7 +142,7 @@ def test_a_model_that_names_a_checker_which_is_not_installed_still_loads(world, 
     (folder / "model_index.json").write_text(json.dumps({**index, "safety_checker": entry}))
     settings = replace(MODEL, path=str(folder))
     pipe = load_world_model(resolve_world_model(settings, RunFolder(tmp_path / "run")), settings)
-    assert isinstance(pipe.safety_checker, Unguarded)
+    assert isinstance(pipe.safety_checker, NoSafetyChecker)
 
 
 def test_damaged_weights_are_told_without_a_traceback(world, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreamgen.core.settings import PrepareSettings, Settings, VideoSettings
+from dreamgen.config.settings import PrepareSettings, Settings, VideoSettings
 
 
 @pytest.fixture

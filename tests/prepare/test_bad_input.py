@@ -9,10 +9,10 @@ import av
 import pyarrow.parquet as pq
 import pytest
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.settings import PrepareSettings
-from dreamgen.core.video import write_video
-from dreamgen.prepare import inspect, open_source, prepare
+from dreamgen.config.settings import PrepareSettings
+from dreamgen.data.video import write_video
+from dreamgen.errors import UserError
+from dreamgen.prepare.stage import inspect, open_source, prepare
 from tests.fixtures import demos
 
 
@@ -24,12 +24,12 @@ def change_info(folder, **values):
 def refused_one(settings, num_good):
     """Prepare, and return why the only bad clip was refused."""
     seen, result = inspect(settings), prepare(settings)
-    assert result.figures["refused"] == 1 and result.figures["used"] == num_good and not result.partial
+    assert result.metrics["refused"] == 1 and result.metrics["used"] == num_good and not result.partial
     train = result.outputs["train"]
     kept = {path.stem for path in (train / "videos").iterdir()}
     assert len(kept) == num_good == len((train / "metadata.csv").read_text().splitlines()) - 1
     assert kept == {path.stem for path in (train / "metas").iterdir()}
-    assert seen.figures["refused"] <= 1 and "refused," in result.outputs["summary"].read_text()
+    assert seen.metrics["refused"] <= 1 and "refused," in result.outputs["summary"].read_text()
     return next(note for note in result.notes if note.startswith("refused "))
 
 
@@ -169,7 +169,7 @@ def test_bad_rows_of_metadata_csv(row, reason, tmp_path, settings_for):
     if "link" in row:
         (tmp_path / "demos/videos/link.mp4").symlink_to(tmp_path / "outside.mp4")
         result = prepare(settings_for(tmp_path / "demos"))
-        assert result.figures["used"] == 2 and all(reason in note for note in result.notes if "refused" in note)
+        assert result.metrics["used"] == 2 and all(reason in note for note in result.notes if "refused" in note)
         return
     assert reason in refused_one(settings_for(tmp_path / "demos"), num_good=2)
 
@@ -300,7 +300,7 @@ def test_one_file_of_a_lerobot_dataset_is_missing_or_damaged(part, content, tmp_
     if content is not None:
         path.write_bytes(content)
     prepared = prepare(settings_for(tmp_path / "demos"))
-    assert prepared.figures["used"] == 2 and prepared.figures["refused"] == 1
+    assert prepared.metrics["used"] == 2 and prepared.metrics["refused"] == 1
     assert prepared.notes[-1].startswith("refused episode 1:") and "episode_000001" in prepared.notes[-1]
 
 
@@ -370,7 +370,7 @@ def test_an_interrupted_download_is_not_taken_for_a_dataset(missing, tmp_path, s
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lerobot.utils.constants.HF_LEROBOT_HOME", tmp_path / "home")
     demos.write_lerobot_v30(tmp_path / "home/somebody/demos", num_episodes=2)
-    assert prepare(settings_for("somebody/demos")).figures["used"] == 2  # whole: nothing is asked of the network
+    assert prepare(settings_for("somebody/demos")).metrics["used"] == 2  # whole: nothing is asked of the network
     next((tmp_path / "home/somebody/demos").glob(missing)).unlink()
     with pytest.raises(UserError, match="what is missing of"):
         prepare(settings_for("somebody/demos", out="again"))

@@ -10,12 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.records import RobotFeatures
-from dreamgen.core.settings import PrepareSettings
-from dreamgen.core.video import fit_frame, read_video, write_video
-from dreamgen.core.views import View, tile, tiled_views
-from dreamgen.prepare import inspect, open_source, prepare
+from dreamgen.config.settings import PrepareSettings
+from dreamgen.data.video import fit_frame, read_video, write_video
+from dreamgen.data.views import View, tile, tiled_views
+from dreamgen.errors import UserError
+from dreamgen.prepare.stage import inspect, open_source, prepare
+from dreamgen.run.records import RobotFeatures
 from tests.fixtures import demos
 
 WRIST = "observation.images.wrist"
@@ -49,7 +49,7 @@ def test_each_camera_is_where_the_features_say(tmp_path, settings_for):
     told = inspect(settings_for(tmp_path / "demos", prepare=cameras))
     result = prepare(settings_for(tmp_path / "demos", prepare=cameras))
     train = result.outputs["train"]
-    assert told.figures["frames"] == result.figures["frames"] == 72
+    assert told.metrics["frames"] == result.metrics["frames"] == 72
     features = RobotFeatures.from_dict(json.loads((train / "features.json").read_text()))
     assert features.camera == demos.CAMERA and features.views == tiled_views([demos.CAMERA, WRIST], 48, 64)
     assert features.views[1] == View(WRIST, 0, 32, 48, 32)
@@ -80,7 +80,7 @@ def test_a_training_set_of_several_cameras_is_taken_apart_and_tiled_anew(tmp_pat
     train = prepare(settings_for(tmp_path / "demos", out=tmp_path / "first", prepare=cameras)).outputs["train"]
     settings = settings_for(train, out=tmp_path / "second")
     again = prepare(replace(settings, video=replace(settings.video, height=32, width=96))).outputs["train"]
-    assert prepare(settings_for(train, out=tmp_path / "third")).figures["used"] == 2  # of one size, as they are
+    assert prepare(settings_for(train, out=tmp_path / "third")).metrics["used"] == 2  # of one size, as they are
     before, after = (RobotFeatures.from_dict(json.loads((f / "features.json").read_text())) for f in (train, again))
     assert after.views == tiled_views([demos.CAMERA, WRIST], 32, 96) and after.action_names == before.action_names
     old_THWC, new_THWC = (read_video(folder / "videos/episode_000001.mp4") for folder in (train, again))
@@ -98,7 +98,7 @@ def test_a_video_that_cannot_hold_the_tiles_is_refused(tmp_path, settings_for):
     video = train / "videos/episode_000000.mp4"
     write_video(video, read_video(video)[:, :, :32], 16)
     result = prepare(settings_for(train, out=tmp_path / "second"))
-    assert result.figures["refused"] == 1
+    assert result.metrics["refused"] == 1
     assert any("no room for the camera wrist" in note and "32 x 48 at 32,0" in note for note in result.notes)
 
 
@@ -126,6 +126,6 @@ def test_what_cannot_be_tiled_is_refused(tmp_path, settings_for):
     (wrist / "episode_000000.mp4").unlink()
     write_video(wrist / "episode_000001.mp4", read_video(wrist / "episode_000001.mp4")[:-5], 16)
     result = prepare(settings_for(root, prepare={"cameras": ["ego_view", "wrist"]}))
-    assert result.figures["refused"] == 2 and result.figures["frames"] == 24
+    assert result.metrics["refused"] == 2 and result.metrics["frames"] == 24
     notes = "\n".join(result.notes)
     assert "episode_000000.mp4 does not exist" in notes and "the cameras' videos do not belong together" in notes

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.frames import FrameReader
-from dreamgen.core.video import read_video, write_video
+from dreamgen.data.frames import FrameReader
+from dreamgen.data.video import read_video, write_video
+from dreamgen.errors import UserError
 from tests.fixtures import demos
 
 

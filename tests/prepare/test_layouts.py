@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dreamgen.core.records import RobotFeatures
-from dreamgen.core.settings import PrepareSettings
-from dreamgen.core.video import fit_frame, probe, read_video
-from dreamgen.prepare import inspect, open_source, prepare
+from dreamgen.config.settings import PrepareSettings
+from dreamgen.data.video import fit_frame, probe, read_video
+from dreamgen.prepare.stage import inspect, open_source, prepare
+from dreamgen.run.records import RobotFeatures
 from tests.fixtures import demos
 
 PREFIX = "The robot arm is performing a task. "
@@ -35,7 +35,7 @@ def test_lerobot_clips_keep_picture_state_and_action_together(write, source_fps,
     result = prepare(settings_for(tmp_path / "demos"))
     train = result.outputs["train"]
     num_frames = 24 if source_fps == 16 else 19
-    assert result.figures["refused"] == 0 and result.figures["frames"] == 3 * num_frames
+    assert result.metrics["refused"] == 0 and result.metrics["frames"] == 3 * num_frames
     for index in range(3):
         source = demos.make_episode(index, 24, source_fps, 48, 64)
         nearest = [min(range(24), key=lambda j: (abs(j / source_fps - k / 16), -j)) for k in range(num_frames)]
@@ -96,7 +96,7 @@ def test_plain_folder(tmp_path, settings_for):
     rows = rows_of(result.outputs["train"] / "metadata.csv")
     assert [row["file_name"] for row in rows] == [f"videos/demo_{i}.mp4" for i in range(3)]
     assert [row["source"] for row in rows] == [f"demo_{i}.mp4" for i in range(3)]
-    assert result.figures == {"used": 3, "changed": 0, "refused": 0, "frames": 72, "seconds": 4.5}
+    assert result.metrics == {"used": 3, "changed": 0, "refused": 0, "frames": 72, "seconds": 4.5}
 
 
 def test_what_prepare_wrote_is_read_again_without_a_second_prefix(tmp_path, settings_for):
@@ -174,11 +174,11 @@ def test_dry_run_writes_nothing_and_says_the_same(tmp_path, settings_for):
     assert not (tmp_path / "run").exists()
     assert seen.notes[:3] == [f"prompt of episode_{i:06d}: {PREFIX}{demos.INSTRUCTIONS[i]}" for i in range(3)]
     done = prepare(settings)
-    assert {k: v for k, v in seen.figures.items() if k != "disk_mib"} == done.figures
-    assert seen.notes[3:] == done.notes and seen.figures["disk_mib"] > 0
+    assert {k: v for k, v in seen.metrics.items() if k != "disk_mib"} == done.metrics
+    assert seen.notes[3:] == done.notes and seen.metrics["disk_mib"] > 0
 
 
 def test_max_episodes(tmp_path, settings_for):
     demos.write_lerobot_v30(tmp_path / "demos")
     result = prepare(settings_for(tmp_path / "demos", prepare={"max_episodes": 2}))
-    assert result.figures["used"] == 2 and not (result.outputs["train"] / "videos/episode_000002.mp4").exists()
+    assert result.metrics["used"] == 2 and not (result.outputs["train"] / "videos/episode_000002.mp4").exists()

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dreamgen.core.errors import UserError
-from dreamgen.core.settings import PrepareSettings
-from dreamgen.core.video import read_video, write_video
-from dreamgen.prepare import inspect, open_source, prepare
+from dreamgen.config.settings import PrepareSettings
+from dreamgen.data.video import read_video, write_video
+from dreamgen.errors import UserError
+from dreamgen.prepare.stage import inspect, open_source, prepare
 from tests.fixtures import demos
 
 
@@ -183,7 +183,7 @@ def test_rows_that_do_not_match_the_frames(num_rows, status, tmp_path, settings_
     assert f",{status}," in summary and f"{num_rows} rows" in summary
     if status == "changed":
         rows = pq.read_table(result.outputs["train"] / "trajectories/episode_000000.parquet").num_rows
-        assert rows == num_rows and result.figures["frames"] == 24 + num_rows
+        assert rows == num_rows and result.metrics["frames"] == 24 + num_rows
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e300])
@@ -193,7 +193,7 @@ def test_values_that_are_not_finite_refuse_the_clip(bad, column, tmp_path, setti
     values = [[0.0, 0.0, 0.0]] * 23 + [[0.0, bad, 0.0]]
     set_column(tmp_path / "demos", 1, column, values)
     result = prepare(settings_for(tmp_path / "demos"))
-    assert result.figures["refused"] == 1
+    assert result.metrics["refused"] == 1
     assert "not finite" in result.notes[-1] and "row 23, dimension 1" in result.notes[-1] and column in result.notes[-1]
 
 
@@ -202,7 +202,7 @@ def test_vectors_of_another_length_refuse_the_clip(tmp_path, settings_for):
     set_column(tmp_path / "demos", 0, "action", [[0.0, 0.0]] * 24)
     set_column(tmp_path / "demos", 1, "action", [[0.0, 0.0]] * 23 + [[0.0]])
     result = prepare(settings_for(tmp_path / "demos"))
-    assert result.figures["used"] == 1
+    assert result.metrics["used"] == 1
     assert "action has the wrong length; found 2; allowed: 3" in result.notes[0]
     assert "action changes its length" in result.notes[1]
 
@@ -211,7 +211,7 @@ def test_rate_of_the_dataset_goes_before_the_videos(tmp_path, settings_for):
     demos.write_lerobot_v21(tmp_path / "demos", num_episodes=1)
     change_info(tmp_path / "demos", fps=32)
     result = prepare(settings_for(tmp_path / "demos"))
-    assert result.figures["frames"] == 12
+    assert result.metrics["frames"] == 12
     assert "the video states 16 fps, the dataset 32" in result.outputs["summary"].read_text()
 
 

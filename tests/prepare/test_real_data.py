@@ -5,8 +5,8 @@ import csv
 import numpy as np
 import pyarrow.parquet as pq
 
-from dreamgen.core.video import fit_frame, iter_frames, read_video
-from dreamgen.prepare import prepare
+from dreamgen.data.video import fit_frame, iter_frames, read_video
+from dreamgen.prepare.stage import prepare
 
 CAMERA = "observation.images.ego_view"
 
@@ -24,7 +24,7 @@ def test_real_episodes(real_demos, settings_for):
         "0.05 s",
     ):
         assert quirk in said
-    assert result.figures == {"used": 0, "changed": 5, "refused": 0, "frames": 1676, "seconds": 104.75}
+    assert result.metrics == {"used": 0, "changed": 5, "refused": 0, "frames": 1676, "seconds": 104.75}
     train = result.outputs["train"]
     with (train / "metadata.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))

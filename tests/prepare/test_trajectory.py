@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dreamgen.core.timeline import resampled_indices
-from dreamgen.core.trajectory import Trajectory
-from dreamgen.prepare import inspect, prepare
-from dreamgen.prepare.sources import SourceClip, with_bare_instruction
+from dreamgen.data.timeline import resampled_indices
+from dreamgen.data.trajectory import Trajectory
+from dreamgen.prepare.sources.source import SourceClip, with_bare_instruction
+from dreamgen.prepare.stage import inspect, prepare
 from tests.fixtures import demos
 
 

@@ -21,7 +21,7 @@ NEARER = 4.0  # times nearer to another episode's figures than to one's own
 MAX_COMPARED = 2000  # of each with each
 
 
-class PictureFigures:
+class ImageSampleStatistics:
     """Gathers mean and deviation of one episode's decoded pictures, sampled as LeRobot samples them."""
 
     def __init__(self, num_frames: int) -> None:

@@ -50,11 +50,11 @@ class RecordedStatistics:
             computed: Feature -> figure -> (E, D), of the rows.
         """
         recorded = self.of(positions)
-        for name, figures in computed.items():
+        for name, metrics in computed.items():
             if name in NOT_COMPARED or name not in recorded:
                 continue
-            span_D = figures["max"].max(axis=0) - figures["min"].min(axis=0)
-            for stat, actual_ED in figures.items():
+            span_D = metrics["max"].max(axis=0) - metrics["min"].min(axis=0)
+            for stat, actual_ED in metrics.items():
                 told_ED = recorded[name].get(stat)
                 if told_ED is None or told_ED.shape != actual_ED.shape:
                     continue
@@ -126,12 +126,12 @@ class RecordedStatistics:
     def _of_v21(self, positions: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
         found: dict[str, dict[str, np.ndarray]] = {}
         for place, position in enumerate(positions.tolist()):
-            for name, figures in self._line(position).items():
+            for name, metrics in self._line(position).items():
                 feature = self._dataset.features.get(name)
                 if feature is None or self._size(name, "mean") is None:
                     continue
                 where = f"episode {self._dataset.episodes.index_N[position]}, {name}"
-                for stat, values in self._figures(where, name, figures).items():
+                for stat, values in self._statistics(where, name, metrics).items():
                     into = found.setdefault(name, {}).setdefault(stat, np.full((len(positions), len(values)), np.nan))
                     into[place] = values
         return found
@@ -159,14 +159,14 @@ class RecordedStatistics:
                                        "figures of every float feature")  # fmt: skip
         return statistics
 
-    def _figures(self, where: str, name: str, figures: Any) -> dict[str, np.ndarray]:
-        if not isinstance(figures, dict):
-            self._findings.add("statistics-missing", EPISODE_STATISTICS, where, figures, "figures by name")
+    def _statistics(self, where: str, name: str, metrics: Any) -> dict[str, np.ndarray]:
+        if not isinstance(metrics, dict):
+            self._findings.add("statistics-missing", EPISODE_STATISTICS, where, metrics, "figures by name")
             return {}
         good = {}
-        for stat in (stat for stat in NEEDED if stat not in figures):
+        for stat in (stat for stat in NEEDED if stat not in metrics):
             self._findings.add("statistics-missing", EPISODE_STATISTICS, where, f"no {stat}", ", ".join(NEEDED))
-        for stat, told in figures.items():
+        for stat, told in metrics.items():
             values, wrong = numbers_of(told), None
             if values is None or not np.isfinite(values).all():
                 wrong = "statistics-not-finite", told, "finite numbers"

@@ -13,12 +13,12 @@ import pyarrow as pa
 
 from export.check.files import PARQUET_DAMAGE, existing, open_parquet
 from export.check.findings import Findings
-from export.check.lerobot.block import Block, check_block
 from export.check.lerobot.columns import INDEX_COLUMNS, FileRows, is_number
 from export.check.lerobot.episodes import LeRobotEntry, data_file
 from export.check.lerobot.modality import annotation_columns
 from export.check.lerobot.ranges import Ranges
 from export.check.lerobot.recorded import RecordedStatistics
+from export.check.lerobot.row_batch import RowBatch, check_row_batch
 from export.check.parallel import Workers
 
 FILES_AT_ONCE = 32  # of v2, which has one an episode
@@ -118,16 +118,16 @@ def check_data_files(check: LeRobotCheck, files: DataFiles) -> tuple[Findings, R
     findings, summary = Findings(), RowSummary()
     recorded = RecordedStatistics(check.dataset, findings)
     if files.file:
-        blocks: Iterator[Block] = _blocks_of(check, files, summary, findings)
+        blocks: Iterator[RowBatch] = _blocks_of(check, files, summary, findings)
     else:
         blocks = iter(_together(check, files, summary, findings))
     for block in blocks:
-        check_block(block, recorded, summary.ranges, findings)
+        check_row_batch(block, recorded, summary.ranges, findings)
     recorded.close()
     return findings, summary
 
 
-def _together(check: LeRobotCheck, files: DataFiles, summary: RowSummary, findings: Findings) -> list[Block]:
+def _together(check: LeRobotCheck, files: DataFiles, summary: RowSummary, findings: Findings) -> list[RowBatch]:
     """Return the blocks of v2 files that must be looked at one by one: none where all pass together.
 
     One file takes as long as all of them joined, so they are taken apart only to say which is bad.
@@ -145,12 +145,12 @@ def _together(check: LeRobotCheck, files: DataFiles, summary: RowSummary, findin
         return blocks
     scratch, ranges = Findings(), Ranges()
     recorded = RecordedStatistics(check.dataset, scratch)
-    joined = Block(
+    joined = RowBatch(
         check.dataset, "", pa.concat_tables([block.table for block in blocks]),
         np.concatenate([block.positions for block in blocks]), np.concatenate([block.num_rows_E for block in blocks]),
         blocks[0].usable, check.fast,
     )  # fmt: skip
-    check_block(joined, recorded, ranges, scratch)
+    check_row_batch(joined, recorded, ranges, scratch)
     recorded.close()
     if scratch.all():
         return blocks
@@ -158,7 +158,7 @@ def _together(check: LeRobotCheck, files: DataFiles, summary: RowSummary, findin
     return []
 
 
-def _blocks_of(check: LeRobotCheck, file: DataFiles, summary: RowSummary, findings: Findings) -> Iterator[Block]:
+def _blocks_of(check: LeRobotCheck, file: DataFiles, summary: RowSummary, findings: Findings) -> Iterator[RowBatch]:
     """Yield the blocks of one data file, and note what is wrong with the file itself."""
     path = existing(check.dataset.root, file.file, file.named_by, findings)
     if path is None:
@@ -172,7 +172,7 @@ def _blocks_of(check: LeRobotCheck, file: DataFiles, summary: RowSummary, findin
         for positions, begins, ends in _blocks(check.dataset, file, rows.num_rows, summary, findings):
             table = rows.read(int(begins[0]), int(ends[-1]))
             covered += table.num_rows
-            yield Block(check.dataset, file.file, table, positions, ends - begins, usable, check.fast)
+            yield RowBatch(check.dataset, file.file, table, positions, ends - begins, usable, check.fast)
         if check.dataset.is_v3 and covered < rows.num_rows:
             findings.add("row-count", file.file, "", f"{rows.num_rows - covered} rows that no episode names",
                          "every row in one episode")  # fmt: skip

@@ -37,42 +37,42 @@ def check_statistics(dataset: LeRobotEntry, rows: RowSummary, findings: Findings
         return
     groot = dataset.modality is not None and dataset.version != "v3.0"  # GR00T reads no v3.0
     for name, feature in dataset.features.items():
-        figures = statistics.get(name, ABSENT)
+        metrics = statistics.get(name, ABSENT)
         if feature["dtype"] in ("video", "image"):
-            if isinstance(figures, dict):  # GR00T's file has none of pictures
-                _check_figures(name, figures, min(feature["shape"]), False, findings, fixable=False)
+            if isinstance(metrics, dict):  # GR00T's file has none of pictures
+                _check_values(name, metrics, min(feature["shape"]), False, findings, fixable=False)
         elif feature["dtype"] in NUMERIC:
-            _check_feature(dataset, name, figures, rows, groot, findings)
+            _check_feature(dataset, name, metrics, rows, groot, findings)
 
 
 def _check_feature(
-    dataset: LeRobotEntry, name: str, figures: Any, rows: RowSummary, groot: bool, findings: Findings
+    dataset: LeRobotEntry, name: str, metrics: Any, rows: RowSummary, groot: bool, findings: Findings
 ) -> None:
     feature = dataset.features[name]
-    if figures is ABSENT:
+    if metrics is ABSENT:
         if feature["dtype"].startswith("float") and name != "timestamp":
             findings.add("statistics-missing", STATS, name, "none", "figures of every float feature")
         return
-    if not isinstance(figures, dict):
-        findings.add("statistics-missing", STATS, name, figures, "figures by name")
+    if not isinstance(metrics, dict):
+        findings.add("statistics-missing", STATS, name, metrics, "figures by name")
         return
     cut = groot and name in GROOT_COLUMNS
     needed = GROOT_STATISTICS if cut else NEEDED
-    for stat in (stat for stat in needed if stat not in figures and (cut or not groot)):
+    for stat in (stat for stat in needed if stat not in metrics and (cut or not groot)):
         findings.add("statistics-missing", STATS, name, f"no {stat}", ", ".join(needed))
-    good = _check_figures(name, figures, math.prod(feature["shape"]), cut, findings)
+    good = _check_values(name, metrics, math.prod(feature["shape"]), cut, findings)
     # Index columns are left out: LeRobot's own tools renumber them and keep the statistics.
     found = rows.ranges.by_feature.get(name)
     if found is not None and name not in INDEX_COLUMNS and found.count == dataset.episodes.length_N.sum():
         _check_range(name, good, found, findings)
 
 
-def _check_figures(
-    name: str, figures: dict[str, Any], size: int, cut: bool, findings: Findings, fixable: bool = True
+def _check_values(
+    name: str, metrics: dict[str, Any], size: int, cut: bool, findings: Findings, fixable: bool = True
 ) -> dict[str, np.ndarray]:
     """Return the figures that are finite and of the right length; note the others."""
     good = {}
-    for stat, told in figures.items():
+    for stat, told in metrics.items():
         values = numbers_of(told)
         # LeRobot's count is one number whatever the vector; GR00T cuts it like the others, and fails.
         if stat == "count" and cut:
@@ -87,10 +87,10 @@ def _check_figures(
     return good
 
 
-def _check_range(name: str, figures: dict[str, np.ndarray], found: Range, findings: Findings) -> None:
+def _check_range(name: str, metrics: dict[str, np.ndarray], found: Range, findings: Findings) -> None:
     mean_D = found.sum_D / found.count
     for stat, actual_D in (("min", found.low_D), ("max", found.high_D), ("mean", mean_D)):
-        told_D = figures.get(stat)
+        told_D = metrics.get(stat)
         if told_D is None or told_D.shape != actual_D.shape:
             continue
         slack_D = 1e-3 * (found.high_D - found.low_D) + 1e-4 * np.abs(actual_D) + 1e-6

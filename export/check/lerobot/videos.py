@@ -12,13 +12,13 @@ from typing import Any
 import av
 import numpy as np
 
-from dreamgen.core.timeline import frame_time_s, frame_times_s
+from dreamgen.data.timeline import frame_time_s, frame_times_s
 from export.check.files import existing
 from export.check.findings import Findings
-from export.check.lerobot.block import TIME_TOLERANCE_S
 from export.check.lerobot.episodes import INFO, NO_FILE, Episode, LeRobotEntry
-from export.check.lerobot.pictures import NOTICEABLE, Picture, PictureFigures, check_pictures
+from export.check.lerobot.pictures import NOTICEABLE, ImageSampleStatistics, Picture, check_pictures
 from export.check.lerobot.recorded import RecordedStatistics
+from export.check.lerobot.row_batch import TIME_TOLERANCE_S
 from export.check.lerobot.rows import LeRobotCheck, RowSummary
 from export.check.lerobot.video_scan import VideoScan, scan_video
 from export.check.parallel import Workers
@@ -135,7 +135,7 @@ class _Spans:
         self.to_s_E = places.to_s_N[file.positions] if places else np.full(count, np.inf)
         self.half_s = 0.5 / dataset.fps
 
-    def look(self, watched: dict[int, tuple[PictureFigures, np.ndarray]]):
+    def look(self, watched: dict[int, tuple[ImageSampleStatistics, np.ndarray]]):
         """Return what shows each decoded frame to the figures of its episode."""
         starts_E = self.from_s_E - self.half_s
 
@@ -149,7 +149,7 @@ class _Spans:
 
 def _watched(
     dataset: LeRobotEntry, file: VideoFile, recorded: RecordedStatistics
-) -> dict[int, tuple[PictureFigures, np.ndarray]]:
+) -> dict[int, tuple[ImageSampleStatistics, np.ndarray]]:
     """Return place -> (figures to be gathered, recorded figures) for episodes whose pictures have statistics."""
     told = recorded.of(file.positions).get(file.camera, {})
     mean_EC, deviation_EC = told.get("mean"), told.get("std")
@@ -157,16 +157,16 @@ def _watched(
         return {}
     recorded_EF = np.concatenate([mean_EC, deviation_EC], axis=1)
     return {
-        place: (PictureFigures(int(dataset.episodes.length_N[position])), recorded_EF[place])
+        place: (ImageSampleStatistics(int(dataset.episodes.length_N[position])), recorded_EF[place])
         for place, position in enumerate(file.positions.tolist())
         if np.isfinite(recorded_EF[place]).all()
     }
 
 
-def _unlike(file: VideoFile, watched: dict[int, tuple[PictureFigures, np.ndarray]]) -> list[Picture]:
+def _unlike(file: VideoFile, watched: dict[int, tuple[ImageSampleStatistics, np.ndarray]]) -> list[Picture]:
     pictures = []
-    for place, (figures, recorded_F) in watched.items():
-        if (decoded_F := figures.figures_F()) is not None:
+    for place, (metrics, recorded_F) in watched.items():
+        if (decoded_F := metrics.figures_F()) is not None:
             picture = Picture(file.camera, int(file.positions[place]), file.file, decoded_F, recorded_F)
             pictures += [picture] if picture.off > NOTICEABLE else []
     return pictures

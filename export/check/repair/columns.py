@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dreamgen.core.timeline import frame_times_s
+from dreamgen.data.timeline import frame_times_s
 from export.check.files import open_parquet
 from export.check.findings import Findings
 from export.check.lerobot.episodes import LeRobotEntry

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreamgen.core.files import atomic_file
+from dreamgen.run.files import atomic_file
 from export.check.lerobot.layout import BACKUP
 
 

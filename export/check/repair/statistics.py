@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dreamgen.core.video import decode_frames
+from dreamgen.data.video import decode_frames
 from export.check.files import existing
 from export.check.findings import Findings
 from export.check.lerobot.columns import NUMERIC, FileRows, matrix
@@ -23,7 +23,7 @@ from export.check.lerobot.rows import data_files
 from export.check.lerobot.statistics import GROOT_STATISTICS, STATS
 from export.check.repair.files import Change, replaced
 from export.image_statistics import sampled_frames, thinned
-from export.statistics import vector_figures
+from export.statistics import vector_statistics
 
 Figures = dict[str, np.ndarray]
 
@@ -33,28 +33,28 @@ class Gathered:
 
     def __init__(self) -> None:
         self._count = 0.0
-        self._figures: Figures = {}
+        self._statistics: Figures = {}
 
-    def add(self, figures: Figures) -> None:
+    def add(self, metrics: Figures) -> None:
         """Take in an episode's figures, `count` among them."""
-        count = float(figures["count"][0])
+        count = float(metrics["count"][0])
         if not self._count:
-            self._figures = {stat: values.astype(np.float64) for stat, values in figures.items() if stat != "count"}
+            self._statistics = {stat: values.astype(np.float64) for stat, values in metrics.items() if stat != "count"}
             self._count = count
             return
-        mine, whole = self._figures, self._count + count
+        mine, whole = self._statistics, self._count + count
         share, mean_D = count / whole, mine["mean"]
-        moved_D = mean_D + share * (figures["mean"] - mean_D)
+        moved_D = mean_D + share * (metrics["mean"] - mean_D)
         squares_D = (mine["std"] ** 2 + (mean_D - moved_D) ** 2) * (1 - share)
-        squares_D = squares_D + (figures["std"] ** 2 + (figures["mean"] - moved_D) ** 2) * share
-        joined = {stat: (1 - share) * mine[stat] + share * figures[stat] for stat in mine if stat in figures}
-        low_D, high_D = np.minimum(mine["min"], figures["min"]), np.maximum(mine["max"], figures["max"])
-        self._figures = {**joined, "min": low_D, "max": high_D, "mean": moved_D, "std": np.sqrt(squares_D)}
+        squares_D = squares_D + (metrics["std"] ** 2 + (metrics["mean"] - moved_D) ** 2) * share
+        joined = {stat: (1 - share) * mine[stat] + share * metrics[stat] for stat in mine if stat in metrics}
+        low_D, high_D = np.minimum(mine["min"], metrics["min"]), np.maximum(mine["max"], metrics["max"])
+        self._statistics = {**joined, "min": low_D, "max": high_D, "mean": moved_D, "std": np.sqrt(squares_D)}
         self._count = whole
 
-    def figures(self) -> Figures:
+    def metrics(self) -> Figures:
         """Return the figures of all that was added."""
-        return {**self._figures, "count": np.array([round(self._count)])}
+        return {**self._statistics, "count": np.array([round(self._count)])}
 
 
 def repair_statistics(dataset: LeRobotEntry, wanted: set[str], changes: list[Change], notes: list[str]) -> None:
@@ -67,8 +67,8 @@ def repair_statistics(dataset: LeRobotEntry, wanted: set[str], changes: list[Cha
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
     gathered: dict[str, Gathered] = {}
-    for _, figures in episode_figures(dataset, wanted):
-        for name, of_episode in figures.items():
+    for _, metrics in episode_statistics(dataset, wanted):
+        for name, of_episode in metrics.items():
             gathered.setdefault(name, Gathered()).add(of_episode)
     groot = dataset.modality is not None
     cameras = set() if groot else {n for n in wanted if dataset.features[n]["dtype"] in ("video", "image")}
@@ -78,7 +78,7 @@ def repair_statistics(dataset: LeRobotEntry, wanted: set[str], changes: list[Cha
             notes.append(f"not fixed: {STATS} has no figures of {name}, and neither have its episodes")
         else:
             gathered[name] = told
-    new = {name: _as_json(of_all.figures(), groot, name in cameras) for name, of_all in gathered.items()}
+    new = {name: _as_json(of_all.metrics(), groot, name in cameras) for name, of_all in gathered.items()}
     if new:
         with replaced(dataset.root, STATS, f"figures of {', '.join(new)}", changes) as temporary:
             text = json.dumps({**old, **new}, indent=4, ensure_ascii=False, allow_nan=False)
@@ -88,23 +88,23 @@ def repair_statistics(dataset: LeRobotEntry, wanted: set[str], changes: list[Cha
 def _recorded_pictures(dataset: LeRobotEntry, camera: str) -> Gathered | None:
     recorded, gathered = RecordedStatistics(dataset, Findings(), of_pictures=True), Gathered()
     for position in range(len(dataset.episodes)):
-        figures = recorded.of(np.array([position])).get(camera, {})
-        if not {"min", "max", "mean", "std", "count"} <= set(figures) or not all(
-            np.isfinite(values).all() for values in figures.values()
+        metrics = recorded.of(np.array([position])).get(camera, {})
+        if not {"min", "max", "mean", "std", "count"} <= set(metrics) or not all(
+            np.isfinite(values).all() for values in metrics.values()
         ):
             return None
-        gathered.add({stat: values_ED[0] for stat, values_ED in figures.items()})
+        gathered.add({stat: values_ED[0] for stat, values_ED in metrics.items()})
     recorded.close()
     return gathered
 
 
-def _as_json(figures: Figures, groot: bool, of_pictures: bool) -> dict[str, Any]:
+def _as_json(metrics: Figures, groot: bool, of_pictures: bool) -> dict[str, Any]:
     # GR00T cuts every figure to a modality's slice, so `count` must not be among them.
-    kept = {stat: v for stat, v in figures.items() if not groot or stat in GROOT_STATISTICS}
+    kept = {stat: v for stat, v in metrics.items() if not groot or stat in GROOT_STATISTICS}
     return {stat: (v.reshape(-1, 1, 1) if of_pictures and stat != "count" else v).tolist() for stat, v in kept.items()}
 
 
-def episode_figures(dataset: LeRobotEntry, wanted: set[str]) -> Iterator[tuple[int, dict[str, Figures]]]:
+def episode_statistics(dataset: LeRobotEntry, wanted: set[str]) -> Iterator[tuple[int, dict[str, Figures]]]:
     """Yield (position, figures by feature) of the rows of each episode whose rows can be read."""
     names = {n for n in wanted if dataset.features[n]["dtype"] in NUMERIC}
     if not names:
@@ -127,7 +127,7 @@ def episode_figures(dataset: LeRobotEntry, wanted: set[str]) -> Iterator[tuple[i
         for name in table.column_names:
             values_ND, _ = matrix(table.column(name), math.prod(dataset.features[name]["shape"]))
             if values_ND is not None and len(values_ND):
-                found[name] = vector_figures(values_ND)
+                found[name] = vector_statistics(values_ND)
         yield episode.position, found
     if rows is not None:
         rows.close()
@@ -147,16 +147,16 @@ def repair_episode_statistics(dataset: LeRobotEntry, changes: list[Change], note
     with replaced(dataset.root, EPISODE_STATISTICS, f"the lines of {len(bad)} episodes", changes) as temporary:
         source = path.open("rb") if path.exists() else None
         with temporary.open("wb") as target:
-            computed = episode_figures(dataset, set(dataset.features))
-            for position, figures in computed:
+            computed = episode_statistics(dataset, set(dataset.features))
+            for position, metrics in computed:
                 if position not in bad and source is not None:
                     offset, size = places_N2[position].tolist()
                     source.seek(offset)
                     target.write(source.read(size).rstrip(b"\n") + b"\n")
                     continue
-                stats = {name: _as_json(of_rows, False, False) for name, of_rows in figures.items()}
+                stats = {name: _as_json(of_rows, False, False) for name, of_rows in metrics.items()}
                 for camera in dataset.cameras:
-                    if (of_pictures := _picture_figures(dataset, camera, position)) is not None:
+                    if (of_pictures := _image_statistics(dataset, camera, position)) is not None:
                         stats[camera] = _as_json(of_pictures, False, True)
                 line = {"episode_index": int(dataset.episodes.index_N[position]), "stats": stats}
                 target.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
@@ -178,7 +178,7 @@ def _malformed(dataset: LeRobotEntry) -> Iterator[int]:
             yield position
 
 
-def _picture_figures(dataset: LeRobotEntry, camera: str, position: int) -> Figures | None:
+def _image_statistics(dataset: LeRobotEntry, camera: str, position: int) -> Figures | None:
     """Decode an episode's video and return the figures of its pictures in [0, 1], as LeRobot samples them."""
     path = existing(dataset.root, dataset.video_file(camera, position), "", Findings())
     if path is None:
@@ -191,4 +191,4 @@ def _picture_figures(dataset: LeRobotEntry, camera: str, position: int) -> Figur
     ]
     if not pixels:
         return None
-    return {**vector_figures(np.concatenate(pixels) / 255), "count": np.array([len(pixels)])}
+    return {**vector_statistics(np.concatenate(pixels) / 255), "count": np.array([len(pixels)])}

@@ -1,0 +1,1 @@
+"""Ray: worker pool, scheduling and fault handling."""

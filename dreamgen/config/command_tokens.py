@@ -1,0 +1,82 @@
+"""The words after a command's name -> nested plain values and switches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from dreamgen.config.paths import setting_paths
+from dreamgen.config.settings import Settings
+from dreamgen.errors import UserError
+
+
+def read_tokens(
+    tokens: Sequence[str], stage: str | None, flags: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, bool]]:
+    """Read tokens into values nested as `Settings` is.
+
+    Args:
+        tokens: What follows the command's name: `--key=value` or `--key value`.
+        stage: The section whose settings may be named without it; None for commands that run all stages.
+        flags: Names of the command's own switches.
+
+    Returns:
+        The values that were given, and `config_path`; for each flag, whether it was given.
+
+    Raises:
+        UserError: for a word that is no setting, a switch of another command, or a setting without its value.
+    """
+    given: dict[str, Any] = {}
+    switches = dict.fromkeys(flags, False)
+    top = {f.name for f in dataclasses.fields(Settings)} | {"config_path"}
+    queue = list(tokens)
+    while queue:
+        token = queue.pop(0)
+        if not token.startswith("--") or token == "--":
+            raise UserError("unexpected word on the command line", actual=token, allowed="--setting=value")
+        path, has_value, text = token[2:].partition("=")
+        if path == "resume" and path in switches and stage in ("finetune", None):
+            switches[path] = True
+            if not has_value and (not queue or queue[0].startswith("--")):
+                continue
+            path = "finetune.resume_from"  # `--resume latest`: with a value it insists on that checkpoint
+        elif path in switches and not has_value:
+            switches[path] = True
+            continue
+        if path in ("dry_run", "resume", "json") and path not in switches:
+            raise UserError(f"this command has no --{path}", allowed=", ".join(f"--{flag}" for flag in switches))
+        if not has_value:
+            if not queue or queue[0].startswith("--"):
+                raise UserError(f"--{path} has no value", allowed=f"--{path}=value")
+            text = queue.pop(0)
+        if stage is not None and path.split(".")[0] not in top:
+            path = f"{stage}.{path}"
+        _set_path(given, path, _parse_value(path, text))
+    return given, switches
+
+
+def _parse_value(path: str, text: str) -> Any:
+    kinds = dict(setting_paths(Settings))
+    if path in kinds and str(kinds[path].type).startswith("str"):
+        return None if text in ("null", "none", "None") and "None" in str(kinds[path].type) else text
+    if path in kinds and kinds[path].type == "list[str]" and not text.startswith("["):
+        return [text]
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"--{path} is not a value", actual=f"{text}   ({' '.join(str(error).split())[:120]})",
+            allowed="a number, true or false, a word, or a list such as '[\"one\", \"two\"]'",
+        ) from None  # fmt: skip
+
+
+def _set_path(values: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for name in parents:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--{path} is set below a value that is not a group of settings")
+    values[last] = value

@@ -1,0 +1,192 @@
+"""From command line and YAML to `Settings`: command line over --config_path over the run's run.yaml over defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import draccus
+import yaml
+from draccus.utils import DraccusException
+from mergedeep import merge
+
+from dreamgen.config.command_tokens import read_tokens
+from dreamgen.config.paths import setting_paths
+from dreamgen.config.rules import check_values
+from dreamgen.config.settings import Settings
+from dreamgen.errors import Problems, UserError, closest_match
+from dreamgen.run.store import Store, is_url
+
+# Where a run happens, not what it makes: these may differ between two stages of one run.
+NOT_PART_OF_THE_RUN = {
+    "out", "demos", "model.device", "model.safety_checker",
+    "finetune.resume_from", "finetune.cache_dir", "finetune.num_workers", "export.num_workers", "export.keep_free_gib",
+    "export.push_to_hub", "convert.to", "convert.reencode", "convert.num_workers",
+    "check.fast", "check.num_workers",
+}  # fmt: skip
+
+
+def parse_settings(
+    tokens: Sequence[str], stage: str | None, flags: Sequence[str] = ()
+) -> tuple[Settings, dict[str, bool]]:
+    """Read settings from command-line tokens, with `--lora.rank=16` short for `--finetune.lora.rank=16` in its stage.
+
+    Args:
+        tokens: What follows the command's name: `--key=value`, `--key value`, `--config_path FILE`.
+        stage: The section whose settings may be named without it; None for commands that run all stages.
+        flags: Names of the command's own switches, such as `resume`; they take no value.
+
+    Returns:
+        The settings and, for each flag, whether it was given.
+
+    Raises:
+        UserError: for an unknown key (with the closest match) or a value of the wrong type.
+    """
+    given, switches = read_tokens(tokens, stage, flags)
+    config_path = given.pop("config_path", None)
+    layers = [read_yaml(find_preset(config_path))] if config_path is not None else []
+    out = given.get("out") or (layers[0].get("out") if layers else None)
+    if out is not None and (recorded := _recorded(str(out))) is not None:
+        layers.insert(0, recorded)
+    merged = merge({}, *layers, given)
+    settings = settings_from_dict(merged)
+    return settings, switches
+
+
+def _recorded(out: str) -> dict[str, Any] | None:
+    if not is_url(out):
+        path = Path(out) / "run.yaml"
+        return read_yaml(path) if path.exists() else None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            Store(out).download("run.yaml", Path(folder) / "run.yaml")
+        except FileNotFoundError:
+            return None
+        return read_yaml(Path(folder) / "run.yaml")
+
+
+def settings_from_dict(values: dict[str, Any]) -> Settings:
+    """Decode and check nested plain values.
+
+    Raises:
+        UserError: naming every unknown key with its closest match, or the value that does not fit.
+    """
+    problems = Problems()
+    known = dict(setting_paths(Settings))
+    for path, value in _flatten(values):
+        if isinstance(value, bool) and path in known and "bool" not in str(known[path].type):
+            problems.add(f"{path} is not a yes-or-no setting", actual=value, allowed=known[path].type)
+    for path in _paths_of(values, known):
+        if path not in known and not any(name.startswith(path + ".") for name in known):
+            nearest = _nearest_setting(path, known)
+            problems.add(
+                f"unknown setting: {path}",
+                allowed=f"did you mean {nearest}?" if nearest else None,
+                next_step="dreamgen run --help lists every setting",
+            )
+    problems.raise_if_any("settings that cannot be read")
+    try:
+        settings = draccus.decode(Settings, values)
+    except (DraccusException, TypeError, ValueError, AttributeError) as error:
+        # Its path is in backquotes or dots somewhere in the library's words; the last known name in it is the setting.
+        # A bare name counts only where no whole path is given: it may be the value ('fast' is a setting too).
+        whole = [path for path in known if path in str(error)]
+        named = whole or [path for path in known if f"'{path.split('.')[-1]}'" in str(error)]
+        raise UserError(
+            f"a setting has the wrong type{': ' + named[-1] if named else ''}",
+            actual=str(error).splitlines()[0],
+            allowed=str(known[named[-1]].type) if named else None,
+            next_step="see its help: dreamgen run --help",
+        ) from None
+    check_values(settings)
+    return settings
+
+
+def _nearest_setting(path: str, known: dict[str, Any]) -> str | None:
+    """Find the setting that was meant, by its whole path or by its last name in whichever section."""
+    by_last = {name.split(".")[-1]: name for name in reversed(known)}
+    nearest = closest_match(path.split(".")[-1], by_last)
+    return by_last[nearest] if nearest else closest_match(path, known)
+
+
+def changed_settings(before: dict[str, Any], after: dict[str, Any], sections: Sequence[str]) -> list[str]:
+    """List what differs between two nested dicts in `sections` and the values that all stages share.
+
+    Returns:
+        Lines such as `video.height: 432 -> 480`, without settings that only say where a run happens.
+    """
+    shared = [f.name for f in dataclasses.fields(Settings) if f.name in ("seed", "prompt_prefix", "model", "video")]
+    wanted = (*shared, *sections)
+    flat_before, flat_after = dict(_flatten(before)), dict(_flatten(after))
+    return [
+        f"{path}: {flat_before[path]!r} -> {flat_after.get(path)!r}"
+        for path in flat_before
+        if path.split(".")[0] in wanted
+        and path not in NOT_PART_OF_THE_RUN
+        and path in flat_after
+        and flat_before[path] != flat_after[path]
+    ]
+
+
+def find_preset(name: str) -> Path:
+    """Find a YAML file by path, or a shipped preset by its name (`mini` for configs/mini.yaml).
+
+    Raises:
+        UserError: with the shipped presets, if there is no such file.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = {path.stem: path for path in configs_folder().glob("*.yaml")}
+    if name in shipped:
+        return shipped[name]
+    raise UserError(
+        "config file does not exist", actual=name, allowed=f"a path, or one of {', '.join(sorted(shipped))}"
+    )
+
+
+def configs_folder() -> Path:
+    """Return the folder of shipped presets: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping safely (no objects).
+
+    Raises:
+        UserError: if the file is not UTF-8, not YAML, or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = getattr(error, "problem_mark", None)
+        where = f"line {place.line + 1}: {getattr(error, 'problem', '')}" if place else str(error)
+        raise UserError(
+            f"{path} is not valid YAML", actual=where, allowed="`name: value`, indented by spaces"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read", actual=error.strerror) from None
+    if not isinstance(values or {}, dict):
+        raise UserError(f"{path} is not a mapping of settings", actual=type(values).__name__, allowed="key: value")
+    return values or {}
+
+
+def _paths_of(values: dict[str, Any], known: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, dict) and path not in known:
+            yield path
+            yield from _paths_of(value, known, path + ".")
+        else:
+            yield path
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

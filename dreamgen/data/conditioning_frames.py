@@ -1,0 +1,38 @@
+"""The frames that a clip begins with, as a run folder holds them.
+
+Axes: T frames, H height, W width, C channels; uint8, 0-255, RGB. Several frames are stored as one PNG, below one
+another: without loss, and a first frame alone is an ordinary picture.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dreamgen.data.video import frame_sha256, read_image
+from dreamgen.errors import UserError
+from dreamgen.run.records import Job
+from dreamgen.run.run_folder import RunFolder
+
+
+def read_conditioning_frames(run: RunFolder, job: Job) -> np.ndarray | None:
+    """Read the frames that a job begins with and make sure that they are those that were planned.
+
+    Returns:
+        frames_THWC at the clip's size; None for a clip from text alone.
+
+    Raises:
+        UserError: if they are missing, damaged or others.
+    """
+    if job.first_frame_sha256 is None:
+        return None
+    path = run.fetch(run.first_frame_file(job.first_frame_sha256))
+    stacked_HWC = read_image(path)
+    found = frame_sha256(stacked_HWC)
+    if found != job.first_frame_sha256:
+        raise UserError(
+            f"{path} is not the first frame that was planned",
+            actual=f"pixels with hash {found[:12]}",
+            allowed=job.first_frame_sha256[:12],
+            next_step=f"dreamgen plan --out {run} writes it anew",
+        )
+    return stacked_HWC.reshape(job.num_given_frames, job.height, job.width, 3)

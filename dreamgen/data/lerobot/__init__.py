@@ -1,0 +1,1 @@
+"""LeRobot datasets: metadata, episodes, rows and GR00T's modality.json."""

@@ -1,0 +1,160 @@
+"""State and action of one clip: read from any parquet with LeRobot's column names, written beside the clip.
+
+Axes: T frames, S state, A action, D either. Written as float32, lists, one row a frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dreamgen.errors import UserError
+from dreamgen.run.files import atomic_file
+
+STATE, ACTION = "observation.state", "action"
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What the robot did during a clip.
+
+    Args:
+        num_rows: Rows of the source, one a frame.
+        state_TS: float32, or None where the source has no state.
+        action_TA: float32, or None where the source has no action.
+    """
+
+    num_rows: int
+    state_TS: np.ndarray | None
+    action_TA: np.ndarray | None
+
+    def at(self, rows: np.ndarray, action_kind: str = "absolute") -> Trajectory:
+        """Return the trajectory at other frames.
+
+        Args:
+            rows: Which row each frame takes, ascending, from `core.timeline.resampled_indices`.
+            action_kind: absolute: actions are picked, as states always are. delta: each frame gets the sum of its row
+                and of those up to the next frame's; frames that take the same row share it. So the motion of the
+                clip, the sum over its rows, stays what it was.
+
+        Returns:
+            One row a frame, float32.
+        """
+        action_TA = self.action_TA
+        if action_TA is not None and len(rows):
+            action_TA = _deltas_at(action_TA, rows) if action_kind == "delta" else action_TA[rows]
+        return Trajectory(len(rows), None if self.state_TS is None else self.state_TS[rows], action_TA)
+
+    def first(self, num_rows: int) -> Trajectory:
+        """Return the first rows, those that have a picture."""
+        parts = (None if values_TD is None else values_TD[:num_rows] for values_TD in (self.state_TS, self.action_TA))
+        return Trajectory(min(num_rows, self.num_rows), *parts)
+
+
+def read_trajectory(
+    path: Path, state_dim: int | None = None, action_dim: int | None = None, episode_index: int | None = None
+) -> Trajectory:
+    """Read `observation.state` and `action` where the file has them.
+
+    Args:
+        path: Parquet with one row a frame.
+        state_dim: Features that the state must have; None: any.
+        action_dim: Features that the action must have; None: any.
+        episode_index: Only the rows of this episode, for files that hold several; None: all rows.
+
+    Raises:
+        UserError: if the file is missing or damaged, a vector has the wrong length, or a value is not finite.
+    """
+    there = read_schema(path).names
+    for name, dim in ((STATE, state_dim), (ACTION, action_dim)):
+        if dim is not None and name not in there:
+            raise UserError(f"{path} has no column {name}", actual=", ".join(there)[:200])
+    names = [name for name in (STATE, ACTION) if name in there]
+    filters = None if episode_index is None else [("episode_index", "=", episode_index)]
+    table = read_columns(path, names or None, filters)
+    return Trajectory(
+        table.num_rows,
+        _vectors(table, STATE, state_dim, path) if STATE in names else None,
+        _vectors(table, ACTION, action_dim, path) if ACTION in names else None,
+    )
+
+
+def write_trajectory(path: Path, trajectory: Trajectory) -> None:
+    """Write the vectors that there are as lists of float32, atomically."""
+    vectors = {ACTION: trajectory.action_TA, STATE: trajectory.state_TS}
+    columns = {
+        name: pa.array(list(values_TD), pa.list_(pa.float32()))
+        for name, values_TD in vectors.items()
+        if values_TD is not None
+    }
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """Return the columns of a parquet file.
+
+    Raises:
+        UserError: if it is missing or not parquet.
+    """
+    try:
+        return pq.read_schema(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist", allowed="a parquet file with one row a frame") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged or is not parquet", actual=_first_line(error)) from None
+
+
+def read_columns(path: Path, names: list[str] | None, filters: list | None = None) -> pa.Table:
+    """Read some columns of a parquet file.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        return pq.read_table(path, columns=names, filters=filters)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UserError(f"{path} is damaged or is not parquet", actual=_first_line(error)) from None
+
+
+def _deltas_at(action_TA: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    starts, num_frames = np.unique(rows, return_counts=True)
+    sums_NA = np.add.reduceat(action_TA.astype(np.float64), starts, axis=0)  # of each start up to the next one
+    return np.repeat(sums_NA / num_frames[:, None], num_frames, axis=0).astype(np.float32)
+
+
+def _vectors(table: pa.Table, name: str, dim: int | None, path: Path) -> np.ndarray:
+    column = table[name].combine_chunks()
+    if column.null_count:
+        raise UserError(f"{path}: {name} has empty cells", actual=f"{column.null_count} of {len(column)}")
+    if isinstance(column.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
+        lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+        if len(lengths) > 1:
+            raise UserError(f"{path}: {name} changes its length", actual=sorted(lengths), allowed="one length")
+        values = column.flatten()
+        width = lengths[0] if lengths else 0
+    else:  # LeRobot writes a feature of shape [1] as plain numbers
+        values, width = column, 1
+    if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
+        raise UserError(f"{path}: {name} is not a vector of numbers", actual=str(column.type))
+    if dim is not None and width != dim and len(column):
+        raise UserError(f"{path}: {name} has the wrong length", actual=width, allowed=dim)
+    with np.errstate(over="ignore"):
+        values_TD = values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), width)
+    bad = np.argwhere(~np.isfinite(values_TD))
+    if len(bad):
+        raise UserError(
+            f"{path}: {name} has {len(bad)} values that are not finite",
+            actual=f"{values_TD[tuple(bad[0])]} in row {bad[0][0]}, dimension {bad[0][1]}",
+            allowed="finite float32",
+        )
+    return values_TD
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,305 @@
+"""Reading and writing mp4 with PyAV.
+
+Axes: T frames, H height, W width, C channels. A `video_THWC` is uint8, 0-255, RGB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from dreamgen.errors import UserError
+from dreamgen.run.files import atomic_file
+
+# Errors only: all three report on files otherwise, libav as soon as another library has it write to the terminal.
+os.environ.setdefault("SVT_LOG", "1")
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+av.logging.set_libav_level(av.logging.ERROR)
+
+# One thread: with more, the encoders' output may depend on the machine, and clips are compared byte for byte.
+# x264's lookahead reads past the edge of small frames: 10 of 250 encodes of one 48x64 clip differed, none without it.
+# It has little to look at between key frames that are this close.
+# B-frames are off so that a stream copy may cut or join at any key frame without a lost or repeated frame.
+ENCODERS = {
+    "h264": (
+        "libx264",
+        {"preset": "veryfast", "bf": "0", "threads": "1", "x264-params": "rc-lookahead=0:sync-lookahead=0:mbtree=0"},
+    ),
+    "av1": ("libsvtav1", {"preset": "8", "svtav1-params": "lp=1:pred-struct=1"}),
+}
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file holds; `num_frames` is counted, not read from the header."""
+
+    path: Path
+    codec: str
+    pix_fmt: str
+    height: int
+    width: int
+    fps: Fraction
+    num_frames: int
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Open a video and count its frames without decoding them.
+
+    Raises:
+        UserError: if the file is missing, cannot be opened (truncated, not a video), ends before its header says,
+            or has no frames.
+    """
+    path = Path(path)
+    with _open(path) as container:
+        return _count(container, path)
+
+
+@contextmanager
+def open_packets(path: str | Path) -> Iterator[tuple[VideoInfo, av.VideoStream, list[av.Packet]]]:
+    """Open a short video once for all that is asked of it: what `probe` says, and its encoded frames.
+
+    Yields:
+        What it holds; its stream, which decodes packets; all packets with content, in the order of the file.
+
+    Raises:
+        UserError: as `probe` does.
+    """
+    path = Path(path)
+    with _open(path) as container:
+        packets: list[av.Packet] = []
+        info = _count(container, path, packets)
+        yield info, container.streams.video[0], packets
+
+
+def _count(container: av.container.InputContainer, path: Path, packets: list[av.Packet] | None = None) -> VideoInfo:
+    """Demux to the end, count, and put the packets into a list where one is given."""
+    stream = container.streams.video[0]
+    codec = stream.codec_context
+    num_frames = num_hidden = 0
+    try:
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise _damaged(path, ValueError(f"the file ends within frame {num_frames}"))
+            # An edit list may hide packets that only feed the decoder.
+            num_frames += bool(packet.size and not packet.is_discard)
+            num_hidden += bool(packet.size and packet.is_discard)
+            if packets is not None and packet.size:
+                packets.append(packet)
+    except av.FFmpegError as error:
+        raise _damaged(path, error) from None
+    if num_frames == 0:
+        raise UserError(f"{path} has 0 frames", allowed="a video with at least one frame")
+    if num_frames + num_hidden < stream.frames:
+        raise _damaged(path, ValueError(f"it ends after {num_frames} of the {stream.frames} frames that it states"))
+    rate = stream.average_rate or stream.guessed_rate
+    if not rate:
+        raise UserError(f"{path} states no frame rate", next_step="encode it again with a frame rate")
+    return VideoInfo(
+        path, codec.codec.canonical_name, codec.pix_fmt, codec.height, codec.width, Fraction(rate), num_frames
+    )
+
+
+def decode_frames(path: str | Path) -> Iterator[av.VideoFrame]:
+    """Decode a video frame by frame, without the cost of turning each into RGB.
+
+    Yields:
+        PyAV frames in the order in which they are shown; `to_ndarray(format="rgb24")` gives frame_HWC.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    path = Path(path)
+    with _open(path) as container:
+        container.streams.video[0].thread_type = "AUTO"
+        try:
+            yield from container.decode(video=0)
+        except av.FFmpegError as error:
+            raise _damaged(path, error) from None
+
+
+def iter_frames(path: str | Path) -> Iterator[np.ndarray]:
+    """Decode a video frame by frame.
+
+    Yields:
+        frame_HWC, uint8, 0-255, RGB.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    for frame in decode_frames(path):
+        yield frame.to_ndarray(format="rgb24")
+
+
+def read_video(path: str | Path) -> np.ndarray:
+    """Decode a whole video.
+
+    Returns:
+        video_THWC, uint8, 0-255, RGB.
+
+    Raises:
+        UserError: if the file is missing, damaged, or has no frames.
+    """
+    frames = list(iter_frames(path))
+    if not frames:
+        raise UserError(f"{path} has 0 frames", allowed="a video with at least one frame")
+    return np.stack(frames)
+
+
+def write_video(
+    path: str | Path, frames: Iterable[np.ndarray], fps: int, codec: str = "h264", crf: int = 18, gop: int = 2
+) -> int:
+    """Encode frames to an mp4 whose bytes depend on nothing but the arguments; written atomically.
+
+    Args:
+        path: The file to write.
+        frames: frame_HWC each, uint8, 0-255, RGB, all of one even size.
+        fps: Frames a second.
+        codec: A key of `ENCODERS`.
+        crf: Quality, lower is better.
+        gop: Frames between key frames.
+
+    Returns:
+        The number of frames written.
+    """
+    num_frames = 0
+    with video_writer(path, fps, codec, crf, gop) as write:
+        for frame in frames:
+            write(frame)
+            num_frames += 1
+    return num_frames
+
+
+@contextmanager
+def video_writer(
+    path: str | Path, fps: int, codec: str = "h264", crf: int = 18, gop: int = 2
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Open an mp4 that is given frame by frame, so that several can be written of one pass over their source.
+
+    Args:
+        path: As `write_video` takes it; the others too.
+
+    Yields:
+        What takes the next frame_HWC. The file is there, whole, when the context ends without an error.
+    """
+    encoder, options = ENCODERS[codec]
+    num_frames = 0
+    with (
+        atomic_file(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact", "movflags": "+faststart"}) as out,
+    ):
+        stream = out.add_stream(encoder, rate=fps, options={**options, "crf": str(crf), "g": str(gop)})
+        stream.codec_context.flags |= av.codec.context.Flags.bitexact
+        stream.pix_fmt = "yuv420p"
+
+        def write(frame_HWC: np.ndarray) -> None:
+            nonlocal num_frames
+            if num_frames == 0:
+                stream.height, stream.width = frame_HWC.shape[:2]
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")))
+            num_frames += 1
+
+        yield write
+        if num_frames:
+            out.mux(stream.encode())
+        else:
+            raise ValueError(f"no frames to write to {path}")
+
+
+def fit_frame(frame_HWC: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
+    """Resize a frame with its aspect ratio kept.
+
+    Args:
+        frame_HWC: uint8, RGB.
+        height: Wanted pixels.
+        width: Wanted pixels.
+        fit: "crop" fills the size and cuts what stands over, evenly; "pad" shows all and adds black borders.
+
+    Returns:
+        frame_HWC of the wanted size; the same array when it has that size already.
+    """
+    source_height, source_width = frame_HWC.shape[:2]
+    if (source_height, source_width) == (height, width):
+        return frame_HWC
+    scales = (height / source_height, width / source_width)
+    scale = max(scales) if fit == "crop" else min(scales)
+    inner_height, inner_width = max(1, round(source_height * scale)), max(1, round(source_width * scale))
+    kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    resized = cv2.resize(frame_HWC, (inner_width, inner_height), interpolation=kind)
+    if fit == "crop":
+        top, left = (inner_height - height) // 2, (inner_width - width) // 2
+        return np.ascontiguousarray(resized[top : top + height, left : left + width])
+    top, left = (height - inner_height) // 2, (width - inner_width) // 2
+    padded = np.zeros((height, width, 3), np.uint8)
+    padded[top : top + inner_height, left : left + inner_width] = resized
+    return padded
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read a PNG or JPEG.
+
+    Returns:
+        frame_HWC, uint8, 0-255, RGB.
+
+    Raises:
+        UserError: if it is missing or not an image.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist", allowed="a PNG or JPEG image")
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB) if path.stat().st_size else None
+    if pixels is None:
+        raise UserError(f"{path} cannot be read as an image", allowed="a PNG or JPEG image")
+    return pixels
+
+
+def frame_sha256(frame_HWC: np.ndarray) -> str:
+    """Return the hash of a frame's size and pixels, the same whatever file it was read from.
+
+    Args:
+        frame_HWC: uint8, 0-255, RGB.
+
+    Returns:
+        Hex SHA-256 over `HxW` in ASCII and the RGB bytes, row by row.
+    """
+    height, width = frame_HWC.shape[:2]
+    return hashlib.sha256(f"{height}x{width}".encode() + frame_HWC.tobytes()).hexdigest()
+
+
+def write_png(path: str | Path, frame_HWC: np.ndarray) -> None:
+    """Write uint8 RGB pixels as PNG, without loss, atomically."""
+    done, data = cv2.imencode(".png", cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2BGR))
+    assert done, "PNG encoding of a uint8 array does not fail"
+    with atomic_file(path) as temporary:
+        data.tofile(temporary)
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist", allowed="a video file")
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, ValueError) as error:
+        raise _damaged(path, error) from None
+    if not container.streams.video:
+        container.close()
+        raise UserError(f"{path} has no video stream", allowed="an mp4 with a video stream")
+    return container
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return UserError(
+        f"{path} is damaged or is not a video",
+        actual=reason,
+        allowed="a whole mp4",
+        next_step="copy it again from its source, or take it out of the dataset",
+    )

@@ -1,0 +1,112 @@
+"""Several cameras in one picture: the world model dreams them together, and export takes them apart again.
+
+Axes: H height, W width, C channels. Frames are uint8, 0-255, RGB.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dreamgen.errors import UserError
+
+if TYPE_CHECKING:  # the command's help reads records, and with them this, before anything heavy
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class View:
+    """Which part of the picture is whose, in pixels.
+
+    Args:
+        camera: Name of the video feature.
+        top: Its first row.
+        left: Its first column.
+        height: Rows.
+        width: Columns.
+    """
+
+    camera: str
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> View:
+        """Read what `asdict` and JSON made of one."""
+        return cls(**values)
+
+    def cut(self, frame_HWC: np.ndarray) -> np.ndarray:
+        """Return this camera's part of a picture of all."""
+        return frame_HWC[self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+def short_name(camera: str) -> str:
+    """Return a video feature's name without `observation.images.`."""
+    return camera.removeprefix("observation.images.")
+
+
+def tiled_views(cameras: Sequence[str], height: int, width: int) -> tuple[View, ...]:
+    """Share a picture out to cameras: rows from left to right, as many columns as rows or one more, all tiles alike.
+
+    Args:
+        cameras: In their order; two stand beside one another, three leave the last of four tiles black.
+        height: Pixels of the picture.
+        width: Pixels of the picture.
+
+    Raises:
+        UserError: if that leaves a tile no pixels.
+    """
+    num_columns = math.ceil(math.sqrt(len(cameras)))
+    num_rows = math.ceil(len(cameras) / num_columns)
+    # Even, as encoders halve the colours' size; what is left over at the edges stays black.
+    tile_height, tile_width = height // num_rows // 2 * 2, width // num_columns // 2 * 2
+    if min(tile_height, tile_width) < 2:
+        raise UserError(
+            "the picture is too small for so many cameras", actual=f"{len(cameras)} in {width} x {height}",
+            next_step="fewer --prepare.cameras, or a larger video.height and video.width",
+        )  # fmt: skip
+    places = (divmod(number, num_columns) for number in range(len(cameras)))
+    return tuple(
+        View(camera, row * tile_height, column * tile_width, tile_height, tile_width)
+        for camera, (row, column) in zip(cameras, places, strict=True)
+    )
+
+
+def check_views(views: Sequence[View], height: int, width: int) -> None:
+    """Refuse views that are those of a picture of another size: what they cut out would be no camera's.
+
+    Args:
+        views: As they were recorded; none are of every size.
+        height: Pixels of the picture at hand.
+        width: Pixels of the picture at hand.
+
+    Raises:
+        UserError: with the cameras' places.
+    """
+    if views and tuple(views) != (expected := tiled_views([view.camera for view in views], height, width)):
+        raise UserError(
+            f"train/features.json has the cameras where a picture of {width} x {height} has not",
+            actual=places_told(views), allowed=places_told(expected),
+            next_step="video.height and video.width as prepare had them, or prepare into another --out",
+        )  # fmt: skip
+
+
+def places_told(views: Sequence[View]) -> str:
+    """Say which part of the picture is whose."""
+    return (
+        ", ".join(f"{short_name(v.camera)} {v.width} x {v.height} at {v.left},{v.top}" for v in views) or "one camera"
+    )
+
+
+def tile(frames: Sequence[np.ndarray], views: Sequence[View], height: int, width: int) -> np.ndarray:
+    """Put the cameras' frames, each of its view's size, into one black frame_HWC."""
+    import numpy as np
+
+    tiled_HWC = np.zeros((height, width, 3), np.uint8)
+    for frame_HWC, view in zip(frames, views, strict=True):
+        view.cut(tiled_HWC)[:] = frame_HWC
+    return tiled_HWC

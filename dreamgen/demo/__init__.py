@@ -1,0 +1,1 @@
+"""The demo: a drawn robot arm and its demonstrations."""

@@ -1,0 +1,149 @@
+"""Which clips of a run are made and which are left, and what kills leave behind.
+
+A clip is done if its record and its file agree; for a million of them this reads two columns of the journal and lists
+256 folders, rather than asking for each file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dreamgen.run.files import is_alive
+from dreamgen.run.jobs import JobRows, job_columns
+from dreamgen.run.journal import latest_records
+from dreamgen.run.records import Job, JournalRecord
+from dreamgen.run.run_folder import RunFolder
+from dreamgen.run.shard import Shard
+
+STAGE = "generate"
+FOLDERS = tuple(f"{number:02x}" for number in range(256))
+LEFT, DONE, REJECTED, FAILED = range(4)
+TEMPORARY_CLIP = re.compile(r"\.[0-9a-f]{20}\.(?P<pid>[0-9]+)-[0-9a-f]+\.tmp\.mp4")
+STALE_AFTER_S = 600.0
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How each planned clip of a share stands.
+
+    Args:
+        jobs: The share's jobs, in planned order.
+        states_N: LEFT, DONE, REJECTED or FAILED, one a job. A failed clip is tried again like one that is left.
+    """
+
+    jobs: JobRows
+    states_N: np.ndarray
+
+    @property
+    def left(self) -> JobRows:
+        """The jobs that are to be made."""
+        return self.jobs.where((self.states_N == LEFT) | (self.states_N == FAILED))
+
+    def counts(self) -> dict[str, int]:
+        """Return how many there are of each state."""
+        num_left, num_done, num_rejected, num_failed = np.bincount(self.states_N, minlength=4).tolist()
+        return {
+            "num_jobs": len(self.jobs), "num_done": num_done, "num_rejected": num_rejected, "num_failed": num_failed,
+            "num_left": num_left,
+        }  # fmt: skip
+
+
+def clip_status(run: RunFolder, shard: Shard | None = None) -> RunStatus:
+    """Find out what is done and what is left.
+
+    Args:
+        run: With jobs planned.
+        shard: Whose share; all jobs when not given.
+    """
+    ids = job_columns(run.jobs, ["clip_id"])["clip_id"].combine_chunks()
+    rows = np.flatnonzero((shard or Shard()).holds(ids))
+    return RunStatus(JobRows(run.jobs, rows), clip_states(run, ids.take(rows)))
+
+
+def clip_states(run: RunFolder, ids: pa.Array) -> np.ndarray:
+    """Say how clips stand.
+
+    Done is a clip whose file is as large as its record says, or one that was rejected. A failed clip is not, nor a
+    record without its file, nor a file without its record.
+
+    Args:
+        run: Whose journal and clips.
+        ids: Clip ids.
+
+    Returns:
+        uint8, one an id: LEFT, DONE, REJECTED or FAILED.
+    """
+    records = latest_records(run.journal, STAGE, ("status", "num_bytes"))
+    file_ids, sizes_F = clip_sizes(run)
+    record_of_N, _ = _found(ids, records["clip_id"].combine_chunks())
+    file_of_N, has_file_N = _found(ids, file_ids)
+    status = records["status"].combine_chunks().take(record_of_N)
+    wanted_N = np.asarray(records["num_bytes"].combine_chunks().take(record_of_N).fill_null(-1))
+    size_N = np.append(sizes_F, 0)[np.where(has_file_N, np.asarray(file_of_N.fill_null(0)), len(sizes_F))]
+    is_whole_N = has_file_N & ((wanted_N < 0) | (wanted_N == size_N))
+    states_N = np.full(len(ids), LEFT, np.uint8)
+    for name, state in (("ok", DONE), ("rejected", REJECTED), ("failed", FAILED)):
+        states_N[np.asarray(pc.equal(status, name).fill_null(False))] = state
+    states_N[(states_N == DONE) & ~is_whole_N] = LEFT
+    return states_N
+
+
+def todo(run: RunFolder, jobs: Sequence[Job]) -> list[Job]:
+    """List those of the jobs that are not done, in their order."""
+    states = clip_states(run, pa.array([job.clip_id for job in jobs], pa.string()))
+    return [job for job, state in zip(jobs, states, strict=True) if state in (LEFT, FAILED)]
+
+
+def clip_sizes(run: RunFolder) -> tuple[pa.Array, np.ndarray]:
+    """List the clips' files.
+
+    Returns:
+        Clip ids, and int64 bytes.
+    """
+    names: list[str] = []
+    sizes: list[int] = []
+    for _, found in run.clip_store.sizes_in(FOLDERS):
+        clips = [(name[:-4], size) for name, size in found.items() if name.endswith(".mp4") and name[0] != "."]
+        names += [name for name, _ in clips]
+        sizes += [size for _, size in clips]
+    return pa.array(names, pa.string()), np.array(sizes, np.int64)
+
+
+def remove_stale_temporaries(run: RunFolder) -> int:
+    """Remove half-written clips of processes that are gone.
+
+    A process on another machine cannot be seen from here, so a file that was written to lately is left alone.
+
+    Returns:
+        How many were removed.
+    """
+    num_removed = 0
+    for folder in run.clips.glob("??"):
+        with os.scandir(folder) as entries:
+            matches = [match for e in entries if e.name[0] == "." and (match := TEMPORARY_CLIP.fullmatch(e.name))]
+        for match in matches:
+            path = folder / match.string
+            if not is_alive(int(match["pid"])) and time.time() - path.stat().st_mtime > STALE_AFTER_S:
+                path.unlink(missing_ok=True)
+                num_removed += 1
+    return num_removed
+
+
+def mean_metric(records: Sequence[JournalRecord], *names: str) -> float | None:
+    """Return the mean, over the clips that were made, of the sum of the named figures; None without clips."""
+    sums = [sum(record.metrics[name] for name in names) for record in records if record.status == "ok"]
+    return sum(sums) / len(sums) if sums else None
+
+
+def _found(ids: pa.Array, among: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """Return where each id stands among others (null where it does not), and whether it does."""
+    places = pc.index_in(ids, value_set=among)
+    return places, np.asarray(places.is_valid())

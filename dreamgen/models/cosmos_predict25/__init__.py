@@ -1,0 +1,1 @@
+"""NVIDIA Cosmos Predict 2.5 and its small twin, mini."""

@@ -1,0 +1,107 @@
+"""Large products of the transformer's blocks in 8-bit floating point (e4m3), for jobs that ask for it.
+
+Weights are scaled for each output feature once, inputs for each token as they come (Micikevicius et al. 2022, FP8
+Formats for Deep Learning, arXiv 2209.05433). Sums are kept in higher precision by the hardware. A GPU of compute
+capability 8.9 or newer multiplies so in half the time; elsewhere the same rounding is applied to ordinary products.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import CosmosTransformer3DModel
+
+from dreamgen.errors import UserError
+
+MAX_FP8 = 448.0  # largest finite e4m3
+
+
+class Fp8Linear(torch.nn.Module):
+    """A linear layer without bias whose product is made in 8 bits.
+
+    Args:
+        linear: The layer that it stands for; it is kept, to be put back.
+    """
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        assert linear.bias is None
+        self.replaced = (linear,)  # in a tuple, so that it is no child: its weights are not this layer's
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight_8, weight_scale = _to_fp8(linear.weight.detach())
+        self.register_buffer("weight_8", weight_8, persistent=False)
+        self.register_buffer("weight_scale", weight_scale, persistent=False)
+
+    def forward(self, input_XD: torch.Tensor) -> torch.Tensor:
+        """Multiply; inputs of any leading shape."""
+        rows = input_XD.reshape(-1, self.in_features)
+        rows_8, row_scale = _to_fp8(rows)
+        if rows.is_cuda:
+            answer = torch._scaled_mm(
+                rows_8, self.weight_8.t(), scale_a=row_scale, scale_b=self.weight_scale.t(), out_dtype=torch.bfloat16
+            )
+        else:
+            answer = (rows_8.float() * row_scale) @ (self.weight_8.float() * self.weight_scale).t()
+        return answer.to(input_XD.dtype).unflatten(0, input_XD.shape[:-1])
+
+
+def require_fp8(device: torch.device) -> None:
+    """Make sure that a GPU has 8-bit products; a CPU imitates their rounding.
+
+    Raises:
+        UserError: if it has none.
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise UserError(
+            "plan.fp8 multiplies in 8 bits, which this GPU cannot",
+            actual=torch.cuda.get_device_name(device),
+            allowed="a GPU of compute capability 8.9 or newer (L40, H100, ...)",
+            next_step="--plan.fp8=false",
+        )
+
+
+class Fp8Switch:
+    """Turns a transformer's blocks to 8 bits and back; the 16-bit weights stay where they are."""
+
+    def __init__(self) -> None:
+        self._is_on = False
+
+    def on(self, transformer: CosmosTransformer3DModel) -> None:
+        """Replace the blocks' large layers, as they are now; nothing happens where that is done already."""
+        if self._is_on:
+            return
+        require_fp8(transformer.device)
+        for parent, name, linear in large_layers(transformer):
+            parent._modules[name] = Fp8Linear(linear)
+        self._is_on = True
+
+    def off(self, transformer: CosmosTransformer3DModel) -> None:
+        """Put the layers back."""
+        if not self._is_on:
+            return
+        for module in list(transformer.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, Fp8Linear):
+                    module._modules[name] = child.replaced[0]
+        self._is_on = False
+
+
+def large_layers(transformer: CosmosTransformer3DModel) -> list[tuple[torch.nn.Module, str, torch.nn.Linear]]:
+    """List the layers that take a clip's tokens: self-attention, queries and output of cross-attention, feed-forward.
+
+    Returns:
+        Parent, name in it, and layer.
+    """
+    found = []
+    for block in transformer.transformer_blocks:
+        attention, cross = block.attn1, block.attn2
+        found += [(attention, name, getattr(attention, name)) for name in ("to_q", "to_k", "to_v")]
+        found += [(attention.to_out, "0", attention.to_out[0])]
+        found += [(cross, "to_q", cross.to_q), (cross.to_out, "0", cross.to_out[0])]
+        found += [(block.ff.net[0], "proj", block.ff.net[0].proj), (block.ff.net, "2", block.ff.net[2])]
+    return found
+
+
+def _to_fp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale each row to the range of e4m3 and round. Returns the rows and float32 scales, (rows, 1)."""
+    scale = rows.float().abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / MAX_FP8
+    return (rows.float() / scale).clamp(-MAX_FP8, MAX_FP8).to(torch.float8_e4m3fn), scale

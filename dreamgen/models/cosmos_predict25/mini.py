@@ -1,0 +1,126 @@
+"""The mini world model: the real pipeline's own classes at small size with random weights, saved as diffusers saves it.
+
+Its clips look like noise. It exists so that the path on a CPU and the path of the real model are one path.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, Cosmos2_5_PredictBasePipeline, CosmosTransformer3DModel, UniPCMultistepScheduler
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from dreamgen.config.loading import configs_folder, read_yaml
+from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker
+from dreamgen.models.quiet import quiet_loaders
+from dreamgen.run.files import atomic_folder
+
+# Turns of a conversation in the form that the real text encoder was trained on; text parts only.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>",
+    "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>",
+)  # fmt: skip
+
+
+def ensure_mini(folder: Path) -> Path:
+    """Return `folder` with the mini model in it, building it at the first call."""
+    if not folder.exists():
+        save_mini(folder, read_yaml(configs_folder() / "models" / "mini.yaml"))
+    return folder
+
+
+def save_mini(folder: Path, sizes: dict[str, Any]) -> None:
+    """Build the mini pipeline and save it whole with `save_pretrained`.
+
+    Args:
+        folder: It must not exist yet.
+        sizes: The shape of configs/models/mini.yaml.
+    """
+    save_pipeline(build_mini(sizes), folder)
+
+
+def save_pipeline(pipe: Cosmos2_5_PredictBasePipeline, folder: Path) -> None:
+    """Save a pipeline that `build_mini` made, whole or not at all, so that it loads without this package."""
+    with atomic_folder(folder) as temporary, quiet_loaders():
+        # The checker that lets everything pass is ours; a saved model must load without this package.
+        pipe.register_to_config(safety_checker=(None, None))
+        pipe.save_pretrained(temporary, safe_serialization=True)
+
+
+def build_mini(sizes: dict[str, Any]) -> Cosmos2_5_PredictBasePipeline:
+    """Make the pipeline with random weights drawn from `sizes["seed"]`.
+
+    Returns:
+        The pipeline on the CPU, in float32.
+    """
+    tokenizer = byte_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(sizes["seed"])
+        text_encoder = _text_encoder(sizes["text_encoder"], tokenizer)
+        # What follows from the text encoder, the features of all its layers together, need not be in the recipe.
+        text = sizes["text_encoder"]
+        config = {
+            "crossattn_proj_in_channels": text["hidden_size"] * text["num_hidden_layers"], **sizes["transformer"]
+        }  # fmt: skip
+        transformer = CosmosTransformer3DModel(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+        vae = AutoencoderKLWan(**sizes["vae"])
+    return Cosmos2_5_PredictBasePipeline(
+        text_encoder=text_encoder.eval(),
+        tokenizer=tokenizer,
+        transformer=transformer.eval(),
+        vae=vae.eval(),
+        scheduler=UniPCMultistepScheduler(**sizes["scheduler"]),
+        safety_checker=NoSafetyChecker(),
+    )
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Make a tokenizer with one token a byte and the chat template; it needs no vocabulary file from a hub."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(SPECIAL_TOKENS),
+        padding_side="right",
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def _text_encoder(sizes: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            **{k: sizes[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers")},
+            **{k: sizes[k] for k in ("num_attention_heads", "num_key_value_heads")},
+            "max_position_embeddings": 1024,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 1e6, "mrope_section": list(sizes["mrope_section"]),
+            },
+            "bos_token_id": None, "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"],
+        },
+        vision_config={
+            "depth": sizes["vision_depth"], "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
+            "out_hidden_size": sizes["hidden_size"], "patch_size": sizes["vision_patch_size"],
+            "fullatt_block_indexes": [0],
+        },
+        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+    )  # fmt: skip
+    return Qwen2_5_VLForConditionalGeneration(config)

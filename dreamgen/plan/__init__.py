@@ -1,0 +1,1 @@
+"""First frames x instructions x seeds -> jobs."""

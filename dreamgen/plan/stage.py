@@ -1,0 +1,264 @@
+"""First frames x instructions x seeds -> `jobs.parquet`, with an id for each clip that hashes what determines it.
+
+Axes: H height, W width, C channels. A `frame_HWC` is uint8, 0-255, RGB.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dreamgen.config.settings import Settings
+from dreamgen.data.prompts import bare_instruction
+from dreamgen.data.video import write_video
+from dreamgen.errors import Problems, UserError
+from dreamgen.models.adapter_choice import AdapterChoice, check_choice_fits, choose_adapter
+from dreamgen.models.cosmos_predict25.loading import WorldModelSource, empty_transformer, resolve_world_model
+from dreamgen.plan.first_frames import fitted_frames, store_frames
+from dreamgen.plan.job_grid import Conditioning, JobGrid, common_values, first_of_each, spool_conditionings
+from dreamgen.plan.sources import FrameRow, FrameRows, find_rows
+from dreamgen.progress import log
+from dreamgen.run.jobs import iter_job_tables, job_columns, write_job_tables
+from dreamgen.run.records import StageResult
+from dreamgen.run.run_folder import RunFolder
+from dreamgen.run.write_errors import storage_error
+
+NUM_REFUSALS_SHOWN = 20
+NUM_PROMPTS_SHOWN = 3
+NOT_BUILT = "not built yet"
+
+
+def plan(settings: Settings, dry_run: bool = False) -> StageResult:
+    """Write the jobs that the settings ask for beside those that were planned before.
+
+    Args:
+        settings: `plan`, `video`, `model`, `seed` and `prompt_prefix` are used.
+        dry_run: Write nothing; count, and show sample prompts and the disk that the clips will take.
+
+    Returns:
+        Counts of new and known jobs, and a note for each row that was refused.
+
+    Raises:
+        UserError: if the source or the model cannot be had, or no row is usable.
+    """
+    run = RunFolder.of(settings, may_be_remote=True)
+    _check_can_plan(settings)
+    run.fetch(run.jobs, anew=True)
+    run.fetch_folder(run.adapter)
+    rows = find_rows(settings, run)
+    log(f"plan: {rows.kind}")
+    model = _model_of(settings, run, dry_run)
+    adapter = choose_adapter(settings.plan.adapter, run)
+    if adapter is not None and model.sha256 != NOT_BUILT:
+        check_choice_fits(empty_transformer(model), adapter)  # jobs for one that does not fit would stay
+    with tempfile.TemporaryDirectory() as folder:
+        tally = PlanCounts()
+        scenes = spool_conditionings(
+            read_conditionings(rows, settings, None if dry_run else run, tally), Path(folder) / "scenes"
+        )
+        if not tally.num_scenes:
+            _raise_nothing_usable(tally, settings.plan.first_frames or str(run.train))
+        common = common_values(settings, model, adapter, run)
+        asked = JobGrid(scenes, settings.plan.num_seeds, settings.prompt_prefix, common)
+        ids = asked.ids()
+        known = job_columns(run.jobs, ["clip_id"])["clip_id"].combine_chunks() if run.jobs.exists() else ids.slice(0, 0)
+        is_first = first_of_each(ids)
+        is_new = is_first & ~np.asarray(pc.is_in(ids, value_set=known))
+        num_new, num_kept = int(is_new.sum()), len(known) - int(pc.sum(pc.is_in(known, value_set=ids)).as_py() or 0)
+        metrics = {
+            "num_jobs": len(known) + num_new,
+            "num_new": num_new,
+            "num_known": len(known),
+            "num_first_frames": len(scenes.distinct("first_frame_sha256")),
+            "num_instructions": len(scenes.distinct("instruction")),
+            "num_refused": tally.num_refused,
+        }
+        notes = _notes(rows, tally, settings, run, adapter) + _count_notes(int((~is_first).sum()), num_kept)
+        if dry_run:
+            metrics["max_disk_gib"] = round(_most_bytes_a_clip(rows, settings) * num_new / 2**30, 3)
+            texts = scenes.distinct("instruction")[:NUM_PROMPTS_SHOWN].to_pylist()
+            return StageResult("plan", {}, metrics, [*notes, *_dry_run_notes(settings.prompt_prefix, texts)])
+        if num_new:
+            write_job_tables(run.jobs, _old_and_new(run, asked.tables(ids, is_new)))
+            run.publish(run.jobs)
+    outputs = {"jobs": run.shown(run.jobs), "first_frames": run.shown(run.first_frames)}
+    return StageResult("plan", outputs, metrics, notes)
+
+
+class PlanCounts:
+    """What was counted while rows were gone through; of the refusals only the first are kept."""
+
+    def __init__(self) -> None:
+        self.num_rows = self.num_own_instruction = self.num_scenes = self.num_refused = 0
+        self.refusals: list[UserError] = []
+
+    def refuse(self, error: UserError) -> None:
+        """Count a row that cannot be used."""
+        self.num_refused += 1
+        if len(self.refusals) < NUM_REFUSALS_SHOWN:
+            self.refusals.append(error)
+
+
+def read_conditionings(
+    rows: FrameRows, settings: Settings, run: RunFolder | None, tally: PlanCounts
+) -> Iterator[Conditioning]:
+    """Pair each usable first frame with its instructions, and store each distinct frame once.
+
+    Args:
+        rows: From `find_rows`.
+        settings: Clip size, fit, prefix, new instructions and `num_first_frames`.
+        run: Where frames are stored; None stores nothing.
+        tally: Takes the counts, and an error for each row that cannot be used.
+
+    Yields:
+        Scenes in the rows' order.
+    """
+    is_text = settings.plan.condition == "text"
+    most = None if is_text else settings.plan.num_first_frames
+    hashes: dict[str, str] = {}
+    distinct: set[str] = set()
+    for row in rows.rows:
+        if isinstance(row, UserError):
+            tally.refuse(row)
+            continue
+        tally.num_rows += 1
+        tally.num_own_instruction += row.instruction is not None
+        file = None if is_text or row.file is None else str(row.file)
+        if most is not None and len(distinct) >= most and file is not None and file not in hashes:
+            continue
+        try:
+            instructions = instructions_of(row, rows.crosses, settings)
+            if file is not None and file not in hashes:
+                hashes[file] = store_frames(row.file, settings, run, rows.views)
+                distinct.add(hashes[file])
+        except UserError as error:
+            tally.refuse(error)
+            continue
+        except OSError as error:
+            if told := storage_error(error, run.first_frames if run else row.file):
+                raise told from error
+            tally.refuse(UserError(f"{row.source}: cannot be read", actual=error.strerror))
+            continue
+        first_seed = settings.seed if row.seed is None else row.seed
+        tally.num_scenes += len(instructions)
+        yield from (Conditioning(hashes.get(file), text, first_seed, row.source) for text in instructions)
+
+
+def instructions_of(row: FrameRow, crosses: bool, settings: Settings) -> list[str]:
+    """Return what is to be dreamed from a first frame: new instructions where they apply, otherwise its own.
+
+    Raises:
+        UserError: if there is none, or it is empty.
+    """
+    new = settings.plan.instructions
+    if new and (crosses or row.instruction is None):
+        return [bare_instruction(text, settings.prompt_prefix) for text in new]
+    if row.instruction is None:
+        raise UserError(
+            f"{row.source} has no instruction",
+            allowed="NAME.txt beside the image, or a text in the row",
+            next_step="write it, or give --plan.instructions='[\"...\"]' for all that have none",
+        )
+    text = bare_instruction(row.instruction, settings.prompt_prefix)
+    if not text:
+        raise UserError(
+            f"{row.source}: its instruction is empty", actual=repr(row.instruction), allowed="the task in words"
+        )
+    return [text]
+
+
+def _count_notes(num_again: int, num_kept: int) -> list[str]:
+    notes = []
+    if num_again:
+        notes.append(f"{num_again} asked for the same first frame, instruction and seed: made once")
+    if num_kept:
+        notes.append(f"{num_kept} jobs that were planned before with other settings are kept")
+    return notes
+
+
+def _dry_run_notes(prefix: str, instructions: list[str]) -> list[str]:
+    return [
+        *(f"prompt: {(prefix + text)[:300]}" for text in instructions),
+        "max_disk_gib: as if every frame took as much as a first frame does alone; clips are smaller",
+        "dry run: nothing was written",
+    ]
+
+
+def _old_and_new(run: RunFolder, new: Iterator[Any]) -> Iterator[pa.Table]:
+    if run.jobs.exists():
+        yield from iter_job_tables(run.jobs)
+    yield from new
+
+
+def _check_can_plan(settings: Settings) -> None:
+    problems = Problems()
+    for text in settings.plan.instructions:
+        if not bare_instruction(text, settings.prompt_prefix):
+            problems.add("plan.instructions has an empty one", actual=repr(text), allowed="the task in words")
+    video, wanted = settings.video, settings.plan
+    if wanted.num_chunks > 1 and video.num_frames <= wanted.chunk_overlap:
+        problems.add(
+            "plan.chunk_overlap leaves nothing new in a chunk",
+            actual=f"{wanted.chunk_overlap} of video.num_frames={video.num_frames}",
+            allowed="fewer than a chunk's frames",
+        )
+    problems.raise_if_any("what cannot be planned")
+
+
+def _raise_nothing_usable(tally: PlanCounts, source: str) -> NoReturn:
+    problems = Problems()
+    problems.errors.extend(tally.refusals)
+    if tally.num_refused > len(tally.refusals):
+        problems.add(f"and {tally.num_refused - len(tally.refusals)} more")
+    problems.raise_if_any("no first frame can be used")
+    raise UserError("the source names no first frame", actual=source)
+
+
+def _model_of(settings: Settings, run: RunFolder, dry_run: bool) -> WorldModelSource:
+    if dry_run and settings.model.path == "mini" and not run.model.exists():
+        return WorldModelSource("mini", str(run.model), None, NOT_BUILT)  # building it would write
+    return resolve_world_model(settings.model, run)
+
+
+def _most_bytes_a_clip(rows: FrameRows, settings: Settings) -> int:
+    video = settings.video
+    for row in rows.rows:
+        try:
+            if isinstance(row, UserError):
+                continue
+            if row.file is None or settings.plan.condition == "text":
+                return 0  # no picture to judge from
+            frame_HWC = fitted_frames(row.file, settings, rows.views)[: video.height]
+        except (UserError, OSError):
+            continue  # refused above, with its reason
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "key_frame.mp4"
+            write_video(file, [frame_HWC], video.fps, video.codec, video.crf, video.gop)
+            return file.stat().st_size * video.num_frames * settings.plan.num_chunks
+    return 0
+
+
+def _notes(
+    rows: FrameRows, tally: PlanCounts, settings: Settings, run: RunFolder, adapter: AdapterChoice | None
+) -> list[str]:
+    notes = [f"first frames: {rows.kind}"]
+    if settings.plan.instructions and tally.num_own_instruction and not rows.crosses:
+        notes.append(
+            f"{tally.num_own_instruction} first frames keep their own instruction; plan.instructions went to the "
+            f"{tally.num_rows - tally.num_own_instruction} without one"
+        )
+    if adapter is None:
+        missing = "plan.adapter=base" if settings.plan.adapter else f"no adapter in {run.adapter}"
+        notes.append(f"{missing}: the base model dreams (dreamgen finetune makes an adapter)")
+    if 0 < settings.plan.guidance_scale <= 1:
+        notes.append(f"guidance_scale {settings.plan.guidance_scale:g} is at most 1, which the pipeline takes for off")
+    notes.extend("refused: " + str(error).replace("\n", "\n  ") for error in tally.refusals)
+    if tally.num_refused > NUM_REFUSALS_SHOWN:
+        notes.append(f"and {tally.num_refused - NUM_REFUSALS_SHOWN} more were refused")
+    return notes

@@ -1,0 +1,59 @@
+"""Reading the rows of a CSV or JSONL one by one: a broken row is told by its line, the others go on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dreamgen.errors import UserError
+
+
+def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+    """Read a CSV with a header.
+
+    Yields:
+        Each row's line number, and its cells by column or what is wrong with it.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            for values in reader:
+                if None in values:
+                    yield reader.line_num, UserError(
+                        f"{path}, line {reader.line_num}: more cells than columns", actual=str(values[None]),
+                        allowed='text with commas stands between "quotes"',
+                    )  # fmt: skip
+                else:
+                    yield reader.line_num, values
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a table", actual=str(error), allowed="UTF-8 CSV") from None
+
+
+def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+    """Read a .csv or .jsonl as `csv_rows` does."""
+    return csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path)
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+    try:
+        # Only \n ends a line: a JSON string may hold other line separators.
+        with path.open(encoding="utf-8-sig", newline="\n") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield number, _jsonl_row(f"{path}, line {number}", line)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read", actual=str(error), allowed="UTF-8, one JSON object a line") from None
+
+
+def _jsonl_row(where: str, line: str) -> dict[str, Any] | UserError:
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        return UserError(f"{where} is not JSON", actual=str(error))
+    return values if isinstance(values, dict) else UserError(f"{where} is not a JSON object", actual=line[:80])

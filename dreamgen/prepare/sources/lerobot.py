@@ -1,0 +1,164 @@
+"""A LeRobot dataset (v2.0, v2.1, v3.0) as a source of demonstrations, with its quirks said aloud.
+
+Data found in the wild names cameras that have no files, counts that do not add up and "tasks" that are marks of
+quality. What is true of the rows decides; what the metadata says besides becomes a finding.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dreamgen.config.settings import PrepareSettings
+from dreamgen.data.lerobot.metadata import Episode, LeRobotMeta, read_meta
+from dreamgen.data.lerobot.modality import usable_modality
+from dreamgen.data.lerobot.rows import EpisodeRows, instruction_of, read_rows
+from dreamgen.data.timeline import frame_index_at
+from dreamgen.data.trajectory import ACTION, STATE, read_trajectory
+from dreamgen.errors import Problems, UserError, reason_of
+from dreamgen.prepare.sources.lerobot_findings import metadata_findings, pseudo_task_findings, row_findings
+from dreamgen.prepare.sources.source import Source, SourceClip, SourceVideo, safe_names
+from dreamgen.run.records import RobotFeatures
+
+
+def open_lerobot(root: Path, settings: PrepareSettings) -> Source:
+    """Read metadata and task columns of a LeRobot dataset; vectors and pictures are read later, clip by clip.
+
+    Raises:
+        UserError: if the metadata cannot be used, or it is not clear which cameras are meant.
+    """
+    meta = read_meta(root)
+    cameras, findings = choose_cameras(meta, settings)
+    dims, names, name_findings = _vector_features(meta)
+    episodes = meta.episodes[: settings.max_episodes]
+    rows = read_rows(episodes)
+    findings += name_findings + metadata_findings(meta) + row_findings(meta, rows)
+    findings += pseudo_task_findings(meta, episodes, rows)
+    modality, problems = usable_modality(meta.modality, dims)
+    stems = safe_names(f"episode_{episode.index:06d}" for episode in episodes)
+    clips = tuple(_clip(meta, *each, cameras, dims) for each in zip(stems, episodes, rows, strict=True))
+    features = RobotFeatures(
+        robot_type=meta.info.get("robot_type") or "unknown",
+        camera=cameras[0],
+        state_names=names.get(STATE, ()),
+        action_names=names.get(ACTION, ()),
+        modality=modality or None,
+    )
+    several = cameras if len(cameras) > 1 else ()
+    return Source(f"LeRobot {meta.version}", clips, features, tuple(findings + problems), several)
+
+
+def choose_cameras(meta: LeRobotMeta, settings: PrepareSettings) -> tuple[tuple[str, ...], list[str]]:
+    """Return the cameras to use and what is odd about the others.
+
+    Args:
+        meta: The dataset.
+        settings: The user's choice, with or without `observation.images.`; the only one that has files without one.
+
+    Raises:
+        UserError: if a choice has no files, or there is no choice and not exactly one camera has files.
+    """
+    info_file = meta.root / "meta" / "info.json"
+    with_files = [
+        key for key in meta.cameras if any(key in e.videos and e.videos[key].is_file() for e in meta.episodes)
+    ]
+    findings = [
+        f"info.json names the camera {key}, but no episode has a file of it: not used"
+        for key in meta.cameras
+        if key not in with_files
+    ]
+    findings += [
+        f"{key} is stored as images, which are not read: not used"
+        for key, feature in meta.info["features"].items()
+        if feature.get("dtype") == "image"
+    ]
+    if not with_files:
+        raise UserError(
+            f"{info_file}: no camera has a video file", actual=", ".join(meta.cameras) or "no video feature",
+            allowed="at least one camera with files under videos/", next_step="copy the dataset again, with videos/",
+        )  # fmt: skip
+    if settings.cameras is not None:
+        return _wanted("prepare.cameras", settings.cameras, with_files, meta), findings
+    if settings.camera is not None:
+        return _wanted("prepare.camera", [settings.camera], with_files, meta), findings
+    if len(with_files) > 1:
+        raise UserError(
+            f"{meta.root} has several cameras", actual=", ".join(with_files), allowed="one, or a list of several",
+            next_step=f"--prepare.camera={with_files[0]}, "
+            f"or --prepare.cameras='[{', '.join(with_files)}]' for one picture of all",
+        )  # fmt: skip
+    return (with_files[0],), findings
+
+
+def _wanted(setting: str, wanted: Sequence[str], with_files: Sequence[str], meta: LeRobotMeta) -> tuple[str, ...]:
+    known = {name: key for key in with_files for name in (key.removeprefix("observation.images."), key)}
+    chosen, problems = tuple(known[name] for name in wanted if name in known), Problems()
+    for name in wanted:
+        if name not in known:
+            problems.add(
+                f"{setting} is not a camera of {meta.root} that has files", actual=name, allowed=", ".join(with_files)
+            )
+    if len(set(chosen)) < len(chosen):
+        problems.add(f"{setting} names a camera twice", actual=", ".join(wanted))
+    problems.raise_if_any(f"{setting} cannot be used")
+    return chosen
+
+
+def _vector_features(meta: LeRobotMeta) -> tuple[dict[str, int], dict[str, tuple[str, ...]], list[str]]:
+    dims, names, findings = {}, {}, []
+    for key in (STATE, ACTION):
+        feature = meta.info["features"].get(key)
+        if feature is None:
+            findings.append(f"the dataset has no {key}: the training set will have none")
+            continue
+        shape = feature.get("shape")
+        if not isinstance(shape, list | tuple) or len(shape) != 1 or not isinstance(shape[0], int):
+            raise UserError(f"{meta.root / 'meta' / 'info.json'}: {key} is not a vector", actual=shape, allowed="[N]")
+        dims[key] = shape[0]
+        given = _flat_names(feature.get("names"))
+        if len(given) != shape[0]:
+            if given:
+                findings.append(f"info.json gives {key} {shape[0]} dimensions but {len(given)} names: names not used")
+            given = tuple(f"{key.rpartition('.')[2]}_{i}" for i in range(shape[0]))
+        names[key] = given
+    return dims, names, findings
+
+
+def _flat_names(names: Any) -> tuple[str, ...]:
+    # Some datasets group names: {"motors": ["waist", ...]}.
+    if isinstance(names, dict):
+        return tuple(text for group in names.values() for text in _flat_names(group))
+    return tuple(str(name) for name in names) if isinstance(names, list | tuple) else ()
+
+
+def _clip(
+    meta: LeRobotMeta, name: str, episode: Episode, rows: EpisodeRows, cameras: Sequence[str], dims: dict[str, int]
+) -> SourceClip:
+    origin = f"episode {episode.index}"
+    try:
+        if rows.refused:
+            return SourceClip(name, origin, refused=rows.refused)
+        videos = tuple(_video(episode, camera, meta) for camera in cameras)
+        instruction, changes = instruction_of(meta, episode, rows)
+    except UserError as error:
+        return SourceClip(name, origin, refused=reason_of(error))
+    load = functools.partial(
+        read_trajectory,
+        episode.data_file,
+        dims.get(STATE),
+        dims.get(ACTION),
+        episode.index if episode.shares_file else None,
+    )
+    return SourceClip(name, origin, videos, instruction, meta.fps, load, changes)
+
+
+def _video(episode: Episode, camera: str, meta: LeRobotMeta) -> SourceVideo:
+    path = episode.videos.get(camera)
+    if path is None or not path.is_file():
+        raise UserError(f"{path or camera} does not exist", allowed="a video of the chosen camera")
+    if camera not in episode.spans_s:
+        return SourceVideo(path)
+    from_frame, to_frame = (frame_index_at(time_s, meta.fps) for time_s in episode.spans_s[camera])
+    return SourceVideo(path, from_frame, to_frame - from_frame)

@@ -1,0 +1,1 @@
+"""The run folder on disk: layout, jobs, journal, records, leases, object store."""

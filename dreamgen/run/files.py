@@ -1,0 +1,220 @@
+"""Writing so that a file or folder is whole or absent, and keeping paths that come from data inside their folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dreamgen.errors import UserError
+
+TEMPORARY = re.compile(r"\..+\.(?P<pid>[0-9]{1,7})-(?P<host>[0-9a-f]{8})[0-9a-f]{8}\.tmp.*", re.DOTALL)
+STALE_AFTER_S = 600.0
+
+
+def _this_host() -> str:
+    return hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]
+
+
+def _temporary_sibling(path: Path) -> Path:
+    # The suffix stays last: muxers and image writers choose their format by it.
+    return path.with_name(f".{path.stem}.{os.getpid()}-{_this_host()}{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+
+
+def _remove_stale_temporaries(folder: Path) -> None:
+    """Remove what processes of this host that are gone left half-written in a folder.
+
+    A process of another host cannot be seen from here; its temporaries, and all other files, are left alone.
+    """
+    for entry in os.scandir(folder):
+        match = TEMPORARY.fullmatch(entry.name)
+        if match is None or match["host"] != _this_host() or is_alive(int(match["pid"])):
+            continue
+        try:
+            if time.time() - entry.stat(follow_symlinks=False).st_mtime <= STALE_AFTER_S:
+                continue
+        except FileNotFoundError:  # another process swept it
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            Path(entry.path).unlink(missing_ok=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Say whether a process of this machine is there, whoever owns it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def _share(path: Path, mode: int) -> None:
+    # Some writers make files that only their owner reads; a run folder is for the whole team, as far as umask allows.
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(mode & ~umask)
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file's bytes, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; on success it is synced and renamed to `path`.
+
+    Args:
+        path: The final file. Its folder is made; an existing file is replaced in one step.
+
+    Raises:
+        Whatever the body raises; the temporary file is removed then and `path` is left as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_sibling(path)
+    try:
+        yield temporary
+        _share(temporary, 0o666)
+        fsync(temporary)
+        temporary.replace(path)
+        fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary sibling folder; on success it becomes `path`, so the folder is whole or absent.
+
+    Siblings that a killed process of this host left behind are removed first.
+
+    Raises:
+        UserError: if `path` already exists; nothing that a user made is ever replaced.
+    """
+    path = Path(path)
+    if path.exists():
+        raise UserError(
+            f"{path} already exists", allowed="a folder that does not exist yet", next_step="choose another output"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale_temporaries(path.parent)
+    temporary = _temporary_sibling(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for folder, _, names in os.walk(temporary, topdown=False):
+            for name in names:
+                _share(Path(folder) / name, 0o666)
+                fsync(Path(folder) / name)
+            fsync(Path(folder))
+        temporary.rename(path)
+        fsync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write JSON atomically, indented; NaN and infinity are refused because strict readers refuse them."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> dict:
+    """Read a JSON object.
+
+    Raises:
+        UserError: if the file is missing, not UTF-8, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist", next_step="check the path") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON", actual=str(error), allowed="UTF-8 JSON") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object", actual=type(value).__name__)
+    return value
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """Return the hex SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def inside(root: str | Path, relative: str | Path, named_by: str) -> Path:
+    """Resolve a path that came from data and refuse one that leaves `root`.
+
+    A snapshot in the Hugging Face cache consists of links into the blobs beside it; these count as inside.
+
+    Args:
+        root: The folder that the data owns.
+        relative: The path as the data gives it.
+        named_by: Where it was read, for the error (a file, a row).
+
+    Returns:
+        The resolved absolute path; it need not exist.
+
+    Raises:
+        UserError: if the path is absolute, leads outside `root` through `..` or a symbolic link, or cannot be one.
+    """
+    root = Path(root).resolve()
+    try:
+        resolved = (root / relative).resolve()
+        os.lstat(resolved)  # says of a name that it is too long
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        raise UserError(f"{named_by} names no path", actual=f"{str(relative)[:80]!r}: {error}"[:200]) from None
+    owned = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    lexically_inside = Path(os.path.normpath(root / relative)).is_relative_to(root)
+    if not Path(relative).is_absolute() and lexically_inside and any(map(resolved.is_relative_to, owned)):
+        return resolved
+    if lexically_inside and not Path(relative).is_absolute():
+        raise UserError(
+            f"{named_by} leads outside its dataset by a symbolic link", actual=f"{relative} -> {resolved}",
+            allowed=f"files below {root}", next_step="copy the linked files into the dataset",
+        )  # fmt: skip
+    raise UserError(
+        f"{named_by} names a path outside its dataset",
+        actual=str(relative),
+        allowed=f"a relative path below {root}",
+        next_step="mend the path; data may not reach other folders",
+    )
+
+
+def existing_folder(path: str | Path, purpose: str) -> Path:
+    """Return `path` if it is a folder with something in it.
+
+    Raises:
+        UserError: if it is missing, a file, or empty.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{purpose}: folder does not exist", actual=str(path), next_step="check the path")
+    if not path.is_dir():
+        raise UserError(f"{purpose}: not a folder", actual=str(path), allowed="a folder")
+    if not any(path.iterdir()):
+        raise UserError(f"{purpose}: folder is empty", actual=str(path), allowed="a folder with data in it")
+    return path

@@ -1,0 +1,218 @@
+"""The run folder: where each stage's files lie, and the record of the settings that made them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import draccus
+import yaml
+
+from dreamgen.config.loading import changed_settings, read_yaml
+from dreamgen.config.settings import GenerateSettings, Settings, default_of
+from dreamgen.errors import UserError
+from dreamgen.run.files import write_text
+from dreamgen.run.store import Store, is_url
+
+OF_ONE_CALL = ("limit", "shard", "clips_per_gpu_hour")
+SHARED = ("out", "demos", "seed", "prompt_prefix", "model", "video")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run; stages meet only here.
+
+    Args:
+        root: The folder on this machine. Of a run in an object store it holds what was needed from there so far.
+        store: The object store; None for a run on this machine.
+    """
+
+    root: Path
+    store: Store | None = None
+
+    @classmethod
+    def of(cls, settings: Settings, may_be_remote: bool = False) -> RunFolder:
+        """Return the run folder that the settings name.
+
+        Args:
+            settings: `out` is used.
+            may_be_remote: Whether the caller reads and writes through `fetch` and `publish`.
+
+        Raises:
+            UserError: if none is named, it cannot be written to, or it is in an object store and must not be.
+        """
+        if not settings.out:
+            raise UserError("no run folder given", next_step="add --out runs/NAME")
+        if is_url(settings.out):
+            if not may_be_remote:
+                raise _must_be_local(settings.out)
+            return cls(_copy_of(settings.out), Store(settings.out))
+        root = Path(settings.out)
+        nearest = next(path for path in (root, *root.absolute().parents) if path.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise UserError(
+                f"{root} cannot be a run folder",
+                actual=f"{nearest} is not a folder that can be written to",
+                next_step="choose another --out",
+            )
+        return cls(root)
+
+    settings_file = property(lambda self: self.root / "run.yaml")
+    model = property(lambda self: self.root / "model")
+    train = property(lambda self: self.root / "train")
+    cache = property(lambda self: self.root / "cache")
+    adapter = property(lambda self: self.root / "adapter")
+    finetune_logs = property(lambda self: self.root / "finetune")
+    idm = property(lambda self: self.root / "idm")
+    first_frames = property(lambda self: self.root / "first_frames")
+    texts = property(lambda self: self.root / "texts")
+    jobs = property(lambda self: self.root / "jobs.parquet")
+    clips = property(lambda self: self.root / "clips")
+    journal = property(lambda self: self.store / "journal" if self.store else self.root / "journal")
+    clip_store = property(lambda self: (self.store or Store(str(self.root))) / "clips")
+    labels = property(lambda self: self.root / "labels")
+    scores = property(lambda self: self.root / "scores")
+    datasets = property(lambda self: self.root / "datasets")
+    report = property(lambda self: self.root / "report.html")
+
+    def clip_file(self, clip_id: str) -> Path:
+        """Return where a clip's mp4 lies; two hex digits of the id keep folders small."""
+        return self.clips / clip_id[:2] / f"{clip_id}.mp4"
+
+    def label_file(self, clip_id: str) -> Path:
+        """Return where a clip's actions and states lie (parquet, one row a frame)."""
+        return self.labels / clip_id[:2] / f"{clip_id}.parquet"
+
+    def first_frame_file(self, sha256: str) -> Path:
+        """Return where a first frame lies, already at the clip's size (PNG, RGB), by the hash of its pixels."""
+        return self.first_frames / sha256[:2] / f"{sha256[:32]}.png"
+
+    def need(self, path: Path, made_by: str) -> Path:
+        """Return `path`, or say which command makes it.
+
+        Raises:
+            UserError: if it does not exist.
+        """
+        if not self.fetch(path, anew=True).exists():
+            raise UserError(
+                f"{self.shown(path)} does not exist yet", next_step=f"dreamgen {made_by} --out {self}   (it makes this)"
+            )
+        return path
+
+    def __str__(self) -> str:
+        return str(self.store or self.root)
+
+    def shown(self, path: Path) -> Path | Store:
+        """Return a path of this run as its users know it: in the object store, where the run is there."""
+        return self.store / self._name(path) if self.store else path
+
+    def absolute(self) -> RunFolder:
+        """Return this run by a path that holds in every working directory."""
+        return dataclasses.replace(self, root=self.root.resolve())
+
+    def fetch(self, path: Path, anew: bool = False) -> Path:
+        """Bring a file of the run to this machine, where the run is in an object store.
+
+        Args:
+            path: Where it lies, or is to lie, below `root`.
+            anew: Replace a copy that is here already; for files that change.
+
+        Returns:
+            `path`; it exists if the file does.
+        """
+        if self.store is not None and (anew or not path.exists()):
+            try:
+                self.store.download(self._name(path), path)
+            except FileNotFoundError:
+                path.unlink(missing_ok=True)
+        return path
+
+    def fetch_folder(self, path: Path) -> Path:
+        """Bring a flat folder of the run to this machine, where the run is in an object store."""
+        if self.store is not None:
+            for name, size in self.store.sizes(self._name(path)).items():
+                if not (path / name).is_file() or (path / name).stat().st_size != size:
+                    self.store.download(f"{self._name(path)}/{name}", path / name)
+        return path
+
+    def publish(self, path: Path, keep: bool = True) -> None:
+        """Copy a file that was written on this machine to the object store, where the run is there.
+
+        Args:
+            path: Below `root`.
+            keep: Leave the copy on this machine.
+        """
+        if self.store is not None:
+            self.store.upload(path, self._name(path))
+            if not keep:
+                path.unlink()
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def check_unchanged(self, settings: Settings, sections: Sequence[str], but: Sequence[str] = ()) -> None:
+        """Refuse to go on in a run that was made with other settings.
+
+        Args:
+            settings: What the command was asked to do.
+            sections: The stages whose output is being continued.
+            but: Settings of those stages that may change all the same.
+
+        Raises:
+            UserError: listing each setting that differs from run.yaml.
+        """
+        if not self.fetch(self.settings_file, anew=True).exists():
+            return
+        recorded = read_yaml(self.settings_file)
+        changes = changed_settings(recorded, as_plain(settings), [s for s in sections if s in recorded])
+        changes = [change for change in changes if change.partition(":")[0] not in but]
+        if changes:
+            raise UserError(
+                f"{self} was made with other settings",
+                actual="; ".join(changes),
+                allowed="the same settings",
+                next_step="choose another --out, or leave the changed settings as they were",
+            )
+
+    def record(self, settings: Settings, sections: Sequence[str]) -> None:
+        """Write the settings of a stage that ran, and those that all stages share, into run.yaml."""
+        self.fetch(self.settings_file, anew=True)
+        recorded: dict[str, Any] = read_yaml(self.settings_file) if self.settings_file.exists() else {}
+        plain = as_plain(settings)
+        for name in OF_ONE_CALL:  # a limit that was recorded would stop every later call too
+            plain["generate"][name] = default_of(GenerateSettings.__dataclass_fields__[name])
+        plain["finetune"]["resume_from"] = None  # likewise
+        if "demos" in recorded and "prepare" not in sections:
+            plain["demos"] = recorded["demos"]  # another stage did not read what it was given
+        if "model" in recorded and "generate" not in sections:
+            plain["model"]["safety_checker"] = recorded["model"]["safety_checker"]  # it watched over the clips, or not
+        for name in (*SHARED, *sections):
+            recorded[name] = plain[name]
+        write_text(self.settings_file, yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True))
+        self.publish(self.settings_file)
+
+
+def as_plain(settings: Settings) -> dict[str, Any]:
+    """Return settings as nested dicts of plain values, as they stand in YAML."""
+    return draccus.encode(settings)
+
+
+def _copy_of(out: str) -> Path:
+    """Return the folder of this machine that holds what was needed so far of a run in an object store."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = out.partition("?")[0].rstrip("/").rpartition("/")[2]
+    return cache / "dreamgen" / f"{name}-{hashlib.sha256(out.encode()).hexdigest()[:12]}"
+
+
+def _must_be_local(out: str) -> UserError:
+    name = out.partition("?")[0].rstrip("/").rpartition("/")[2]
+    return UserError(
+        "this stage needs the run folder on this machine", actual=out,
+        allowed="plan, generate and status work in an object store; the other stages on a local folder",
+        next_step=f"copy the run: python -c \"import pyarrow.fs as f; f.copy_files('{out}', 'runs/{name}')\", "
+        f"then --out runs/{name}",
+    )  # fmt: skip

@@ -1,0 +1,64 @@
+"""A share of a job's clips, so that several drivers make one job without ever making the same clip."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from dreamgen.errors import UserError
+
+TEXT = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
+DIGITS = (12, 20)  # of the id that are read; the first ones name the folder
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The clips whose id leaves `index` when divided by `count`.
+
+    Args:
+        index: 0 to count - 1.
+        count: How many shares there are.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read `i/n`.
+
+        Raises:
+            UserError: if it is not of that form, or i is not below n.
+        """
+        match = TEXT.fullmatch(text.strip())
+        if not match or int(match[1]) >= int(match[2]):
+            raise UserError(
+                "generate.shard is no share of a job", actual=text, allowed="i/n with i from 0 to n - 1, such as 0/4"
+            )
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def overlaps(self, other: Shard) -> bool:
+        """Say whether there are ids that belong to both."""
+        return (self.index - other.index) % math.gcd(self.count, other.count) == 0
+
+    def holds(self, ids: Any) -> Any:
+        """Say of each id whether it belongs here.
+
+        Args:
+            ids: pyarrow strings of 20 hex digits.
+
+        Returns:
+            bool, one an id.
+        """
+        import numpy as np
+        import pyarrow.compute as pc
+
+        if self.count == 1:
+            return np.ones(len(ids), bool)
+        digits = "".join(pc.utf8_slice_codeunits(ids, *DIGITS).to_pylist())
+        return np.frombuffer(bytes.fromhex(digits), ">u4") % self.count == self.index

@@ -1,0 +1,164 @@
+"""Episodes on disk: a hundred thousand of them are a few megabytes of whole numbers in memory and rows in small files.
+
+Axes: E episodes, V videos of an episode (one a camera), T frames, D dimensions of a vector, A action, S state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dreamgen.data.video import VideoInfo
+from dreamgen.run.files import atomic_file
+from export.clip_video import ClipVideo
+from export.clips import Clip
+from export.episodes import Episode, read_small
+from export.image_statistics import LEVELS, ImageHistogram
+from export.statistics import Range
+
+VECTORS = ("action", "state")
+_LIGHT = {
+    "refused": pa.string(), "clip_id": pa.string(), "instruction": pa.string(), "kind": pa.string(),
+    "num_frames": pa.int64(), "num_bytes": pa.list_(pa.int64()), "encoding": pa.list_(pa.string()),
+    "height": pa.int32(), "width": pa.int32(), "fps": pa.int32(), "codec": pa.string(), "pix_fmt": pa.string(),
+    "label": pa.string(),
+    **{f"{vector}_{what}": pa.list_(pa.float32()) for vector in VECTORS for what in ("low", "high")},
+}  # fmt: skip
+_HEAVY = {"clip": pa.string(), "video_fps": pa.string(), "num_pictures": pa.list_(pa.int64()),
+          "image": pa.list_(pa.list_(pa.int64(), 3 * LEVELS)), **dict.fromkeys(VECTORS, pa.binary())}  # fmt: skip
+SCHEMA = pa.schema(_LIGHT | _HEAVY)
+LIGHT_COLUMNS = list(_LIGHT)
+
+
+def accepted_row(
+    clip: Clip, videos: Sequence[ClipVideo], action_TA: np.ndarray, state_TS: np.ndarray | None
+) -> dict[str, Any]:
+    """Return what is kept of a clip that may become an episode; its videos are alike but for their content."""
+    info, row = videos[0].info, {}
+    for name, matrix_TD in zip(VECTORS, (action_TA, state_TS), strict=True):
+        if matrix_TD is not None:
+            row |= {
+                name: matrix_TD.tobytes(),
+                f"{name}_low": matrix_TD.min(axis=0),
+                f"{name}_high": matrix_TD.max(axis=0),
+            }
+    return {
+        "clip_id": clip.clip_id, "instruction": clip.instruction, "kind": clip.kind, "label": clip.label.name,
+        "num_frames": info.num_frames,
+        "num_bytes": [video.num_bytes for video in videos], "encoding": [video.encoding for video in videos],
+        "height": info.height, "width": info.width, "fps": clip.fps, "codec": info.codec, "pix_fmt": info.pix_fmt,
+        "clip": clip.to_json(), "video_fps": str(info.fps),
+        "num_pictures": [video.image.num_frames for video in videos],
+        "image": [video.image.counts_CL.ravel() for video in videos], **row,
+    }  # fmt: skip
+
+
+def refused_row(clip: Clip, reason: str) -> dict[str, Any]:
+    """Return what is kept of a clip that cannot become an episode."""
+    return {"clip_id": clip.clip_id, "refused": reason}
+
+
+def write_part(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows of a few clips; the file is whole or absent."""
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), temporary, compression="zstd")
+
+
+@dataclass(frozen=True)
+class Episodes(Sequence[Episode]):
+    """The episodes of a dataset, read from disk one small file at a time; a slice knows its episodes' numbers.
+
+    Args:
+        parts: Files with their rows.
+        start: Number of the first episode.
+        part_E: Which file each is in.
+        row_E: Which row.
+        first_index_E: Number of its first frame in the dataset.
+        num_frames_E: Frames.
+        num_bytes_EV: Size of its mp4s.
+        task_E: Which of `tasks` it is.
+        encoding_EV: Equal where mp4s can share a file.
+        real_E: Whether it is a real episode, bool.
+        tasks: Distinct tasks as LeRobot formats hold them, in the order in which they first occur.
+        ranges: Smallest and largest values by vector: action and, where there are states, state.
+    """
+
+    parts: tuple[Path, ...]
+    start: int
+    part_E: np.ndarray
+    row_E: np.ndarray
+    first_index_E: np.ndarray
+    num_frames_E: np.ndarray
+    num_bytes_EV: np.ndarray
+    task_E: np.ndarray
+    encoding_EV: np.ndarray
+    real_E: np.ndarray
+    tasks: tuple[str, ...]
+    ranges: dict[str, Range]
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of all of them."""
+        return int(self.num_frames_E.sum())
+
+    def __len__(self) -> int:
+        return len(self.part_E)
+
+    @overload
+    def __getitem__(self, which: int) -> Episode: ...
+    @overload
+    def __getitem__(self, which: slice) -> Episodes: ...
+    def __getitem__(self, which):
+        if isinstance(which, slice):
+            start, stop, step = which.indices(len(self))
+            assert step == 1, "episodes of a slice are neighbours"
+            arrays = {name: value[start:stop] for name, value in vars(self).items() if name.endswith(("_E", "_EV"))}
+            first, last = (int(arrays["part_E"][0]), int(arrays["part_E"][-1])) if stop > start else (0, 0)
+            arrays["part_E"] = arrays["part_E"] - first
+            return replace(self, parts=self.parts[first : last + 1], start=self.start + start, **arrays)
+        index = range(len(self))[which]
+        return next(iter(self[index : index + 1]))
+
+    def clips(self) -> Iterator[tuple[int, int, Clip]]:
+        """Yield each episode's number, frames and clip, without its rows."""
+        opened, clips = None, None
+        for number in range(len(self)):
+            if opened != self.part_E[number]:
+                opened = self.part_E[number]
+                clips = read_small(self.parts[opened], ["clip"])["clip"]
+            clip = Clip.from_json(clips[int(self.row_E[number])].as_py())
+            yield self.start + number, int(self.num_frames_E[number]), clip
+
+    def __iter__(self) -> Iterator[Episode]:
+        opened, table = None, None
+        for number in range(len(self)):
+            if opened != self.part_E[number]:
+                opened = self.part_E[number]
+                table = read_small(self.parts[opened])
+            yield self._episode(number, table.slice(self.row_E[number], 1))
+
+    def _episode(self, number: int, row: pa.Table) -> Episode:
+        def cell(name: str) -> Any:
+            return row.column(name)[0].as_py()
+
+        num_frames, clip = cell("num_frames"), Clip.from_json(cell("clip"))
+        vectors = {name: cell(name) for name in VECTORS}
+        action_TA, state_TS = (
+            None if data is None else np.frombuffer(data, np.float32).reshape(num_frames, -1)
+            for data in vectors.values()
+        )
+        counts_VCL = row.column("image").combine_chunks().flatten().flatten().to_numpy().reshape(-1, 3, LEVELS)
+        alike = (cell("codec"), cell("pix_fmt"), cell("height"), cell("width"), Fraction(cell("video_fps")), num_frames)
+        infos = tuple(VideoInfo(path, *alike) for path in clip.videos)
+        images = tuple(map(ImageHistogram, counts_VCL, cell("num_pictures")))
+        return Episode(
+            self.start + number, int(self.first_index_E[number]), int(self.task_E[number]),
+            self.tasks[self.task_E[number]], clip, infos, action_TA, state_TS, images,
+        )  # fmt: skip

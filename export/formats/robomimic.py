@@ -1,0 +1,132 @@
+"""robomimic HDF5: one `data.hdf5`, pictures decoded, actions in [-1, 1].
+
+Axes: T frames, H height, W width, C channels (RGB), A action, S state.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from dreamgen.progress import Progress
+from dreamgen.run.files import atomic_file
+from export.episode_store import Episodes
+from export.episodes import Episode
+from export.formats.hdf5_parts import join_parts, write_next, write_pictures
+from export.spec import DatasetSpec
+from export.statistics import Range
+from export.workers import Workers
+
+FILE_NAME = "data.hdf5"
+
+# robomimic's EnvType: 1 robosuite, 2 gym, 3 iGibson. No simulator is behind a dreamed episode; 2 is what Isaac Lab
+# writes too, and unlike 1 it makes readers import no simulator.
+ENV_TYPE = 2
+VALID_EVERY = 10
+EPISODES_PER_PART = 4  # so many are decoded before they are copied into the file; disk for a few parts is all it takes
+
+
+@dataclass(frozen=True)
+class ActionScaling:
+    """action = scaled * scale + offset; a dimension that never changes has scale 1, scaled 0 and itself as offset."""
+
+    scale_A: np.ndarray
+    offset_A: np.ndarray
+
+    def scaled(self, action_TA: np.ndarray) -> np.ndarray:
+        """Return float32 actions in [-1, 1]."""
+        scaled_TA = (action_TA.astype(np.float64) - self.offset_A) / self.scale_A
+        return np.clip(scaled_TA, -1, 1).astype(np.float32)
+
+
+def action_scaling(actions: Range) -> ActionScaling:
+    """Map each dimension's smallest value to -1 and its largest to 1 (float64)."""
+    low_A, high_A = actions.low_D.astype(np.float64), actions.high_D.astype(np.float64)
+    return ActionScaling(np.where(high_A > low_A, (high_A - low_A) / 2, 1.0), (high_A + low_A) / 2)
+
+
+def write_robomimic(root: Path, episodes: Episodes, spec: DatasetSpec, workers: Workers) -> None:
+    """Write `data.hdf5` as robomimic reads it: workers decode into parts, which are copied into it, packed as they are.
+
+    Args:
+        root: An empty folder.
+        episodes: Numbered from 0.
+        spec: What they share.
+        workers: Who decodes; their number changes no value.
+    """
+    scaling = action_scaling(episodes.ranges["action"])
+    tasks = [
+        partial(write_part, root / f"part-{start:06d}.hdf5", episodes[start : start + EPISODES_PER_PART], spec, scaling)
+        for start in range(0, len(episodes), EPISODES_PER_PART)
+    ]
+    with h5py.File(root / FILE_NAME, "w") as file:
+        data = file.create_group("data")
+        data.attrs["total"] = episodes.num_frames
+        env_args = {"env_name": spec.robot_type, "type": ENV_TYPE, "env_kwargs": {"fps": spec.fps}}
+        data.attrs["env_args"] = json.dumps(env_args)
+        data.attrs["action_scale"], data.attrs["action_offset"] = scaling.scale_A, scaling.offset_A
+        data.attrs["action_names"] = json.dumps(spec.action_names)
+        data.attrs["state_names"] = json.dumps(spec.state_names)
+        with Progress("export: robomimic", len(tasks), "parts") as progress:
+
+            def written() -> Iterator[Path]:
+                for path in workers.run(tasks):
+                    yield path
+                    progress.add()
+
+            join_parts(data, written())
+        valid = valid_episodes(len(episodes))
+        for name, wanted in (("train", lambda i: i not in valid), ("valid", lambda i: i in valid)):
+            names = [_demo_name(index) for index in range(len(episodes)) if wanted(index)]
+            file.create_dataset(f"mask/{name}", data=np.array(names, dtype=np.bytes_))
+
+
+def write_part(path: Path, episodes: Episodes, spec: DatasetSpec, scaling: ActionScaling) -> Path:
+    """Write a few demos into a file of their own, whole or absent; one frame is in memory at a time.
+
+    Returns:
+        The file.
+    """
+    with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
+        for episode in episodes:
+            _write_demo(file.create_group(_demo_name(episode.index)), episode, spec, scaling)
+    return path
+
+
+def _write_demo(demo: h5py.Group, episode: Episode, spec: DatasetSpec, scaling: ActionScaling) -> None:
+    num_frames = episode.num_frames
+    demo.attrs["num_samples"] = num_frames
+    demo.attrs["task"] = episode.instruction
+    demo.attrs["clip_id"] = episode.clip_id
+    demo.create_dataset("actions", data=scaling.scaled(episode.action_TA))
+    demo.create_dataset("rewards", data=np.zeros(num_frames, np.float32))
+    demo.create_dataset("dones", data=(np.arange(num_frames) == num_frames - 1).astype(np.int64))
+    # `states` is a simulator's state, for which the robot's own is the nearest thing; readers only ask for its rows.
+    state_TS = np.empty((num_frames, 0), np.float32) if episode.state_TS is None else episode.state_TS
+    demo.create_dataset("states", data=state_TS)
+    observations = demo.create_group("obs")
+    if episode.state_TS is not None:
+        observations.create_dataset("state", data=state_TS)
+    for camera, video in zip(spec.cameras, episode.videos, strict=True):
+        write_pictures(observations, camera.short, video.path, num_frames, (spec.height, spec.width),
+                       spec.hdf5.compression)  # fmt: skip
+    if spec.hdf5.next_obs:
+        following = demo.create_group("next_obs")
+        for name, rows in observations.items():
+            write_next(following, name, rows)
+
+
+def valid_episodes(num_episodes: int) -> set[int]:
+    """Choose the episodes for validation: every tenth, or the last of two to nine; a single one is for training."""
+    every = set(range(VALID_EVERY - 1, num_episodes, VALID_EVERY))
+    return every or ({num_episodes - 1} if num_episodes > 1 else set())
+
+
+def _demo_name(index: int) -> str:
+    return f"demo_{index}"

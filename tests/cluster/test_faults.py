@@ -1,0 +1,126 @@
+"""Kills of workers, nodes and drivers by a seeded schedule; and what counts as whose fault."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dreamgen.cluster.faults import FIRST_LIMIT_S, LEAST_LIMIT_S, ClipTimes, crash_record
+from dreamgen.cluster.ray_cluster import PoolSize, local_resources, ray_pool_size, room
+from dreamgen.config.settings import GenerateSettings
+from dreamgen.errors import UserError
+from dreamgen.run.records import Job
+from tests.fixtures.jobs import SAMPLED_PLAINLY
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def job(num_frames: int) -> Job:
+    return Job(
+        clip_id="a" * 20, first_frame_sha256="b" * 64, instruction="push", prompt="push", negative_prompt="", seed=0,
+        height=32, width=48, num_frames=num_frames, fps=16, num_inference_steps=36, guidance_scale=7.0, model="mini",
+        model_sha256="c", adapter_sha256=None, dtype="float32", codec="h264", crf=18, gop=2, source="",
+        **SAMPLED_PLAINLY,
+    )  # fmt: skip
+
+
+def test_limit_of_a_clip_grows_with_its_length_and_with_what_was_measured():
+    assert ClipTimes(50.0).limit_s(job(93)) == 50.0
+    times = ClipTimes(None)
+    assert times.limit_s(job(93)) == FIRST_LIMIT_S
+    times.add(job(93), 60.0)
+    assert times.limit_s(job(93)) == LEAST_LIMIT_S
+    times.add(job(93), 600.0)
+    assert times.limit_s(job(93)) == pytest.approx(12_000)
+    assert times.limit_s(job(93 * 2)) == pytest.approx(24_000)
+
+
+def test_record_of_a_clip_that_kills_says_so():
+    record = crash_record("a" * 20, 3, RuntimeError("out of memory\nmore"))
+    assert record.status == "failed" and record.attempt == 3 and "more" in record.traceback
+    assert record.error.startswith("KilledWorkers: 3 workers") and record.error.endswith("out of memory")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "others", "nodes", "expected"),
+    [
+        (1.0, {}, [{"GPU": 8, "CPU": 64}, {"GPU": 1, "CPU": 64}, {"CPU": 64}], 9),
+        (2.0, {}, [{"GPU": 3, "CPU": 64}, {"GPU": 3, "CPU": 64}], 2),  # none lies across two nodes
+        (0.4, {}, [{"GPU": 2, "CPU": 64}], 4),  # nor across two GPUs
+        (1 / 3, {}, [{"GPU": 1, "CPU": 64}], 3),
+        (1.0, {}, [{"GPU": 8, "CPU": 3}], 3),
+        (1.0, {"big": 0.5}, [{"GPU": 8, "CPU": 64, "big": 1}, {"GPU": 8, "CPU": 64}], 2),
+    ],
+)
+def test_room_is_counted_node_by_node(gpus, others, nodes, expected):
+    assert room(PoolSize(1, gpus, GenerateSettings().cpus_per_worker, others), nodes) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "num_gpus", "num_cpus", "resources"),
+    [
+        ({}, "auto", 0, 1, {}),
+        ({}, "auto", 1, 1, {}),
+        ({}, "cuda", 2, 2, {}),
+        ({}, "auto", 8, 8, {}),
+        ({}, "cpu", 8, 1, {}),
+        ({"num_workers": 3}, "auto", 0, 3, {}),
+        ({"num_workers": 3}, "auto", 2, 3, {}),  # too many for its GPUs, which is refused once Ray runs
+        ({"cpus_per_worker": 4.0}, "auto", 2, 8, {}),
+        ({"cpus_per_worker": 0.25}, "auto", 8, 2, {}),
+        ({"gpus_per_worker": 0.5, "cpus_per_worker": 0.5}, "auto", 2, 2, {}),
+        ({"gpus_per_worker": 1 / 3}, "auto", 2, 6, {}),
+        ({"gpus_per_worker": 0.4}, "auto", 2, 4, {}),  # none lies across two GPUs
+        ({"gpus_per_worker": 2.0}, "auto", 8, 4, {}),
+        ({"gpus_per_worker": 0.0}, "auto", 2, 1, {}),
+        ({"resources_per_worker": {"fast": 0.5}}, "auto", 0, 1, {"fast": 1}),
+        ({"resources_per_worker": {"fast": 0.5}}, "auto", 8, 8, {"fast": 4}),
+    ],
+)
+def test_ray_on_this_machine_starts_with_room_for_a_worker_on_every_gpu(
+    settings, device, num_gpus, num_cpus, resources
+):
+    started = local_resources(GenerateSettings(**settings), device, num_gpus)
+    expected_gpus = 0 if device == "cpu" else num_gpus
+    assert started == {"num_cpus": num_cpus, "num_gpus": expected_gpus, "resources": resources}
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "settings", "expected"),
+    [
+        (2, {}, PoolSize(2, 1.0, 1.0, {}, is_fixed=False)),
+        (
+            2,
+            {"gpus_per_worker": 0.5, "cpus_per_worker": 0.5, "resources_per_worker": {"fast": 0.25}},
+            PoolSize(4, 0.5, 0.5, {"fast": 0.25}, is_fixed=False),
+        ),
+        (0, {"resources_per_worker": {"fast": 0.25}}, PoolSize(1, 0.0, 1.0, {"fast": 0.25}, is_fixed=False)),
+    ],
+)
+def test_a_ray_that_is_started_here_has_that_room(monkeypatch, num_gpus, settings, expected):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: num_gpus)  # Ray counts what it is told
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with ray_pool_size(GenerateSettings(**settings), "auto") as size:
+        assert size == expected
+
+
+def test_ray_is_not_started_for_a_gpu_that_is_not_there():
+    with pytest.raises(UserError, match="Ray knows of none"):
+        local_resources(GenerateSettings(), "cuda", 0)
+
+
+def test_nothing_is_lost_or_made_twice_when_workers_nodes_and_drivers_are_killed(tmp_path):
+    command = ["benchmarks/faults.py", "--kills", "3", "--clips", "12", "--nodes", "2", "--seed", "3"]
+    done = subprocess.run(
+        [sys.executable, *command, "--out", str(tmp_path / "faults.json")],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr + done.stdout
+    metrics = json.loads((tmp_path / "faults.json").read_text())
+    assert {kill["kind"] for kill in metrics["kills"]} == {"worker", "node", "driver"}
+    assert metrics["num_clips"] == 12 and metrics["driver_starts"] >= 2
+    assert [metrics[name] for name in ("num_lost", "num_twice", "num_other_bytes")] == [0, 0, 0]

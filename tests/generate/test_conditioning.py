@@ -1,0 +1,115 @@
+"""Clips that begin with five frames, with text alone, and long ones made of several; levels as jobs carry them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dreamgen.curate.stage import judge_clip
+from dreamgen.data.conditioning_frames import read_conditioning_frames
+from dreamgen.data.video import probe, read_video, write_video
+from dreamgen.errors import UserError
+from dreamgen.generate.clip import dream_clip, make_clip, noise_for, sample_chunk
+from dreamgen.models.cosmos_predict25.pixels import decode
+from dreamgen.models.cosmos_predict25.step_skipping import StepSkipping, level_step_skipping
+from dreamgen.plan.stage import plan
+from dreamgen.run.jobs import read_jobs
+from dreamgen.run.run_folder import RunFolder
+from tests.fixtures.world import HEIGHT, WIDTH, clip_maker, frame, make_world, tiny_settings, write_pairs
+
+NUM_FRAMES = 9
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    base = tmp_path_factory.mktemp("conditions")
+    make_world(base / "world")
+    write_pairs(base / "pairs")
+    for name, num_frames in (("long", 7), ("short", 3)):
+        video_THWC = np.stack([frame(index) for index in range(num_frames)])
+        write_video(base / "videos" / f"{name}.mp4", video_THWC, 16, crf=1)
+        (base / "videos" / f"{name}.txt").write_text("go on", encoding="utf-8")
+    return base
+
+
+def planned(base, out, source=None, **wanted):
+    settings = tiny_settings(out, base / "world", source and base / source, plan=wanted)
+    settings = replace(settings, video=replace(settings.video, num_frames=NUM_FRAMES))
+    return settings, plan(settings), RunFolder.of(settings)
+
+
+def test_a_clip_goes_on_from_the_first_five_frames_of_a_video(base, tmp_path):
+    settings, result, run = planned(base, tmp_path / "run", "videos", condition="video")
+    assert result.metrics["num_jobs"] == 1 and any("too short to go on from" in note for note in result.notes)
+    (job,) = read_jobs(run.jobs)
+    given_THWC = read_conditioning_frames(run, job)
+    assert given_THWC.shape == (5, HEIGHT, WIDTH, 3) and job.num_given_frames == 5
+    np.testing.assert_array_equal(given_THWC, read_video(base / "videos" / "long.mp4")[:5])
+    maker = clip_maker(settings, run)
+    assert make_clip(maker, job).status == "ok"
+    likened = judge_clip(run, job, settings.curate).metrics
+    assert likened["num_frames"] == likened["wanted_num_frames"] == NUM_FRAMES
+    assert likened["first_frame_psnr_db"] is not None
+
+
+def test_a_clip_from_text_alone_needs_no_picture(base, tmp_path):
+    wanted = {"condition": "text", "instructions": ["wave", "nod"], "num_seeds": 2}
+    settings, result, run = planned(base, tmp_path / "run", **wanted)
+    assert result.metrics["num_jobs"] == 4 and result.metrics["num_first_frames"] == 0
+    jobs = read_jobs(run.jobs)
+    assert {job.first_frame_sha256 for job in jobs} == {None} and not run.first_frames.exists()
+    maker = clip_maker(settings, run)
+    assert [make_clip(maker, job).status for job in jobs] == ["ok"] * 4
+    record = judge_clip(run, jobs[0], settings.curate)
+    assert record.metrics["first_frame_psnr_db"] is None and "first frame" not in (record.reason or "")
+
+
+@pytest.mark.parametrize("overlap", [1, 5])
+def test_a_long_clip_is_joined_without_a_repeated_frame(base, tmp_path, overlap):
+    settings, _, run = planned(base, tmp_path / "run", "pairs", num_chunks=3, chunk_overlap=overlap)
+    job = read_jobs(run.jobs)[0]
+    assert job.num_frames == 3 * NUM_FRAMES - 2 * overlap and job.frames_a_chunk == NUM_FRAMES
+    maker = clip_maker(settings, run)
+    assert make_clip(maker, job).status == "ok"
+    assert probe(run.clip_file(job.clip_id)).num_frames == job.num_frames
+    video_THWC = dream_clip(maker, job)[0].numpy()
+
+    # By hand: the second chunk begins with the first one's last frames, which the clip holds once.
+    first_THWC = decode(maker.pipe, sample_chunk(maker, job, 0, read_conditioning_frames(run, job)))
+    second_THWC = decode(maker.pipe, sample_chunk(maker, job, 1, first_THWC[-overlap:]))
+    start = NUM_FRAMES - overlap
+    np.testing.assert_array_equal(video_THWC[:start], first_THWC[:start])
+    np.testing.assert_array_equal(video_THWC[start : 2 * start], second_THWC[:start])
+    assert not torch.equal(noise_for(job, 0), noise_for(job, 1))
+
+
+def test_levels_stand_in_the_job_and_in_its_id(base, tmp_path):
+    jobs = {}
+    for level, fp8 in (("exact", False), ("balanced", False), ("turbo", True)):
+        settings, _, run = planned(base, tmp_path / level, "pairs", level=level, fp8=fp8, num_inference_steps=12)
+        jobs[level] = read_jobs(run.jobs)[0]
+        assert StepSkipping.from_json(jobs[level].shortcuts) == level_step_skipping(level, fp8)
+    assert len({job.clip_id for job in jobs.values()}) == 3
+    maker = clip_maker(settings, run)
+    # The same noise for all: only the level differs.
+    alike = [replace(job, clip_id=jobs["exact"].clip_id) for job in jobs.values()]
+    exact, balanced, turbo, again = (dream_clip(maker, job)[0].float() for job in (*alike, alike[0]))
+    assert torch.equal(exact, again)  # nothing of a level is left behind
+    assert 0 < (balanced - exact).abs().mean() < 40 and 0 < (turbo - exact).abs().mean() < 40
+
+
+def test_chunks_that_cannot_be_joined_are_refused(base, tmp_path):
+    settings = tiny_settings(tmp_path, base / "world", base / "pairs", plan={"num_chunks": 2, "chunk_overlap": 5})
+    with pytest.raises(UserError, match="chunk_overlap"):
+        plan(settings)  # the tiny clip has five frames
