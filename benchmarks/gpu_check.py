@@ -30,7 +30,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from synthetic_run import INSTRUCTIONS, drawn_frames, make_run
 from dreamgen.config.loading import configs_folder, find_preset, read_yaml
 from dreamgen.config.settings import ExportSettings, Settings
 from dreamgen.data.video import write_png
-from dreamgen.run.files import sha256_of_file
+from dreamgen.run.files import read_json, sha256_of_file
 from dreamgen.run.jobs import read_jobs
 from dreamgen.run.journal import read_journal
 from dreamgen.run.records import Job
@@ -54,18 +54,12 @@ NUM_DEMOS = 3
 KILL_TRIES = 3  # a fast stage may end before it is killed; then its results are removed and it starts again
 RUN_STAGES = ("prepare", "finetune", "plan", "generate", "inverse dynamics", "label", "curate", "export", "check",
               "report")  # fmt: skip
-STAGES = (
-    "build model", "draw demonstrations", *(f"run: {name}" for name in RUN_STAGES), "run", "finetune.launch dora",
-    "generate --dry_run", "plan turbo", "plan second adapter", "generate killed", "generate resumed", "label killed",
-    "label resumed", "curate killed", "curate resumed", "finetune --dry_run lora", "finetune --dry_run dora",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Estimate:
     """What `--dry_run` said beside what was measured."""
 
-    what: str
     estimated: float | None
     measured: float | None
 
@@ -74,7 +68,6 @@ class Estimate:
 class ResumeCheck:
     """How many results of a resumed stage equal those of the undisturbed run."""
 
-    what: str
     num_compared: int
     num_equal: int
 
@@ -87,17 +80,15 @@ class Check:
         args: The command line.
         num_gpus: GPUs of this machine.
         commands: Runs the commands.
-        estimates: Grows.
-        resumed: Grows.
-        estimated_hours: GPU hours of the undisturbed run's clips, by `generate --dry_run`.
+        estimates: By what is estimated.
+        resumed: By what is compared.
     """
 
     args: argparse.Namespace
     num_gpus: int
     commands: MeasuredCommands
-    estimates: list[Estimate] = field(default_factory=list)
-    resumed: list[ResumeCheck] = field(default_factory=list)
-    estimated_hours: float | None = None
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    resumed: dict[str, ResumeCheck] = field(default_factory=dict)
 
     work = property(lambda self: Path(self.args.work))
     model = property(lambda self: self.work / "model")
@@ -123,9 +114,11 @@ def main() -> int:
         def flush() -> None:
             write_figures(report_of(check, time.monotonic() - start_s), str(report))
 
+        if args.resume:
+            read_finished(check, read_json(report))
         flush()
-        for step, needs in STEPS:
-            if check.commands.is_ok(*needs):
+        for step, needs, gives in STEPS:
+            if check.commands.is_ok(*needs) and not check.commands.is_ok(*gives):
                 step(check)
     for stage in STAGES:
         if stage not in check.commands.rows:
@@ -138,6 +131,7 @@ def main() -> int:
 
 def build_model(check: Check) -> None:
     """Save the pipeline with random weights, in a process of its own so that this one takes no GPU memory."""
+    shutil.rmtree(check.model, ignore_errors=True)
     words = [str(HERE / "random_pipeline.py"), "--model", model_of(check.args.preset), "--out", str(check.model)]
     check.commands.run("build model", words)
 
@@ -147,6 +141,8 @@ def draw_demonstrations(check: Check) -> None:
     from export import export_datasets
 
     start_s, args = time.monotonic(), check.args
+    for path in (check.work / "demos", check.pairs):
+        shutil.rmtree(path, ignore_errors=True)
     video = (args.height, args.width, args.num_frames)
     folder = check.work / "demos"
     make_run(folder, NUM_DEMOS, *video, dims=7, distinct=NUM_DEMOS)
@@ -162,6 +158,7 @@ def draw_demonstrations(check: Check) -> None:
 
 def run_all_stages(check: Check) -> None:
     """Run every stage in one command; the rows of its stages come from the times of its log lines."""
+    shutil.rmtree(check.first.root, ignore_errors=True)
     words = ["-m", "dreamgen", "run", *settings_of(check), "--demos", str(check.demos), "--out", str(check.first.root)]
     command = check.commands.start("run", words)
     check.commands.finish(command)
@@ -180,7 +177,8 @@ def run_all_stages(check: Check) -> None:
 
 def train_second_adapter(check: Check) -> None:
     """Train DoRA on all GPUs; beside it, what needs no GPU: the copy of the run and its plan at level turbo."""
-    check.dora.root.mkdir()
+    for run in (check.dora, check.second):
+        shutil.rmtree(run.root, ignore_errors=True)
     shutil.copytree(check.first.train, check.dora.train)
     words = ["-m", "finetune.launch", *settings_of(check), "--finetune.method=dora",
              f"--finetune.cache_dir={check.first.cache}", "--out", str(check.dora.root)]  # fmt: skip
@@ -191,7 +189,8 @@ def train_second_adapter(check: Check) -> None:
                                                          "--dry_run", "--json"])  # fmt: skip
     if estimate is not None:
         metrics = json_result(estimate)["figures"]
-        check.estimated_hours = metrics.get("cuda_hours", metrics.get("cpu_hours"))
+        hours = metrics.get("cuda_hours", metrics.get("cpu_hours"))
+        check.estimates["generate: GPU hours of the first run"] = Estimate(hours, None)
     check.commands.run("plan turbo", [*dreamgen, "plan", "--out", str(check.second.root), "--level=turbo"])
     check.commands.finish(training)
 
@@ -214,10 +213,12 @@ def generate_with_a_kill(check: Check) -> None:
     add_clip_rates(check, "generate resumed", run)
     jobs = read_jobs(check.first.jobs)
     pairs = [(check.first.clip_file(job.clip_id), run.clip_file(job.clip_id)) for job in jobs]
-    check.resumed.append(compare_files("clips", pairs))
-    records = read_journal(check.first.journal, "generate")
+    check.resumed["clips"] = compare_files(pairs)
+    records = read_journal(run.journal, "generate")
     seconds = [records[job.clip_id].metrics["dream_s"] for job in jobs]
-    check.estimates.append(Estimate("generate: GPU hours of the first run", check.estimated_hours, sum(seconds) / 3600))
+    what = "generate: GPU hours of the first run"
+    estimated = check.estimates[what].estimated if what in check.estimates else None
+    check.estimates[what] = Estimate(estimated, sum(seconds) / 3600)
 
 
 def label_with_a_kill(check: Check) -> None:
@@ -230,7 +231,7 @@ def label_with_a_kill(check: Check) -> None:
     if is_ok:
         jobs = read_jobs(check.first.jobs)
         pairs = [(check.first.label_file(job.clip_id), run.label_file(job.clip_id)) for job in jobs]
-        check.resumed.append(compare_files("labels", pairs))
+        check.resumed["labels"] = compare_files(pairs)
 
 
 def curate_with_a_kill(check: Check) -> None:
@@ -247,14 +248,14 @@ def curate_with_a_kill(check: Check) -> None:
     if kill_and_resume(check, "curate", is_begun, undo):
         expected, actual = (scores_of(folder) for folder in (check.first, run))
         num_equal = sum(actual.get(clip_id) == row for clip_id, row in expected.items())
-        check.resumed.append(ResumeCheck("scores", len(expected), num_equal))
+        check.resumed["scores"] = ResumeCheck(len(expected), num_equal)
 
 
 def estimate_trainings(check: Check) -> None:
     """Compare the estimates of a training that has not begun with what both trainings measured."""
     for method, run in (("lora", check.first), ("dora", check.dora)):
         folder = check.work / f"estimate_{method}"
-        folder.mkdir()
+        shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(check.first.train, folder / "train")
         words = ["-m", "dreamgen", "finetune", *settings_of(check), f"--finetune.method={method}", "--out", str(folder),
                  "--dry_run", "--json"]  # fmt: skip
@@ -264,31 +265,36 @@ def estimate_trainings(check: Check) -> None:
         estimated, rows = json_result(command)["figures"], loss_rows(run)
         steps_s = [check.num_workers / float(row["samples_per_s"]) for row in rows[1:]]
         hours = estimated.get("hours")
-        check.estimates += [
-            Estimate(
-                f"finetune {method}: seconds a step",
-                None if hours is None else 3600 * hours / check.args.num_steps,
-                statistics.median(steps_s) if steps_s else None,
-            ),
-            Estimate(
-                f"finetune {method}: memory GiB",
-                estimated.get("memory_gib"),
-                max((float(row["memory_gib"]) for row in rows), default=None) if check.num_gpus else None,
-            ),
-        ]
+        check.estimates[f"finetune {method}: seconds a step"] = Estimate(
+            None if hours is None else 3600 * hours / check.args.num_steps,
+            statistics.median(steps_s) if steps_s else None,
+        )
+        memory_gib = max((float(row["memory_gib"]) for row in rows), default=None) if check.num_gpus else None
+        check.estimates[f"finetune {method}: memory GiB"] = Estimate(estimated.get("memory_gib"), memory_gib)
 
 
-STEPS: tuple[tuple[Callable[[Check], None], tuple[str, ...]], ...] = (
-    (build_model, ()),
-    (draw_demonstrations, ()),
-    (run_all_stages, ("build model", "draw demonstrations")),
-    (train_second_adapter, ("run",)),
-    (plan_second_adapter, ("plan turbo", "finetune.launch dora")),
-    (generate_with_a_kill, ("plan turbo",)),
-    (label_with_a_kill, ("generate resumed",)),
-    (curate_with_a_kill, ("generate resumed",)),
-    (estimate_trainings, ("run", "finetune.launch dora")),
+# What is done in order, the stages that each step needs, and the stages whose rows it adds.
+STEPS: tuple[tuple[Callable[[Check], None], tuple[str, ...], tuple[str, ...]], ...] = (
+    (build_model, (), ("build model",)),
+    (draw_demonstrations, (), ("draw demonstrations",)),
+    (run_all_stages, ("build model", "draw demonstrations"), ("run", *(f"run: {name}" for name in RUN_STAGES))),
+    (train_second_adapter, ("run",), ("finetune.launch dora", "generate --dry_run", "plan turbo")),
+    (plan_second_adapter, ("plan turbo", "finetune.launch dora"), ("plan second adapter",)),
+    (generate_with_a_kill, ("plan turbo",), ("generate killed", "generate resumed")),
+    (label_with_a_kill, ("generate resumed",), ("label killed", "label resumed")),
+    (curate_with_a_kill, ("generate resumed",), ("curate killed", "curate resumed")),
+    (estimate_trainings, ("run", "finetune.launch dora"), ("finetune --dry_run lora", "finetune --dry_run dora")),
 )
+STAGES = tuple(stage for _, _, gives in STEPS for stage in gives)
+
+
+def read_finished(check: Check, report: dict[str, Any]) -> None:
+    """Take over what an earlier call with the same work folder has finished."""
+    for values in report["rows"]:
+        if values["status"] == OK:
+            check.commands.rows[values["stage"]] = Row(**values)
+    check.estimates |= {what: Estimate(**values) for what, values in report["estimates"].items()}
+    check.resumed |= {what: ResumeCheck(**values) for what, values in report["resumed"].items()}
 
 
 def kill_and_resume(check: Check, stage: str, is_begun: Callable[[], bool], undo: Callable[[], None]) -> bool:
@@ -321,10 +327,10 @@ def copy_run(check: Check) -> None:
     shutil.copytree(check.first.root, check.second.root, ignore=shutil.ignore_patterns(*left_out))
 
 
-def compare_files(what: str, pairs: list[tuple[Path, Path]]) -> ResumeCheck:
+def compare_files(pairs: list[tuple[Path, Path]]) -> ResumeCheck:
     """Count the pairs of files with equal bytes; a missing file differs."""
     equal = [a.is_file() and b.is_file() and sha256_of_file(a) == sha256_of_file(b) for a, b in pairs]
-    return ResumeCheck(what, len(pairs), sum(equal))
+    return ResumeCheck(len(pairs), sum(equal))
 
 
 def scores_of(run: RunFolder) -> dict[str, dict[str, Any]]:
@@ -402,19 +408,20 @@ def is_out_of_time(check: Check) -> bool:
 def exit_status(check: Check) -> int:
     """Return 0 if all went well, 1 if something went wrong, 3 if only time was missing."""
     statuses = {row.status for row in check.commands.rows.values()} - {OK}
-    if statuses - {TIME_LIMIT} or any(item.num_equal < item.num_compared for item in check.resumed):
+    if statuses - {TIME_LIMIT} or any(item.num_equal < item.num_compared for item in check.resumed.values()):
         return 1
     return 3 if statuses else 0
 
 
 def report_of(check: Check, elapsed_s: float) -> dict[str, Any]:
     """Return everything that is known so far, as JSON holds it."""
-    args = check.args
+    args, rows = check.args, check.commands.rows
     return {
         "machine": machine(), "preset": args.preset, "size": [args.num_frames, args.height, args.width],
         "num_inference_steps": args.num_inference_steps, "elapsed_s": round(elapsed_s, 1),
-        "rows": check.commands.to_json(), "estimates": [vars(item) for item in check.estimates],
-        "resumed": [vars(item) for item in check.resumed],
+        "rows": [asdict(rows[stage]) for stage in STAGES if stage in rows],
+        "estimates": {what: asdict(item) for what, item in check.estimates.items()},
+        "resumed": {what: asdict(item) for what, item in check.resumed.items()},
     }  # fmt: skip
 
 
@@ -474,6 +481,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--idm_num_steps", type=int, default=100, help="optimizer steps of inverse dynamics")
     parser.add_argument("--clips_per_gpu", type=int, default=2, help="of each adapter and level; at least 2")
     parser.add_argument("--limit_s", type=float, default=600.0, help="for everything together")
+    parser.add_argument("--resume", action="store_true", help="go on in --work; what ended well is kept")
     parser.add_argument("--work", type=Path, help="new folder for models, runs and logs; a temporary one if not given")
     parser.add_argument("--json", default="benchmarks/results/gpu_check.json", help="where to write the metrics")
     args = parser.parse_args()

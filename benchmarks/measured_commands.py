@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +184,6 @@ class MeasuredCommands:
         """Add a row or replace the one of the same stage."""
         self.rows[row.stage] = row
         self._on_row()
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """Return the rows as plain values."""
-        return [asdict(row) for row in self.rows.values()]
 
 
 def json_result(command: Command) -> dict[str, Any]:
