@@ -15,7 +15,7 @@ from typing import overload
 
 import numpy as np
 
-from dreamgen.data.lerobot.metadata import Episodes
+from dreamgen.data.lerobot.episodes import Episodes
 from dreamgen.data.timeline import frame_index_at
 from dreamgen.errors import UserError
 from export.convert.source import SourceDataset

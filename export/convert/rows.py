@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dreamgen.data.lerobot.metadata import Episode
+from dreamgen.data.lerobot.episodes import Episode
 from dreamgen.data.timeline import frame_times_s
 from dreamgen.errors import UserError
 from export.convert.source import SourceDataset

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from dreamgen.data.lerobot.metadata import Episodes, LeRobotMeta, read_meta
+from dreamgen.data.lerobot.episodes import Episodes
+from dreamgen.data.lerobot.metadata import LeRobotMeta, read_meta
 from dreamgen.errors import Problems
 from export.convert.episode_lines import (
     FOREIGN_PREFIXES,
