@@ -10,7 +10,6 @@ import h5py
 from dreamgen.config.settings import CheckSettings
 from dreamgen.errors import UserError
 from dreamgen.run.records import StageResult
-from export.check.files import forget_folders
 from export.check.findings import Finding, Findings
 from export.check.hdf5 import aloha_files, check_aloha, check_robomimic
 from export.check.lerobot import check_lerobot
@@ -40,7 +39,6 @@ def check(path: str | Path, fast: bool = False, num_workers: int | None = None) 
 
 def _check(path: Path, fast: bool, num_workers: int | None) -> Findings:
     findings = Findings()
-    forget_folders()
     if path.is_file() and path.suffix in SUFFIXES:
         _check_hdf5_file(path, fast, num_workers, findings)
     elif (path / "meta" / "info.json").exists():

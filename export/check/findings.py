@@ -1,4 +1,4 @@
-"""What a check found: each finding names the file, the place, the value, what was expected and what comes of it."""
+"""Findings of a check: each names the file, the place, the value, what was expected and the consequence."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Finding:
     """One thing that is wrong with a dataset.
 
     Args:
-        severity: error: a trainer fails or learns something false; warning: it may.
+        severity: error: training fails or learns something wrong; warning: it may.
         code: A key of `CODES`, the same for all findings of a kind.
         file: Relative to the dataset.
         where: Row, episode or key within the file.
-        value: What stands there.
-        expected: What should.
-        consequence: What a trainer makes of it.
+        value: What it holds.
+        expected: What it should hold.
+        consequence: What happens in training.
         repair: What to do about it; "" where there is no repair.
         fixable: `--fix` can do it.
     """
@@ -59,16 +59,17 @@ class Findings:
 
     def add(
         self, code: str, file: str, where: str, value: object, expected: object, *,
-        severity: Severity | None = None, fixable: bool | None = None,
+        fatal: bool = True, severity: Severity | None = None, fixable: bool | None = None,
     ) -> None:  # fmt: skip
-        """Note a finding; severity and whether `--fix` repairs it are the code's unless given.
+        """Add a finding; severity and whether `--fix` repairs it are the code's unless given.
 
         Args:
             code: A key of `CODES`.
             file: Relative to the dataset.
             where: Row, episode or key within the file.
-            value: What stands there.
-            expected: What should.
+            value: What it holds.
+            expected: What it should hold.
+            fatal: For readers that raise on findings; not used here.
             severity: Where this one is milder or graver than its code.
             fixable: Where this one can or cannot be repaired, unlike others of its code.
         """
@@ -81,7 +82,7 @@ class Findings:
         )  # fmt: skip
 
     def merge(self, other: Findings) -> None:
-        """Take in what another process found."""
+        """Add the findings of another process."""
         for finding in other._kept:
             self._add(finding)
         for kind, count in other._counts.items():

@@ -27,7 +27,7 @@ from export.check.hdf5.arrays import (
     open_hdf5,
     whole,
 )
-from export.check.parallel import Workers, workers
+from export.workers import Workers
 
 DEMOS_AT_ONCE = 8
 NOT_A_ROW_EACH = ("initial_state/", "datagen_info/")  # Isaac Lab's; robomimic does not read them
@@ -74,7 +74,7 @@ def check_robomimic(path: Path, fast: bool, num_workers: int | None, findings: F
         total = data.attrs.get("total")
         _check_masks(path.name, file, set(keys), findings)
     # The file is closed before processes open it: HDF5 keeps locks and caches of its own.
-    with workers(num_workers, RobomimicCheck(path, fast)) as processes:
+    with Workers(num_workers, RobomimicCheck(path, fast), "--num_workers") as processes:
         demos = _check_demos(processes, keys, findings)
     counted = sum(demo.num_samples or 0 for demo in demos.values())
     if len(demos) == len(keys) and whole(total) != counted:
