@@ -10,9 +10,9 @@ from pathlib import Path
 
 import av
 
+from dreamgen.data.lerobot.image_statistics import ImageHistogram, few_frames, sampled_frames
 from dreamgen.data.video import VideoInfo, open_packets
 from dreamgen.errors import UserError
-from export.image_statistics import ImageHistogram, few_frames, sampled_frames
 
 
 @dataclass(frozen=True)
@@ -96,4 +96,4 @@ def _histogram(path: Path, stream: av.VideoStream, packets: Sequence[av.Packet],
         raise UserError(f"{path.name} is damaged", actual=str(error), allowed="frames that can be decoded") from None
     if num_decoded != len(decoded):
         raise UserError(f"{path.name} is damaged", actual=f"{num_decoded} frames decoded", allowed=f"{len(decoded)}")
-    return image.standing_for(len(by_lerobot))
+    return image.scaled_to(len(by_lerobot))

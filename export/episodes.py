@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dreamgen.data.lerobot.image_statistics import ImageHistogram
 from dreamgen.data.video import VideoInfo
 from dreamgen.errors import UserError
 from export.clips import Clip
-from export.image_statistics import ImageHistogram
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dreamgen.data.lerobot.statistics import Range
 from dreamgen.errors import UserError
 from dreamgen.progress import Progress
 from dreamgen.run.records import RobotFeatures
@@ -21,7 +22,6 @@ from export.clip_video import inspect_clip
 from export.clips import DREAMED, REAL, Clip
 from export.episode_store import LIGHT_COLUMNS, VECTORS, Episodes, accepted_row, refused_row, write_part
 from export.episodes import label_again, read_label, read_small
-from export.statistics import Range
 from export.workers import Workers
 
 CLIPS_PER_PART = 16  # fixed, so that the number of workers changes no file

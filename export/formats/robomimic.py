@@ -14,13 +14,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from dreamgen.data.lerobot.statistics import Range
 from dreamgen.progress import Progress
 from dreamgen.run.files import atomic_file
 from export.episode_store import Episodes
 from export.episodes import Episode
 from export.formats.hdf5_parts import join_parts, write_next, write_pictures
 from export.spec import DatasetSpec
-from export.statistics import Range
 from export.workers import Workers
 
 FILE_NAME = "data.hdf5"

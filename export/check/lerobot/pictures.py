@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import av
 import numpy as np
 
+from dreamgen.data.lerobot.image_statistics import downsampled, sampled_frames
 from export.check.findings import Findings
 from export.check.lerobot.episodes import LeRobotEntry
-from export.image_statistics import sampled_frames, thinned
 
 FAR = 0.04  # of 1: encoding moves the mean of a picture by less, another scene's by more
 NOTICEABLE = 0.001
@@ -32,7 +32,7 @@ class ImageSampleStatistics:
     def look(self, frame: av.VideoFrame) -> None:
         """Take in the episode's next frame."""
         if self._seen in self._wanted:
-            small_HWC = thinned(frame.to_ndarray(format="rgb24")).astype(np.float64)
+            small_HWC = downsampled(frame.to_ndarray(format="rgb24")).astype(np.float64)
             self._sum_C += small_HWC.sum(axis=(0, 1))
             self._squares_C += (small_HWC**2).sum(axis=(0, 1))
             self._num_pixels += small_HWC.shape[0] * small_HWC.shape[1]

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from dreamgen.data.lerobot.image_statistics import downsampled, sampled_frames
+from dreamgen.data.lerobot.statistics import Statistics, merge_statistics, vector_statistics
 from dreamgen.data.video import decode_frames
 from export.check.files import existing
 from export.check.findings import Findings
@@ -22,39 +24,6 @@ from export.check.lerobot.recorded import RecordedStatistics
 from export.check.lerobot.rows import data_files
 from export.check.lerobot.statistics import GROOT_STATISTICS, STATS
 from export.check.repair.files import Change, replaced
-from export.image_statistics import sampled_frames, thinned
-from export.statistics import vector_statistics
-
-Figures = dict[str, np.ndarray]
-
-
-class Gathered:
-    """Figures of the whole, put together from those of episodes as LeRobot does: quantiles are their weighted means."""
-
-    def __init__(self) -> None:
-        self._count = 0.0
-        self._statistics: Figures = {}
-
-    def add(self, metrics: Figures) -> None:
-        """Take in an episode's figures, `count` among them."""
-        count = float(metrics["count"][0])
-        if not self._count:
-            self._statistics = {stat: values.astype(np.float64) for stat, values in metrics.items() if stat != "count"}
-            self._count = count
-            return
-        mine, whole = self._statistics, self._count + count
-        share, mean_D = count / whole, mine["mean"]
-        moved_D = mean_D + share * (metrics["mean"] - mean_D)
-        squares_D = (mine["std"] ** 2 + (mean_D - moved_D) ** 2) * (1 - share)
-        squares_D = squares_D + (metrics["std"] ** 2 + (metrics["mean"] - moved_D) ** 2) * share
-        joined = {stat: (1 - share) * mine[stat] + share * metrics[stat] for stat in mine if stat in metrics}
-        low_D, high_D = np.minimum(mine["min"], metrics["min"]), np.maximum(mine["max"], metrics["max"])
-        self._statistics = {**joined, "min": low_D, "max": high_D, "mean": moved_D, "std": np.sqrt(squares_D)}
-        self._count = whole
-
-    def metrics(self) -> Figures:
-        """Return the figures of all that was added."""
-        return {**self._statistics, "count": np.array([round(self._count)])}
 
 
 def repair_statistics(dataset: LeRobotEntry, wanted: set[str], changes: list[Change], notes: list[str]) -> None:
@@ -66,10 +35,10 @@ def repair_statistics(dataset: LeRobotEntry, wanted: set[str], changes: list[Cha
     path, old = dataset.root / STATS, {}
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
-    gathered: dict[str, Gathered] = {}
+    merged: dict[str, Statistics] = {}
     for _, metrics in episode_statistics(dataset, wanted):
-        for name, of_episode in metrics.items():
-            gathered.setdefault(name, Gathered()).add(of_episode)
+        for name, own in metrics.items():
+            merged[name] = merge_statistics(merged[name], own) if name in merged else own
     groot = dataset.modality is not None
     cameras = set() if groot else {n for n in wanted if dataset.features[n]["dtype"] in ("video", "image")}
     for name in cameras:
@@ -77,34 +46,35 @@ def repair_statistics(dataset: LeRobotEntry, wanted: set[str], changes: list[Cha
         if told is None:
             notes.append(f"not fixed: {STATS} has no figures of {name}, and neither have its episodes")
         else:
-            gathered[name] = told
-    new = {name: _as_json(of_all.metrics(), groot, name in cameras) for name, of_all in gathered.items()}
+            merged[name] = told
+    new = {name: _as_json(of_all, groot, name in cameras) for name, of_all in merged.items()}
     if new:
         with replaced(dataset.root, STATS, f"figures of {', '.join(new)}", changes) as temporary:
             text = json.dumps({**old, **new}, indent=4, ensure_ascii=False, allow_nan=False)
             temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _recorded_pictures(dataset: LeRobotEntry, camera: str) -> Gathered | None:
-    recorded, gathered = RecordedStatistics(dataset, Findings(), of_pictures=True), Gathered()
+def _recorded_pictures(dataset: LeRobotEntry, camera: str) -> Statistics | None:
+    recorded, merged = RecordedStatistics(dataset, Findings(), of_pictures=True), None
     for position in range(len(dataset.episodes)):
         metrics = recorded.of(np.array([position])).get(camera, {})
         if not {"min", "max", "mean", "std", "count"} <= set(metrics) or not all(
             np.isfinite(values).all() for values in metrics.values()
         ):
             return None
-        gathered.add({stat: values_ED[0] for stat, values_ED in metrics.items()})
+        own = {stat: values_ED[0] for stat, values_ED in metrics.items()}
+        merged = own if merged is None else merge_statistics(merged, own)
     recorded.close()
-    return gathered
+    return merged and {**merged, "count": np.rint(merged["count"]).astype(np.int64)}
 
 
-def _as_json(metrics: Figures, groot: bool, of_pictures: bool) -> dict[str, Any]:
+def _as_json(metrics: Statistics, groot: bool, of_pictures: bool) -> dict[str, Any]:
     # GR00T cuts every figure to a modality's slice, so `count` must not be among them.
     kept = {stat: v for stat, v in metrics.items() if not groot or stat in GROOT_STATISTICS}
     return {stat: (v.reshape(-1, 1, 1) if of_pictures and stat != "count" else v).tolist() for stat, v in kept.items()}
 
 
-def episode_statistics(dataset: LeRobotEntry, wanted: set[str]) -> Iterator[tuple[int, dict[str, Figures]]]:
+def episode_statistics(dataset: LeRobotEntry, wanted: set[str]) -> Iterator[tuple[int, dict[str, Statistics]]]:
     """Yield (position, figures by feature) of the rows of each episode whose rows can be read."""
     names = {n for n in wanted if dataset.features[n]["dtype"] in NUMERIC}
     if not names:
@@ -178,14 +148,14 @@ def _malformed(dataset: LeRobotEntry) -> Iterator[int]:
             yield position
 
 
-def _image_statistics(dataset: LeRobotEntry, camera: str, position: int) -> Figures | None:
+def _image_statistics(dataset: LeRobotEntry, camera: str, position: int) -> Statistics | None:
     """Decode an episode's video and return the figures of its pictures in [0, 1], as LeRobot samples them."""
     path = existing(dataset.root, dataset.video_file(camera, position), "", Findings())
     if path is None:
         return None
     wanted = set(sampled_frames(int(dataset.episodes.length_N[position])).tolist())
     pixels = [
-        thinned(frame.to_ndarray(format="rgb24")).reshape(-1, 3)
+        downsampled(frame.to_ndarray(format="rgb24")).reshape(-1, 3)
         for number, frame in enumerate(decode_frames(path))
         if number in wanted
     ]
