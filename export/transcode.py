@@ -118,8 +118,6 @@ def transcode_clip(source: ClipSource, target: TargetSpec, folder: Path) -> tupl
     clip, label = source.clip, folder / f"{source.clip.clip_id}.parquet"
     several = len(source.videos) > 1
     names = [f"{clip.clip_id}.{number}" if several else clip.clip_id for number in range(len(source.videos))]
-        [f"{clip.clip_id}.{number}" for number in range(len(source.videos))] if source.videos[1:] else [clip.clip_id]
-    )
     videos = tuple(folder / f"{name}.mp4" for name in names)
     encoded_marker = folder / f"{clip.clip_id}.encoded"
     frames = resampled_indices(clip.num_frames, source.source_fps, target.fps)

@@ -79,14 +79,17 @@ class EpisodeTables:
             # ParquetFile: read_table would take the folders' names for columns.
             if not episode.shares_file:
                 return pq.ParquetFile(episode.data_file).read()
-            if self._path != episode.data_file or self._source is None:
-                self._path, self._groups, self._source = episode.data_file, None, pq.ParquetFile(episode.data_file)
-                self._range_G2 = _episodes_of_groups(self._source.metadata)
+            source, table = self._source, self._table
+            if source is None or self._path != episode.data_file:
+                source = pq.ParquetFile(episode.data_file)
+                self._path, self._source, self._groups = episode.data_file, source, None
+                self._range_G2 = _episodes_of_groups(source.metadata)
             low_G, high_G = self._range_G2.T
             groups = np.flatnonzero((low_G <= episode.index) & (episode.index <= high_G)).tolist()
-            if groups != self._groups or self._table is None:
-                self._groups, self._table = groups, self._source.read_row_groups(groups)
-            return self._table.filter(pc.field("episode_index") == episode.index)
+            if table is None or groups != self._groups:
+                table = source.read_row_groups(groups)
+                self._groups, self._table = groups, table
+            return table.filter(pc.field("episode_index") == episode.index)
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{episode.data_file} cannot be read", actual=str(error)) from None
 
@@ -105,8 +108,8 @@ def _episodes_of_groups(metadata: pq.FileMetaData) -> np.ndarray:
     column, ranges = names.index("episode_index") if "episode_index" in names else None, []
     for group in range(metadata.num_row_groups):
         counted = None if column is None else metadata.row_group(group).column(column).statistics
-        known = counted is not None and counted.has_min_max
-        ranges.append((counted.min, counted.max) if known else (0, np.iinfo(np.int64).max))
+        is_unknown = counted is None or not counted.has_min_max
+        ranges.append((0, np.iinfo(np.int64).max) if is_unknown else (counted.min, counted.max))
     return np.array(ranges, np.int64).reshape(-1, 2)
 
 

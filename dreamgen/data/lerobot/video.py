@@ -135,10 +135,12 @@ class PacketReader:
 
     def open(self, path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
         """Open a video, unless it is open already."""
-        if self._path != path or self._source is None:
+        source = self._source
+        if source is None or self._path != path:
             self.__exit__()
-            self._path, self._source = path, av.open(str(path))
-        return self._source, self._source.streams.video[0]
+            self._path = path
+            source = self._source = av.open(str(path))
+        return source, source.streams.video[0]
 
     def packets(self, span: VideoSpan, fps: int | Fraction) -> Iterator[tuple[int, av.Packet]]:
         """Yield the packets of a span in the order of the file, each with its frame's number within the span."""
