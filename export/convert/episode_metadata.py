@@ -6,7 +6,7 @@ Axes: N episodes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dreamgen.data.lerobot.metadata import read_jsonl
+from dreamgen.data.lerobot.files import iter_json_lines, iter_parquet_rows
+from dreamgen.data.lerobot.findings import FatalFindings
+from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, EPISODES_V2, whole_number
 from dreamgen.errors import UserError
+from export.convert.source import SourceDataset
 
 KNOWN_FIELDS = ("episode_index", "tasks", "length", "dataset_from_index", "dataset_to_index", "stats")
 KNOWN_PREFIXES = ("data/", "videos/", "stats/", "meta/")
-ROWS_PER_READ = 200
 NO_LINE = -1
 
 
@@ -58,38 +60,31 @@ def write_lines(path: Path, num_episodes: int, rows: Iterable[tuple[int, dict[st
     return EpisodeLines(path, offset_N)
 
 
-def read_extras(root: Path, version: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_extras(dataset: SourceDataset) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield number and other fields of each episode, such as a success flag, from the metadata of any version."""
-    if version == "v3.0":
-        yield from _parquet_rows(root, lambda name: name not in KNOWN_FIELDS and not name.startswith(KNOWN_PREFIXES))
-        return
-    for index, row in _numbered_lines(root / "meta/episodes.jsonl"):
-        yield index, {n: v for n, v in row.items() if n not in KNOWN_FIELDS and not n.startswith(KNOWN_PREFIXES)}
+
+    def is_extra(name: str) -> bool:
+        return name not in KNOWN_FIELDS and not name.startswith(KNOWN_PREFIXES)
+
+    for index, row in _rows(dataset, EPISODES_V2, is_extra):
+        yield index, {name: value for name, value in row.items() if is_extra(name)}
 
 
-def read_image_statistics(
-    root: Path, version: str, features: Iterable[str]
-) -> Iterator[tuple[int, dict[str, dict[str, Any]]]]:
-    """Yield number and recorded statistics of each episode, by feature, of images and videos.
+def read_image_statistics(dataset: SourceDataset) -> Iterator[tuple[int, dict[str, dict[str, Any]]]]:
+    """Yield number and recorded statistics of each episode's images and videos, by feature.
 
     Raises:
-        UserError: naming a line of episodes_stats.jsonl that is no object with an episode_index.
+        UserError: naming lines of episodes_stats.jsonl that are no objects with an episode_index.
     """
-    features = tuple(features)
-    if version == "v3.0":
-        prefixes = tuple(f"stats/{feature}/" for feature in features)
-        for index, row in _parquet_rows(root, lambda name: name.startswith(prefixes)):
-            statistics: dict[str, dict[str, Any]] = {}
-            for name, values in row.items():
+    prefixes = tuple(f"stats/{feature}/" for feature in dataset.images)
+    for index, row in _rows(dataset, EPISODE_STATS_V2, lambda name: name.startswith(prefixes)):
+        recorded = row.get("stats", {})
+        for name, values in row.items():
+            if name.startswith(prefixes) and values is not None:
                 feature, _, stat = name.removeprefix("stats/").rpartition("/")
-                if values is not None:
-                    statistics.setdefault(feature, {})[stat] = values
-            yield index, statistics
-    elif (path := root / "meta/episodes_stats.jsonl").is_file():
-        for index, row in _numbered_lines(path):
-            stats = row.get("stats")
-            if isinstance(stats, dict):
-                yield index, {n: stats[n] for n in features if isinstance(stats.get(n), dict)}
+                recorded.setdefault(feature, {})[stat] = values
+        if isinstance(recorded, dict):
+            yield index, {name: recorded[name] for name in dataset.images if isinstance(recorded.get(name), dict)}
 
 
 def extras_schema(root: Path, extras: EpisodeLines) -> pa.Schema:
@@ -112,20 +107,21 @@ def extras_schema(root: Path, extras: EpisodeLines) -> pa.Schema:
         ) from None  # fmt: skip
 
 
-def _numbered_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, row in enumerate(read_jsonl(path), start=1):
-        index = row.get("episode_index")
-        if not isinstance(index, int):
-            raise UserError(f"{path}: object {number} has no episode_index", actual=index, allowed="a whole number")
-        yield index, row
-
-
-def _parquet_rows(root: Path, is_wanted: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    for path in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
-        with pq.ParquetFile(path) as source:
-            names = [name for name in source.schema_arrow.names if is_wanted(name)]
-            if not names:
-                continue
-            for batch in source.iter_batches(ROWS_PER_READ, columns=["episode_index", *names]):
-                for row in batch.to_pylist():
-                    yield row.pop("episode_index"), row
+def _rows(
+    dataset: SourceDataset, file_v2: str, is_wanted: Callable[[str], bool]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield number and object of each episode: wanted columns of v3.0's metadata, or lines of a file of v2."""
+    root, findings = dataset.root, FatalFindings(dataset.root)
+    if dataset.version == "v3.0":
+        for file in dataset.episodes.sources:
+            columns = [name for name in pq.read_schema(root / file).names if is_wanted(name)]
+            for _, row in iter_parquet_rows(root, file, ["episode_index", *columns], findings):
+                yield row.pop("episode_index"), row
+    elif (root / file_v2).is_file():
+        for number, row in iter_json_lines(root, file_v2, findings):
+            index = whole_number(row.get("episode_index"))
+            if index is None:
+                findings.add("episode-entry", file_v2, f"line {number}, episode_index", index, "a whole number")
+            else:
+                yield index, row
+    findings.raise_if_any()

@@ -128,9 +128,8 @@ def converted_episodes(
         UserError: if rows cannot be converted.
     """
     root, num_episodes, total = dataset.root, len(dataset.episodes), Measured()
-    extras = write_lines(folder / "extras.jsonl", num_episodes, read_extras(root, dataset.version))
-    recorded = write_lines(folder / "recorded.jsonl", num_episodes,
-                           read_image_statistics(root, dataset.version, dataset.images))  # fmt: skip
+    extras = write_lines(folder / "extras.jsonl", num_episodes, read_extras(dataset))
+    recorded = write_lines(folder / "recorded.jsonl", num_episodes, read_image_statistics(dataset))
     parts = (slice(start, start + episodes_per_task) for start in range(0, num_episodes, episodes_per_task))
     tasks = (partial(measure, dataset[part], {camera: own[part] for camera, own in videos.items()}, recorded[part],
                      version) for part in parts)  # fmt: skip

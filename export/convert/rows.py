@@ -1,6 +1,6 @@
 """The rows of each episode, read from any version and converted to the types that info.json gives.
 
-Axes: G row groups, N rows.
+Axes: N rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dreamgen.data.lerobot.metadata import Episode
+from dreamgen.data.lerobot.episodes import Episode
+from dreamgen.data.lerobot.files import PARQUET_DAMAGE
+from dreamgen.data.lerobot.rows import ParquetRows, is_list
 from dreamgen.data.lerobot.writer import vector_array
 from dreamgen.data.timeline import frame_times_s
 from dreamgen.errors import UserError
@@ -64,10 +66,8 @@ class EpisodeTables:
 
     def __init__(self) -> None:
         self._path: Path | None = None
-        self._source: pq.ParquetFile | None = None
-        self._range_G2 = np.empty((0, 2), np.int64)
-        self._groups: list[int] | None = None
-        self._table: pa.Table | None = None
+        self._shared: ParquetRows | None = None
+        self._episode_N = np.empty(0, np.int64)
 
     def rows(self, episode: Episode) -> pa.Table:
         """Return an episode's rows.
@@ -79,18 +79,15 @@ class EpisodeTables:
             # ParquetFile: read_table would take the folders' names for columns.
             if not episode.shares_file:
                 return pq.ParquetFile(episode.data_file).read()
-            source, table = self._source, self._table
-            if source is None or self._path != episode.data_file:
-                source = pq.ParquetFile(episode.data_file)
-                self._path, self._source, self._groups = episode.data_file, source, None
-                self._range_G2 = _episodes_of_groups(source.metadata)
-            low_G, high_G = self._range_G2.T
-            groups = np.flatnonzero((low_G <= episode.index) & (episode.index <= high_G)).tolist()
-            if table is None or groups != self._groups:
-                table = source.read_row_groups(groups)
-                self._groups, self._table = groups, table
+            shared = self._shared
+            if shared is None or self._path != episode.data_file:
+                shared = ParquetRows(episode.data_file, lambda _: True)
+                self._path, self._shared = episode.data_file, shared
+                self._episode_N = pq.ParquetFile(self._path).read(["episode_index"])["episode_index"].to_numpy()
+            own = np.flatnonzero(self._episode_N == episode.index)
+            table = shared.read(own[0], own[-1] + 1) if len(own) else shared.read(0, 0)
             return table.filter(pc.field("episode_index") == episode.index)
-        except (OSError, pa.ArrowException) as error:
+        except PARQUET_DAMAGE as error:
             raise UserError(f"{episode.data_file} cannot be read", actual=str(error)) from None
 
 
@@ -100,17 +97,6 @@ def matrix(column: pa.ChunkedArray, num_rows: int) -> np.ndarray:
     while pa.types.is_nested(flat.type):
         flat = flat.flatten()
     return flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(num_rows, -1)
-
-
-def _episodes_of_groups(metadata: pq.FileMetaData) -> np.ndarray:
-    """Return the smallest and largest episode_index of each row group; a group without statistics may hold any."""
-    names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-    column, ranges = names.index("episode_index") if "episode_index" in names else None, []
-    for group in range(metadata.num_row_groups):
-        counted = None if column is None else metadata.row_group(group).column(column).statistics
-        is_unknown = counted is None or not counted.has_min_max
-        ranges.append((0, np.iinfo(np.int64).max) if is_unknown else (counted.min, counted.max))
-    return np.array(ranges, np.int64).reshape(-1, 2)
 
 
 def _indices(
@@ -152,8 +138,7 @@ def _typed(column: pa.Array, name: str, feature: dict[str, Any], version: str, e
         return column  # strings and arrays of several axes are nested in the same way in all versions
     kind = pa.bool_() if dtype == "bool" else pa.type_for_alias(dtype)
     try:
-        is_list = isinstance(column.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
-        flat = (column.flatten() if is_list else column).cast(kind)
+        flat = (column.flatten() if is_list(column.type) else column).cast(kind)
     except (pa.ArrowException, NotImplementedError) as error:
         raise UserError(f"{episode.data_file}: {name} cannot be {dtype}", actual=str(error)) from None
     if len(flat) != len(column) * shape[0] or flat.null_count:

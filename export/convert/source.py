@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from dreamgen.data.lerobot.metadata import Episodes, LeRobotMeta, read_meta
+from dreamgen.data.lerobot.episodes import Episodes
+from dreamgen.data.lerobot.metadata import LeRobotMeta, read_meta
 from dreamgen.data.lerobot.writer import INDEX_FEATURES
 from dreamgen.errors import Problems
 
@@ -79,8 +80,7 @@ def open_source(root: Path) -> tuple[SourceDataset, list[str]]:
         UserError: naming everything that is missing.
     """
     meta = read_meta(root)
-    episodes = meta.episodes[np.argsort(meta.episodes.index_N, kind="stable")]
-    problems, notes = Problems(), []
+    episodes, problems, notes = meta.episodes, Problems(), []
     if not np.array_equal(episodes.index_N, np.arange(len(episodes))):
         problems.add(f"{root}: episodes are not numbered from 0 without a gap", next_step=f"dreamgen check {root}")
     features = dict(meta.info["features"])
@@ -107,13 +107,8 @@ def open_source(root: Path) -> tuple[SourceDataset, list[str]]:
 
 
 def _wrong_totals(meta: LeRobotMeta, num_episodes: int) -> Iterator[str]:
-    counted = {
-        "total_episodes": num_episodes,
-        "total_frames": int(meta.episodes.length_N.sum()),
-        "total_tasks": len(meta.tasks),
-    }
-    for key, value in counted.items():
-        if key in meta.info and meta.info[key] != value:
+    for key, value in meta.counted_totals().items():
+        if key in ("total_episodes", "total_frames", "total_tasks") and meta.info.get(key, value) != value:
             yield f"info.json has {key} {meta.info[key]}; counted and written: {value}"
     splits = meta.info.get("splits")
     if isinstance(splits, dict) and list(splits.values()) != [f"0:{num_episodes}"]:

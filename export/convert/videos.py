@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamgen.data.lerobot.metadata import Episodes
+from dreamgen.data.lerobot.episodes import Episodes
 from dreamgen.data.lerobot.video import SpanInfo, VideoSpan, inspect_spans, reencode_span
 from dreamgen.data.lerobot.writer import VideoSource
 from dreamgen.data.timeline import frame_index_at
@@ -94,7 +94,7 @@ def locate_videos(
         num_bytes_N[place], delay_N[place] = info.num_bytes, info.delay
         encoding_N[place] = encodings.setdefault(info.encoding, len(encodings))
 
-    batches = list(_by_file(episodes, camera))
+    batches = list(_batches(episodes, camera))
     results = workers.run(partial(inspect_videos, videos[place_N]) for place_N in batches)
     for place_N, found in zip(batches, results, strict=True):
         for place, (info, is_alone) in zip(place_N.tolist(), found, strict=True):
@@ -130,16 +130,16 @@ def inspect_videos(videos: SourceVideos) -> list[tuple[SpanInfo, bool]]:
     return found
 
 
-def _by_file(episodes: Episodes, camera: str) -> Iterator[np.ndarray]:
+def _batches(episodes: Episodes, camera: str) -> Iterator[np.ndarray]:
     """Yield the places of a task's episodes: those of one mp4 together, and several short mp4s in one task."""
-    files = episodes.cameras[camera]
-    order_N = np.lexsort((np.arange(len(episodes)), files.file_N, files.chunk_N))
-    is_next = (np.diff(files.file_N[order_N]) != 0) | (np.diff(files.chunk_N[order_N]) != 0)
-    begin = 0
-    for end in [*(np.flatnonzero(is_next) + 1).tolist(), len(episodes)]:
-        if end - begin >= SPANS_PER_TASK or end == len(episodes):
-            yield order_N[begin:end]
-            begin = end
+    batch: list[np.ndarray] = []
+    for place_N in episodes.cameras[camera].by_file(np.arange(len(episodes))):
+        batch.append(place_N)
+        if sum(map(len, batch)) >= SPANS_PER_TASK:
+            yield np.concatenate(batch)
+            batch = []
+    if batch:
+        yield np.concatenate(batch)
 
 
 def _cannot_copy(videos: SourceVideos, problems: dict[int, str]) -> UserError:

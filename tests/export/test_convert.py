@@ -292,7 +292,11 @@ def test_damaged_statistics_are_told_and_leave_no_target(exported, tmp_path):
     shutil.copytree(exported.datasets / "lerobot-v2.1", tmp_path / "v21")
     lines = tmp_path / "v21/meta/episodes_stats.jsonl"
     whole = lines.read_text().splitlines()
-    for damaged, told in ((whole[0][:-5], "not JSON"), ("[1]", "episode_index"), ('{"stats": {}}', "episode_index")):
+    for damaged, told in (
+        (whole[0][:-5], "cannot be read"),
+        ("[1]", "cannot be read"),
+        ('{"stats": {}}', "episode_index"),
+    ):
         lines.write_text("\n".join([damaged, *whole[1:]]) + "\n")
         with pytest.raises(UserError, match="episodes_stats.jsonl.*" + told):
             convert(tmp_path / "v21", tmp_path / "v30")
