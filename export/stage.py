@@ -18,7 +18,7 @@ from dreamgen.run.jobs import iter_accepted_clips
 from dreamgen.run.records import RobotFeatures, StageResult
 from dreamgen.run.run_folder import RunFolder
 from export.card import write_card
-from export.clips import ClipList, dreamed_clips
+from export.clips import ClipList, generated_clips
 from export.episode_store import Episodes
 from export.errors import dataset_exists, nothing_accepted, out_of_date, states_missing
 from export.mixture import gather, is_resized
@@ -67,7 +67,7 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
     existing = [name for name in names if (run.datasets / name).exists()]
     if existing and not resume:
         raise dataset_exists(run, existing)
-    clips = ClipList(dreamed_clips(iter_accepted_clips(run)))
+    clips = ClipList(generated_clips(iter_accepted_clips(run)))
     if not clips:
         raise nothing_accepted(run, settings)
     features = RobotFeatures.from_dict(read_json(run.need(run.train / "features.json", "prepare")))
