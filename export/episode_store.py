@@ -5,6 +5,7 @@ Axes: E episodes, V videos of an episode (one a camera), T frames, D dimensions 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -15,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dreamgen.data.lerobot.image_statistics import LEVELS, ImageHistogram
+from dreamgen.data.lerobot.statistics import Range
 from dreamgen.data.video import VideoInfo
 from dreamgen.run.files import atomic_file
 from export.clip_video import ClipVideo
 from export.clips import Clip
 from export.episodes import Episode, read_small
-from export.image_statistics import LEVELS, ImageHistogram
-from export.statistics import Range
 
 VECTORS = ("action", "state")
 _LIGHT = {
@@ -126,6 +127,18 @@ class Episodes(Sequence[Episode]):
         index = range(len(self))[which]
         return next(iter(self[index : index + 1]))
 
+    def image_histograms(self) -> tuple[ImageHistogram, ...]:
+        """Return the histogram of all episodes' images, one a camera."""
+        images = [ImageHistogram.empty()] * self.num_bytes_EV.shape[1]
+        bounds = np.searchsorted(self.part_E, np.arange(len(self.parts) + 1)).tolist()
+        for path, (start, stop) in zip(self.parts, itertools.pairwise(bounds), strict=True):
+            table = read_small(path, ["image", "num_pictures"]).take(self.row_E[start:stop])
+            counts_EVCL, num_frames = _image_counts(table), table["num_pictures"].to_pylist()
+            for camera, image in enumerate(images):
+                own = ImageHistogram(counts_EVCL[:, camera].sum(axis=0), sum(row[camera] for row in num_frames))
+                images[camera] = image + own
+        return tuple(images)
+
     def clips(self) -> Iterator[tuple[int, int, Clip]]:
         """Yield each episode's number, frames and clip, without its rows."""
         opened, clips = None, None
@@ -154,11 +167,15 @@ class Episodes(Sequence[Episode]):
             None if data is None else np.frombuffer(data, np.float32).reshape(num_frames, -1)
             for data in vectors.values()
         )
-        counts_VCL = row.column("image").combine_chunks().flatten().flatten().to_numpy().reshape(-1, 3, LEVELS)
         alike = (cell("codec"), cell("pix_fmt"), cell("height"), cell("width"), Fraction(cell("video_fps")), num_frames)
         infos = tuple(VideoInfo(path, *alike) for path in clip.videos)
-        images = tuple(map(ImageHistogram, counts_VCL, cell("num_pictures")))
+        images = tuple(map(ImageHistogram, _image_counts(row)[0], cell("num_pictures")))
         return Episode(
             self.start + number, int(self.first_index_E[number]), int(self.task_E[number]),
             self.tasks[self.task_E[number]], clip, infos, action_TA, state_TS, images,
         )  # fmt: skip
+
+
+def _image_counts(table: pa.Table) -> np.ndarray:
+    flat = table["image"].combine_chunks().flatten().flatten().to_numpy()
+    return flat.reshape(table.num_rows, -1, 3, LEVELS)

@@ -18,7 +18,7 @@ from dreamgen.errors import Problems, UserError
 from dreamgen.progress import Progress
 from export.clips import Clip, ClipList
 from export.other_datasets import MixedDataset, episodes_of
-from export.transcode import ClipSource, TargetSpec, fit_clip, fit_dreamed
+from export.transcode import ClipSource, TargetSpec, transcode_clip, transcode_generated
 from export.workers import Workers
 
 
@@ -118,8 +118,8 @@ def gather(
         )
         real, dreamed = list(_some(real, num_real, random)), ClipList(_some(dreamed, num_dreamed, random))
     _must_fit([*before, *real], target, export)
-    fits = [functools.partial(fit_clip, cut, target, folder) for cut in (*before, *real)]
-    own = functools.partial(fit_dreamed, views=views, include_state=with_state, target=target, folder=folder)
+    fits = [functools.partial(transcode_clip, cut, target, folder) for cut in (*before, *real)]
+    own = functools.partial(transcode_generated, views=views, include_state=with_state, target=target, folder=folder)
     work = itertools.chain(fits, (functools.partial(own, clip) for clip in dreamed if is_cut))
     clips, unfit, encoded = _fit(workers.run(work), len(fits) + (len(dreamed) if is_cut else 0))
     if not is_cut:

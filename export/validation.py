@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from dreamgen.data.lerobot.statistics import Range
 from dreamgen.errors import UserError
 from dreamgen.progress import Progress
 from dreamgen.run.records import RobotFeatures
 from export.clip_video import inspect_clip
-from export.clips import DREAMED, REAL, Clip
+from export.clips import GENERATED, REAL, Clip
 from export.episode_store import LIGHT_COLUMNS, VECTORS, Episodes, accepted_row, refused_row, write_part
 from export.episodes import label_again, read_label, read_small
-from export.statistics import Range
 from export.workers import Workers
 
 CLIPS_PER_PART = 16  # fixed, so that the number of workers changes no file
@@ -127,7 +127,7 @@ def number_episodes(
                 if row[f"{vector}_low"] is not None:
                     own = Range(*(np.array(row[f"{vector}_{end}"], np.float64) for end in ("low", "high")))
                     ranges[vector] = ranges[vector] | own if vector in ranges else own
-            prefix = dream_prefix if row["kind"] == DREAMED else ""
+            prefix = dream_prefix if row["kind"] == GENERATED else ""
             values = (number, row_number, row["num_frames"], row["num_bytes"],
                       tasks.setdefault(prefix + row["instruction"], len(tasks)),
                       [encodings.setdefault(encoding, len(encodings)) for encoding in row["encoding"]],

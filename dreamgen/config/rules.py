@@ -7,6 +7,7 @@ import math
 from dreamgen.config.paths import get_path, setting_paths
 from dreamgen.config.settings import Settings
 from dreamgen.errors import Problems, UserError
+from dreamgen.extensions.export_format import EXPORT_FORMATS
 from dreamgen.run.shard import Shard
 
 MAX_CRF = {"h264": 51, "av1": 63}
@@ -85,7 +86,7 @@ def check_values(settings: Settings) -> None:
     decay = settings.finetune.ema_decay
     if decay is not None and not 0 < decay < 1:
         problems.add("finetune.ema_decay is not a decay", actual=decay, allowed="between 0 and 1, such as 0.999")
-    known_formats = ["lerobot-v3.0", "lerobot-v2.1", "robomimic", "aloha"]
+    known_formats = EXPORT_FORMATS.names()
     for name in settings.export.formats:
         if name not in known_formats:
             problems.add(

@@ -226,11 +226,11 @@ def test_v20_with_quirks(copy_of, exported, tmp_path, version):
 
 
 def test_files_that_are_full_and_several_processes(exported, tmp_path, monkeypatch):
-    from export.convert import v30
-    from export.formats.lerobot_v30 import FileLimits
+    import export.convert
+    from dreamgen.data.lerobot.file_layout import FileLimits
 
     small = FileLimits(data_mb=0.001, video_mb=0.004, chunks_size=2)
-    monkeypatch.setattr(v30, "FileLimits", lambda: small)
+    monkeypatch.setattr(export.convert, "FileLimits", lambda **_: small)
     source = exported.datasets / "lerobot-v2.1"
     convert(source, tmp_path / "v30", num_workers=2)
     assert len(list((tmp_path / "v30").rglob("*.mp4"))) > 1 and (tmp_path / "v30/data/chunk-001").exists()
@@ -292,7 +292,11 @@ def test_damaged_statistics_are_told_and_leave_no_target(exported, tmp_path):
     shutil.copytree(exported.datasets / "lerobot-v2.1", tmp_path / "v21")
     lines = tmp_path / "v21/meta/episodes_stats.jsonl"
     whole = lines.read_text().splitlines()
-    for damaged, told in ((whole[0][:-5], "not JSON"), ("[1]", "episode_index"), ('{"stats": {}}', "episode_index")):
+    for damaged, told in (
+        (whole[0][:-5], "cannot be read"),
+        ("[1]", "cannot be read"),
+        ('{"stats": {}}', "episode_index"),
+    ):
         lines.write_text("\n".join([damaged, *whole[1:]]) + "\n")
         with pytest.raises(UserError, match="episodes_stats.jsonl.*" + told):
             convert(tmp_path / "v21", tmp_path / "v30")

@@ -17,7 +17,7 @@ from dreamgen.run.files import read_json
 from dreamgen.run.jobs import accepted_clips
 from dreamgen.run.records import RobotFeatures
 from export.check import check
-from export.clips import dreamed_clips
+from export.clips import generated_clips
 from export.episodes import read_label
 from export.formats.lerobot_v30 import FileLimits, write_lerobot_v30
 from export.spec import dataset_spec
@@ -29,7 +29,7 @@ from tests.fixtures.runs import CAMERA, make_run, run_settings
 def write_v30(run, folder, limits=None):
     settings = run_settings(run.root).export
     features = RobotFeatures.from_dict(read_json(run.train / "features.json"))
-    episodes, refused = validate_clips(dreamed_clips(accepted_clips(run)), features, True)
+    episodes, refused = validate_clips(generated_clips(accepted_clips(run)), features, True)
     assert not refused
     done_markers = folder.with_name(f"{folder.name}.done")
     folder.mkdir()

@@ -22,7 +22,7 @@ from dreamgen.run.jobs import accepted_clips
 from dreamgen.run.records import RobotFeatures
 from export import export_datasets
 from export.check import check
-from export.clips import dreamed_clips
+from export.clips import generated_clips
 from export.episodes import read_label
 from export.formats.lerobot_v21 import write_lerobot_v21
 from export.formats.lerobot_v30 import FileLimits, write_lerobot_v30
@@ -53,7 +53,7 @@ def write_all(run, folder: Path, num_workers: int) -> Path:
     features = RobotFeatures.from_dict(read_json(run.train / "features.json"))
     for name in ("admitted", "v30", "v30.done", "v21", "v21.done"):
         (folder / name).mkdir(parents=True)
-    clips = dreamed_clips(accepted_clips(run))
+    clips = generated_clips(accepted_clips(run))
     with Workers(num_workers) as workers:
         episodes, refused = validate_clips(clips, features, True, folder / "admitted", workers)
         assert not refused

@@ -15,11 +15,11 @@ from lerobot.datasets.compute_stats import (
     sample_indices,
 )
 
+from dreamgen.data.lerobot.image_statistics import ImageHistogram, downsampled, few_frames, sampled_frames
+from dreamgen.data.lerobot.statistics import NUM_LEVELS, QUANTILES, Range, VectorCounts, vector_statistics
 from dreamgen.data.video import read_video, write_video
 from dreamgen.run.jobs import accepted_clips
 from export.clip_video import inspect_clip
-from export.image_statistics import ImageHistogram, few_frames, sampled_frames, thinned
-from export.statistics import NUM_LEVELS, QUANTILES, Range, VectorCounts, vector_statistics
 from tests.fixtures.runs import moving_square
 
 
@@ -142,4 +142,4 @@ def test_pictures_are_thinned_as_lerobot_does():
     for shape in ((432, 768), (299, 200), (768, 432), (300, 300)):
         frame_HWC = np.zeros((*shape, 3), np.uint8)
         theirs = auto_downsample_height_width(frame_HWC.transpose(2, 0, 1))
-        assert thinned(frame_HWC).transpose(2, 0, 1).shape == theirs.shape
+        assert downsampled(frame_HWC).transpose(2, 0, 1).shape == theirs.shape

@@ -10,8 +10,8 @@ from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, NUMERIC, STATS
 from export.check.findings import Finding, Findings
 from export.check.lerobot.statistics import PICTURES, LeRobotCheck, find_episode_statistics
 from export.check.repair.columns import repair_columns
-from export.check.repair.counts import repair_info, repair_robomimic
 from export.check.repair.files import Change
+from export.check.repair.info import repair_info
 from export.check.repair.statistics import repair_episode_statistics, repair_statistics
 
 __all__ = ["Change", "repair"]
@@ -36,10 +36,6 @@ def repair(path: Path, findings: Sequence[Finding]) -> tuple[list[Change], list[
     fixable = [finding for finding in findings if finding.fixable]
     if not fixable:
         return [], []
-    if path.is_file():
-        if any(finding.code == "unreadable-file" for finding in findings):
-            return [], [f"not fixed: {path.name} cannot be read in full, so nothing in it can be counted"]
-        return repair_robomimic(path), []
     damage = _first(findings, EPISODES_DOUBTFUL) or _unreadable(findings, "meta/", but=(STATS, EPISODE_STATS_V2))
     dataset = None if damage else read_metadata(path, Findings())
     if dataset is None:

@@ -25,7 +25,6 @@ from export.check.lerobot.statistics import GROOT_STATISTICS, NEEDED, PICTURES, 
 from export.check.repair.files import Change, replaced
 
 
-
 def repair_statistics(check: LeRobotCheck, wanted: set[str], changes: list[Change], notes: list[str]) -> None:
     """Write stats.json with the statistics of some features computed again from all rows.
 

@@ -1,17 +1,12 @@
-"""Counts set again: totals and splits of info.json, and the numbers of samples of a robomimic file."""
+"""Repairs of info.json: totals and splits, counted again."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
 from typing import Any
-
-import h5py
 
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.schema import INFO, Feature
-from export.check.hdf5.arrays import array_at, group_at, whole
 from export.check.repair.files import Change, replaced
 
 
@@ -49,26 +44,3 @@ def _fitting_splits(splits: Any, num_episodes: int) -> Any:
         else:
             fitting[name] = f"0:{num_episodes}" if len(splits) == 1 else span
     return fitting
-
-
-def repair_robomimic(path: Path) -> list[Change]:
-    """Set `num_samples` of each demo and `total` to the number of actions, and return the changes."""
-    changes: list[Change] = []
-    with h5py.File(path, "r") as file:
-        lengths = {key: len(actions) for key in file["data"] if group_at(file["data"], key) is not None
-                   and (actions := array_at(file["data"], f"{key}/actions")) is not None and actions.ndim}  # fmt: skip
-        stored = {key: whole(file["data"][key].attrs.get("num_samples")) for key in lengths}
-        total = whole(file["data"].attrs.get("total"))
-    wrong = {key: length for key, length in lengths.items() if stored[key] not in (None, length)}
-    edits = [f"num_samples of {key} {stored[key]} -> {length}" for key, length in wrong.items()]
-    counted = sum(lengths.values())
-    edits += [f"total {total} -> {counted}"] if total != counted else []
-    if edits:
-        what = ", ".join(edits[:5]) + (" ..." if len(edits) > 5 else "")
-        with replaced(path.parent, path.name, what, changes) as copy:
-            shutil.copyfile(path, copy)
-            with h5py.File(copy, "r+") as file:
-                for key, length in wrong.items():
-                    file["data"][key].attrs["num_samples"] = length
-                file["data"].attrs["total"] = counted
-    return changes
