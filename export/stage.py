@@ -122,7 +122,7 @@ def _write_datasets(
     check_space(run.datasets, _needed_bytes(settings, formats, sources, video_bytes), export.keep_free_gib)
     with staging_area(run.datasets, fingerprint) as staging, Workers(export.num_workers) as workers:
         chosen, left_out, notes = gather(
-            settings, clips, sources.mixed_datasets, staging.fitted, workers, features.views
+            settings, clips, sources.mixed_datasets, staging.transcoded, workers, features.views
         )
         prefix = "<DREAM>" if export.dream_prefix else ""
         episodes, unfit = validate_clips(

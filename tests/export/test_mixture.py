@@ -17,7 +17,7 @@ from dreamgen.run.jobs import accepted_clips
 from export import export_datasets
 from export.check import check
 from export.episodes import read_label
-from export.mixture import share_out
+from export.mixture import counts_for_share
 from tests.fixtures import demos
 from tests.fixtures.runs import make_run, run_settings
 
@@ -94,17 +94,17 @@ def test_a_share_leaves_some_out_and_repeats_none(real, tmp_path):
     result = export_datasets(run_settings(run.root, export=export))
     rows = provenance(run)
     assert [row["kind"] for row in rows] == ["real"] * 2 + ["dreamed"] * 6 and len({r["clip_id"] for r in rows}) == 8
-    assert any("2 of 4 real, 6 of 6 dreamed" in note for note in result.notes)
+    assert any("2 of 4 real, 6 of 6 generated" in note for note in result.notes)
 
 
 def test_shares():
-    assert share_out(10, 90, 0.1) == (10, 90)
-    assert share_out(10, 90, 0.5) == (10, 10)
-    assert share_out(100, 10, 0.5) == (10, 10)
-    assert share_out(10, 90, 0.0) == (0, 90)
-    assert share_out(10, 90, 1.0) == (10, 0)
-    with pytest.raises(UserError, match="real_share cannot be had"):
-        share_out(1, 2, 0.01)
+    assert counts_for_share(10, 90, 0.1) == (10, 90)
+    assert counts_for_share(10, 90, 0.5) == (10, 10)
+    assert counts_for_share(100, 10, 0.5) == (10, 10)
+    assert counts_for_share(10, 90, 0.0) == (0, 90)
+    assert counts_for_share(10, 90, 1.0) == (10, 0)
+    with pytest.raises(UserError, match="real_share cannot be reached"):
+        counts_for_share(1, 2, 0.01)
 
 
 def test_appending_keeps_what_is_there_and_adds_only_what_is_new(tmp_path):
