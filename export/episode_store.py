@@ -22,7 +22,7 @@ from dreamgen.data.video import VideoInfo
 from dreamgen.run.files import atomic_file
 from export.clip_video import ClipVideo
 from export.clips import Clip
-from export.episodes import Episode, read_small
+from export.episodes import ExportEpisode, read_small
 
 VECTORS = ("action", "state")
 _LIGHT = {
@@ -73,7 +73,7 @@ def write_part(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 @dataclass(frozen=True)
-class Episodes(Sequence[Episode]):
+class EpisodeStore(Sequence[ExportEpisode]):
     """The episodes of a dataset, read from disk one small file at a time; a slice keeps the episodes' numbers.
 
     Args:
@@ -113,9 +113,9 @@ class Episodes(Sequence[Episode]):
         return len(self.part_E)
 
     @overload
-    def __getitem__(self, which: int) -> Episode: ...
+    def __getitem__(self, which: int) -> ExportEpisode: ...
     @overload
-    def __getitem__(self, which: slice) -> Episodes: ...
+    def __getitem__(self, which: slice) -> EpisodeStore: ...
     def __getitem__(self, which):
         if isinstance(which, slice):
             start, stop, step = which.indices(len(self))
@@ -149,7 +149,7 @@ class Episodes(Sequence[Episode]):
             clip = Clip.from_json(clips[int(self.row_E[number])].as_py())
             yield self.start + number, int(self.num_frames_E[number]), clip
 
-    def __iter__(self) -> Iterator[Episode]:
+    def __iter__(self) -> Iterator[ExportEpisode]:
         opened, table = None, None
         for number in range(len(self)):
             if opened != self.part_E[number]:
@@ -157,7 +157,7 @@ class Episodes(Sequence[Episode]):
                 table = read_small(self.parts[opened])
             yield self._episode(number, table.slice(self.row_E[number], 1))
 
-    def _episode(self, number: int, row: pa.Table) -> Episode:
+    def _episode(self, number: int, row: pa.Table) -> ExportEpisode:
         def cell(name: str) -> Any:
             return row.column(name)[0].as_py()
 
@@ -170,7 +170,7 @@ class Episodes(Sequence[Episode]):
         alike = (cell("codec"), cell("pix_fmt"), cell("height"), cell("width"), Fraction(cell("video_fps")), num_frames)
         infos = tuple(VideoInfo(path, *alike) for path in clip.videos)
         images = tuple(map(ImageHistogram, _image_counts(row)[0], cell("num_images")))
-        return Episode(
+        return ExportEpisode(
             self.start + number, int(self.first_index_E[number]), int(self.task_E[number]),
             self.tasks[self.task_E[number]], clip, infos, action_TA, state_TS, images,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 from dreamgen.config.settings import ExportSettings, Hdf5Settings
 from dreamgen.errors import UserError
 from dreamgen.run.records import RobotFeatures
-from export.episodes import Episode
+from export.episodes import ExportEpisode
 from export.robots import fitting_modality, robot_preset
 
 IMAGE_PREFIX = "observation.images."
@@ -88,7 +88,7 @@ class DatasetSpec:
         return tuple(camera.name for camera in self.cameras)
 
 
-def dataset_spec(settings: ExportSettings, features: RobotFeatures, first: Episode) -> DatasetSpec:
+def dataset_spec(settings: ExportSettings, features: RobotFeatures, first: ExportEpisode) -> DatasetSpec:
     """Describe the dataset that episodes of the shape of `first` make.
 
     Raises:

@@ -20,7 +20,7 @@ from dreamgen.progress import Progress
 from dreamgen.run.records import RobotFeatures
 from export.clip_video import inspect_clip
 from export.clips import GENERATED, REAL, Clip
-from export.episode_store import LIGHT_COLUMNS, VECTORS, Episodes, accepted_row, error_row, write_part
+from export.episode_store import LIGHT_COLUMNS, VECTORS, EpisodeStore, accepted_row, error_row, write_part
 from export.episodes import label_again, read_label, read_small
 from export.workers import Workers
 
@@ -31,7 +31,7 @@ def validate_clips(
     clips: Iterable[Clip], features: RobotFeatures, include_state: bool, folder: Path | None = None,
     workers: Workers | None = None, num_clips: int | None = None, dream_prefix: str = "",
     lerobot_sample: bool = False,
-) -> tuple[Episodes, list[str]]:  # fmt: skip
+) -> tuple[EpisodeStore, list[str]]:  # fmt: skip
     """Make episodes of clips, leaving out those whose frames, rows or shapes disagree.
 
     Args:
@@ -107,7 +107,7 @@ def _inspected_row(clip: Clip, include_state: bool, lerobot_sample: bool) -> dic
 
 def number_episodes(
     parts: Sequence[Path], features: RobotFeatures, dream_prefix: str = ""
-) -> tuple[Episodes, list[str]]:
+) -> tuple[EpisodeStore, list[str]]:
     """Compare the clips with the first good one, leave out those that differ, and number the others from 0."""
     names = ("part", "row", "num_frames", "num_bytes", "task", "encoding", "real")
     columns: dict[str, list[Any]] = {name: [] for name in names}
@@ -138,7 +138,9 @@ def number_episodes(
     arrays = {f"{name}_{axes[name]}": np.array(column, np.int64) for name, column in columns.items()}
     arrays["real_E"] = arrays["real_E"].astype(bool)
     first_index_E = np.cumsum(arrays["num_frames_E"]) - arrays["num_frames_E"]
-    return Episodes(tuple(parts), 0, first_index_E=first_index_E, tasks=tuple(tasks), ranges=ranges, **arrays), errors
+    return EpisodeStore(
+        tuple(parts), 0, first_index_E=first_index_E, tasks=tuple(tasks), ranges=ranges, **arrays
+    ), errors
 
 
 def _mismatch(row: dict[str, Any], first: dict[str, Any] | None, features: RobotFeatures) -> str | None:
