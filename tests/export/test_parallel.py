@@ -137,7 +137,7 @@ export_datasets(settings_from_dict({"out": sys.argv[1], "model": {"path": "mini"
 
 @pytest.mark.parametrize("after", [2, 4, 6, 7])
 def test_killed_at_any_moment_it_goes_on_and_writes_the_same(after, tmp_path):
-    # 3 files of looked-at clips, then 2 of v3.0 (rows, video), then 1 of v2.1: the kill is in each of them once.
+    # 3 files of inspected clips, then 2 of v3.0 (rows, video), then 1 of v2.1: the kill is in each of them once.
     runs = [make_run(tmp_path / name, num_clips=40, num_frames=5, rejected=0) for name in ("killed", "whole")]
     done = subprocess.run([sys.executable, "-c", KILLED, str(runs[0].root), str(after)], capture_output=True)
     if after < 7:
@@ -205,7 +205,7 @@ def test_an_export_at_a_time(tmp_path):
             export_datasets(run_settings(run.root))
 
 
-def test_too_little_space_is_said_before_anything_is_written(tmp_path):
+def test_too_little_space_is_an_error_before_anything_is_written(tmp_path):
     run = make_run(tmp_path / "run", num_clips=1, rejected=0)
     with pytest.raises(UserError, match="no room for the datasets") as refused:
         export_datasets(run_settings(run.root, export={"keep_free_gib": 1e9}))
@@ -239,6 +239,6 @@ def test_tasks_of_a_ray_cluster_write_the_same_bytes(cluster, tmp_path):
     assert datasets[1] == datasets[2]
 
 
-def test_a_users_error_of_a_ray_task_is_told_as_such(cluster):
+def test_a_user_error_in_a_ray_task_stays_one(cluster):
     with pytest.raises(UserError, match="nowhere"), Workers(2) as workers:
         list(workers.run(functools.partial(read_label, Path("a/b/nowhere"), True) for _ in range(3)))
