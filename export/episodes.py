@@ -20,7 +20,7 @@ from export.clips import Clip
 
 
 @dataclass(frozen=True)
-class Episode:
+class ExportEpisode:
     """One clip as an episode of a dataset: about 35 kB for 93 frames of 44 dimensions, without its pixels.
 
     Args:

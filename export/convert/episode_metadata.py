@@ -1,13 +1,9 @@
-"""Per-episode metadata other than places: lines of JSON on disk, of which only the offsets are in memory.
-
-Axes: N episodes.
-"""
+"""Per-episode metadata other than places, kept as lines of JSON on disk while a dataset is converted."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +13,25 @@ import pyarrow.parquet as pq
 
 from dreamgen.data.lerobot.files import iter_json_lines, iter_parquet_rows
 from dreamgen.data.lerobot.findings import FatalFindings
+from dreamgen.data.lerobot.lines import EpisodeLines
 from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, EPISODES_V2, whole_number
 from dreamgen.errors import UserError
 from export.convert.source import SourceDataset
 
 KNOWN_FIELDS = ("episode_index", "tasks", "length", "dataset_from_index", "dataset_to_index", "stats")
 KNOWN_PREFIXES = ("data/", "videos/", "stats/", "meta/")
-NO_LINE = -1
-
-
-@dataclass(frozen=True)
-class EpisodeLines:
-    """A file with a JSON object for some of the episodes.
-
-    Args:
-        path: The file.
-        offset_N: Where each episode's line begins, int64; `NO_LINE` for an episode without one.
-    """
-
-    path: Path
-    offset_N: np.ndarray
-
-    def __getitem__(self, which: slice) -> EpisodeLines:
-        return EpisodeLines(self.path, self.offset_N[which])
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield each episode's object, empty for an episode without a line."""
-        with self.path.open("rb") as stream:
-            for offset in self.offset_N.tolist():
-                stream.seek(max(offset, 0))
-                yield {} if offset == NO_LINE else json.loads(stream.readline())
 
 
 def write_lines(path: Path, num_episodes: int, rows: Iterable[tuple[int, dict[str, Any]]]) -> EpisodeLines:
     """Write objects, each with the number of its episode, as lines."""
-    offset_N = np.full(num_episodes, NO_LINE, np.int64)
+    places_2N = np.zeros((2, num_episodes), np.int64)
     with path.open("wb") as stream:
         for index, row in rows:
+            line = json.dumps(row).encode() + b"\n"
             if 0 <= index < num_episodes:
-                offset_N[index] = stream.tell()
-                stream.write(json.dumps(row).encode() + b"\n")
-    return EpisodeLines(path, offset_N)
+                places_2N[:, index] = stream.tell(), len(line)
+                stream.write(line)
+    return EpisodeLines(path, *places_2N)
 
 
 def read_extras(dataset: SourceDataset) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -95,8 +69,8 @@ def extras_schema(root: Path, extras: EpisodeLines) -> pa.Schema:
     """
     schemas, batch = [pa.schema([])], 1000
     try:
-        for start in range(0, len(extras.offset_N), batch):
-            rows = list(extras[start : start + batch])
+        for start in range(0, len(extras.size_N), batch):
+            rows = list(extras[start : start + batch].rows())
             names = dict.fromkeys(name for row in rows for name in row)
             schemas.append(pa.table({name: [row.get(name) for row in rows] for name in names}).schema)
         return pa.unify_schemas(schemas, promote_options="permissive")

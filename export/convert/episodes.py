@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,15 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
+from dreamgen.data.frames import FrameReader
 from dreamgen.data.lerobot.image_statistics import ImageHistogram, sampled_frames
+from dreamgen.data.lerobot.lines import EpisodeLines
 from dreamgen.data.lerobot.statistics import Columns, Range, Statistics, as_lists, merge_statistics
-from dreamgen.data.lerobot.video import span_statistics
+from dreamgen.data.lerobot.video import VideoSpan
 from dreamgen.data.lerobot.writer import EpisodeRecord, EpisodeSource
 from dreamgen.errors import UserError
 from dreamgen.progress import Progress
-from export.convert.episode_metadata import (
-    EpisodeLines,
-    extras_schema,
-    read_extras,
-    read_image_statistics,
-    write_lines,
-)
+from export.convert.episode_metadata import extras_schema, read_extras, read_image_statistics, write_lines
 from export.convert.rows import matrix, read_rows
 from export.convert.source import SourceDataset
 from export.convert.videos import SourceVideos
@@ -66,7 +62,7 @@ class ConvertedEpisodes(EpisodeSource):
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[EpisodeRecord]:
-        rows = zip(read_rows(self.dataset, self.version), self.extras, self.images, strict=True)
+        rows = zip(read_rows(self.dataset, self.version), self.extras.rows(), self.images.rows(), strict=True)
         for place, ((episode, table, _), extras, images) in enumerate(rows):
             yield EpisodeRecord(
                 episode.index, int(self.dataset.first_index_N[place]), episode.length, episode.tasks, table,
@@ -157,8 +153,10 @@ def converted_episodes(
 
 def measure(dataset: SourceDataset, videos: dict[str, SourceVideos], recorded: EpisodeLines, version: str) -> Measured:
     """Read the rows of some episodes, and decode images that have no recorded statistics."""
-    part = Measured()
-    for place, ((episode, table, notes), known) in enumerate(zip(read_rows(dataset, version), recorded, strict=True)):
+    part, readers = Measured(), {camera: FrameReader() for camera in videos}
+    for place, ((episode, table, notes), known) in enumerate(
+        zip(read_rows(dataset, version), recorded.rows(), strict=True)
+    ):
         ranges = {}
         for name in dataset.vectors:
             rows_ND = matrix(table[name], episode.length)
@@ -171,12 +169,13 @@ def measure(dataset: SourceDataset, videos: dict[str, SourceVideos], recorded: E
         images = {name: own for name, own in known.items() if set(own) >= NEEDED}
         for name in dataset.images:
             if name not in images:
-                is_video = name in videos
-                image = span_statistics(videos[name].span(place)) if is_video else _column_statistics(table[name])
-                images |= as_lists({name: image.metrics()})
+                frames = _sampled(videos[name].span(place), readers[name]) if name in videos else _decoded(table[name])
+                images |= as_lists({name: reduce(ImageHistogram.with_frame, frames, ImageHistogram.empty()).metrics()})
         part.merge(ranges, {name: _as_arrays(own) for name, own in images.items()})
         part.images.append((episode.index, images))
         part.notes.extend((episode.index, note) for note in notes)
+    for reader in readers.values():
+        reader.close()
     return part
 
 
@@ -185,16 +184,19 @@ def _as_arrays(recorded: dict[str, Any]) -> Statistics:
     return arrays | {"count": np.rint(arrays["count"]).astype(np.int64)}
 
 
-def _column_statistics(column: pa.ChunkedArray) -> ImageHistogram:
-    """Decode sampled images of a column that holds them as files."""
-    image = ImageHistogram.empty()
+def _sampled(span: VideoSpan, reader: FrameReader) -> Iterator[np.ndarray]:
+    """Decode the frames of a video that LeRobot samples for statistics."""
+    return reader.frames(span.path, span.first_frame or 0, sampled_frames(span.num_frames))
+
+
+def _decoded(column: pa.ChunkedArray) -> Iterator[np.ndarray]:
+    """Decode the same frames of a column that holds images as files."""
     for index in sampled_frames(len(column)):
         data = column[int(index)].as_py()["bytes"]
         frame_HWC = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
         if frame_HWC is None:
             raise UserError(f"the image of row {index} is not within the table, or cannot be decoded")
-        image = image.with_frame(frame_HWC)
-    return image
+        yield frame_HWC
 
 
 def _v30_feature(feature: dict[str, Any]) -> dict[str, Any]:

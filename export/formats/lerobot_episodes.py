@@ -23,8 +23,8 @@ from dreamgen.data.lerobot.writer import (
     vector_array,
 )
 from dreamgen.data.timeline import frame_time_s, frame_times_s
-from export.episode_store import Episodes
-from export.episodes import Episode
+from export.episode_store import EpisodeStore
+from export.episodes import ExportEpisode
 from export.modality import TASK_COLUMN
 from export.spec import DatasetSpec
 
@@ -36,7 +36,7 @@ FEATURES = {"state": "observation.state", "action": "action"}
 class ClipVideos(VideoSource):
     """The mp4s of one camera, each a file of its own without B-frames."""
 
-    episodes: Episodes
+    episodes: EpisodeStore
     camera: int
 
     def __getitem__(self, which: slice) -> ClipVideos:
@@ -48,14 +48,14 @@ class ClipVideos(VideoSource):
 
 
 @dataclass(frozen=True)
-class ClipEpisodes(EpisodeSource):
+class StoredEpisodes(EpisodeSource):
     """Clips as episodes of one version of LeRobot; v2.1 has the task as an annotation, too, as GR00T reads it."""
 
-    episodes: Episodes
+    episodes: EpisodeStore
     version: str
 
     @classmethod
-    def of(cls, episodes: Episodes, spec: DatasetSpec, version: str, video_info: dict[str, Any]) -> ClipEpisodes:
+    def of(cls, episodes: EpisodeStore, spec: DatasetSpec, version: str, video_info: dict[str, Any]) -> StoredEpisodes:
         """Describe the dataset that clips make.
 
         Args:
@@ -76,7 +76,7 @@ class ClipEpisodes(EpisodeSource):
             data_bytes_N=episodes.num_frames_E * (4 * num_dims + BYTES_OF_INDEX), episodes=episodes, version=version,
         )  # fmt: skip
 
-    def __getitem__(self, which: slice) -> ClipEpisodes:
+    def __getitem__(self, which: slice) -> StoredEpisodes:
         columns = {name: values[which] for name, values in vars(self).items() if name.endswith("_N")}
         return replace(self, episodes=self.episodes[which], **columns)
 
@@ -124,7 +124,7 @@ def _features(spec: DatasetSpec, video_info: dict[str, Any]) -> dict[str, dict[s
     return features | INDEX_FEATURES
 
 
-def _columns(episodes: Episodes, fps: int) -> dict[str, Range]:
+def _columns(episodes: EpisodeStore, fps: int) -> dict[str, Range]:
     """Return the range of each column; those of the indices follow from the counts."""
     longest = int(episodes.num_frames_E.max())
     last = {
@@ -135,7 +135,7 @@ def _columns(episodes: Episodes, fps: int) -> dict[str, Range]:
     return ranges | {name: Range(np.zeros(1), np.array([value], np.float64)) for name, value in last.items()}
 
 
-def _rows(episode: Episode) -> dict[str, np.ndarray]:
+def _rows(episode: ExportEpisode) -> dict[str, np.ndarray]:
     """Return an episode's rows by column, in the order of the features."""
     num_frames = episode.num_frames
     vectors = {} if episode.state_TS is None else {"observation.state": episode.state_TS}

@@ -6,14 +6,16 @@ from pathlib import Path
 
 from dreamgen.data.lerobot.writer import write_v21
 from dreamgen.run.files import write_json
-from export.episode_store import Episodes
-from export.formats.lerobot_episodes import ClipEpisodes
+from export.episode_store import EpisodeStore
+from export.formats.lerobot_episodes import StoredEpisodes
 from export.modality import modality_json
 from export.spec import DatasetSpec
 from export.workers import Workers
 
 
-def write_lerobot_v21(root: Path, done_markers: Path, episodes: Episodes, spec: DatasetSpec, workers: Workers) -> None:
+def write_lerobot_v21(
+    root: Path, done_markers: Path, episodes: EpisodeStore, spec: DatasetSpec, workers: Workers
+) -> None:
     """Write a LeRobot v2.1 dataset that every GR00T release reads, or the rest of one that an earlier call began.
 
     Args:
@@ -33,6 +35,6 @@ def write_lerobot_v21(root: Path, done_markers: Path, episodes: Episodes, spec: 
         "video.channels": 3,
         "has_audio": False,
     }
-    source = ClipEpisodes.of(episodes, spec, "v2.1", video_info)
+    source = StoredEpisodes.of(episodes, spec, "v2.1", video_info)
     write_v21(root, done_markers, source, workers, "export: lerobot-v2.1")
     write_json(root / "meta" / "modality.json", modality_json(spec))

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from dreamgen.data.lerobot.file_layout import FileLimits
 from dreamgen.data.lerobot.writer import write_v30
-from export.episode_store import Episodes
-from export.formats.lerobot_episodes import ClipEpisodes
+from export.episode_store import EpisodeStore
+from export.formats.lerobot_episodes import StoredEpisodes
 from export.spec import DatasetSpec
 from export.workers import Workers
 
 
-def write_lerobot_v30(root: Path, done_markers: Path, episodes: Episodes, spec: DatasetSpec, workers: Workers,
+def write_lerobot_v30(root: Path, done_markers: Path, episodes: EpisodeStore, spec: DatasetSpec, workers: Workers,
                       limits: FileLimits | None = None) -> None:  # fmt: skip
     """Write a LeRobot v3.0 dataset, or the rest of one that an earlier call began.
 
@@ -37,5 +37,5 @@ def write_lerobot_v30(root: Path, done_markers: Path, episodes: Episodes, spec: 
         "video.crf": spec.crf,
         "is_depth_map": False,
     }
-    source = ClipEpisodes.of(episodes, spec, "v3.0", video_info)
+    source = StoredEpisodes.of(episodes, spec, "v3.0", video_info)
     write_v30(root, done_markers, source, workers, "export: lerobot-v3.0", limits or FileLimits())

@@ -114,7 +114,7 @@ def test_episodes_that_are_there_are_not_written_again(tmp_path):
     with Workers(1) as workers:
         clips = accepted_clips(run)
         episodes, _ = validate_clips(
-            generated_clips(clips), features, True, tmp_path / "admitted", workers, len(clips), ""
+            generated_clips(clips), features, True, tmp_path / "episodes", workers, len(clips), ""
         )
         spec = dataset_spec(settings, features, episodes[0])
         write_aloha(root, tmp_path, episodes, spec, workers)

@@ -125,7 +125,7 @@ def test_info_is_what_lerobot_writes(exported):
 
 def test_offsets_are_exact(exported, tmp_path):
     run = make_run(tmp_path / "run", num_clips=4, num_frames=(5, 9), rejected=0, fps=15)
-    root = write_v30(run, tmp_path / "odd")
+    root = write_v30(run, tmp_path / "fifteen")
     rows = pq.read_table(root / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
     ends = [5, 14, 19, 28]
     assert [row[f"videos/{CAMERA}/to_timestamp"] for row in rows] == [end / 15 for end in ends]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -20,9 +21,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from dreamgen.data.lerobot.image_statistics import ImageHistogram, sampled_frames
+from dreamgen.data.frames import FrameReader
 from dreamgen.data.timeline import frame_index_at
-from dreamgen.data.video import ENCODERS, decode_frames, probe, write_video
+from dreamgen.data.video import ENCODERS, probe, write_video
 from dreamgen.errors import UserError
 from dreamgen.run.files import atomic_file
 
@@ -202,20 +203,7 @@ def reencode_span(path: Path, span: VideoSpan, fps: Fraction) -> SpanInfo:
         What must be known of the new video.
     """
     codec = probe(span.path).codec
-    frames = (frame.to_ndarray(format="rgb24") for frame in _decode(span))
-    write_video(path, frames, fps, codec if codec in ENCODERS else "h264", REENCODE_CRF, REENCODE_GOP)
+    with closing(FrameReader()) as reader:
+        frames = reader.frames(span.path, span.first_frame or 0, np.arange(span.num_frames))
+        write_video(path, frames, fps, codec if codec in ENCODERS else "h264", REENCODE_CRF, REENCODE_GOP)
     return inspect_spans(path, [VideoSpan(path, span.num_frames, 0)], fps)[0]
-
-
-def span_statistics(span: VideoSpan) -> ImageHistogram:
-    """Decode a span and count its frames, sampled as LeRobot does."""
-    wanted, image = set(sampled_frames(span.num_frames).tolist()), ImageHistogram.empty()
-    for index, frame in enumerate(_decode(span)):
-        if index in wanted:
-            image = image.with_frame(frame.to_ndarray(format="rgb24"))
-    return image
-
-
-def _decode(span: VideoSpan) -> Iterator[av.VideoFrame]:
-    first = span.first_frame or 0
-    return islice(decode_frames(span.path), first, first + span.num_frames)
