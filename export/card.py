@@ -11,7 +11,7 @@ import yaml
 from dreamgen.data.video import decode_frames, write_png
 from dreamgen.extensions.export_format import ExportFormat
 from dreamgen.run.files import write_text
-from export.episode_store import Episodes
+from export.episode_store import EpisodeStore
 from export.spec import DatasetSpec
 
 SHEET_NAME = "README_pictures.png"  # readers and checkers ignore the card's files
@@ -51,7 +51,7 @@ error of the inverse-dynamics model, license.{no_state}
 
 
 def write_card(
-    folder: Path, export_format: ExportFormat, episodes: Episodes, spec: DatasetSpec, license_id: str | None
+    folder: Path, export_format: ExportFormat, episodes: EpisodeStore, spec: DatasetSpec, license_id: str | None
 ) -> None:
     """Write README.md and its image into a dataset.
 
@@ -66,7 +66,7 @@ def write_card(
     write_text(folder / "README.md", card_text(export_format, episodes, spec, license_id))
 
 
-def card_text(export_format: ExportFormat, episodes: Episodes, spec: DatasetSpec, license_id: str | None) -> str:
+def card_text(export_format: ExportFormat, episodes: EpisodeStore, spec: DatasetSpec, license_id: str | None) -> str:
     """Return the text of README.md."""
     num_real, num_episodes = int(episodes.real_E.sum()), len(episodes)
     front = {"license": license_id} if license_id else {}
@@ -98,7 +98,7 @@ def card_text(export_format: ExportFormat, episodes: Episodes, spec: DatasetSpec
     )
 
 
-def contact_sheet(episodes: Episodes) -> np.ndarray:
+def contact_sheet(episodes: EpisodeStore) -> np.ndarray:
     """Return frame_HWC with a row per episode and camera, and time from left to right; episodes are evenly spaced."""
     chosen = np.unique(np.linspace(0, len(episodes) - 1, SHEET_EPISODES).round().astype(int)).tolist()
     rows = []

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dreamgen.config.settings import ExportSettings
-from dreamgen.data.lerobot.metadata import Episode, LeRobotMeta, read_meta
+from dreamgen.data.lerobot.episodes import Episode
+from dreamgen.data.lerobot.metadata import LeRobotMeta, read_meta
 from dreamgen.data.lerobot.rows import instruction_of, read_rows
 from dreamgen.data.timeline import frame_index_at
 from dreamgen.data.video import VideoInfo, probe

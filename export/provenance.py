@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import dreamgen
 from dreamgen.run.files import atomic_file, read_json
 from dreamgen.run.run_folder import RunFolder
-from export.episode_store import Episodes
+from export.episode_store import EpisodeStore
 
 ROWS_PER_GROUP = 1000
 EPISODE_COLUMNS = {
@@ -31,7 +31,7 @@ def provenance_file(run: RunFolder, dataset: str) -> Path:
     return run.datasets / f"{dataset}.provenance.parquet"
 
 
-def write_provenance(path: Path, episodes: Episodes, shared: dict[str, Any]) -> None:
+def write_provenance(path: Path, episodes: EpisodeStore, shared: dict[str, Any]) -> None:
     """Write one row per episode, atomically.
 
     Columns: episode_index, clip_id, kind (dreamed or real), num_frames, the fields of the clip's job, `score_NAME` for
@@ -70,7 +70,7 @@ def _origin_columns(origin: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in origin.items() if name != "scores"} | scores
 
 
-def _schema(episodes: Episodes, shared: dict[str, Any]) -> pa.Schema:
+def _schema(episodes: EpisodeStore, shared: dict[str, Any]) -> pa.Schema:
     """Choose each column's type: that of all its values, float for mixed numbers and for scores, else text."""
     from_job: dict[str, set[type]] = {}
     scores: dict[str, set[type]] = {}

@@ -18,8 +18,8 @@ from dreamgen.run.jobs import iter_accepted_clips
 from dreamgen.run.records import RobotFeatures, StageResult
 from dreamgen.run.run_folder import RunFolder
 from export.card import write_card
-from export.clips import ClipList, dreamed_clips
-from export.episode_store import Episodes
+from export.clips import ClipList, generated_clips
+from export.episode_store import EpisodeStore
 from export.errors import dataset_exists, nothing_accepted, out_of_date, states_missing
 from export.mixture import gather, is_resized
 from export.other_datasets import MixedDataset, open_mixed_datasets
@@ -67,7 +67,7 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
     existing = [name for name in names if (run.datasets / name).exists()]
     if existing and not resume:
         raise dataset_exists(run, existing)
-    clips = ClipList(dreamed_clips(iter_accepted_clips(run)))
+    clips = ClipList(generated_clips(iter_accepted_clips(run)))
     if not clips:
         raise nothing_accepted(run, settings)
     features = RobotFeatures.from_dict(read_json(run.need(run.train / "features.json", "prepare")))
@@ -111,7 +111,7 @@ def check_export(settings: Settings) -> None:
 
 def _write_datasets(
     settings: Settings, run: RunFolder, formats: Sequence[ExportFormat], sources: _Sources
-) -> tuple[Episodes, list[str], list[str]]:
+) -> tuple[EpisodeStore, list[str], list[str]]:
     """Write a dataset in each format.
 
     Returns:
@@ -122,7 +122,7 @@ def _write_datasets(
     check_space(run.datasets, _needed_bytes(settings, formats, sources, video_bytes), export.keep_free_gib)
     with staging_area(run.datasets, fingerprint) as staging, Workers(export.num_workers) as workers:
         chosen, left_out, notes = gather(
-            settings, clips, sources.mixed_datasets, staging.fitted, workers, features.views
+            settings, clips, sources.mixed_datasets, staging.transcoded, workers, features.views
         )
         prefix = "<DREAM>" if export.dream_prefix else ""
         episodes, unfit = validate_clips(

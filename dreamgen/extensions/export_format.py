@@ -1,7 +1,7 @@
 """Export formats: what a format declares, and the registry of all formats.
 
 `docs/extending/export_format.md` shows a complete format. `Any` stands for classes of the `export` package, which this
-module must not import: `Episodes` (export/episode_store.py), `DatasetSpec` (export/spec.py), `Workers`
+module must not import: `EpisodeStore` (export/episode_store.py), `DatasetSpec` (export/spec.py), `Workers`
 (export/workers.py), `Findings`, `Finding` and `Code` (export/check), `Change` (export/check/repair).
 """
 
@@ -29,7 +29,7 @@ class DatasetWriter(Protocol):
         Args:
             root: Folder of the dataset. It exists, and is empty unless the format is resumable.
             done_markers: A folder outside the dataset in which a resumable format records which files are complete.
-            episodes: `Episodes`, numbered from 0.
+            episodes: `EpisodeStore`, numbered from 0.
             spec: `DatasetSpec`: names, sizes and frame rate that all episodes share.
             workers: `Workers`, which call functions in several processes. Their number must not change the output.
         """

@@ -19,8 +19,8 @@ from dreamgen.extensions.export_format import DatasetSize, ExportFormat, FormatR
 from dreamgen.progress import Progress
 from dreamgen.run.files import atomic_file
 from export.check.hdf5.aloha import aloha_episodes, check_aloha
-from export.episode_store import Episodes
-from export.episodes import Episode
+from export.episode_store import EpisodeStore
+from export.episodes import ExportEpisode
 from export.formats.hdf5_parts import size_with_images, write_images
 from export.spec import DatasetSpec
 from export.workers import Workers
@@ -28,7 +28,7 @@ from export.workers import Workers
 EPISODES_PER_TASK = 2
 
 
-def write_aloha(root: Path, done_markers: Path, episodes: Episodes, spec: DatasetSpec, workers: Workers) -> None:
+def write_aloha(root: Path, done_markers: Path, episodes: EpisodeStore, spec: DatasetSpec, workers: Workers) -> None:
     """Write the episodes whose files do not exist yet.
 
     Args:
@@ -48,7 +48,7 @@ def write_aloha(root: Path, done_markers: Path, episodes: Episodes, spec: Datase
             progress.add(num_written)
 
 
-def write_episodes(root: Path, episodes: Episodes, spec: DatasetSpec, num_rows: int | None) -> int:
+def write_episodes(root: Path, episodes: EpisodeStore, spec: DatasetSpec, num_rows: int | None) -> int:
     """Write a few episodes, each to its own file unless that exists.
 
     Args:
@@ -68,7 +68,7 @@ def write_episodes(root: Path, episodes: Episodes, spec: DatasetSpec, num_rows: 
     return len(episodes)
 
 
-def _write_episode(file: h5py.File, episode: Episode, spec: DatasetSpec, num_rows: int | None) -> None:
+def _write_episode(file: h5py.File, episode: ExportEpisode, spec: DatasetSpec, num_rows: int | None) -> None:
     num_rows = num_rows or episode.num_frames
     assert episode.state_TS is not None, "the format needs states, which the stage checks"
     # If `sim` is false, ACT takes the actions from one row earlier, because real robots answer a step late. Here row i

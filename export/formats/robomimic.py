@@ -15,16 +15,16 @@ import h5py
 import numpy as np
 
 from dreamgen.config.settings import ExportSettings
+from dreamgen.data.lerobot.statistics import Range
 from dreamgen.extensions.export_format import DatasetSize, ExportFormat, FormatReader
 from dreamgen.progress import Progress
 from dreamgen.run.files import atomic_file
 from export.check.hdf5.robomimic import check_robomimic, num_demos, robomimic_file
 from export.check.repair.robomimic import repair_robomimic
-from export.episode_store import Episodes
-from export.episodes import Episode
+from export.episode_store import EpisodeStore
+from export.episodes import ExportEpisode
 from export.formats.hdf5_parts import join_parts, size_with_images, write_images, write_next
 from export.spec import DatasetSpec
-from export.statistics import Range
 from export.workers import Workers
 
 FILE_NAME = "data.hdf5"
@@ -55,7 +55,9 @@ def action_scaling(actions: Range) -> ActionScaling:
     return ActionScaling(np.where(high_A > low_A, (high_A - low_A) / 2, 1.0), (high_A + low_A) / 2)
 
 
-def write_robomimic(root: Path, done_markers: Path, episodes: Episodes, spec: DatasetSpec, workers: Workers) -> None:
+def write_robomimic(
+    root: Path, done_markers: Path, episodes: EpisodeStore, spec: DatasetSpec, workers: Workers
+) -> None:
     """Write `data.hdf5`. Workers decode into parts, which are copied into it without decompressing them.
 
     Args:
@@ -92,7 +94,7 @@ def write_robomimic(root: Path, done_markers: Path, episodes: Episodes, spec: Da
             file.create_dataset(f"mask/{name}", data=np.array(names, dtype=np.bytes_))
 
 
-def write_part(path: Path, episodes: Episodes, spec: DatasetSpec, scaling: ActionScaling) -> Path:
+def write_part(path: Path, episodes: EpisodeStore, spec: DatasetSpec, scaling: ActionScaling) -> Path:
     """Write a few demos to a file of their own, which is complete or absent, holding one frame in memory.
 
     Returns:
@@ -104,7 +106,7 @@ def write_part(path: Path, episodes: Episodes, spec: DatasetSpec, scaling: Actio
     return path
 
 
-def _write_demo(demo: h5py.Group, episode: Episode, spec: DatasetSpec, scaling: ActionScaling) -> None:
+def _write_demo(demo: h5py.Group, episode: ExportEpisode, spec: DatasetSpec, scaling: ActionScaling) -> None:
     num_frames = episode.num_frames
     demo.attrs["num_samples"] = num_frames
     demo.attrs["task"] = episode.instruction

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dreamgen.config.settings import PrepareSettings
-from dreamgen.data.lerobot.metadata import Episode, LeRobotMeta, read_meta
+from dreamgen.data.lerobot.episodes import Episode
+from dreamgen.data.lerobot.metadata import LeRobotMeta, read_meta
 from dreamgen.data.lerobot.modality import usable_modality
 from dreamgen.data.lerobot.rows import EpisodeRows, instruction_of, read_rows
 from dreamgen.data.timeline import frame_index_at

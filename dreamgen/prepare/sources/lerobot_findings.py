@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from dreamgen.data.lerobot.metadata import Episode, LeRobotMeta
+from dreamgen.data.lerobot.episodes import Episode
+from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.rows import TASK, EpisodeRows
 from dreamgen.data.trajectory import ACTION, STATE
 

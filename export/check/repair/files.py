@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamgen.run.files import atomic_file
-from export.check.lerobot.layout import BACKUP
+from export.check.lerobot.files import BACKUP
 
 
 @dataclass(frozen=True)
 class Change:
-    """What was repaired in one file.
+    """A repair of one file.
 
     Args:
         file: Relative to the dataset.
         what: What was changed, in words.
-        backup: Where the original is, relative to the dataset; None where there was none.
+        backup: Where the original is now, relative to the dataset; None for a new file.
     """
 
     file: str

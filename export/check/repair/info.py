@@ -3,52 +3,44 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-from export.check.lerobot.episodes import INFO, LeRobotEntry
-from export.check.lerobot.layout import counted_totals
+from dreamgen.data.lerobot.metadata import LeRobotMeta
+from dreamgen.data.lerobot.schema import INFO, Feature
 from export.check.repair.files import Change, replaced
 
 
-def repair_info(dataset: LeRobotEntry, added: dict[str, dict[str, Any]], changes: list[Change]) -> None:
+def repair_info(dataset: LeRobotMeta, added: dict[str, Feature], changes: list[Change]) -> None:
     """Write info.json with totals and splits as counted.
 
     Args:
+        dataset: The metadata.
         added: Features of columns that were added.
+        changes: Receives what was changed.
     """
-    info, said = dict(dataset.info), []
-    for key, counted in counted_totals(dataset).items():
-        if info.get(key) != counted:
-            said.append(f"{key} {info.get(key)} -> {counted}")
-            info[key] = counted
-    splits = _mended_splits(info.get("splits"), len(dataset.episodes))
-    if splits != info.get("splits"):
-        said.append(f"splits {info.get('splits')} -> {splits}")
-        info["splits"] = splits
-    new = {name: feature for name, feature in added.items() if name not in dataset.info["features"]}
+    old, info = dataset.info, {**dataset.info, **dataset.counted_totals()}
+    if "splits" in old:
+        info["splits"] = _fitting_splits(old["splits"], len(dataset.episodes))
+    edits = [f"{key} {old.get(key)} -> {value}" for key, value in info.items() if old.get(key) != value]
+    new = {name: feature for name, feature in added.items() if name not in old["features"]}
     if new:
-        said.append(f"features + {', '.join(new)}")
-        info["features"] = {**dataset.info["features"], **new}
-    if said:
-        with replaced(dataset.root, INFO, ", ".join(said), changes) as path:
-            _write_json(path, info)
+        edits.append(f"features + {', '.join(new)}")
+        info["features"] = {**old["features"], **new}
+    if edits:
+        with replaced(dataset.root, INFO, ", ".join(edits), changes) as path:
+            path.write_text(json.dumps(info, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _mended_splits(splits: Any, num_episodes: int) -> Any:
-    """Return splits within the episodes; one that cannot be read is mended only where it is the only one."""
+def _fitting_splits(splits: Any, num_episodes: int) -> Any:
+    """Return splits cut to the episodes; a malformed one is replaced only where it is the only one."""
     if not isinstance(splits, dict):
         return splits
-    mended = {}
+    fitting = {}
     for name, span in splits.items():
         ends = span.split(":") if isinstance(span, str) else []
         if len(ends) == 2 and all(end.isdecimal() for end in ends):
             first, last = (min(int(end), num_episodes) for end in ends)
-            mended[name] = f"{first}:{max(first, last)}"
+            fitting[name] = f"{first}:{max(first, last)}"
         else:
-            mended[name] = f"0:{num_episodes}" if len(splits) == 1 else span
-    return mended
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+            fitting[name] = f"0:{num_episodes}" if len(splits) == 1 else span
+    return fitting

@@ -1,4 +1,4 @@
-"""The figures of pictures, from 256-bin histograms of a sample of frames: exact over the sample, and they add up.
+"""Statistics of images from 256-bin histograms of sampled frames: exact over the sample, and they add up.
 
 Axes: H height, W width, C channels (RGB), L levels.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.statistics import QUANTILES
+from dreamgen.data.lerobot.statistics import QUANTILES, Statistics
 
 LEVELS = 256
 MIN_SAMPLED = 16
@@ -21,7 +21,7 @@ class ImageHistogram:
 
     Args:
         counts_CL: int64, channels (RGB) x 256 levels.
-        num_frames: Frames that it stands for, which LeRobot weighs episodes by when it adds them up.
+        num_frames: Frames that it represents; LeRobot weighs episodes by this number when it merges them.
     """
 
     counts_CL: np.ndarray
@@ -36,18 +36,18 @@ class ImageHistogram:
         return ImageHistogram(self.counts_CL + other.counts_CL, self.num_frames + other.num_frames)
 
     def with_frame(self, frame_HWC: np.ndarray) -> ImageHistogram:
-        """Return the histogram with one more frame, uint8, RGB; its pixels are thinned as LeRobot thins them."""
-        small_HWC = thinned(frame_HWC)
+        """Return the histogram with one more frame, uint8, RGB, downsampled as LeRobot does."""
+        small_HWC = downsampled(frame_HWC)
         counts_CL = np.stack([np.bincount(small_HWC[..., c].ravel(), minlength=LEVELS) for c in range(3)])
         return self + ImageHistogram(counts_CL, 1)
 
-    def standing_for(self, num_frames: int) -> ImageHistogram:
-        """Return the histogram of as many frames or more, of which those that were counted are a sample."""
-        assert num_frames >= self.num_frames, f"a sample of {self.num_frames} frames cannot stand for {num_frames}"
+    def scaled_to(self, num_frames: int) -> ImageHistogram:
+        """Scale the counts of a sample up to the number of frames that the sample represents."""
+        assert num_frames >= self.num_frames, f"{self.num_frames} sampled frames cannot represent {num_frames}"
         return ImageHistogram(np.rint(self.counts_CL * (num_frames / self.num_frames)).astype(np.int64), num_frames)
 
-    def metrics(self) -> dict[str, np.ndarray]:
-        """Return each figure in [0, 1], float64 of shape (3, 1, 1), and `count` (frames), int64 of shape (1,)."""
+    def metrics(self) -> Statistics:
+        """Return statistics in [0, 1], float64 of shape (3, 1, 1), and `count` (frames), int64 of shape (1,)."""
         levels_L = np.arange(LEVELS) / (LEVELS - 1)
         share_CL = self.counts_CL / self.counts_CL.sum(axis=1, keepdims=True)
         mean_C = share_CL @ levels_L
@@ -67,14 +67,14 @@ class ImageHistogram:
 
 
 def sampled_frames(num_frames: int) -> np.ndarray:
-    """Choose frames as LeRobot 0.6 does, evenly spread: all up to 100, then n ** 0.75, at most 10,000."""
+    """Choose evenly spread frames as LeRobot 0.6 does: all up to 100, then n ** 0.75, at most 10,000."""
     return _evenly_spread(num_frames, max(min(100, num_frames), min(int(num_frames**0.75), 10_000)))
 
 
 def few_frames(num_frames: int) -> np.ndarray:
-    """Choose frames evenly spread, both ends among them: all up to 16, then a quarter of what LeRobot takes of many.
+    """Choose evenly spread frames, including both ends: all up to 16, then a quarter of LeRobot's sample.
 
-    Neighbouring frames are nearly alike, and a decoded frame costs as much as copying a hundred.
+    Neighboring frames are nearly alike, and decoding one costs as much as copying a hundred.
     """
     return _evenly_spread(num_frames, max(min(MIN_SAMPLED, num_frames), min(int(num_frames**0.75) // 4, 2_500)))
 
@@ -83,8 +83,8 @@ def _evenly_spread(num_frames: int, num_samples: int) -> np.ndarray:
     return np.round(np.linspace(0, num_frames - 1, num_samples)).astype(np.int64)
 
 
-def thinned(frame_HWC: np.ndarray) -> np.ndarray:
-    """Take every k-th pixel of a picture of 300 pixels or more, as LeRobot 0.6 does: about 150 on the long side."""
+def downsampled(frame_HWC: np.ndarray) -> np.ndarray:
+    """Take every k-th pixel of an image of 300 pixels or more, as LeRobot 0.6 does: about 150 on the long side."""
     height, width = frame_HWC.shape[:2]
     if max(height, width) < 300:
         return frame_HWC
