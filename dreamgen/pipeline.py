@@ -79,6 +79,15 @@ def _curate(settings: Settings, resume: bool) -> StageResult:
     return curate(settings)
 
 
+def _label_and_curate(settings: Settings) -> list[StageResult]:
+    """Run both stages in one pass, which decodes each clip once."""
+    from dreamgen.curate.stage import Curator
+    from dreamgen.label.stage import Labeler
+    from dreamgen.run.clip_pass import process_clips
+
+    return process_clips(Labeler(settings), Curator(settings))
+
+
 def _export(settings: Settings, resume: bool) -> StageResult:
     from export import export_datasets
 
@@ -146,11 +155,13 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
     with _claimed(run, settings):
         for number, stage in enumerate(STAGES.values(), start=1):
             reason = "done before, kept" if stage in done else _why_skipped(stage, run)
+            if stage.name in (result.stage for result in results):
+                reason = "done together with label"
             log(f"[{number}/{len(STAGES)}] {stage.name}" + (f": {reason}" if reason else ""))
             if reason:
                 continue
             try:
-                results.append(stage.call(settings, resume))
+                results += _label_and_curate(settings) if stage.name == "label" else [stage.call(settings, resume)]
             except NothingAccepted as error:
                 results.append(StageResult(stage.name, {}, {"episodes": 0}, [str(error)], partial=True))
             _release_memory()

@@ -195,6 +195,7 @@ class CurateSettings:
     min_motion: float = option(0.5, "mean change between frames half a clip apart (0-255) below which a clip is static")
     min_first_frame_psnr_db: float = option(15.0, "likeness of the clip's first frame to the asked one")
     max_cut_score: float = option(6.0, "most abrupt frame change over its neighbours', above which there is a cut")
+    judges: list[str] = option([], "judges that watch each clip that the scores accept; docs/extending/judge.md")
 
 
 @dataclass(frozen=True)
