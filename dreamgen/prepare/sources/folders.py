@@ -179,9 +179,7 @@ def _read_text(root: Path, relative: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(
-            f"{relative} does not exist", allowed="a text file with the instruction beside the video"
-        ) from None
+        raise UserError(f"{relative} does not exist", allowed="the instruction beside its video") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{relative} is not UTF-8", actual=str(error), next_step="save it as UTF-8") from None
 
