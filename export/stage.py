@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dreamgen.config.paths import paths_that_invalidate
 from dreamgen.config.settings import Settings
 from dreamgen.data.hub import check_can_push, push_folder
 from dreamgen.errors import Problems, UserError
@@ -36,7 +37,6 @@ from export.workers import Workers
 # These are taken up where they were stopped; the others are written whole, in one go.
 RESUMABLE = {"lerobot-v3.0": write_lerobot_v30, "lerobot-v2.1": write_lerobot_v21, "aloha": write_aloha}
 WHOLE = {"robomimic": write_robomimic}
-CHANGES_NO_BYTE = ("formats", "num_workers", "keep_free_gib", "push_to_hub")
 
 
 def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
@@ -158,7 +158,8 @@ def _push(repo_id: str | None, datasets: dict[str, Path]) -> tuple[list[str], bo
 def _decides_bytes(
     settings: Settings, features: RobotFeatures, mixed_datasets: Sequence[MixedDataset]
 ) -> dict[str, Any]:
-    export = {name: value for name, value in asdict(settings.export).items() if name not in CHANGES_NO_BYTE}
+    decides = {path.split(".")[1] for path in paths_that_invalidate("export") if path.startswith("export.")}
+    export = {name: value for name, value in asdict(settings.export).items() if name in decides}
     read = [file.stat().st_mtime_ns for other in mixed_datasets for file in sorted(other.meta.root.glob("meta/*"))]
     fitting = [
         settings.seed,

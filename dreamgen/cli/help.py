@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from dreamgen.cli.table import COMMANDS, FLAG_HELP
-from dreamgen.config.paths import setting_paths
+from dreamgen.config.paths import all_settings
 from dreamgen.config.settings import Settings, default_of
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from dreamgen.cli.results import show
 from dreamgen.cli.table import Command
 from dreamgen.config.loading import parse_settings
-from dreamgen.config.paths import setting_paths
+from dreamgen.config.paths import all_settings
 from dreamgen.config.settings import Settings
 from dreamgen.errors import UserError
 

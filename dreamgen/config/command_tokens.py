@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from dreamgen.config.paths import setting_paths
+from dreamgen.config.paths import all_settings
 from dreamgen.config.settings import Settings
 from dreamgen.errors import UserError
 
@@ -59,16 +59,17 @@ def read_tokens(
 
 
 def _parse_value(path: str, text: str) -> Any:
-    kinds = dict(setting_paths(Settings))
-    if path in kinds and str(kinds[path].type).startswith("str"):
-        return None if text in ("null", "none", "None") and "None" in str(kinds[path].type) else text
-    if path in kinds and kinds[path].type == "list[str]" and not text.startswith("["):
+    setting = all_settings().get(path)
+    kinds = setting.kinds if setting is not None else ()
+    if str in kinds:
+        return None if text in ("null", "none", "None") and type(None) in kinds else text
+    if list[str] in kinds and not text.startswith("["):
         return [text]
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(
-            f"--{path} is not a value", actual=f"{text}   ({' '.join(str(error).split())[:120]})",
+            f"--{path} cannot be read", actual=f"{text}   ({' '.join(str(error).split())[:120]})",
             allowed="a number, true or false, a word, or a list such as '[\"one\", \"two\"]'",
         ) from None  # fmt: skip
 

@@ -26,11 +26,12 @@ BYTES_PER_PIXEL = 0.1
 NUM_SAMPLES = 3
 
 
-def prepare(settings: Settings) -> StageResult:
+def prepare(settings: Settings, dry_run: bool = False) -> StageResult:
     """Write the training set of a run: `train/`, whole or not at all.
 
     Args:
         settings: `demos`, `out`, `video`, `prepare` and `prompt_prefix` are used.
+        dry_run: Write nothing; see `inspect`.
 
     Returns:
         Counts, and as notes the quirks of the source and each refused clip with its reason.
@@ -38,6 +39,8 @@ def prepare(settings: Settings) -> StageResult:
     Raises:
         UserError: if the demos cannot be used, `train/` exists, or every clip is refused.
     """
+    if dry_run:
+        return inspect(settings)
     run = RunFolder.of(settings)
     if run.train.exists():
         raise UserError(
