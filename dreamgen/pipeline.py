@@ -87,11 +87,14 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
     with _claimed(run, settings):
         for number, stage in enumerate(PIPELINE.values(), start=1):
             reason = "done before, kept" if stage in done else _why_skipped(stage, run)
+            if stage.name in (result.stage for result in results):
+                reason = "done together with label"
             log(f"[{number}/{len(PIPELINE)}] {stage.name}" + (f": {reason}" if reason else ""))
             if reason:
                 continue
             try:
-                results.append(stage.call(settings, in_run=True, resume=resume))
+                result = stage.call(settings, in_run=True, resume=resume)
+                results += result if isinstance(result, list) else [result]
             except NothingAccepted as error:
                 results.append(StageResult(stage.name, {}, {"episodes": 0}, [str(error)], partial=True))
             _release_memory()
@@ -168,6 +171,15 @@ def _why_skipped(stage: Stage, run: RunFolder) -> str | None:
 
 def _sections(stages: Iterable[Stage]) -> list[str]:
     return [stage.section for stage in stages if stage.section]
+
+
+def label_and_curate(settings: Settings) -> list[StageResult]:
+    """Run both stages in one pass, which decodes each clip once."""
+    from dreamgen.curate.stage import Curator
+    from dreamgen.label.stage import Labeler
+    from dreamgen.run.clip_pass import process_clips
+
+    return process_clips(Labeler(settings), Curator(settings))
 
 
 def check_datasets(settings: Settings) -> StageResult:

@@ -29,7 +29,10 @@ class Stage:
         section: Settings that may be named without their section.
         flags: Switches of the command besides `--json`.
         example: A command that can be copied; empty for a stage without a command of its own.
-        arguments: Paths that the command takes, as its help shows them.
+        paths: Names of the paths that one call of the function takes before its section's settings.
+        paths_help: What they are.
+        paths_optional: Whether the command runs without paths.
+        settings: Of a command without a section: the only settings that it takes; all when empty.
         command: The command that runs it.
         in_run: Whether `dreamgen run` runs it.
         run_function: `module:function` that `dreamgen run` calls instead of `function`.
@@ -48,7 +51,10 @@ class Stage:
     section: str | None = None
     flags: tuple[str, ...] = ()
     example: str = ""
-    arguments: str = ""
+    paths: tuple[str, ...] = ()
+    paths_help: str = ""
+    paths_optional: bool = False
+    settings: tuple[str, ...] = ()
     command: str | None = None
     in_run: bool = False
     run_function: str | None = None
@@ -59,6 +65,11 @@ class Stage:
     counts_clips_of: str | None = None
     may_be_remote: bool = False
     keeps_output: bool = True
+
+    @property
+    def takes_all_settings(self) -> bool:
+        """Return whether the command takes every setting, and not only some of its own."""
+        return not self.paths and not self.settings
 
     def is_done(self, run: RunFolder) -> bool:
         """Return whether the output of a stage that has one exists."""
@@ -105,6 +116,7 @@ _TABLE = (
     Stage(
         name="status", summary="progress of generate from any shell: done, rate, time left, failures",
         function="dreamgen.status:status", example="dreamgen status --out runs/pick --json",
+        may_be_remote=True,
     ),
     Stage(
         name="inverse dynamics", summary="training set -> inverse-dynamics model",
@@ -114,6 +126,7 @@ _TABLE = (
     Stage(
         name="label", summary="clips -> actions, by an inverse-dynamics model trained on the demonstrations",
         function="dreamgen.label.stage:label", section="idm", flags=("resume",), in_run=True,
+        run_function="dreamgen.pipeline:label_and_curate",
         example="dreamgen label --out runs/pick", needs=("actions", "clips"), first="inverse dynamics",
         progress="journal", counts_clips_of="generate",
     ),
@@ -132,13 +145,13 @@ _TABLE = (
         name="check", summary="verify LeRobot, robomimic or ACT datasets, whoever wrote them",
         function="export.check:check_stage", section="check", flags=("fix",), in_run=True,
         run_function="dreamgen.pipeline:check_datasets", example="dreamgen check runs/pick/datasets/lerobot-v3.0",
-        arguments="PATH ...   datasets", needs=("actions", "datasets"),
+        paths=("PATH",), paths_help="a dataset, or several", needs=("actions", "datasets"),
     ),
     Stage(
         name="convert", summary="LeRobot v2.0 or v2.1 -> v3.0, or v3.0 -> v2.1; video streams are copied",
         function="export.convert:convert_dataset", section="convert",
         example="dreamgen convert path/to/lerobot_v21 path/to/lerobot_v30",
-        arguments="SRC DST   a LeRobot dataset, and a folder that does not exist yet",
+        paths=("SRC", "DST"), paths_help="a LeRobot dataset, and a folder that does not exist yet",
     ),
     Stage(
         name="run", summary="all stages in order", function="dreamgen.pipeline:run_all", flags=("dry_run", "resume"),
@@ -151,11 +164,12 @@ _TABLE = (
     Stage(
         name="doctor", summary="versions, GPU, codecs, disk, login: one block for a bug report",
         function="dreamgen.doctor:doctor", example="dreamgen doctor",
-        arguments="[OUT]   a run folder, to look at its disk",
+        paths=("OUT",), paths_help="a run folder, to look at its disk", paths_optional=True,
     ),
     Stage(
         name="demo", summary="the whole run on a CPU, on demonstrations that it makes itself",
         function="dreamgen.demo.run:run_demo", example="dreamgen demo --out runs/demo",
+        settings=("out",),
     ),
 )  # fmt: skip
 

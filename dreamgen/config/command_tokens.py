@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import yaml
 
-from dreamgen.config.paths import all_settings
+from dreamgen.config.paths import all_settings, nearest_setting
 from dreamgen.config.settings import Settings
-from dreamgen.errors import UserError
+from dreamgen.errors import UserError, closest_match
 
 
 def read_tokens(
@@ -50,12 +50,20 @@ def read_tokens(
             raise UserError(f"this command has no --{path}", allowed=", ".join(f"--{flag}" for flag in switches))
         if not has_value:
             if not queue or queue[0].startswith("--"):
-                raise UserError(f"--{path} has no value", allowed=f"--{path}=value")
+                raise _without_value(path, stage, switches)
             text = queue.pop(0)
         if stage is not None and path.split(".")[0] not in top:
             path = f"{stage}.{path}"
         _set_path(given, path, _parse_value(path, text))
     return given, switches
+
+
+def _without_value(path: str, stage: str | None, switches: Iterable[str]) -> UserError:
+    if {path, f"{stage}.{path}"} & set(all_settings()):
+        return UserError(f"--{path} has no value", allowed=f"--{path}=value")
+    near = closest_match(path, switches) or nearest_setting(path)
+    return UserError(f"unknown setting: --{path}", allowed=f"did you mean --{near}?" if near else None,
+                     next_step="--help lists every switch and setting")  # fmt: skip
 
 
 def _parse_value(path: str, text: str) -> Any:

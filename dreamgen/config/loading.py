@@ -14,10 +14,10 @@ from draccus.utils import DraccusException
 from mergedeep import merge
 
 from dreamgen.config.command_tokens import read_tokens
-from dreamgen.config.paths import Setting, all_settings
+from dreamgen.config.paths import Setting, all_settings, nearest_setting
 from dreamgen.config.rules import check_values
 from dreamgen.config.settings import Settings
-from dreamgen.errors import Problems, UserError, closest_match
+from dreamgen.errors import Problems, UserError
 from dreamgen.run.store import Store, is_url
 
 SHARED = ("seed", "prompt_prefix", "model", "video")  # what all stages depend on
@@ -71,7 +71,7 @@ def settings_from_dict(values: dict[str, Any]) -> Settings:
     problems, known = Problems(), all_settings()
     for path in _paths_of(values, known):
         if path not in known and not any(name.startswith(path + ".") for name in known):
-            nearest = _nearest_setting(path, known)
+            nearest = nearest_setting(path)
             problems.add(
                 f"unknown setting: {path}",
                 allowed=f"did you mean {nearest}?" if nearest else None,
@@ -115,13 +115,6 @@ def _decode_value(setting: Setting, value: Any) -> Any:
             f"a setting has the wrong type: {setting.path}", actual=repr(value), allowed=setting.type_name,
             next_step="dreamgen run --help explains every setting",
         ) from None  # fmt: skip
-
-
-def _nearest_setting(path: str, known: Mapping[str, Any]) -> str | None:
-    """Find the setting that was meant, by its whole path or by its last name in whichever section."""
-    by_last = {name.split(".")[-1]: name for name in reversed(known)}
-    nearest = closest_match(path.split(".")[-1], by_last)
-    return by_last[nearest] if nearest else closest_match(path, known)
 
 
 def changed_settings(before: dict[str, Any], after: dict[str, Any], sections: Sequence[str]) -> list[str]:

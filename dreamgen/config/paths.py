@@ -10,6 +10,7 @@ from typing import Any
 
 from dreamgen.config.options import Option, default_of
 from dreamgen.config.settings import Settings
+from dreamgen.errors import closest_match
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,13 @@ class Setting:
 def all_settings() -> dict[str, Setting]:
     """Return every setting by its path, in the order of their declaration."""
     return {setting.path: setting for setting in _settings_of(Settings, "")}
+
+
+def nearest_setting(path: str) -> str | None:
+    """Return the setting that was meant, by its whole path or by its last name in any section; None if none is near."""
+    by_last = {name.rpartition(".")[2]: name for name in reversed(all_settings())}
+    near = closest_match(path.rpartition(".")[2], by_last)
+    return by_last[near] if near else closest_match(path, all_settings())
 
 
 def get_path(settings: Any, path: str) -> Any:

@@ -234,7 +234,7 @@ class GenerateSettings:
 
 @dataclass(frozen=True)
 class _JudgeSettings:
-    judges: list[str] = option([], "judges that watch each clip", choices=JUDGES.names)
+    judges: list[str] = option([], "judges that watch each clip that the scores accept", choices=JUDGES.names)
 
 
 if TYPE_CHECKING:
