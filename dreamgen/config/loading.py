@@ -41,16 +41,28 @@ def parse_settings(
     """
     given, switches = read_tokens(tokens, stage, flags)
     config_path = given.pop("config_path", None)
-    layers = [read_yaml(find_preset(config_path))] if config_path is not None else []
+    return load_settings(config_path, given), switches
+
+
+def load_settings(preset: str | None, given: dict[str, Any]) -> Settings:
+    """Merge values over a preset, over the run's run.yaml, over the defaults.
+
+    Args:
+        preset: Path of a YAML file, or the name of a shipped one.
+        given: Nested values; `out`, here or in the preset, names the run.
+
+    Raises:
+        UserError: as `parse_settings` does, and if there is no such preset.
+    """
+    layers = [read_yaml(find_preset(preset))] if preset is not None else []
     out = given.get("out") or (layers[0].get("out") if layers else None)
-    if out is not None and (recorded := _recorded(str(out))) is not None:
+    if out is not None and (recorded := recorded_settings(str(out))) is not None:
         layers.insert(0, recorded)
-    merged = merge({}, *layers, given)
-    settings = settings_from_dict(merged)
-    return settings, switches
+    return settings_from_dict(dict(merge({}, *layers, given)))
 
 
-def _recorded(out: str) -> dict[str, Any] | None:
+def recorded_settings(out: str) -> dict[str, Any] | None:
+    """Return run.yaml of a run folder, on this machine or in an object store; None if it has none."""
     if not is_url(out):
         path = Path(out) / "run.yaml"
         return read_yaml(path) if path.exists() else None
