@@ -33,7 +33,8 @@ def run_demo(settings: Settings) -> list[StageResult]:
     preset = read_yaml(find_preset("mini"))
     settings = settings_from_dict({**preset, "out": str(out), "demos": str(demos)})
     settings = replace(settings, plan=replace(settings.plan, instructions=demo_instructions(2, seed=0)))
-    results = run_all(settings, resume=True)
+    # The last result says where everything is, so the others leave it out.
+    results = [replace(result, outputs={}) for result in run_all(settings, resume=True)]
     return [*results, StageResult("demo", _outputs(RunFolder(out)), {}, _next_commands(out))]
 
 
