@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dreamgen.config.options import option, section
+from dreamgen.extensions.export_format import EXPORT_FORMATS
 from dreamgen.extensions.judge import JUDGES, threshold_settings
 from dreamgen.run.shard import Shard
 
 MAX_CRF = 63  # of AV1; h264 ends at 51
-
-
-def _export_formats() -> list[str]:
-    return ["lerobot-v3.0", "lerobot-v2.1", "robomimic", "aloha"]
 
 
 def _bound(value: float) -> float | None:
@@ -278,7 +275,7 @@ class ExportSettings:
     """Accepted clips -> datasets."""
 
     formats: list[str] = option(
-        ["lerobot-v3.0", "lerobot-v2.1", "robomimic"], "datasets to write", choices=_export_formats, invalidates=()
+        ["lerobot-v3.0", "lerobot-v2.1", "robomimic"], "datasets to write", choices=EXPORT_FORMATS.names, invalidates=()
     )
     camera: str = option("observation.images.ego_view", "name of the video feature in the dataset")
     robot_type: str | None = option(None, "robot_type of info.json; default: that of the demonstrations")
