@@ -28,11 +28,12 @@ PNG_BYTES_PER_PIXEL = 1.5
 NUM_SAMPLES = 3
 
 
-def prepare(settings: Settings) -> StageResult:
+def prepare(settings: Settings, dry_run: bool = False) -> StageResult:
     """Write the training set of a run: `train/`, whole or not at all.
 
     Args:
         settings: `demos`, `out`, `video`, `prepare` and `prompt_prefix` are used.
+        dry_run: Write nothing; see `inspect`.
 
     Returns:
         Counts; as notes, findings about the source and each refused clip with its reason.
@@ -40,6 +41,8 @@ def prepare(settings: Settings) -> StageResult:
     Raises:
         UserError: if the demos cannot be used, `train/` exists, or every clip is refused.
     """
+    if dry_run:
+        return inspect(settings)
     run = RunFolder.of(settings)
     if run.train.exists():
         raise UserError(

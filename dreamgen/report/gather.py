@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from dreamgen.config.loading import read_yaml
 from dreamgen.errors import UserError
+from dreamgen.extensions.export_format import reader_of
 from dreamgen.run.files import read_json
 from dreamgen.run.jobs import read_jobs
 from dreamgen.run.journal import read_journal
@@ -198,23 +199,6 @@ def _read_datasets(folder: Path) -> list[Dataset]:
     found = []
     for path in sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")):
         size_mb = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
-        found.append(Dataset(path.name, _num_episodes(path), size_mb))
+        reader = reader_of(path)
+        found.append(Dataset(path.name, None if reader is None else reader.num_episodes(path), size_mb))
     return found
-
-
-def _num_episodes(dataset: Path) -> int | None:
-    info = dataset / "meta" / "info.json"
-    if info.is_file():
-        return read_json(info).get("total_episodes")
-    files = [file for file in dataset.rglob("*.hdf5") if file.is_file()]
-    return sum(map(_num_demos, files)) if files else None
-
-
-def _num_demos(path: Path) -> int:
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            return len(file["data"]) if "data" in file else 1
-    except OSError as error:
-        raise UserError(f"{path} is not an HDF5 file", actual=str(error)) from None

@@ -1,4 +1,4 @@
-"""The codes of findings: what each means, what a trainer makes of it, and the repair; the documentation is made of it.
+"""The codes of findings: what each means, its effect on training, and the repair. docs/checking.md repeats them.
 
 A code never changes its meaning: scripts read it from `dreamgen check --json`.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dreamgen.extensions.export_format import EXPORT_FORMATS
+
 Severity = Literal["error", "warning"]
 
 
@@ -16,12 +18,12 @@ class Code:
     """A kind of finding.
 
     Args:
-        severity: error: a trainer fails or learns something false; warning: it may. A finding may be milder.
+        severity: error: training fails or learns something wrong; warning: it may. A finding may be less severe.
         what: What is wrong.
-        consequence: What a trainer makes of it.
-        repair: What to do, where there is something to do; "" where the data must be made again.
-        fixable: `--fix` does it.
-        full_only: Seen only where everything is decoded, not with `--fast`.
+        consequence: The effect on training.
+        repair: What to do; "" if the data must be created again.
+        fixable: Whether `--fix` repairs it.
+        full_only: Whether it is found only when images are decoded, not with `--fast`.
     """
 
     severity: Severity
@@ -192,6 +194,20 @@ CODES_BY_TOPIC: dict[str, dict[str, Code]] = {
 }  # fmt: skip
 
 CODES: dict[str, Code] = {name: code for topic in CODES_BY_TOPIC.values() for name, code in topic.items()}
+
+
+def code_named(name: str) -> Code:
+    """Return a code: one of `CODES`, or one that only a registered format has.
+
+    Raises:
+        KeyError: if there is no such code.
+    """
+    if name in CODES:
+        return CODES[name]
+    codes: dict[str, Code] = {}
+    for _, export_format in EXPORT_FORMATS.items():
+        codes |= export_format.reader.codes
+    return codes[name]
 
 
 def markdown() -> str:

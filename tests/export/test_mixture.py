@@ -76,7 +76,7 @@ def test_real_episodes_are_mixed_in_with_their_own_frames_and_actions(version, r
         assert item["task"] == episode.instruction
     first = accepted_clips(run)[0]
     np.testing.assert_array_equal(dataset[48][demos.CAMERA].permute(1, 2, 0).numpy(), read_video(first.video)[0])
-    assert "50.0 % of the episodes were dreamed" in (run.datasets / "lerobot-v3.0/README.md").read_text()
+    assert "50.0 % of the episodes were generated" in (run.datasets / "lerobot-v3.0/README.md").read_text()
 
 
 def test_copied_real_frames_are_bit_for_bit_those_of_the_source(real, tmp_path):

@@ -13,7 +13,6 @@ from export.check.lerobot.statistics import STATS
 from export.check.repair.columns import repair_columns
 from export.check.repair.files import Change
 from export.check.repair.info import repair_info
-from export.check.repair.robomimic import repair_robomimic
 from export.check.repair.statistics import repair_episode_statistics, repair_statistics
 
 __all__ = ["Change", "repair"]
@@ -27,7 +26,7 @@ def repair(path: Path, findings: Sequence[Finding]) -> tuple[list[Change], list[
     """Repair what a check found and `--fix` can do.
 
     Args:
-        path: The dataset's folder, or a robomimic file.
+        path: The dataset's folder.
         findings: Of a check of it.
 
     Returns:
@@ -37,11 +36,6 @@ def repair(path: Path, findings: Sequence[Finding]) -> tuple[list[Change], list[
     fixable = [finding for finding in findings if finding.fixable]
     if not fixable:
         return [], []
-    if path.is_file():
-        if any(finding.code == "unreadable-file" for finding in findings):
-            return [], [f"not fixed: {path.name} cannot be read in full, so nothing in it can be counted"]
-        repair_robomimic(path, changes)
-        return changes, []
     doubt = _first(findings, EPISODES_IN_DOUBT) or _unreadable(findings, "meta/", but=(STATS, EPISODE_STATISTICS))
     if doubt is not None:
         return [], [f"not fixed: what repairs are counted from is damaged itself: {doubt}"]
