@@ -27,19 +27,18 @@ from finetune_step import machine
 
 from dreamgen.config.loading import configs_folder, read_yaml, settings_from_dict
 from dreamgen.config.settings import Settings
+from dreamgen.data.svg_plot import Line, line_plot, svg_document
 from dreamgen.models.cosmos_predict25.adapter import add_adapter
 from dreamgen.models.cosmos_predict25.mini import build_mini
 from dreamgen.models.cosmos_predict25.velocity import project_text, velocity
 from dreamgen.models.quiet import quiet_loaders
 from finetune.activation_checkpointing import training_blocks
-from finetune.curves import curves_svg
 from finetune.dora import use_closed_form
 from finetune.flow import draw_batch, flow_input, flow_loss, latent_shape
 from finetune.schedule import learning_rate
 
 Loss = Callable[..., torch.Tensor]
 NUM_WINDOWS, NUM_TEXT_TOKENS = 4, 512
-STYLES = {"published": 'stroke="#e0a070" stroke-width="4"', "ours": 'stroke="#1f4e79" stroke-width="1.2"'}
 
 
 def main() -> None:
@@ -58,13 +57,19 @@ def main() -> None:
         }  # fmt: skip
         if args.out:
             Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-            curves = {"published": list(enumerate(published, 1)), "ours": list(enumerate(ours, 1))}
-            Path(args.out).with_suffix(f".{method}.svg").write_text(curves_svg(curves, STYLES), encoding="utf-8")
+            Path(args.out).with_suffix(f".{method}.svg").write_text(curves_svg(published, ours), encoding="utf-8")
     if args.out:
         report = {"machine": machine(device), "num_steps": args.num_steps, "rows": rows}
         Path(args.out).write_text(json.dumps(report, indent=1))
     print(table(rows))
     sys.exit(any(row["mean"] > row["mean_of_rounding"] for row in rows))
+
+
+def curves_svg(published: list[float], ours: list[float]) -> str:
+    """Draw both curves, the published one wide and below ours, as an SVG document."""
+    steps = range(1, len(ours) + 1)
+    lines = [Line(steps, published, "c1 wide", "published"), Line(steps, ours, "c0", "ours")]
+    return svg_document(line_plot(lines, f"Loss over {len(ours)} steps", "optimizer steps"))
 
 
 def settings_of(args: argparse.Namespace, method: str) -> Settings:

@@ -35,7 +35,10 @@ from random_models import make_transformer
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from dreamgen.config.loading import configs_folder, read_yaml
-from dreamgen.curate.stage import cut_score, motion, psnr_db, small_grey
+from dreamgen.curate.scores.cut_score import cut_score
+from dreamgen.curate.scores.first_frame_psnr_db import psnr_db
+from dreamgen.curate.scores.motion import motion
+from dreamgen.data.clip_context import small_grey
 from dreamgen.data.video import frame_sha256, write_png
 from dreamgen.generate.clip import dream_clip, encode_prompt, make_clip, noise_for
 from dreamgen.generate.clip_generator import ClipGenerator

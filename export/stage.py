@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dreamgen.config.paths import get_path, paths_that_invalidate
 from dreamgen.config.settings import Settings
 from dreamgen.data.hub import check_can_push, push_folder
 from dreamgen.errors import Problems, UserError
@@ -30,8 +31,6 @@ from export.spec import check_camera_name, dataset_spec
 from export.staging import StagingArea, discard, fingerprint_of, staging_area, sweep
 from export.validation import validate_clips
 from export.workers import Workers
-
-NOT_IN_FINGERPRINT = ("formats", "num_workers", "keep_free_gib", "push_to_hub")  # they change no byte of a dataset
 
 
 @dataclass(frozen=True)
@@ -176,10 +175,11 @@ def _upload(repo_id: str | None, datasets: dict[str, Path]) -> tuple[list[str], 
 
 def _fingerprint_values(settings: Settings, sources: _Sources) -> dict[str, Any]:
     """Return the settings and inputs that determine the bytes of the datasets."""
-    export = {name: value for name, value in asdict(settings.export).items() if name not in NOT_IN_FINGERPRINT}
+    determining = paths_that_invalidate("export")
+    own = {path.split(".")[1] for path in determining if path.startswith("export.")}
+    export = {name: value for name, value in asdict(settings.export).items() if name in own}
     metadata = [file for other in sources.mixed_datasets for file in sorted(other.meta.root.glob("meta/*"))]
-    video, prepare = settings.video, settings.prepare
-    fitting = [settings.seed, video.crf, video.gop, prepare.fit, prepare.action_kind]
+    fitting = [get_path(settings, path) for path in determining if not path.startswith("export.")]
     others = [file.stat().st_mtime_ns for file in metadata]
     return {"export": export, "features": asdict(sources.features), "others": others, "fitting": fitting}
 

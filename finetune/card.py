@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 
 from dreamgen.config.settings import Settings
+from dreamgen.data.svg_plot import Line, line_plot, svg_document
 from dreamgen.models.cosmos_predict25.adapter import WEIGHTS_NAME
 from dreamgen.models.cosmos_predict25.loading import WorldModelSource
 from dreamgen.run.files import write_text
 from dreamgen.run.run_folder import RunFolder, as_plain
-from finetune.curves import curves_svg
 from finetune.training_log import read_steps
 
 NUM_ROWS = 10
@@ -76,7 +76,7 @@ def write_card(
         "training": [(int(row["step"]), float(row["loss"])) for row in training],
         "validation": [(step, sum(losses.values()) / len(losses)) for step, losses in validation.items()],
     }
-    write_text(folder / CURVES_NAME, curves_svg(curves))
+    write_text(folder / CURVES_NAME, loss_plot(curves))
     write_text(folder / "README.md", adapter_card(*facts, training, validation))
 
 
@@ -157,6 +157,16 @@ def adapter_card(
         curves="\n\n".join(filter(None, [_training_rows(training), _validation_rows(validation)])),
         settings=yaml.safe_dump({"seed": settings.seed, "finetune": kept}, sort_keys=False).strip(),
     )
+
+
+def loss_plot(curves: dict[str, list[tuple[int, float]]]) -> str:
+    """Draw losses over optimizer steps, one line for each name, as an SVG document."""
+    lines = [
+        Line([step for step, _ in points], [loss for _, loss in points], f"c{index}", name)
+        for index, (name, points) in enumerate(curves.items())
+    ]
+    num_steps = max((step for points in curves.values() for step, _ in points), default=0)
+    return svg_document(line_plot(lines, f"Loss over {num_steps} steps", "optimizer steps"))
 
 
 def validation_table(rows: Sequence[dict[str, str]]) -> dict[int, dict[str, float]]:

@@ -6,17 +6,17 @@ Axes: T frames, D dimensions of one vector.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 
+from dreamgen.data.svg_plot import Strip, strip_plot, svg_document
 from dreamgen.models.idm.model import InverseDynamics
 from dreamgen.models.idm.vector_stats import VectorStats
 from finetune.idm_episodes import IdmEpisode
 
 MAX_CURVES = 12
-CURVE_WIDTH_PX, CURVE_HEIGHT_PX, MARGIN_PX = 640, 90, 12
+CURVE_WIDTH_PX, CURVE_HEIGHT_PX = 760, 90
 
 
 def predict_episode(model: InverseDynamics, episode: IdmEpisode, num_frames: int) -> list[np.ndarray]:
@@ -94,28 +94,16 @@ def previous_state_mae(episodes: Sequence[IdmEpisode], stats: VectorStats, state
 
 
 def curves_svg(truth_TD: np.ndarray, guess_TD: np.ndarray, stats: VectorStats, title: str) -> str:
-    """Draw truth (grey) and prediction (blue) over the frames, for the dimensions that change most in the demos.
+    """Draw truth (gray) and prediction (blue) over the frames, for the dimensions that change most in the demos.
 
     Returns:
-        An SVG page, self-contained.
+        An SVG document.
     """
     order = sorted(stats.moving().tolist(), key=lambda d: -stats.std[d])[:MAX_CURVES]
-    height = 40 + len(order) * (CURVE_HEIGHT_PX + MARGIN_PX)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {CURVE_WIDTH_PX} {height}" font-family="sans-serif" '
-        f'font-size="11"><text x="4" y="16">{escape(title)}: truth grey, prediction blue</text>'
-    ]
-    for number, d in enumerate(order):
-        top = 40 + number * (CURVE_HEIGHT_PX + MARGIN_PX)
-        both = np.concatenate([truth_TD[:, d], guess_TD[:, d]]).astype(np.float64)
-        low, high = float(both.min()), float(both.max())
-        parts.append(f'<text x="4" y="{top - 2}">{escape(stats.names[d])}  {low:.3g} to {high:.3g}</text>')
-        for values, colour in ((truth_TD[:, d], "#999"), (guess_TD[:, d], "#06c")):
-            x = np.linspace(0, CURVE_WIDTH_PX, len(values))
-            y = top + CURVE_HEIGHT_PX * (1 - (values.astype(np.float64) - low) / max(high - low, 1e-12))
-            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-            parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{points}"/>')
-    return "\n".join([*parts, "</svg>\n"])
+    strips = [Strip(stats.names[d], (truth_TD[:, d].tolist(), guess_TD[:, d].tolist())) for d in order]
+    label = f"{title}: truth in gray, prediction in blue"
+    x_labels = (label, f"frame {len(truth_TD)}")
+    return svg_document(strip_plot(strips, label, x_labels, ("faint", "c0"), CURVE_WIDTH_PX, CURVE_HEIGHT_PX))
 
 
 def _mae(guess_TD: np.ndarray, truth_TD: np.ndarray, dims: np.ndarray) -> float:

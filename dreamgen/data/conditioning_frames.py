@@ -13,6 +13,9 @@ from dreamgen.errors import UserError
 from dreamgen.run.records import Job
 from dreamgen.run.run_folder import RunFolder
 
+# Frames that a clip begins with, by `plan.condition`: one latent frame is one frame, the next holds four more.
+NUM_CONDITIONING_FRAMES = {"image": 1, "video": 5, "text": 0}
+
 
 def read_conditioning_frames(run: RunFolder, job: Job) -> np.ndarray | None:
     """Read the frames that a job begins with and make sure that they are those that were planned.

@@ -52,6 +52,7 @@ def write_demo_dataset(folder: Path, num_episodes: int = 6, seed: int = 0) -> Pa
             root=temporary,
             robot_type=ROBOT_TYPE,
             features={"observation.state": joints, "action": joints, CAMERA: picture},
+            video_backend="pyav",  # no torchcodec, which prints tracebacks on a machine without FFmpeg's libraries
             rgb_encoder=RGBEncoderConfig(vcodec="h264", crf=18, preset="veryfast", extra_options={"bf": 0}),
         )
         for index in range(num_episodes):

@@ -271,9 +271,9 @@ def test_the_command(exported, tmp_path, capsys):
     source = str(exported.datasets / "lerobot-v2.1")
     assert main(["convert", source, str(tmp_path / "v30"), "--num_workers", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["figures"]["to"] == "v3.0"
-    assert main(["convert", source]) == 2 and "needs two folders" in capsys.readouterr().err
+    assert main(["convert", source]) == 2 and "needs SRC and DST" in capsys.readouterr().err
     assert main(["convert", source, str(tmp_path / "x"), "--quality=3"]) == 2
-    assert "does not know --quality=3" in capsys.readouterr().err
+    assert "does not take --quality=3" in capsys.readouterr().err
     assert main(["convert", source, str(tmp_path / "x"), "--to=v1.0"]) == 2
 
 

@@ -12,8 +12,7 @@ from dreamgen.errors import Problems, UserError
 from dreamgen.models.cosmos_predict25.adapter import WEIGHTS_NAME
 from dreamgen.models.cosmos_predict25.loading import WorldModelSource
 from finetune import finetune
-from finetune.card import NUM_ROWS, adapter_card, spread, write_card
-from finetune.curves import curves_svg
+from finetune.card import NUM_ROWS, adapter_card, loss_plot, spread, write_card
 from finetune.hub import check_can_push, push_adapter
 from tests.finetune.conftest import training_settings, write_training_set
 
@@ -83,7 +82,7 @@ def test_a_pushed_adapters_card_loads_it_from_the_hub(tmp_path, world):
     ],
 )
 def test_curves_of_any_kind_are_drawn_inside_the_picture(curves):
-    root = ElementTree.fromstring(curves_svg(curves))
+    root = ElementTree.fromstring(loss_plot(curves))
     for line in root.findall("{http://www.w3.org/2000/svg}polyline"):
         for point in line.get("points").split():
             x, y = map(float, point.split(","))

@@ -19,6 +19,7 @@ from dreamgen.data.lerobot.rows import EpisodeRows, instruction_of, read_rows
 from dreamgen.data.timeline import frame_index_at
 from dreamgen.data.trajectory import ACTION, STATE, read_trajectory
 from dreamgen.errors import Problems, UserError, reason_of
+from dreamgen.extensions.demo_source import DemoSource
 from dreamgen.prepare.sources.lerobot_findings import metadata_findings, pseudo_task_findings, row_findings
 from dreamgen.prepare.sources.source import Source, SourceClip, SourceVideo, safe_names
 from dreamgen.run.records import RobotFeatures
@@ -163,3 +164,12 @@ def _video(episode: Episode, camera: str, meta: LeRobotMeta) -> SourceVideo:
         return SourceVideo(path)
     from_frame, to_frame = (frame_index_at(time_s, meta.fps) for time_s in episode.spans_s[camera])
     return SourceVideo(path, from_frame, to_frame - from_frame)
+
+
+LEROBOT = DemoSource(
+    name="lerobot",
+    summary="a LeRobot dataset (meta/info.json)",
+    recognizes=lambda root: (root / "meta" / "info.json").is_file(),
+    open=open_lerobot,
+    has_cameras=True,
+)
