@@ -122,18 +122,22 @@ class ExportFormat:
     hub_tag: str | None = None
 
 
-EXPORT_FORMATS: Registry[ExportFormat] = Registry(
-    "export format",
-    "dreamgen.export_formats",
-    {
-        "lerobot-v3.0": "export.formats.lerobot:LEROBOT_V30",
-        "lerobot-v2.1": "export.formats.lerobot:LEROBOT_V21",
-        "robomimic": "export.formats.robomimic:ROBOMIMIC",
-        "aloha": "export.formats.aloha:ALOHA",
-    },
-)
+BUILTIN = {
+    "lerobot-v3.0": "export.formats.lerobot:LEROBOT_V30",
+    "lerobot-v2.1": "export.formats.lerobot:LEROBOT_V21",
+    "robomimic": "export.formats.robomimic:ROBOMIMIC",
+    "aloha": "export.formats.aloha:ALOHA",
+}
+EXPORT_FORMATS: Registry[ExportFormat] = Registry("export format", "dreamgen.export_formats", BUILTIN)
 
 
 def reader_of(path: Path) -> FormatReader | None:
-    """Return the reader of the first format that recognizes a dataset, or None."""
-    return next((item.reader for _, item in EXPORT_FORMATS.items() if item.reader.recognizes(path)), None)
+    """Return the reader of the first format that recognizes a dataset, or None.
+
+    Formats of other packages come first, because robomimic's reader accepts any folder with a single HDF5 file.
+    """
+    for name in sorted(EXPORT_FORMATS.names(), key=BUILTIN.__contains__):
+        reader = EXPORT_FORMATS.get(name).reader
+        if reader.recognizes(path):
+            return reader
+    return None

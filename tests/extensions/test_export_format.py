@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,9 +13,7 @@ import pytest
 from dreamgen.cli.main import main
 from dreamgen.data.video import read_video
 from dreamgen.errors import UserError
-from dreamgen.extensions import export_format
 from dreamgen.extensions.export_format import EXPORT_FORMATS, reader_of
-from dreamgen.extensions.registry import Registry
 from dreamgen.report.gather import gather
 from dreamgen.run.files import read_json, write_json
 from dreamgen.run.jobs import accepted_clips
@@ -112,13 +111,20 @@ def test_a_format_is_registered_under_its_own_name_and_documented(name):
     assert row in (DOCS / "formats.md").read_text()
 
 
-def test_a_format_can_be_registered_at_run_time(tmp_path, monkeypatch):
-    formats = Registry("export format", "dreamgen.nothing", {})
+def test_a_format_that_is_registered_at_run_time_comes_before_robomimic(tmp_path):
     robomimic = EXPORT_FORMATS.get("robomimic")
-    formats.register("mine", robomimic)
-    monkeypatch.setattr(export_format, "EXPORT_FORMATS", formats)
     assert reader_of(tmp_path) is None
     (tmp_path / "data.hdf5").write_bytes(b"")
     assert reader_of(tmp_path) is robomimic.reader
+    mine = replace(robomimic, name="mine", reader=replace(robomimic.reader))
+    EXPORT_FORMATS.register("mine", mine)
+    try:
+        assert reader_of(tmp_path) is mine.reader
+    finally:
+        EXPORT_FORMATS.unregister("mine")
+
+
+def test_the_number_of_demos_of_a_damaged_file_is_an_error(tmp_path):
+    (tmp_path / "data.hdf5").write_bytes(b"")
     with pytest.raises(UserError, match="is not an HDF5 file"):
-        robomimic.reader.num_episodes(tmp_path)
+        EXPORT_FORMATS.get("robomimic").reader.num_episodes(tmp_path)

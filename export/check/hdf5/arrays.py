@@ -152,20 +152,20 @@ def check_jpegs(name: str, where: str, array: h5py.Dataset, fast: bool, findings
     """
     size = None
     for row in range(len(array)) if not fast else _ends(len(array)):
-        picture = None
+        image = None
         try:
             encoded = np.asarray(array[row], np.uint8).ravel()
-            picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if _whole_jpeg(encoded) else None
+            image = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if _whole_jpeg(encoded) else None
         except (*DAMAGE, cv2.error) as error:
             findings.add("damaged-picture", name, f"{where}, row {row}", f"{type(error).__name__}: {error}", "a JPEG")
             return size
-        if picture is None:
+        if image is None:
             value = f"bytes {encoded[:4].tolist()} ..."
             findings.add("damaged-picture", name, f"{where}, row {row}", value, "a complete JPEG")
             return size
-        if size is not None and picture.shape[:2] != size:
-            findings.add("picture-size", name, f"{where}, row {row}", str(picture.shape[:2]), f"{size} as before")
-        size = picture.shape[:2]
+        if size is not None and image.shape[:2] != size:
+            findings.add("picture-size", name, f"{where}, row {row}", str(image.shape[:2]), f"{size} as before")
+        size = image.shape[:2]
     return size
 
 

@@ -82,7 +82,7 @@ def num_demos(path: Path) -> int | None:
 def check_robomimic(dataset: Path, fast: bool, num_workers: int | None, findings: Findings) -> None:
     """Check a robomimic file, or a folder with one; data outside the folder is not opened."""
     path = robomimic_file(dataset)
-    assert path is not None, "the caller asked robomimic_file"
+    assert path is not None, "the caller checked that robomimic_file finds it"
     file = open_hdf5(path, path.name, findings)
     if file is None:
         return
