@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from dreamgen.config.settings import ExportSettings, Settings
 from dreamgen.errors import NothingAccepted, UserError
 from dreamgen.extensions.export_format import ExportFormat
+from dreamgen.extensions.judge import curation_metrics
 from dreamgen.run.journal import read_journal
 from dreamgen.run.run_folder import RunFolder
 from export.clips import Clip
@@ -65,17 +66,14 @@ def nothing_accepted(run: RunFolder, settings: Settings) -> NothingAccepted:
     reasons = Counter(re.sub(r"-?\d+(\.\d+)?", "#", record.reason or "no reason") for record in rejected)
     lines = [f"{count} x {reason}" for reason, count in reasons.most_common()]
     advice = []
-    for score, threshold, nearest in (
-        ("motion", "min_motion", max),
-        ("first_frame_psnr_db", "min_first_frame_psnr_db", max),
-        ("cut_score", "max_cut_score", min),
-    ):
-        limit = getattr(settings.curate, threshold)
-        values = [float(record.metrics[score]) for record in rejected if record.metrics.get(score) is not None]
-        outside = [v for v in values if (v < limit if nearest is max else v > limit)]
+    for metric in curation_metrics():
+        threshold, name = metric.threshold, metric.name
+        limit, nearest = getattr(settings.curate, threshold.setting, threshold.default), threshold.nearest
+        values = [float(record.metrics[name]) for record in rejected if record.metrics.get(name) is not None]
+        outside = [value for value in values if threshold.is_violated(value, limit)]
         if outside:
             advice.append(
-                f"curate.{threshold}={limit:g} turned away {len(outside)}, the nearest with {nearest(outside):.3g}"
+                f"curate.{threshold.setting}={limit:g} turned away {len(outside)}, the nearest with {nearest(outside):.3g}"
             )
     return NothingAccepted(
         "no clip was accepted, so there is nothing to export",
