@@ -67,14 +67,14 @@ def nothing_accepted(run: RunFolder, settings: Settings) -> NothingAccepted:
     lines = [f"{count} x {reason}" for reason, count in reasons.most_common()]
     advice = []
     for metric in curation_metrics():
-        threshold = metric.threshold
-        limit = getattr(settings.curate, threshold.setting, threshold.default)
-        values = [record.metrics[metric.name] for record in rejected if record.metrics.get(metric.name) is not None]
-        outside = [float(value) for value in values if threshold.is_violated(float(value), limit)]
+        threshold, name = metric.threshold, metric.name
+        limit, nearest = getattr(settings.curate, threshold.setting, threshold.default), threshold.nearest
+        values = [float(record.metrics[name]) for record in rejected if record.metrics.get(name) is not None]
+        outside = [value for value in values if threshold.is_violated(value, limit)]
         if outside:
-            nearest = max(outside) if threshold.direction == "min" else min(outside)
             advice.append(
-                f"curate.{threshold.setting}={limit:g} rejected {len(outside)}, the nearest with {nearest:.3g}"
+                f"curate.{threshold.setting}={limit:g} turned away {len(outside)}, "
+                f"the nearest with {nearest(outside):.3g}"
             )
     return NothingAccepted(
         "no clip was accepted, so there is nothing to export",

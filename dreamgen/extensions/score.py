@@ -6,7 +6,7 @@ A score's module is imported for `--help`, so it imports numpy, cv2, torch and t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -39,6 +39,10 @@ class Threshold:
     def direction(self) -> Literal["min", "max"]:
         """Return whether values below the threshold (min) or above it (max) reject a clip."""
         return "min" if self.setting.startswith("min_") else "max"
+
+    def nearest(self, values: Sequence[float]) -> float:
+        """Return which of some values that violate the threshold is closest to it."""
+        return max(values) if self.direction == "min" else min(values)
 
     def is_violated(self, value: float, limit: float | None) -> bool:
         """Return whether a value rejects a clip; NaN does, and no value does where `limit` is None."""
