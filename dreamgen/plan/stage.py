@@ -149,7 +149,7 @@ def read_conditionings(
             counts.refuse(error)
             continue
         except OSError as error:
-            if cannot_write := storage_error(error, run.first_frames if run else row.source):
+            if cannot_write := storage_error(error, run.first_frames if run else row.file or Path()):
                 raise cannot_write from error
             counts.refuse(UserError(f"{row.source}: cannot be read", actual=error.strerror))
             continue
