@@ -80,7 +80,7 @@ def plan(settings: Settings, dry_run: bool = False) -> StageResult:
         if metrics["num_new"]:
             write_job_tables(run.jobs, _old_and_new(run, grid.tables(ids, is_new)))
             run.publish(run.jobs)
-    outputs = {"jobs": run.shown(run.jobs), "first_frames": run.shown(run.first_frames)}
+    outputs: dict[str, Any] = {"jobs": run.shown(run.jobs), "first_frames": run.shown(run.first_frames)}
     return StageResult("plan", outputs, metrics, notes)
 
 
@@ -129,7 +129,7 @@ def read_conditionings(
     """
     is_text = settings.plan.condition == "text"
     most = None if is_text else settings.plan.num_first_frames
-    hashes: dict[str, str] = {}
+    hashes: dict[Path, str] = {}
     distinct: set[str] = set()
     for row in rows.rows:
         if isinstance(row, UserError):
@@ -137,25 +137,26 @@ def read_conditionings(
             continue
         counts.num_rows += 1
         counts.num_own_instruction += row.instruction is not None
-        file = None if is_text or row.file is None else str(row.file)
+        file = None if is_text else row.file
         if most is not None and len(distinct) >= most and file is not None and file not in hashes:
             continue
         try:
             instructions = instructions_of(row, rows.crosses, settings)
             if file is not None and file not in hashes:
-                hashes[file] = store_frames(row.file, settings, run, rows.views, row.num_stacked)
+                hashes[file] = store_frames(file, settings, run, rows.views, row.num_stacked)
                 distinct.add(hashes[file])
         except UserError as error:
             counts.refuse(error)
             continue
         except OSError as error:
-            if cannot_write := storage_error(error, run.first_frames if run else row.file):
+            if cannot_write := storage_error(error, run.first_frames if run else row.file or Path()):
                 raise cannot_write from error
             counts.refuse(UserError(f"{row.source}: cannot be read", actual=error.strerror))
             continue
         first_seed = settings.seed if row.seed is None else row.seed
         counts.num_conditionings += len(instructions)
-        yield from (Conditioning(hashes.get(file), text, first_seed, row.source) for text in instructions)
+        sha256 = None if file is None else hashes[file]
+        yield from (Conditioning(sha256, text, first_seed, row.source) for text in instructions)
 
 
 def instructions_of(row: FrameRow, crosses: bool, settings: Settings) -> list[str]:

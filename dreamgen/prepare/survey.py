@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -27,7 +27,7 @@ class SurveyedClip:
     Args:
         clip: The clip as the source describes it.
         infos: Its videos; empty if one could not be opened.
-        fps: Frames a second of the source.
+        fps: Frames a second of the source; 0 if it is refused.
         num_source_frames: Frames of the source that have both a picture and a row.
         indices: Source frame of each frame that will be written, int64.
         changes: How the clip differs from its source, a sentence each.
@@ -36,9 +36,9 @@ class SurveyedClip:
 
     clip: SourceClip
     infos: tuple[VideoInfo, ...] = ()
-    fps: Fraction | None = None
+    fps: Fraction = Fraction(0)
     num_source_frames: int = 0
-    indices: np.ndarray | None = None
+    indices: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     changes: tuple[str, ...] = ()
     refused: str | None = None
 

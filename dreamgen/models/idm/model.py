@@ -71,7 +71,8 @@ class InverseDynamics:
     def _outputs(self, small_TCHW: np.ndarray) -> np.ndarray:
         self.network.eval()
         pictures = [to_unit(torch.from_numpy(part).to(self.device)) for part in _batches(small_TCHW)]
-        background_1CHW = sum(part.sum(dim=0, keepdim=True) for part in pictures) / len(small_TCHW)
+        sums = [part.sum(dim=0, keepdim=True) for part in pictures]
+        background_1CHW = sum(sums[1:], sums[0]) / len(small_TCHW)
         features_TF = torch.cat([self.network.encode(part, background_1CHW.expand_as(part)) for part in pictures])
         votes_P = torch.from_numpy(self.config.binary_outputs()).to(self.device)
         num_frames = len(features_TF)

@@ -44,7 +44,8 @@ class VectorStats:
         kinds = tuple({1: "constant", 2: "binary"}.get(count, "varied") for count in counts)
         wide_TD = values_TD.astype(np.float64)
         measures = (wide_TD.mean(axis=0), wide_TD.std(axis=0), wide_TD.min(axis=0), wide_TD.max(axis=0))
-        return cls(named, *(tuple(measure.tolist()) for measure in measures), kinds)
+        mean, std, low, high = (tuple(measure.tolist()) for measure in measures)
+        return cls(named, mean, std, low, high, kinds)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VectorStats:

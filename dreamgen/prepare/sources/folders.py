@@ -114,7 +114,7 @@ def _read_metadata_csv(root: Path) -> tuple[dict[Path, str | UserError], list[tu
         raise UserError(f"{path} is not UTF-8", actual=str(error), next_step="save it as UTF-8") from None
     except csv.Error as error:
         raise UserError(
-            f"{path} line {reader.reader.line_num} is not CSV",
+            f"{path} line {reader.reader.line_num} is not CSV",  # pyright: ignore[reportPossiblyUnboundVariable]
             actual=str(error),
             allowed="texts with commas in double quotes, and double quotes in them doubled",
         ) from None
