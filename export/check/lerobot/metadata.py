@@ -38,9 +38,9 @@ def check_features(dataset: LeRobotMeta, findings: Findings) -> None:
         if feature["dtype"] != "video":
             names = feature.get("names")
             # Some published datasets have groups of names.
-            is_flat = isinstance(names, list) and names and all(isinstance(entry, str) for entry in names)
-            if is_flat and len(shape) == 1 and len(names) != shape[0]:
-                findings.add("feature-names", INFO, where, f"{len(names)} names", f"{shape[0]}")
+            flat = names if isinstance(names, list) and all(isinstance(entry, str) for entry in names) else []
+            if flat and len(shape) == 1 and len(flat) != shape[0]:
+                findings.add("feature-names", INFO, where, f"{len(flat)} names", f"{shape[0]}")
             continue
         fps = video_info(feature).get("video.fps")
         if fps is not None and (not isinstance(fps, int | float) or abs(fps - dataset.fps) > 1e-3 * dataset.fps):

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
@@ -86,7 +87,7 @@ def check_row_batch(batch: RowBatch, recorded: EpisodeStatistics, findings: Find
     _check_annotations(batch, findings)
     computed, totals = {}, {}
     for name, values_ND in _float_features(batch, findings):
-        bad_N = ~np.isfinite(values_ND).all(axis=1)
+        bad_N = np.any(~np.isfinite(values_ND), axis=1)
         for episode, frame, row in batch.first_bad(bad_N):
             dim = int(np.argmin(np.isfinite(values_ND[row])))
             findings.add("not-finite", batch.file, f"{episode}, row {frame}, {name}[{dim}]", f"{values_ND[row, dim]}",
@@ -142,7 +143,7 @@ def _numbers(batch: RowBatch, name: str, findings: Findings) -> np.ndarray | Non
 def _check_tasks(batch: RowBatch, task_N: np.ndarray, findings: Findings) -> None:
     # Rows of one task follow each other, so that a run of equal pairs stands for all of them.
     change_N = np.r_[True, (np.diff(task_N) != 0) | (np.diff(batch.place_N) != 0)]
-    used: dict[int, set[float]] = {}
+    used: dict[int, set[Any]] = {}
     for place, task in zip(batch.place_N[change_N].tolist(), task_N[change_N].tolist(), strict=True):
         used.setdefault(place, set()).add(task)
     known, episodes = batch.dataset.tasks, batch.dataset.episodes

@@ -50,9 +50,7 @@ def find_episode_statistics(dataset: LeRobotMeta, findings: Findings) -> Episode
         findings.add("statistics-missing", EPISODE_STATS_V2, "", "it does not exist", "one line an episode")
         return None
     lines = find_lines(dataset.root, EPISODE_STATS_V2, dataset.episodes.index_N, findings)
-    if lines.path is None:
-        return None
-    for index in dataset.episodes.index_N[lines.size_N == 0].tolist():
+    for index in dataset.episodes.index_N[lines.size_N == 0].tolist() if lines else ():
         findings.add("statistics-missing", EPISODE_STATS_V2, f"episode {index}", "no line", "one line an episode")
     return lines
 
@@ -146,14 +144,16 @@ class EpisodeStatistics:
             rows = episodes.source_row_N[positions[places]]
             try:
                 opened = self._open(source)
-                table = opened and opened.read(int(rows.min()), int(rows.max()) + 1).take(rows - rows.min())
+                if opened is None:
+                    continue
+                table = opened.read(int(rows.min()), int(rows.max()) + 1).take(rows - rows.min())
             except PARQUET_DAMAGE:
                 continue  # reported when the episodes themselves were read
-            for column in table.column_names if table is not None else ():
-                if table.column(column).null_count:
-                    continue
+            for column in table.column_names:
                 _, name, stat = column.split("/", 2)
                 size = self._size(name, stat)
+                if size is None or table.column(column).null_count:
+                    continue
                 values_ED = matrix(table.column(column), size)[0]
                 if values_ED is None:
                     self._findings.add("statistics-length", episodes.sources[source], column,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def scan_video(path: Path, decode: bool, on_frame: Callable[[float, av.VideoFram
                     begins_with_key_frame |= num_read == 0 and packet.is_keyframe
                     num_read += 1
                 if decode:  # the last packet is empty: it flushes the decoder
-                    for frame in packet.decode():
+                    for frame in stream.decode(packet):
                         time_s = np.nan if frame.pts is None else float(frame.pts * frame.time_base)
                         times_s.append(time_s)
                         num_corrupt += bool(frame.is_corrupt)
@@ -79,6 +80,6 @@ def scan_video(path: Path, decode: bool, on_frame: Callable[[float, av.VideoFram
                 error = "it does not begin with a key frame"
             if not decode:
                 times_s.sort()  # packets come in the order of decoding
-    except (av.FFmpegError, ValueError) as failure:
+    except (FFmpegError, ValueError) as failure:
         error = getattr(failure, "strerror", None) or str(failure)
     return VideoScan(np.array(times_s), height, width, codec, pix_fmt, fps, num_corrupt, error)
