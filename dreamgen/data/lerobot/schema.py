@@ -39,7 +39,7 @@ class Schema:
     Args:
         info: The file as it is.
         version: One of `VERSIONS`.
-        fps: Frames a second, as the fraction that the number stands for.
+        fps: Frames a second, as the fraction that the number approximates.
         features: The well-formed ones; `info` has all.
         data_path: Template of the tables' paths.
         video_path: Template of the videos' paths.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dreamgen.data.lerobot.metadata import LeRobotMeta
-from dreamgen.data.lerobot.modality import KINDS, VECTORS
-from dreamgen.data.lerobot.schema import INFO, MODALITY, Feature, video_info, whole_number
+from dreamgen.data.lerobot.modality import KINDS, VECTORS, is_slice
+from dreamgen.data.lerobot.schema import INFO, MODALITY, Feature, video_info
 from export.check.findings import Findings
 
 SPARE_TOTALS = ("total_videos", "total_chunks")  # loaders do not use them; tools do
@@ -100,8 +100,8 @@ def _check_modality_entry(
     if not isinstance(column, str) or column not in features:
         findings.add("modality-entry", MODALITY, where, f"original_key {column}", "a feature of info.json")
         return
-    size, start, end = features[column]["shape"][0], whole_number(entry.get("start")), whole_number(entry.get("end"))
-    if start is None or end is None or not 0 <= start < end <= size:
+    size = features[column]["shape"][0]
+    if not is_slice(entry, size):
         findings.add("modality-slice", MODALITY, where, f"start {entry.get('start')}, end {entry.get('end')}",
                      f"0 <= start < end <= {size}, the size of {column}")  # fmt: skip
 

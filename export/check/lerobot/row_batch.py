@@ -141,7 +141,7 @@ def _numbers(batch: RowBatch, name: str, findings: Findings) -> np.ndarray | Non
 
 
 def _check_tasks(batch: RowBatch, task_N: np.ndarray, findings: Findings) -> None:
-    # Rows of one task follow each other, so that a run of equal pairs stands for all of them.
+    # Rows of one task follow each other, so one of each run of equal pairs is enough.
     change_N = np.r_[True, (np.diff(task_N) != 0) | (np.diff(batch.place_N) != 0)]
     used: dict[int, set[Any]] = {}
     for place, task in zip(batch.place_N[change_N].tolist(), task_N[change_N].tolist(), strict=True):

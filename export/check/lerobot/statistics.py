@@ -260,7 +260,7 @@ def check_statistics(dataset: LeRobotMeta, totals: dict[str, FeatureTotals], fin
         totals: Of the rows, by feature.
         findings: Receives what is wrong.
     """
-    # LeRobot reads v2.1 by its episodes' statistics; only GR00T wants stats.json beside them.
+    # LeRobot reads v2.1 by its episodes' statistics; only GR00T needs stats.json too.
     if not (dataset.root / STATS).exists():
         if dataset.version != "v2.1" or dataset.modality is not None:
             findings.add("statistics-missing", STATS, "", "it does not exist", "statistics of every float feature")
