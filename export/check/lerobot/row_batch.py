@@ -14,7 +14,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.rows import describe_column, is_number, matrix
@@ -174,7 +173,7 @@ def _check_annotations(batch: RowBatch, findings: Findings) -> None:
         cells = batch.table.column(name)
         if cells.null_count:
             findings.add("annotation-list", batch.file, name, f"{cells.null_count} empty cells", "a number in each row")
-        for index in sorted({v for v in pc.unique(cells).to_pylist() if v is not None} - set(batch.dataset.tasks)):
+        for index in sorted({v for v in cells.unique().to_pylist() if v is not None} - set(batch.dataset.tasks)):
             findings.add("annotation-unknown", batch.file, name, str(index), "an index of tasks.jsonl")
 
 
