@@ -160,6 +160,12 @@ def whole_number(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+def split_ends(span: object) -> tuple[int, int] | None:
+    """Return first and last (exclusive) episode of a split such as "0:100", or None for anything else."""
+    first, _, last = span.partition(":") if isinstance(span, str) else ("", "", "")
+    return (int(first), int(last)) if first.isdecimal() and last.isdecimal() else None
+
+
 def video_info(feature: Feature) -> dict[str, Any]:
     """Return what a video feature says of its encoding, under either of the two names; {} where it says nothing."""
     for key in ("info", "video_info"):

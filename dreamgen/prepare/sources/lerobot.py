@@ -17,6 +17,7 @@ from dreamgen.data.lerobot.episodes import Episode
 from dreamgen.data.lerobot.metadata import LeRobotMeta, read_meta
 from dreamgen.data.lerobot.modality import usable_modality
 from dreamgen.data.lerobot.rows import TASK, EpisodeRows, instruction_of, read_rows
+from dreamgen.data.lerobot.schema import split_ends
 from dreamgen.data.timeline import frame_index_at
 from dreamgen.data.trajectory import ACTION, STATE, read_trajectory
 from dreamgen.errors import Problems, UserError, reason_of
@@ -175,8 +176,8 @@ def _metadata_notes(meta: LeRobotMeta) -> list[str]:
     ]
     splits, num_episodes = meta.info.get("splits"), len(meta.episodes)
     for name, span in (splits if isinstance(splits, dict) else {}).items():
-        end = str(span).partition(":")[2]
-        if end.isdigit() and int(end) > num_episodes:
+        ends = split_ends(span)
+        if ends and ends[1] > num_episodes:
             notes.append(f"info.json's split {name} is {span}, the dataset has {num_episodes} episodes: not used")
     return notes
 

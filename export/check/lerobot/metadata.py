@@ -6,7 +6,7 @@ from typing import Any
 
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.modality import KINDS, VECTORS, is_slice
-from dreamgen.data.lerobot.schema import INFO, MODALITY, Feature, video_info
+from dreamgen.data.lerobot.schema import INFO, MODALITY, Feature, split_ends, video_info
 from export.check.findings import Findings
 
 SPARE_TOTALS = ("total_videos", "total_chunks")  # loaders do not use them; tools do
@@ -20,10 +20,10 @@ def check_totals(dataset: LeRobotMeta, findings: Findings) -> None:
                          severity="warning" if key in SPARE_TOTALS else None)  # fmt: skip
     splits, num_episodes = dataset.info.get("splits"), len(dataset.episodes)
     for name, span in (splits if isinstance(splits, dict) else {}).items():
-        ends = span.split(":") if isinstance(span, str) else []
-        if len(ends) != 2 or not all(end.isdecimal() for end in ends):
+        ends = split_ends(span)
+        if ends is None:
             findings.add("wrong-split", INFO, f"splits.{name}", span, '"first:last"', severity="warning")
-        elif not int(ends[0]) <= int(ends[1]) <= num_episodes:
+        elif not ends[0] <= ends[1] <= num_episodes:
             findings.add("wrong-split", INFO, f"splits.{name}", span, f"within 0:{num_episodes}")
 
 

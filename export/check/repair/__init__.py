@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamgen.data.lerobot.metadata import LeRobotMeta, read_metadata
-from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, INFO, NUMERIC, STATS, Feature
+from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, INFO, NUMERIC, STATS, Feature, split_ends
 from export.check.findings import Finding, Findings
 from export.check.lerobot.statistics import PICTURES, LeRobotCheck, find_episode_statistics
 from export.check.repair.columns import repair_columns
@@ -81,9 +81,8 @@ def _fitting_splits(splits: Any, num_episodes: int) -> Any:
         return splits
     fitting = {}
     for name, span in splits.items():
-        ends = span.split(":") if isinstance(span, str) else []
-        if len(ends) == 2 and all(end.isdecimal() for end in ends):
-            first, last = (min(int(end), num_episodes) for end in ends)
+        if ends := split_ends(span):
+            first, last = (min(end, num_episodes) for end in ends)
             fitting[name] = f"{first}:{max(first, last)}"
         else:
             fitting[name] = f"0:{num_episodes}" if len(splits) == 1 else span
