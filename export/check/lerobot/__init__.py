@@ -25,6 +25,6 @@ def check_lerobot(root: Path, fast: bool, num_workers: int | None, findings: Fin
     with Workers(num_workers, check, "--num_workers") as workers:
         rows = check_rows(workers, dataset, findings)
         check_videos(workers, check, rows.num_rows, findings)
-    check_statistics(dataset, rows.totals, findings)
+    check_statistics(dataset, rows.statistics, findings)
     check_modality(dataset, findings)
     check_unnamed_files(dataset, findings)

@@ -52,8 +52,7 @@ class FileGroup:
             yield self
             return
         for position in self.positions.tolist():
-            file = episodes.video_name(self.camera, position) if self.camera else episodes.data_name(position)
-            yield replace(self, positions=np.array([position]), file=file)
+            yield replace(self, positions=np.array([position]), file=episodes.file_name(position, self.camera))
 
     def named_by(self, episodes: Episodes) -> str:
         """Return the metadata file that names the first episode."""
@@ -66,7 +65,7 @@ def table_groups(dataset: LeRobotMeta) -> Iterator[FileGroup]:
     if not dataset.is_v3:
         yield from map(FileGroup, portions(len(episodes), TABLES_PER_TASK))
         return
-    by_file = {episodes.data_name(int(own[0])): own for own in episodes.data.by_file(episodes.first_row_N)}
+    by_file = {episodes.file_name(int(own[0])): own for own in episodes.data.by_file(episodes.first_row_N)}
     # v3.0 readers take every file of the folder, in the order of the names.
     present = {path.relative_to(dataset.root).as_posix() for path in (dataset.root / "data").glob("*/*.parquet")}
     first_row = 0
@@ -89,9 +88,9 @@ def video_groups(dataset: LeRobotMeta, camera: str, num_rows: dict[int, int], vi
         videos_per_task: v2 files in a group.
     """
     places = dataset.episodes.cameras[camera]
-    if dataset.is_v3:
+    if places.from_s_N is not None:
         parts = places.by_file(places.from_s_N)
-        files = [dataset.episodes.video_name(camera, int(positions[0])) for positions in parts]
+        files = [dataset.episodes.file_name(int(positions[0]), camera) for positions in parts]
     else:
         parts = portions(len(dataset.episodes), videos_per_task)
         files = [""] * len(parts)
@@ -118,9 +117,8 @@ def check_unnamed_files(dataset: LeRobotMeta, findings: Findings) -> None:
 
 
 def _named_files(episodes: Episodes) -> Iterator[str]:
-    yield from episodes.data_names()
-    for camera in episodes.cameras:
-        yield from episodes.video_names(camera)
+    for camera in (None, *episodes.cameras):
+        yield from episodes.file_names(camera)
 
 
 def _present_files(root: Path) -> Iterator[str]:

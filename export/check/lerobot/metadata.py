@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dreamgen.data.lerobot.metadata import LeRobotMeta
-from dreamgen.data.lerobot.modality import KINDS, VECTORS
-from dreamgen.data.lerobot.schema import INFO, MODALITY, Feature, video_info, whole_number
+from dreamgen.data.lerobot.modality import KINDS, VECTORS, is_slice
+from dreamgen.data.lerobot.schema import INFO, MODALITY, Feature, split_ends, video_info
 from export.check.findings import Findings
 
 SPARE_TOTALS = ("total_videos", "total_chunks")  # loaders do not use them; tools do
@@ -20,10 +20,10 @@ def check_totals(dataset: LeRobotMeta, findings: Findings) -> None:
                          severity="warning" if key in SPARE_TOTALS else None)  # fmt: skip
     splits, num_episodes = dataset.info.get("splits"), len(dataset.episodes)
     for name, span in (splits if isinstance(splits, dict) else {}).items():
-        ends = span.split(":") if isinstance(span, str) else []
-        if len(ends) != 2 or not all(end.isdecimal() for end in ends):
+        ends = split_ends(span)
+        if ends is None:
             findings.add("wrong-split", INFO, f"splits.{name}", span, '"first:last"', severity="warning")
-        elif not int(ends[0]) <= int(ends[1]) <= num_episodes:
+        elif not ends[0] <= ends[1] <= num_episodes:
             findings.add("wrong-split", INFO, f"splits.{name}", span, f"within 0:{num_episodes}")
 
 
@@ -38,9 +38,9 @@ def check_features(dataset: LeRobotMeta, findings: Findings) -> None:
         if feature["dtype"] != "video":
             names = feature.get("names")
             # Some published datasets have groups of names.
-            is_flat = isinstance(names, list) and names and all(isinstance(entry, str) for entry in names)
-            if is_flat and len(shape) == 1 and len(names) != shape[0]:
-                findings.add("feature-names", INFO, where, f"{len(names)} names", f"{shape[0]}")
+            flat = names if isinstance(names, list) and all(isinstance(entry, str) for entry in names) else []
+            if flat and len(shape) == 1 and len(flat) != shape[0]:
+                findings.add("feature-names", INFO, where, f"{len(flat)} names", f"{shape[0]}")
             continue
         fps = video_info(feature).get("video.fps")
         if fps is not None and (not isinstance(fps, int | float) or abs(fps - dataset.fps) > 1e-3 * dataset.fps):
@@ -100,8 +100,8 @@ def _check_modality_entry(
     if not isinstance(column, str) or column not in features:
         findings.add("modality-entry", MODALITY, where, f"original_key {column}", "a feature of info.json")
         return
-    size, start, end = features[column]["shape"][0], whole_number(entry.get("start")), whole_number(entry.get("end"))
-    if start is None or end is None or not 0 <= start < end <= size:
+    size = features[column]["shape"][0]
+    if not is_slice(entry, size):
         findings.add("modality-slice", MODALITY, where, f"start {entry.get('start')}, end {entry.get('end')}",
                      f"0 <= start < end <= {size}, the size of {column}")  # fmt: skip
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import av
 import numpy as np
 
-from dreamgen.data.lerobot.image_statistics import downsampled, sampled_frames
+from dreamgen.data.lerobot.image_statistics import ImageHistogram, sampled_frames
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from export.check.findings import Findings
 
@@ -32,25 +32,20 @@ class PictureSampler:
     def __init__(self, num_frames: int, recorded_F: np.ndarray) -> None:
         self.recorded_F, self._num_frames = recorded_F, num_frames
         self._sampled = set(sampled_frames(num_frames).tolist())
-        self._num_frames_seen = self._num_pixels = 0
-        self._sum_C, self._squares_C = np.zeros(3), np.zeros(3)
+        self._num_added, self._histogram = 0, ImageHistogram.empty()
 
     def add(self, frame: av.VideoFrame) -> None:
         """Take the episode's next frame."""
-        if self._num_frames_seen in self._sampled:
-            small_HWC = downsampled(frame.to_ndarray(format="rgb24")).astype(np.float64)
-            self._sum_C += small_HWC.sum(axis=(0, 1))
-            self._squares_C += (small_HWC**2).sum(axis=(0, 1))
-            self._num_pixels += small_HWC.shape[0] * small_HWC.shape[1]
-        self._num_frames_seen += 1
+        if self._num_added in self._sampled:
+            self._histogram = self._histogram.with_frame(frame.to_ndarray(format="rgb24"))
+        self._num_added += 1
 
     def statistics_F(self) -> np.ndarray | None:
         """Return mean and deviation of each channel in [0, 1]; None where there were fewer or more frames."""
-        if not self._num_pixels or self._num_frames_seen != self._num_frames:
+        if not self._num_added or self._num_added != self._num_frames:
             return None
-        mean_C = self._sum_C / self._num_pixels
-        deviation_C = np.sqrt(np.maximum(self._squares_C / self._num_pixels - mean_C**2, 0))
-        return np.concatenate([mean_C, deviation_C]) / 255
+        statistics = self._histogram.metrics()
+        return np.concatenate([statistics["mean"].ravel(), statistics["std"].ravel()])
 
 
 @dataclass(frozen=True)

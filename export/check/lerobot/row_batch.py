@@ -9,19 +9,20 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.rows import describe_column, is_number, matrix
 from dreamgen.data.lerobot.schema import INDEX_COLUMNS, NUMERIC
+from dreamgen.data.lerobot.statistics import Statistics
 from dreamgen.data.timeline import frame_times_s
 from export.check.findings import Findings
 from export.check.lerobot.metadata import annotation_columns
-from export.check.lerobot.statistics import EpisodeStatistics, FeatureTotals
+from export.check.lerobot.statistics import EpisodeStatistics
 
 TIME_TOLERANCE_S = 1e-4  # LeRobot's own: a frame farther off is an error for its loader
 
@@ -74,31 +75,35 @@ class RowBatch:
                 yield self.name(place), int(self.frame_N[row]), row
 
 
-def check_row_batch(batch: RowBatch, recorded: EpisodeStatistics, findings: Findings) -> dict[str, FeatureTotals]:
+def check_row_batch(batch: RowBatch, recorded: EpisodeStatistics, findings: Findings) -> dict[str, Statistics]:
     """Compare rows with the metadata of their episodes.
 
     Returns:
-        Totals of the float features whose rows are all finite.
+        Statistics of the float features whose rows are all finite.
     """
     if batch.table.num_rows != len(batch.place_N):
         return {}  # the file ended early, which its row count shows
     _check_indices(batch, findings)
     _check_annotations(batch, findings)
-    computed, totals = {}, {}
+    by_episode, of_batch = {}, {}
     for name, values_ND in _float_features(batch, findings):
-        bad_N = ~np.isfinite(values_ND).all(axis=1)
+        bad_N = np.any(~np.isfinite(values_ND), axis=1)
         for episode, frame, row in batch.first_bad(bad_N):
             dim = int(np.argmin(np.isfinite(values_ND[row])))
             findings.add("not-finite", batch.file, f"{episode}, row {frame}, {name}[{dim}]", f"{values_ND[row, dim]}",
                          "finite numbers")  # fmt: skip
         if len(values_ND) and not bad_N.any():
-            computed[name] = _statistics_by_episode(values_ND, batch)
-            totals[name] = FeatureTotals.of_rows(values_ND)
-    recorded.compare(batch.file, batch.positions, computed)
-    return totals
+            by_episode[name] = _statistics_by_episode(values_ND, batch)
+            of_batch[name] = {
+                "min": values_ND.min(axis=0).astype(np.float64), "max": values_ND.max(axis=0).astype(np.float64),
+                "mean": values_ND.mean(axis=0, dtype=np.float64), "std": values_ND.std(axis=0, dtype=np.float64),
+                "count": np.array([len(values_ND)]),
+            }  # fmt: skip
+    recorded.compare(batch.file, batch.positions, by_episode)
+    return of_batch
 
 
-def _statistics_by_episode(values_ND: np.ndarray, batch: RowBatch) -> dict[str, np.ndarray]:
+def _statistics_by_episode(values_ND: np.ndarray, batch: RowBatch) -> Statistics:
     counts_E1 = batch.num_rows_E[:, None]
     return {
         "min": np.minimum.reduceat(values_ND, batch.starts_E, axis=0).astype(np.float64),
@@ -140,9 +145,9 @@ def _numbers(batch: RowBatch, name: str, findings: Findings) -> np.ndarray | Non
 
 
 def _check_tasks(batch: RowBatch, task_N: np.ndarray, findings: Findings) -> None:
-    # Rows of one task follow each other, so that a run of equal pairs stands for all of them.
+    # Rows of one task follow each other, so one of each run of equal pairs is enough.
     change_N = np.r_[True, (np.diff(task_N) != 0) | (np.diff(batch.place_N) != 0)]
-    used: dict[int, set[float]] = {}
+    used: dict[int, set[Any]] = {}
     for place, task in zip(batch.place_N[change_N].tolist(), task_N[change_N].tolist(), strict=True):
         used.setdefault(place, set()).add(task)
     known, episodes = batch.dataset.tasks, batch.dataset.episodes
@@ -173,7 +178,7 @@ def _check_annotations(batch: RowBatch, findings: Findings) -> None:
         cells = batch.table.column(name)
         if cells.null_count:
             findings.add("annotation-list", batch.file, name, f"{cells.null_count} empty cells", "a number in each row")
-        for index in sorted({v for v in pc.unique(cells).to_pylist() if v is not None} - set(batch.dataset.tasks)):
+        for index in sorted({v for v in cells.unique().to_pylist() if v is not None} - set(batch.dataset.tasks)):
             findings.add("annotation-unknown", batch.file, name, str(index), "an index of tasks.jsonl")
 
 

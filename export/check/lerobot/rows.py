@@ -15,11 +15,12 @@ from dreamgen.data.lerobot.files import PARQUET_DAMAGE, find_file
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.rows import ParquetRows, is_number
 from dreamgen.data.lerobot.schema import INDEX_COLUMNS
+from dreamgen.data.lerobot.statistics import Statistics
 from export.check.findings import Findings
 from export.check.lerobot.files import FileGroup, table_groups
 from export.check.lerobot.metadata import annotation_columns
 from export.check.lerobot.row_batch import RowBatch, check_row_batch, check_stored_pictures
-from export.check.lerobot.statistics import EpisodeStatistics, FeatureTotals, LeRobotCheck, add_totals
+from export.check.lerobot.statistics import EpisodeStatistics, LeRobotCheck, merge_features
 from export.workers import Workers
 
 ROWS_PER_BATCH, EPISODES_PER_BATCH = 20_000, 500
@@ -31,11 +32,11 @@ class RowSummary:
 
     Args:
         num_rows: Position of an episode -> rows that were found, where these are not its length.
-        totals: Feature -> totals of its rows.
+        statistics: Feature -> statistics of its rows.
     """
 
     num_rows: dict[int, int] = field(default_factory=dict)
-    totals: dict[str, FeatureTotals] = field(default_factory=dict)
+    statistics: dict[str, Statistics] = field(default_factory=dict)
 
 
 def check_rows(workers: Workers, dataset: LeRobotMeta, findings: Findings) -> RowSummary:
@@ -44,7 +45,7 @@ def check_rows(workers: Workers, dataset: LeRobotMeta, findings: Findings) -> Ro
     for found, part in workers.map(check_tables, table_groups(dataset), "check rows", "files"):
         findings.merge(found)
         summary.num_rows.update(part.num_rows)
-        add_totals(summary.totals, part.totals)
+        merge_features(summary.statistics, part.statistics)
     return summary
 
 
@@ -58,7 +59,7 @@ def check_tables(check: LeRobotCheck, group: FileGroup) -> tuple[Findings, RowSu
         batches = _check_together(check, list(batches), summary)
     with EpisodeStatistics(check, findings) as recorded:
         for batch in batches:
-            add_totals(summary.totals, check_row_batch(batch, recorded, findings))
+            merge_features(summary.statistics, check_row_batch(batch, recorded, findings))
             if has_images:
                 check_stored_pictures(batch, findings)
     return findings, summary
@@ -80,10 +81,10 @@ def _check_together(check: LeRobotCheck, batches: list[RowBatch], summary: RowSu
         num_rows_E=np.concatenate([batch.num_rows_E for batch in batches]),
     )  # fmt: skip
     with EpisodeStatistics(check, found) as recorded:
-        totals = check_row_batch(joined, recorded, found)
+        statistics = check_row_batch(joined, recorded, found)
     if found.all():
         return batches
-    add_totals(summary.totals, totals)
+    merge_features(summary.statistics, statistics)
     return []
 
 

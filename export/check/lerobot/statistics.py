@@ -19,6 +19,7 @@ from dreamgen.data.lerobot.lines import EpisodeLines, find_lines
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.rows import ParquetRows, matrix
 from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, INDEX_COLUMNS, NUMERIC, STATS
+from dreamgen.data.lerobot.statistics import Statistics, merge_statistics
 from export.check.findings import Findings
 
 NEEDED = ("min", "max", "mean", "std")
@@ -50,38 +51,19 @@ def find_episode_statistics(dataset: LeRobotMeta, findings: Findings) -> Episode
         findings.add("statistics-missing", EPISODE_STATS_V2, "", "it does not exist", "one line an episode")
         return None
     lines = find_lines(dataset.root, EPISODE_STATS_V2, dataset.episodes.index_N, findings)
-    if lines.path is None:
-        return None
-    for index in dataset.episodes.index_N[lines.size_N == 0].tolist():
+    for index in dataset.episodes.index_N[lines.size_N == 0].tolist() if lines else ():
         findings.add("statistics-missing", EPISODE_STATS_V2, f"episode {index}", "no line", "one line an episode")
     return lines
 
 
-@dataclass(frozen=True)
-class FeatureTotals:
-    """Minimum, maximum and sum of each dimension, float64, over `count` rows."""
-
-    min_D: np.ndarray
-    max_D: np.ndarray
-    sum_D: np.ndarray
-    count: int
-
-    @classmethod
-    def of_rows(cls, values_ND: np.ndarray) -> FeatureTotals:
-        """Return the totals of at least one row."""
-        min_D, max_D = values_ND.min(axis=0).astype(np.float64), values_ND.max(axis=0).astype(np.float64)
-        return cls(min_D, max_D, values_ND.sum(axis=0, dtype=np.float64), len(values_ND))
-
-
-def add_totals(totals: dict[str, FeatureTotals], added: dict[str, FeatureTotals]) -> None:
-    """Add totals by feature; those of vectors of another length, which are a finding, are left out."""
+def merge_features(into: dict[str, Statistics], added: dict[str, Statistics]) -> None:
+    """Merge statistics by feature; those of vectors of another length, which are a finding, are left out."""
     for name, two in added.items():
-        one = totals.setdefault(name, two)
-        if one is not two and one.min_D.shape == two.min_D.shape:
-            totals[name] = FeatureTotals(
-                np.minimum(one.min_D, two.min_D), np.maximum(one.max_D, two.max_D), one.sum_D + two.sum_D,
-                one.count + two.count,
-            )  # fmt: skip
+        one = into.get(name)
+        if one is None:
+            into[name] = two
+        elif one["min"].shape == two["min"].shape:
+            into[name] = merge_statistics(one, two)
 
 
 class EpisodeStatistics:
@@ -106,7 +88,7 @@ class EpisodeStatistics:
             self._opened[1].close()
         self._opened = (-1, None)
 
-    def compare(self, file: str, positions: np.ndarray, computed: dict[str, dict[str, np.ndarray]]) -> None:
+    def compare(self, file: str, positions: np.ndarray, computed: dict[str, Statistics]) -> None:
         """Report episodes whose rows do not have the statistics that are recorded.
 
         Args:
@@ -133,27 +115,29 @@ class EpisodeStatistics:
                                        f"{recorded_ED[place, dim]:g}",
                                        f"{actual_ED[place, dim]:g}, as in the rows in {file}")  # fmt: skip
 
-    def read(self, positions: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    def read(self, positions: np.ndarray) -> dict[str, Statistics]:
         """Return feature -> statistic -> (E, D) float64, NaN where an episode has none that can be read."""
         if self._dataset.is_v3:
             return self._read_v3(positions)
         return self._read_v21(positions, self._lines[positions]) if self._lines is not None else {}
 
-    def _read_v3(self, positions: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    def _read_v3(self, positions: np.ndarray) -> dict[str, Statistics]:
         episodes, found = self._dataset.episodes, {}
         for source in np.unique(episodes.source_N[positions]).tolist():
             places = np.flatnonzero(episodes.source_N[positions] == source)
             rows = episodes.source_row_N[positions[places]]
             try:
                 opened = self._open(source)
-                table = opened and opened.read(int(rows.min()), int(rows.max()) + 1).take(rows - rows.min())
+                if opened is None:
+                    continue
+                table = opened.read(int(rows.min()), int(rows.max()) + 1).take(rows - rows.min())
             except PARQUET_DAMAGE:
                 continue  # reported when the episodes themselves were read
-            for column in table.column_names if table is not None else ():
-                if table.column(column).null_count:
-                    continue
+            for column in table.column_names:
                 _, name, stat = column.split("/", 2)
                 size = self._size(name, stat)
+                if size is None or table.column(column).null_count:
+                    continue
                 values_ED = matrix(table.column(column), size)[0]
                 if values_ED is None:
                     self._findings.add("statistics-length", episodes.sources[source], column,
@@ -188,8 +172,8 @@ class EpisodeStatistics:
             return 1
         return min(feature["shape"]) if self._of_pictures else math.prod(feature["shape"])
 
-    def _read_v21(self, positions: np.ndarray, lines: EpisodeLines) -> dict[str, dict[str, np.ndarray]]:
-        found: dict[str, dict[str, np.ndarray]] = {}
+    def _read_v21(self, positions: np.ndarray, lines: EpisodeLines) -> dict[str, Statistics]:
+        found: dict[str, Statistics] = {}
         for place, (position, line) in enumerate(zip(positions.tolist(), lines.read(), strict=True)):
             where = f"episode {self._dataset.episodes.index_N[position]}"
             for name, recorded in self._features_of_line(line, where).items():
@@ -224,7 +208,7 @@ class EpisodeStatistics:
 def check_values(
     file: str, where: str, recorded: Any, size: int, needed: Sequence[str], findings: Findings,
     fixable: bool | None = None,
-) -> dict[str, np.ndarray]:  # fmt: skip
+) -> Statistics:  # fmt: skip
     """Return the statistics of a feature that are finite and of the right length, flat; report the others."""
     if not isinstance(recorded, dict):
         findings.add("statistics-missing", file, where, recorded, "statistics by name")
@@ -252,15 +236,15 @@ def _flat_numbers(value: Any) -> np.ndarray | None:
     return values.ravel().astype(np.float64) if values.dtype.kind in "fiu" else None
 
 
-def check_statistics(dataset: LeRobotMeta, totals: dict[str, FeatureTotals], findings: Findings) -> None:
+def check_statistics(dataset: LeRobotMeta, rows: dict[str, Statistics], findings: Findings) -> None:
     """Check stats.json: present, finite, of the right length, and of these rows.
 
     Args:
         dataset: The metadata.
-        totals: Of the rows, by feature.
+        rows: Statistics of all rows by feature, at least min, max, mean and count.
         findings: Receives what is wrong.
     """
-    # LeRobot reads v2.1 by its episodes' statistics; only GR00T wants stats.json beside them.
+    # LeRobot reads v2.1 by its episodes' statistics; only GR00T needs stats.json too.
     if not (dataset.root / STATS).exists():
         if dataset.version != "v2.1" or dataset.modality is not None:
             findings.add("statistics-missing", STATS, "", "it does not exist", "statistics of every float feature")
@@ -274,15 +258,15 @@ def check_statistics(dataset: LeRobotMeta, totals: dict[str, FeatureTotals], fin
                 check_values(STATS, name, statistics[name], min(feature["shape"]), (), findings, fixable=False)
         elif feature["dtype"] in NUMERIC and name in statistics:
             good = _check_feature(dataset, name, statistics[name], findings)
-            found = totals.get(name)
+            found = rows.get(name)
             # Index columns are left out: LeRobot's own tools renumber them and keep the statistics.
-            if found and name not in INDEX_COLUMNS and found.count == dataset.episodes.length_N.sum():
-                _compare_totals(name, good, found, findings)
+            if found and name not in INDEX_COLUMNS and found["count"][0] == dataset.episodes.length_N.sum():
+                _compare_rows(name, good, found, findings)
         elif feature["dtype"].startswith("float") and name != "timestamp" and name not in statistics:
             findings.add("statistics-missing", STATS, name, "none", "statistics of every float feature")
 
 
-def _check_feature(dataset: LeRobotMeta, name: str, recorded: Any, findings: Findings) -> dict[str, np.ndarray]:
+def _check_feature(dataset: LeRobotMeta, name: str, recorded: Any, findings: Findings) -> Statistics:
     is_groot = dataset.modality is not None and not dataset.is_v3  # GR00T reads no v3.0
     is_sliced = is_groot and name in GROOT_COLUMNS
     needed = GROOT_STATISTICS if is_sliced else () if is_groot else NEEDED
@@ -293,12 +277,12 @@ def _check_feature(dataset: LeRobotMeta, name: str, recorded: Any, findings: Fin
     return check_values(STATS, name, recorded, math.prod(dataset.features[name]["shape"]), needed, findings)
 
 
-def _compare_totals(name: str, recorded: dict[str, np.ndarray], found: FeatureTotals, findings: Findings) -> None:
-    for stat, actual_D in (("min", found.min_D), ("max", found.max_D), ("mean", found.sum_D / found.count)):
+def _compare_rows(name: str, recorded: Statistics, rows: Statistics, findings: Findings) -> None:
+    for stat, actual_D in ((stat, rows[stat]) for stat in ("min", "max", "mean")):
         recorded_D = recorded.get(stat)
         if recorded_D is None or recorded_D.shape != actual_D.shape:
             continue
-        tolerance_D = 1e-3 * (found.max_D - found.min_D) + 1e-4 * np.abs(actual_D) + 1e-6
+        tolerance_D = 1e-3 * (rows["max"] - rows["min"]) + 1e-4 * np.abs(actual_D) + 1e-6
         if (off_D := np.abs(recorded_D - actual_D) > tolerance_D).any():
             dim = int(np.argmax(off_D))
             findings.add("statistics-differ", STATS, f"{name}, {stat}[{dim}]", f"{recorded_D[dim]:g}",

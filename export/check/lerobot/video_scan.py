@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ def scan_video(path: Path, decode: bool, on_frame: Callable[[float, av.VideoFram
                     begins_with_key_frame |= num_read == 0 and packet.is_keyframe
                     num_read += 1
                 if decode:  # the last packet is empty: it flushes the decoder
-                    for frame in packet.decode():
-                        time_s = np.nan if frame.pts is None else float(frame.pts * frame.time_base)
+                    for frame in stream.decode(packet):
+                        time_s = _time_s(frame)
                         times_s.append(time_s)
                         num_corrupt += bool(frame.is_corrupt)
                         if on_frame is not None:
@@ -72,13 +74,17 @@ def scan_video(path: Path, decode: bool, on_frame: Callable[[float, av.VideoFram
                 elif packet.size:
                     num_corrupt += bool(packet.is_corrupt)
                     if not packet.is_discard:  # an edit list hides packets that only feed the decoder
-                        times_s.append(np.nan if packet.pts is None else float(packet.pts * packet.time_base))
+                        times_s.append(_time_s(packet))
             if num_read < stream.frames:
                 error = f"it ends after {num_read} of the {stream.frames} frames that its header states"
             elif not begins_with_key_frame:
                 error = "it does not begin with a key frame"
             if not decode:
                 times_s.sort()  # packets come in the order of decoding
-    except (av.FFmpegError, ValueError) as failure:
+    except (FFmpegError, ValueError) as failure:
         error = getattr(failure, "strerror", None) or str(failure)
     return VideoScan(np.array(times_s), height, width, codec, pix_fmt, fps, num_corrupt, error)
+
+
+def _time_s(item: av.VideoFrame | av.Packet) -> float:
+    return math.nan if item.pts is None or item.time_base is None else float(item.pts * item.time_base)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import av
+import av.logging
 import numpy as np
 
 from dreamgen.data.lerobot.files import find_file
@@ -38,7 +39,7 @@ def check_videos(workers: Workers, check: LeRobotCheck, num_rows: dict[int, int]
     dataset = check.dataset
     for camera in dataset.video_keys:
         groups = video_groups(dataset, camera, num_rows, VIDEOS_PER_TASK[check.fast])
-        if groups and not any(path.is_file() for path in dataset.episodes.video_files(camera)):
+        if groups and not dataset.episodes.existing_videos([camera]):
             # Once, rather than for every episode.
             value = f"0 of {sum(map(len, groups))} video files exist"
             findings.add("camera-without-files", INFO, f"features.{camera}", value, "all of them, or no such feature")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dreamgen.data.lerobot.metadata import LeRobotMeta, read_metadata
-from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, NUMERIC, STATS
+from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, INFO, NUMERIC, STATS, Feature, split_ends
 from export.check.findings import Finding, Findings
 from export.check.lerobot.statistics import PICTURES, LeRobotCheck, find_episode_statistics
 from export.check.repair.columns import repair_columns
-from export.check.repair.files import Change
-from export.check.repair.info import repair_info
+from export.check.repair.files import Change, replaced
 from export.check.repair.statistics import repair_episode_statistics, repair_statistics
 
 __all__ = ["Change", "repair"]
@@ -44,13 +45,48 @@ def repair(path: Path, findings: Sequence[Finding]) -> tuple[list[Change], list[
     notes: list[str] = []
     needs_columns = any(finding.code == "missing-column" for finding in fixable)
     added = repair_columns(dataset, changes, notes) if needs_columns else {}
-    repair_info(dataset, added, changes)
+    _repair_info(dataset, added, changes)
     statistics = [finding for finding in fixable if finding.code.startswith(("statistics-", "groot-"))]
     if statistics and (damage := _first(findings, ROWS_DOUBTFUL) or _unreadable(findings, "data/")):
         notes.append(f"statistics not fixed: the rows are in doubt: {damage}")
     elif statistics and (dataset := read_metadata(path, Findings())):
         _repair_statistics(dataset, statistics, changes, notes)
     return changes, notes
+
+
+def _repair_info(dataset: LeRobotMeta, added: dict[str, Feature], changes: list[Change]) -> None:
+    """Write info.json with totals and splits as counted.
+
+    Args:
+        dataset: The metadata.
+        added: Features of columns that were added.
+        changes: Receives what was changed.
+    """
+    old, info = dataset.info, {**dataset.info, **dataset.counted_totals()}
+    if "splits" in old:
+        info["splits"] = _fitting_splits(old["splits"], len(dataset.episodes))
+    edits = [f"{key} {old.get(key)} -> {value}" for key, value in info.items() if old.get(key) != value]
+    new = {name: feature for name, feature in added.items() if name not in old["features"]}
+    if new:
+        edits.append(f"features + {', '.join(new)}")
+        info["features"] = {**old["features"], **new}
+    if edits:
+        with replaced(dataset.root, INFO, ", ".join(edits), changes) as path:
+            path.write_text(json.dumps(info, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _fitting_splits(splits: Any, num_episodes: int) -> Any:
+    """Return splits cut to the episodes; a malformed one is replaced only where it is the only one."""
+    if not isinstance(splits, dict):
+        return splits
+    fitting = {}
+    for name, span in splits.items():
+        if ends := split_ends(span):
+            first, last = (min(end, num_episodes) for end in ends)
+            fitting[name] = f"{first}:{max(first, last)}"
+        else:
+            fitting[name] = f"0:{num_episodes}" if len(splits) == 1 else span
+    return fitting
 
 
 def _repair_statistics(

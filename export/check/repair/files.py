@@ -1,4 +1,4 @@
-"""Replacing a file in one step while the original stays beside it."""
+"""Replace a file in one step and keep the original under another name."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Change:
 
 @contextmanager
 def replaced(root: Path, relative: str, what: str, changes: list[Change]) -> Iterator[Path]:
-    """Yield a path to write a file's new content to; it takes the file's place when the block ends well.
+    """Yield a path to write a file's new content to; it replaces the file if the body raises nothing.
 
-    The original gets a second name first, so that at every moment both or the original alone are there.
+    The original gets a second name first, so that it exists at every moment.
     """
     path, backup = root / relative, None
     if path.exists():

@@ -8,17 +8,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
+from dreamgen.data.frames import FrameReader
 from dreamgen.data.lerobot.files import find_file
-from dreamgen.data.lerobot.image_statistics import downsampled, sampled_frames
+from dreamgen.data.lerobot.image_statistics import ImageHistogram, sampled_frames
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.rows import ParquetRows, matrix
 from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, NUMERIC, STATS
 from dreamgen.data.lerobot.statistics import Statistics, merge_statistics, vector_statistics
-from dreamgen.data.video import decode_frames
 from export.check.findings import Findings
 from export.check.lerobot.files import FileGroup, table_groups
 from export.check.lerobot.statistics import GROOT_STATISTICS, NEEDED, PICTURES, EpisodeStatistics, LeRobotCheck
@@ -135,15 +136,10 @@ def _malformed(check: LeRobotCheck) -> Iterator[int]:
 
 def _video_statistics(dataset: LeRobotMeta, camera: str, position: int) -> Statistics | None:
     """Decode an episode's video and return the statistics of its pictures in [0, 1], as LeRobot samples them."""
-    path = find_file(dataset.root, dataset.episodes.video_name(camera, position), "", Findings())
+    path = find_file(dataset.root, dataset.episodes.file_name(position, camera), "", Findings())
     if path is None:
         return None
-    wanted = set(sampled_frames(int(dataset.episodes.length_N[position])).tolist())
-    pixels = [
-        downsampled(frame.to_ndarray(format="rgb24")).reshape(-1, 3)
-        for number, frame in enumerate(decode_frames(path))
-        if number in wanted
-    ]
-    if not pixels:
-        return None
-    return {**vector_statistics(np.concatenate(pixels) / 255), "count": np.array([len(pixels)])}
+    wanted, reader = sampled_frames(int(dataset.episodes.length_N[position])), FrameReader()
+    histogram = reduce(ImageHistogram.with_frame, reader.frames(path, 0, wanted), ImageHistogram.empty())
+    reader.close()
+    return histogram.metrics()
