@@ -9,7 +9,6 @@ from dreamgen.config.settings import CheckSettings
 from dreamgen.errors import UserError
 from dreamgen.extensions.export_format import EXPORT_FORMATS, FormatReader, reader_of
 from dreamgen.run.records import StageResult
-from export.check.files import forget_folders
 from export.check.findings import Finding, Findings
 
 __all__ = ["Finding", "check", "check_stage"]
@@ -78,6 +77,5 @@ def _reader(path: Path) -> FormatReader:
 
 def _check(reader: FormatReader, path: Path, fast: bool, num_workers: int | None) -> Findings:
     findings = Findings()
-    forget_folders()
     reader.check(path, fast, num_workers, findings)
     return findings

@@ -59,7 +59,7 @@ class Findings:
 
     def add(
         self, code: str, file: str, where: str, value: object, expected: object, *,
-        severity: Severity | None = None, fixable: bool | None = None,
+        fatal: bool = True, severity: Severity | None = None, fixable: bool | None = None,
     ) -> None:  # fmt: skip
         """Add a finding.
 
@@ -69,6 +69,7 @@ class Findings:
             where: Row, episode or key within the file.
             value: The value found.
             expected: The value expected.
+            fatal: Part of `FindingSink`; a check reports all findings alike.
             severity: The code's own if None.
             fixable: The code's own if None.
         """

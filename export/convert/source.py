@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ class SourceDataset:
     @property
     def num_bytes(self) -> int:
         """Size of its tables and videos."""
-        files = [self.episodes.data_files(), *map(self.episodes.video_files, self.cameras)]
-        return sum(path.stat().st_size for own in files for path in own)
+        names = chain.from_iterable(map(self.episodes.file_names, (None, *self.cameras)))
+        return sum((self.root / name).stat().st_size for name in names)
 
     def __getitem__(self, which: slice) -> SourceDataset:
         """Return the dataset with some of its episodes only, to be sent to a worker."""

@@ -57,7 +57,7 @@ class SourceVideos(VideoSource):
             return VideoSpan(self.reencoded_file(place), num_frames, 0)
         from_s_N = self.episodes.cameras[self.camera].from_s_N
         first = 0 if from_s_N is None else frame_index_at(float(from_s_N[place]), self.fps)
-        return VideoSpan(self.episodes.video_file(self.camera, place), num_frames, first)
+        return VideoSpan(self.episodes.root / self.episodes.file_name(place, self.camera), num_frames, first)
 
     def reencoded_file(self, place: int) -> Path:
         """Return the path for an episode's video that is encoded again."""

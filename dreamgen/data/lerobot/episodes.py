@@ -60,7 +60,8 @@ class FilePlaces:
     to_s_N: np.ndarray | None = None
 
     def __getitem__(self, which: slice | np.ndarray) -> FilePlaces:
-        return FilePlaces(*(None if column_N is None else column_N[which] for column_N in vars(self).values()))
+        from_s_N, to_s_N = (None if own is None else own[which] for own in (self.from_s_N, self.to_s_N))
+        return FilePlaces(self.chunk_N[which], self.file_N[which], from_s_N, to_s_N)
 
     def files(self) -> np.ndarray:
         """Return chunk and file of each file once, in order, int64 of shape (files, 2)."""
@@ -118,7 +119,7 @@ class Episodes(Sequence[Episode]):
     def __getitem__(self, which: int) -> Episode: ...
     @overload
     def __getitem__(self, which: slice | np.ndarray) -> Episodes: ...
-    def __getitem__(self, which):
+    def __getitem__(self, which: int | slice | np.ndarray) -> Episode | Episodes:
         if isinstance(which, slice | np.ndarray):
             columns = {name: values[which] for name, values in vars(self).items() if name.endswith("_N")}
             cameras = {camera: places[which] for camera, places in self.cameras.items()}
@@ -127,8 +128,8 @@ class Episodes(Sequence[Episode]):
         with_file = {camera: own for camera, own in self.cameras.items() if own.file_N[place] != NO_FILE}
         return Episode(
             int(self.index_N[place]), int(self.length_N[place]), self.tasks(place),
-            self.root / self.data_name(place), self.is_shared,
-            {camera: self.root / self.video_name(camera, place) for camera in with_file},
+            self.root / self.file_name(place), self.is_shared,
+            {camera: self.root / self.file_name(place, camera) for camera in with_file},
             {camera: (float(own.from_s_N[place]), float(own.to_s_N[place])) for camera, own in with_file.items()
              if own.from_s_N is not None and own.to_s_N is not None},
         )  # fmt: skip
@@ -144,35 +145,20 @@ class Episodes(Sequence[Episode]):
         """Return the metadata file that lists the episode at this place, relative to the dataset."""
         return self.sources[self.source_N[place]]
 
-    def data_name(self, place: int) -> str:
-        """Return the path of an episode's rows relative to the dataset."""
-        return self._filled(self.data_path, int(self.data.chunk_N[place]), int(self.data.file_N[place]))
+    def file_name(self, place: int, camera: str | None = None) -> str:
+        """Return the path of an episode's table, or of a camera's video of it, relative to the dataset."""
+        places = self.cameras[camera] if camera else self.data
+        return self._fill(int(places.chunk_N[place]), int(places.file_N[place]), camera)
 
-    def video_name(self, camera: str, place: int) -> str:
-        """Return the path of an episode's pictures relative to the dataset."""
-        places = self.cameras[camera]
-        return self._filled(self.video_path, int(places.chunk_N[place]), int(places.file_N[place]), camera)
+    def file_names(self, camera: str | None = None) -> Iterator[str]:
+        """Yield each table, or each video of a camera, once, relative to the dataset."""
+        places = self.cameras[camera] if camera else self.data
+        return (self._fill(chunk, file, camera) for chunk, file in places.files().tolist())
 
-    def video_file(self, camera: str, place: int) -> Path:
-        """Return the mp4 of a camera that the episode at this place lies in."""
-        return self.root / self.video_name(camera, place)
-
-    def data_files(self) -> Iterator[Path]:
-        """Yield each table once."""
-        return (self.root / name for name in self.data_names())
-
-    def video_files(self, camera: str) -> Iterator[Path]:
-        """Yield each mp4 of a camera once."""
-        return (self.root / name for name in self.video_names(camera))
-
-    def data_names(self) -> Iterator[str]:
-        """Yield each table once, relative to the dataset."""
-        return (self._filled(self.data_path, chunk, file) for chunk, file in self.data.files().tolist())
-
-    def video_names(self, camera: str) -> Iterator[str]:
-        """Yield each mp4 of a camera once, relative to the dataset."""
-        files = self.cameras[camera].files().tolist()
-        return (self._filled(self.video_path, chunk, file, camera) for chunk, file in files)
+    def existing_videos(self, cameras: Sequence[str]) -> list[str]:
+        """Return those of the cameras of which at least one file exists."""
+        return [camera for camera in cameras
+                if any((self.root / name).is_file() for name in self.file_names(camera))]  # fmt: skip
 
     def check_paths(self, named_by: str) -> None:
         """Make sure that no file lies outside of the dataset.
@@ -183,16 +169,15 @@ class Episodes(Sequence[Episode]):
         Raises:
             UserError: naming the template and the path.
         """
-        for name in self.data_names():
-            inside(self.root, name, f"{named_by}: data_path")
-        for camera in self.cameras:
-            for name in self.video_names(camera):
-                inside(self.root, name, f"{named_by}: video_path")
+        for camera in (None, *self.cameras):
+            for name in self.file_names(camera):
+                inside(self.root, name, f"{named_by}: {'video_path' if camera else 'data_path'}")
 
-    def _filled(self, template: str, chunk: int, file: int, camera: str | None = None) -> str:
+    def _fill(self, chunk: int, file: int, camera: str | None) -> str:
         names = ("chunk_index", "file_index") if self.is_shared else ("episode_chunk", "episode_index")
-        filled = fill_template(template, {**dict(zip(names, (chunk, file), strict=True)), "video_key": camera})
-        assert filled is not None, f"{template} was checked when the schema was read"
+        values = {names[0]: chunk, names[1]: file, "video_key": camera}
+        filled = fill_template(self.video_path if camera else self.data_path, values)
+        assert filled is not None, "the template was checked when the schema was read"
         return filled
 
 
@@ -213,10 +198,12 @@ class EpisodeColumns:
         values["task_list"] = self._task_lists.setdefault(tasks, len(self._task_lists))
         for name, column in self._whole.items():
             column.append(values[name])
-        for camera, columns in self._videos.items():
+        for camera, (chunk, file, from_s, to_s) in self._videos.items():
             place = videos.get(camera, (NO_FILE, NO_FILE, np.nan, np.nan))
-            for column, value in zip(columns, place, strict=True):
-                column.append(value)
+            chunk.append(place[0])
+            file.append(place[1])
+            from_s.append(place[2])
+            to_s.append(place[3])
 
     def duplicates(self) -> Iterator[tuple[int, int]]:
         """Yield (number, how often) of episodes that were added more than once."""

@@ -54,7 +54,9 @@ class FatalFindings:
         """Take one finding; see `FindingSink.add`."""
         if not fatal or len(self._problems.errors) == MAX_RAISED:
             return
-        subject = f"{self._root / file}: {where}" if where and code != "missing-file" else f"{self._root / file}"
+        subject = str(self._root / (where if code == "path-outside" else file))
+        if where and code not in ("missing-file", "path-outside"):
+            subject += f": {where}"
         self._problems.add(
             f"{subject} {WHAT[code]}", actual=str(value)[:200], allowed=expected,
             next_step=f"copy the dataset again; dreamgen check {self._root} lists all that is wrong",

@@ -172,14 +172,16 @@ def _video_places(
     for camera in cameras:
         key, where = f"videos/{camera}", f"episode {row['episode_index']}, videos/{camera}"
         chunk, number = (row.get(f"{key}/{name}") for name in ("chunk_index", "file_index"))
-        begin, end = (row.get(f"{key}/{name}") for name in ("from_timestamp", "to_timestamp"))
+        span_s = [row.get(f"{key}/{name}") for name in ("from_timestamp", "to_timestamp")]
         if not _is_count(chunk) or not _is_count(number):
             findings.add("episode-entry", file, where, {"chunk_index": chunk, "file_index": number},
                          "whole numbers from 0", fatal=False)  # fmt: skip
-        elif not all(isinstance(time, float | int) and math.isfinite(time) for time in (begin, end)):
-            findings.add("episode-entry", file, where, [begin, end], "from_timestamp and to_timestamp", fatal=False)
+            continue
+        times_s = [float(time) for time in span_s if isinstance(time, float | int) and math.isfinite(time)]
+        if len(times_s) < 2:
+            findings.add("episode-entry", file, where, span_s, "from_timestamp and to_timestamp", fatal=False)
         else:
-            places[camera] = (chunk, number, float(begin), float(end))
+            places[camera] = (chunk, number, *times_s)
     return places
 
 

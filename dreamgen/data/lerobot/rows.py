@@ -83,10 +83,10 @@ def matrix(column: pa.ChunkedArray | pa.Array, size: int) -> tuple[np.ndarray | 
     num_rows, outermost = len(values), values.type
     per_row = 1
     while is_list(values.type):
-        lengths = pc.unique(pc.list_value_length(values)).to_pylist()
+        lengths = _list_lengths(values)
         if values.null_count or len(lengths) > 1:
             return None, str(outermost)
-        per_row *= lengths[0] if lengths else size
+        per_row *= (lengths[0] or 0) if lengths else size
         values = values.flatten()
     if not is_number(values.type) or values.null_count or (num_rows and per_row != size):
         return None, str(outermost)
@@ -99,8 +99,12 @@ def describe_column(column: pa.ChunkedArray) -> str:
     empty = f", {column.null_count} empty cells" if column.null_count else ""
     if not is_list(column.type):
         return f"{column.type}{empty}"
-    lengths = sorted({length for length in pc.unique(pc.list_value_length(column)).to_pylist() if length is not None})
+    lengths = sorted(length for length in _list_lengths(column) if length is not None)
     return f"{column.type} with {', '.join(map(str, lengths[:5]))} values{empty}"
+
+
+def _list_lengths(column: pa.ChunkedArray | pa.Array) -> list[int | None]:
+    return pc.call_function("list_value_length", [column]).unique().to_pylist()
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Schema:
     Args:
         info: The file as it is.
         version: One of `VERSIONS`.
-        fps: Frames a second, as the fraction that the number stands for.
+        fps: Frames a second, as the fraction that the number approximates.
         features: The well-formed ones; `info` has all.
         data_path: Template of the tables' paths.
         video_path: Template of the videos' paths.
@@ -158,6 +158,12 @@ def fill_template(template: str, values: dict[str, Any]) -> str | None:
 def whole_number(value: object) -> int | None:
     """Return a whole number, or None for anything else, True and False among them."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def split_ends(span: object) -> tuple[int, int] | None:
+    """Return first and last (exclusive) episode of a split such as "0:100", or None for anything else."""
+    first, _, last = span.partition(":") if isinstance(span, str) else ("", "", "")
+    return (int(first), int(last)) if first.isdecimal() and last.isdecimal() else None
 
 
 def video_info(feature: Feature) -> dict[str, Any]:

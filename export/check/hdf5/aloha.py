@@ -28,8 +28,8 @@ from export.check.hdf5.arrays import (
     open_hdf5,
     single_hdf5_file,
 )
-from export.check.lerobot.layout import BACKUP
-from export.check.parallel import workers
+from export.check.lerobot.files import BACKUP
+from export.workers import Workers
 
 EPISODE = re.compile(r"episode_(0|[1-9]\d*)\.hdf5")
 ALLOWED = re.compile(
@@ -87,7 +87,7 @@ def check_aloha(path: Path, fast: bool, num_workers: int | None, findings: Findi
                 findings.add("unnamed-file", other.name, "", "a file", "only episode_<number>.hdf5")
     episodes: list[AlohaEpisode] = []
     items = [names[begin : begin + FILES_AT_ONCE] for begin in range(0, len(names), FILES_AT_ONCE)]
-    with workers(num_workers, AlohaCheck(root, fast)) as processes:
+    with Workers(num_workers, AlohaCheck(root, fast), "--num_workers") as processes:
         for found, of_item in processes.map(check_aloha_files, items, "check episodes", "episodes"):
             findings.merge(found)
             episodes += of_item

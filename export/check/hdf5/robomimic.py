@@ -32,7 +32,7 @@ from export.check.hdf5.arrays import (
     single_hdf5_file,
     whole,
 )
-from export.check.parallel import Workers, workers
+from export.workers import Workers
 
 DEMOS_AT_ONCE = 8
 NOT_PER_SAMPLE = ("initial_state/", "datagen_info/")  # written by Isaac Lab, not read by robomimic
@@ -101,7 +101,7 @@ def check_robomimic(dataset: Path, fast: bool, num_workers: int | None, findings
         total = data.attrs.get("total")
         _check_masks(path.name, file, set(keys), findings)
     # Closed before the worker processes open it: HDF5 has its own locks and caches.
-    with workers(num_workers, RobomimicCheck(path, fast)) as processes:
+    with Workers(num_workers, RobomimicCheck(path, fast), "--num_workers") as processes:
         demos = _check_demos(processes, keys, findings)
     counted = sum(demo.num_samples or 0 for demo in demos.values())
     if len(demos) == len(keys) and whole(total) != counted:
