@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+from av.error import FFmpegError
 
 from dreamgen.data.lerobot.image_statistics import ImageHistogram, few_frames, sampled_frames
 from dreamgen.data.lerobot.video import encoding_of
@@ -86,7 +87,7 @@ def _histogram(path: Path, stream: av.VideoStream, packets: Sequence[av.Packet],
                 if num_decoded < len(decoded) and decoded[num_decoded] in taken:
                     image = image.with_frame(frame.to_ndarray(format="rgb24"))
                 num_decoded += 1
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise UserError(f"{path.name} is damaged", actual=str(error), allowed="frames that can be decoded") from None
     if num_decoded != len(decoded):
         raise UserError(f"{path.name} is damaged", actual=f"{num_decoded} frames decoded", allowed=f"{len(decoded)}")

@@ -116,7 +116,7 @@ class EpisodeStore(Sequence[ExportEpisode]):
     def __getitem__(self, which: int) -> ExportEpisode: ...
     @overload
     def __getitem__(self, which: slice) -> EpisodeStore: ...
-    def __getitem__(self, which):
+    def __getitem__(self, which: int | slice) -> ExportEpisode | EpisodeStore:
         if isinstance(which, slice):
             start, stop, step = which.indices(len(self))
             assert step == 1, "episodes of a slice are neighbours"
@@ -130,52 +130,43 @@ class EpisodeStore(Sequence[ExportEpisode]):
     def image_histograms(self) -> tuple[ImageHistogram, ...]:
         """Return the histogram of all episodes' images, one a camera."""
         images = [ImageHistogram.empty()] * self.num_bytes_EV.shape[1]
-        bounds = np.searchsorted(self.part_E, np.arange(len(self.parts) + 1)).tolist()
-        for path, (start, stop) in zip(self.parts, itertools.pairwise(bounds), strict=True):
-            table = read_small(path, ["image", "num_images"]).take(self.row_E[start:stop])
-            counts_EVCL, num_frames = _image_counts(table), table["num_images"].to_pylist()
-            for camera, image in enumerate(images):
-                own = ImageHistogram(counts_EVCL[:, camera].sum(axis=0), sum(row[camera] for row in num_frames))
-                images[camera] = image + own
+        for _, row in self._rows(["image", "num_images"]):
+            images = [image + own for image, own in zip(images, _images(row), strict=True)]
         return tuple(images)
 
     def clips(self) -> Iterator[tuple[int, int, Clip]]:
         """Yield each episode's number, frames and clip, without its rows."""
-        opened, clips = None, None
-        for number in range(len(self)):
-            if opened != self.part_E[number]:
-                opened = self.part_E[number]
-                clips = read_small(self.parts[opened], ["clip"])["clip"]
-            clip = Clip.from_json(clips[int(self.row_E[number])].as_py())
-            yield self.start + number, int(self.num_frames_E[number]), clip
+        for number, row in self._rows(["clip"]):
+            yield self.start + number, int(self.num_frames_E[number]), Clip.from_json(row["clip"][0].as_py())
 
     def __iter__(self) -> Iterator[ExportEpisode]:
-        opened, table = None, None
-        for number in range(len(self)):
-            if opened != self.part_E[number]:
-                opened = self.part_E[number]
-                table = read_small(self.parts[opened])
-            yield self._episode(number, table.slice(self.row_E[number], 1))
+        return (self._episode(number, row) for number, row in self._rows())
+
+    def _rows(self, columns: list[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
+        """Yield the position and the stored row of each episode; each file is read once."""
+        bounds = np.searchsorted(self.part_E, np.arange(len(self.parts) + 1)).tolist()
+        for path, (start, stop) in zip(self.parts, itertools.pairwise(bounds), strict=True):
+            if start < stop:
+                table = read_small(path, columns)
+                for number in range(start, stop):
+                    yield number, table.slice(self.row_E[number], 1)
 
     def _episode(self, number: int, row: pa.Table) -> ExportEpisode:
         def cell(name: str) -> Any:
             return row.column(name)[0].as_py()
 
         num_frames, clip = cell("num_frames"), Clip.from_json(cell("clip"))
-        vectors = {name: cell(name) for name in VECTORS}
-        action_TA, state_TS = (
-            None if data is None else np.frombuffer(data, np.float32).reshape(num_frames, -1)
-            for data in vectors.values()
-        )
-        alike = (cell("codec"), cell("pix_fmt"), cell("height"), cell("width"), Fraction(cell("video_fps")), num_frames)
-        infos = tuple(VideoInfo(path, *alike) for path in clip.videos)
-        images = tuple(map(ImageHistogram, _image_counts(row)[0], cell("num_images")))
+        action, state = (cell(name) for name in VECTORS)
+        action_TA = np.frombuffer(action, np.float32).reshape(num_frames, -1)
+        state_TS = None if state is None else np.frombuffer(state, np.float32).reshape(num_frames, -1)
+        shape = (cell("codec"), cell("pix_fmt"), cell("height"), cell("width"), Fraction(cell("video_fps")), num_frames)
         return ExportEpisode(
             self.start + number, int(self.first_index_E[number]), int(self.task_E[number]),
-            self.tasks[self.task_E[number]], clip, infos, action_TA, state_TS, images,
+            self.tasks[self.task_E[number]], clip, tuple(VideoInfo(path, *shape) for path in clip.videos), action_TA,
+            state_TS, _images(row),
         )  # fmt: skip
 
 
-def _image_counts(table: pa.Table) -> np.ndarray:
-    flat = table["image"].combine_chunks().flatten().flatten().to_numpy()
-    return flat.reshape(table.num_rows, -1, 3, LEVELS)
+def _images(row: pa.Table) -> tuple[ImageHistogram, ...]:
+    counts_VCL = row["image"].combine_chunks().flatten().flatten().to_numpy().reshape(-1, 3, LEVELS)
+    return tuple(map(ImageHistogram, counts_VCL, row["num_images"][0].as_py()))

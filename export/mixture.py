@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from dreamgen.config.settings import ExportSettings, Settings
 from dreamgen.data.trajectory import read_schema
-from dreamgen.data.video import probe
+from dreamgen.data.video import VideoInfo, probe
 from dreamgen.data.views import View
 from dreamgen.errors import Problems, UserError
 from dreamgen.progress import Progress
@@ -53,14 +53,7 @@ def target_spec_of(settings: Settings, clips: Iterable[Clip], views: Sequence[Vi
         UserError: if none can be opened.
     """
     export = settings.export
-    for clip in clips:
-        try:
-            info = probe(clip.video)
-            break
-        except UserError as error:
-            damage = error
-    else:
-        raise damage
+    clip, info = _first_readable(clips)
     return TargetSpec(
         fps=export.fps or clip.fps,
         height=export.height or (views[0].height if views else info.height),
@@ -73,14 +66,24 @@ def target_spec_of(settings: Settings, clips: Iterable[Clip], views: Sequence[Vi
     )
 
 
+def _first_readable(clips: Iterable[Clip]) -> tuple[Clip, VideoInfo]:
+    error = UserError("there is no clip")
+    for clip in clips:
+        try:
+            return clip, probe(clip.video)
+        except UserError as damage:
+            error = damage
+    raise error
+
+
 def gather(
     settings: Settings,
-    generated: Collection[Clip],
+    generated: ClipList,
     mixed_datasets: Sequence[MixedDataset],
     folder: Path,
     workers: Workers,
     views: Sequence[View] = (),
-) -> tuple[Collection[Clip], list[str], list[str]]:
+) -> tuple[ClipList, list[str], list[str]]:
     """Select and transcode the clips of a dataset: those of `append_to`, the real ones of `mix_with`, the generated.
 
     Args:
@@ -119,7 +122,8 @@ def gather(
             f"real_share={export.real_share:g}: {num_real} of {len(real)} real, "
             f"{num_generated} of {len(generated)} generated"
         )
-        real, generated = list(_sample(real, num_real, random)), ClipList(_sample(generated, num_generated, random))
+        real = list(itertools.compress(real, _chosen(len(real), num_real, random)))
+        generated = ClipList(itertools.compress(generated, _chosen(len(generated), num_generated, random)))
     _check_shapes([*before, *real], target, export)
     tasks = [functools.partial(transcode_clip, source, target, folder) for source in (*before, *real)]
     own = functools.partial(transcode_generated, views=views, include_state=with_state, target=target, folder=folder)
@@ -166,10 +170,10 @@ def _have_states(clips: Iterable[Clip]) -> bool:
     return label is not None and "observation.state" in read_schema(label).names
 
 
-def _sample[T](items: Collection[T], count: int, random: np.random.Generator) -> Iterator[T]:
-    is_chosen = np.zeros(len(items), bool)
-    is_chosen[random.choice(len(items), count, replace=False)] = True
-    return itertools.compress(items, is_chosen)
+def _chosen(num_items: int, count: int, random: np.random.Generator) -> np.ndarray:
+    is_chosen = np.zeros(num_items, bool)
+    is_chosen[random.choice(num_items, count, replace=False)] = True
+    return is_chosen
 
 
 def _check_shapes(sources: Sequence[ClipSource], target: TargetSpec, export: ExportSettings) -> None:

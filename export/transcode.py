@@ -155,8 +155,8 @@ def _copied(source: ClipSource, video: VideoClipSource, target: TargetSpec, path
     span = VideoSpan(video.path, num_frames, None if video.is_alone else video.from_frame)
     with PacketReader() as reader:
         packets = [packet for _, packet in reader.packets(span, fps)]
-        times = [packet.pts for packet in packets]
-        in_order = None not in times and bool((np.diff(times) > 0).all())
+        times = [packet.pts for packet in packets if packet.pts is not None]
+        in_order = len(times) == len(packets) and bool((np.diff(times) > 0).all())
         if len(packets) != num_frames or not packets[0].is_keyframe or not in_order:
             return False
         copy_spans(path, [span], fps, reader=reader)

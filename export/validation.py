@@ -164,6 +164,6 @@ def _mismatch(row: dict[str, Any], first: dict[str, Any] | None, features: Robot
     return None
 
 
-def _shape(row: dict[str, Any]) -> dict[str, object]:
+def _shape(row: dict[str, Any]) -> dict[str, Any]:
     dims = {f"{v} dimensions": None if row[f"{v}_low"] is None else len(row[f"{v}_low"]) for v in VECTORS}
     return dims | {name: row[name] for name in ("height", "width", "fps", "codec", "pix_fmt")}

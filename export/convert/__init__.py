@@ -53,7 +53,7 @@ def convert_dataset(source: str | Path, target: str | Path, settings: ConvertSet
     check_space(target.parent, {target.name: dataset.num_bytes}, 0.0)
     # A task opens a file that many episodes share once: with more episodes, more of them to a task.
     per_task = min(max(len(dataset.episodes) // 64, 20), 500)
-    with Workers(settings.num_workers) as workers, atomic_folder(target) as folder:
+    with Workers(settings.num_workers, option="--num_workers") as workers, atomic_folder(target) as folder:
         staging = folder / ".staging"
         staging.mkdir()
         videos = {}

@@ -16,15 +16,15 @@ import numpy as np
 import pyarrow as pa
 
 from dreamgen.data.frames import FrameReader
+from dreamgen.data.lerobot.episode_source import EpisodeRecord, EpisodeSource
 from dreamgen.data.lerobot.image_statistics import ImageHistogram, sampled_frames
 from dreamgen.data.lerobot.lines import EpisodeLines
 from dreamgen.data.lerobot.statistics import Columns, Range, Statistics, as_lists, merge_statistics
 from dreamgen.data.lerobot.video import VideoSpan
-from dreamgen.data.lerobot.writer import EpisodeRecord, EpisodeSource
 from dreamgen.errors import UserError
 from dreamgen.progress import Progress
 from export.convert.episode_metadata import extras_schema, read_extras, read_image_statistics, write_lines
-from export.convert.rows import matrix, read_rows
+from export.convert.rows import as_float64, read_rows
 from export.convert.source import SourceDataset
 from export.convert.videos import SourceVideos
 from export.workers import Workers
@@ -64,9 +64,10 @@ class ConvertedEpisodes(EpisodeSource):
     def __iter__(self) -> Iterator[EpisodeRecord]:
         rows = zip(read_rows(self.dataset, self.version), self.extras.rows(), self.images.rows(), strict=True)
         for place, ((episode, table, _), extras, images) in enumerate(rows):
+            vectors = [as_float64(table[name], episode.length) for name in self.columns.widths]
             yield EpisodeRecord(
                 episode.index, int(self.dataset.first_index_N[place]), episode.length, episode.tasks, table,
-                np.concatenate([matrix(table[name], episode.length) for name in self.columns.widths], axis=1), images,
+                np.concatenate(vectors, axis=1), images,
                 tuple(own.span(place) for own in self.camera_videos.values()), extras,
             )  # fmt: skip
 
@@ -159,7 +160,7 @@ def measure(dataset: SourceDataset, videos: dict[str, SourceVideos], recorded: E
     ):
         ranges = {}
         for name in dataset.vectors:
-            rows_ND = matrix(table[name], episode.length)
+            rows_ND = as_float64(table[name], episode.length)
             ranges[name] = Range(rows_ND.min(axis=0), rows_ND.max(axis=0))
             if not np.isfinite([ranges[name].low_D, ranges[name].high_D]).all():
                 raise UserError(

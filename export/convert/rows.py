@@ -91,7 +91,7 @@ class EpisodeTables:
             raise UserError(f"{episode.data_file} cannot be read", actual=str(error)) from None
 
 
-def matrix(column: pa.ChunkedArray, num_rows: int) -> np.ndarray:
+def as_float64(column: pa.ChunkedArray, num_rows: int) -> np.ndarray:
     """Return a numeric column of any shape as float64 of shape (num_rows, dimensions)."""
     flat = column.combine_chunks()
     while pa.types.is_nested(flat.type):

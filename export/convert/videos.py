@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dreamgen.data.lerobot.episode_source import VideoSource
 from dreamgen.data.lerobot.episodes import Episodes
 from dreamgen.data.lerobot.video import SpanInfo, VideoSpan, inspect_spans, reencode_span
-from dreamgen.data.lerobot.writer import VideoSource
 from dreamgen.data.timeline import frame_index_at
 from dreamgen.errors import UserError
 from export.convert.source import SourceDataset

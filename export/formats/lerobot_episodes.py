@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dreamgen.data.lerobot.episode_source import EpisodeRecord, EpisodeSource, VideoSource
 from dreamgen.data.lerobot.statistics import Columns, Range, Statistics, as_lists
 from dreamgen.data.lerobot.video import VideoSpan
 from dreamgen.data.lerobot.writer import (
     INDEX_FEATURE,
     INDEX_FEATURES,
-    EpisodeRecord,
-    EpisodeSource,
-    VideoSource,
     vector_array,
 )
 from dreamgen.data.timeline import frame_time_s, frame_times_s

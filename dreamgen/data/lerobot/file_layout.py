@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CHUNKS_SIZE = 1000
+from dreamgen.data.lerobot.schema import DEFAULT_CHUNKS_SIZE
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class FileLimits:
 
     data_mb: float = 100
     video_mb: float = 200
-    chunks_size: int = CHUNKS_SIZE
+    chunks_size: int = DEFAULT_CHUNKS_SIZE
     max_episodes: int = 2500  # a file of rows is one worker's task
 
     @property

@@ -19,6 +19,8 @@ type Statistics = dict[str, np.ndarray]  # of one feature: "mean" -> values, and
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 NUM_LEVELS = 5001  # LeRobot counts in 5,000 bins
 EPISODES_PER_COUNT = 50
+# GR00T slices every statistic that it finds by the modality, so `count`, of length 1, must not be among them.
+GROOT_STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
 
 
 def vector_statistics(rows_ND: np.ndarray) -> Statistics:

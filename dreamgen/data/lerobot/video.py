@@ -20,6 +20,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
 
 from dreamgen.data.frames import FrameReader
 from dreamgen.data.timeline import frame_index_at
@@ -83,23 +84,13 @@ def inspect_spans(path: Path, spans: Sequence[VideoSpan], fps: Fraction) -> list
     Raises:
         UserError: if the video is damaged or has fewer frames than a span needs.
     """
-    probe(path)
-    numbers, keys, sizes = array("q"), bytearray(), array("q")
-    with av.open(str(path)) as source:
-        stream = source.streams.video[0]
-        for packet in source.demux(stream):
-            if packet.size and packet.pts is not None:
-                numbers.append(frame_index_at(packet.pts * packet.time_base, fps))
-                keys.append(packet.is_keyframe)
-                sizes.append(packet.size)
-        encoding = encoding_of(stream)
-    number_P, is_key_P = np.array(numbers, np.int64), np.frombuffer(keys, np.uint8)
+    number_P, is_key_P, size_P, encoding = _scan_packets(path, fps)
     place_F = np.argsort(number_P, kind="stable")  # frame -> place of its packet
     wrong = np.flatnonzero(number_P[place_F] != np.arange(len(number_P)))
     if len(wrong):
         problem = f"frame {wrong[0]} is not at {wrong[0]}/{fps} s"
         return [SpanInfo(problem, encoding, 0, len(number_P)) for _ in spans]
-    bytes_before_F = np.concatenate([[0], np.cumsum(np.array(sizes, np.int64)[place_F])])
+    bytes_before_F = np.concatenate([[0], np.cumsum(size_P[place_F])])
     found = []
     for span in spans:
         first, end = span.first_frame or 0, (span.first_frame or 0) + span.num_frames
@@ -120,12 +111,27 @@ def inspect_spans(path: Path, spans: Sequence[VideoSpan], fps: Fraction) -> list
     return found
 
 
+def _scan_packets(path: Path, fps: Fraction) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """Return frame number, whether it is a key frame, and size of each packet, and the video's encoding."""
+    probe(path)
+    numbers, keys, sizes = array("q"), bytearray(), array("q")
+    with closing(av.open(str(path))) as source:
+        stream = source.streams.video[0]
+        for packet in source.demux(stream):
+            if packet.size and packet.pts is not None:
+                numbers.append(frame_index_at(packet.pts * packet.time_base, fps))
+                keys.append(packet.is_keyframe)
+                sizes.append(packet.size)
+        columns = (np.array(numbers, np.int64), np.frombuffer(keys, np.uint8), np.array(sizes, np.int64))
+        return *columns, encoding_of(stream)
+
+
 class PacketReader:
     """Reads the packets of spans. A video stays open for the next span, which is mostly in the same file."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
-        self._source: av.container.InputContainer | None = None
+        self._source: InputContainer | None = None
 
     def __enter__(self) -> PacketReader:
         return self
@@ -134,7 +140,7 @@ class PacketReader:
         if self._source is not None:
             self._source.close()
 
-    def open(self, path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
+    def open(self, path: Path) -> tuple[InputContainer, av.VideoStream]:
         """Open a video, unless it is open already."""
         source = self._source
         if source is None or self._path != path:
@@ -152,6 +158,7 @@ class PacketReader:
         if span.first_frame is None:
             yield from enumerate(packet for packet in source.demux(stream) if packet.size and not packet.is_discard)
             return
+        assert stream.time_base is not None, "a demuxer sets it"
         # Seeks to the key frame that the span begins with, or to one before it.
         source.seek(int(Fraction(span.first_frame) / fps / stream.time_base), stream=stream, backward=True)
         numbered = (
@@ -186,7 +193,7 @@ def copy_spans(
             for order, (number, packet) in enumerate(reader.packets(span, fps)):
                 if stream is None:
                     # Opaque: parameters are copied without looking for an encoder, which decoders such as dav1d lack.
-                    stream = out.add_stream_from_template(packet.stream, opaque=True)
+                    stream = out.add_stream_from_template(reader.open(span.path)[1], opaque=True)
                     stream.time_base = time_base
                 packet.stream, packet.time_base = stream, time_base
                 packet.pts, packet.dts, packet.duration = num_written + number, num_written + order - delay, 1

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from itertools import batched, chain
@@ -25,124 +23,41 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dreamgen.data.lerobot.file_layout import CHUNKS_SIZE, FileLimits, VideoPlaces, plan_files, video_places
-from dreamgen.data.lerobot.statistics import Columns, PartStatistics, Statistics, as_lists, merge_parts
-from dreamgen.data.lerobot.video import PacketReader, VideoSpan, copy_spans
+from dreamgen.data.lerobot.episode_source import EpisodeRecord, EpisodeSource, VideoSource
+from dreamgen.data.lerobot.file_layout import FileLimits, VideoPlaces, plan_files, video_places
+from dreamgen.data.lerobot.schema import (
+    DEFAULT_CHUNKS_SIZE,
+    EPISODE_STATS_V2,
+    EPISODES_V2,
+    EPISODES_V3,
+    INFO,
+    STATS,
+    TASKS_V2,
+    TASKS_V3,
+    TEMPLATES_V2,
+    TEMPLATES_V3,
+)
+from dreamgen.data.lerobot.statistics import (
+    GROOT_STATISTICS,
+    PartStatistics,
+    as_lists,
+    merge_parts,
+)
+from dreamgen.data.lerobot.video import PacketReader, copy_spans
 from dreamgen.data.timeline import frame_time_s
 from dreamgen.progress import Progress
 from dreamgen.run.files import atomic_file, fsync, write_json, write_text
 
-FILE_V30 = "chunk-{chunk_index:03d}/file-{file_index:03d}"
-DATA_V30, EPISODES_V30 = f"data/{FILE_V30}.parquet", f"meta/episodes/{FILE_V30}.parquet"
-VIDEO_V30 = f"videos/{{video_key}}/{FILE_V30}.mp4"
-DATA_V21 = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
-VIDEO_V21 = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+DATA_V30, VIDEO_V30 = TEMPLATES_V3["data_path"], TEMPLATES_V3["video_path"]
+DATA_V21, VIDEO_V21 = TEMPLATES_V2["data_path"], TEMPLATES_V2["video_path"]
+EPISODE_FILE_V30 = DATA_V30.replace("data", EPISODES_V3, 1)
 EPISODES_PER_ROW_GROUP = 500  # of v3.0's metadata
 STATISTICS_PER_DIMENSION = 9  # min, max, mean, std and five quantiles
 BYTES_OF_EPISODE = 2000  # its places and the statistics of its images, in the metadata
-LINES = ("episodes.jsonl", "episodes_stats.jsonl")
-# GR00T slices every statistic that it finds by the modality, so `count`, of length 1, must not be among them.
-GROOT_STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
 INDEX_FEATURE = {"dtype": "int64", "shape": [1], "names": None}
 INDEX_FEATURES = {"timestamp": {"dtype": "float32", "shape": [1], "names": None}} | dict.fromkeys(
     ("frame_index", "episode_index", "index", "task_index"), INDEX_FEATURE
 )
-
-
-@dataclass(frozen=True)
-class EpisodeRecord:
-    """One episode, ready to be written.
-
-    Args:
-        index: Its number in the dataset.
-        first_index: Number of its first frame in the dataset.
-        length: Frames, which are the rows of the table.
-        tasks: Its tasks in words.
-        table: A column a feature that is not video, in the types of the target version.
-        rows_ND: The numeric columns side by side, as `EpisodeSource.columns` lists them.
-        image_statistics: Image or video feature -> statistics as JSON holds them.
-        videos: Its frames, by camera.
-        extras: Other fields of its metadata.
-    """
-
-    index: int
-    first_index: int
-    length: int
-    tasks: tuple[str, ...]
-    table: pa.Table
-    rows_ND: np.ndarray
-    image_statistics: dict[str, dict[str, Any]]
-    videos: tuple[VideoSpan, ...]
-    extras: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class VideoSource(ABC):
-    """The videos of one camera, in the order of the episodes; a slice is pickled and sent to a worker.
-
-    Args:
-        num_bytes_N: Size of each one's packets, int64.
-        encoding_N: Equal for videos that may share a file, int64.
-        delay_N: As in `SpanInfo`, int64.
-    """
-
-    num_bytes_N: np.ndarray
-    encoding_N: np.ndarray
-    delay_N: np.ndarray
-
-    @abstractmethod
-    def __getitem__(self, which: slice) -> VideoSource:
-        """Return the videos of some of the episodes."""
-
-    @abstractmethod
-    def __iter__(self) -> Iterator[VideoSpan]:
-        """List the videos one by one."""
-
-
-@dataclass(frozen=True)
-class EpisodeSource(ABC):
-    """Episodes to write. A slice is pickled and sent to a worker, so it holds little but numbers and paths.
-
-    Args:
-        cameras: Video features.
-        fps: Frames a second.
-        tasks: Task strings; their place is their task_index.
-        columns: The numeric columns of the whole dataset.
-        features: The `features` of info.json, in the form of the target version.
-        info: Other entries of info.json, such as robot_type.
-        extras_schema: Types of `EpisodeRecord.extras`.
-        num_frames_N: Frames of each episode, int64.
-        data_bytes_N: About how large the rows of each episode are, int64.
-    """
-
-    cameras: tuple[str, ...]
-    fps: int | Fraction
-    tasks: tuple[str, ...]
-    columns: Columns
-    features: dict[str, dict[str, Any]]
-    info: dict[str, Any]
-    extras_schema: pa.Schema
-    num_frames_N: np.ndarray
-    data_bytes_N: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.num_frames_N)
-
-    @abstractmethod
-    def __getitem__(self, which: slice) -> EpisodeSource:
-        """Return some of the episodes."""
-
-    @abstractmethod
-    def __iter__(self) -> Iterator[EpisodeRecord]:
-        """Read the episodes one by one."""
-
-    @abstractmethod
-    def videos(self, camera: str) -> VideoSource:
-        """Return the videos of a camera, without reading rows."""
-
-    @abstractmethod
-    def image_statistics(self) -> dict[str, Statistics]:
-        """Return statistics of the whole dataset by image or video feature."""
 
 
 class TaskRunner(Protocol):
@@ -185,12 +100,12 @@ def write_v30(
         for _ in workers.run(chain(rows, tasks)):
             progress.add()
     statistics = source.image_statistics() | merge_parts(markers, source.columns)
-    write_json(root / "meta/stats.json", as_lists(statistics))
-    _write_tasks_v30(root / "meta/tasks.parquet", source.tasks)
+    write_json(root / STATS, as_lists(statistics))
+    _write_tasks_v30(root / TASKS_V3, source.tasks)
     files = {"data_files_size_in_mb": limits.data_mb, "video_files_size_in_mb": limits.video_mb}
     # Readers want whole numbers here, even for files smaller than one.
     sizes = {name: max(1, round(size)) for name, size in files.items()}
-    write_json(root / "meta/info.json", _info("v3.0", source, DATA_V30, VIDEO_V30, limits.chunks_size, sizes))
+    write_json(root / INFO, _info("v3.0", source, DATA_V30, VIDEO_V30, limits.chunks_size, sizes))
 
 
 def write_v21(
@@ -213,17 +128,17 @@ def write_v21(
     with Progress(stage, len(source), "episodes") as progress:
         for num_written in workers.run(tasks):
             progress.add(num_written)
-    for name in LINES:
-        with atomic_file(root / "meta" / name) as temporary, temporary.open("wb") as joined:
+    for name in (EPISODES_V2, EPISODE_STATS_V2):
+        with atomic_file(root / name) as temporary, temporary.open("wb") as joined:
             for marker in markers:
-                joined.write(marker.with_suffix(f".{name}").read_bytes())
+                joined.write(_lines_file(marker, name).read_bytes())
     tasks = ({"task_index": index, "task": task} for index, task in enumerate(source.tasks))
-    write_text(root / "meta/tasks.jsonl", json_lines(tasks))
+    write_text(root / TASKS_V2, json_lines(tasks))
     statistics = as_lists(merge_parts(markers, source.columns))
     groot = {name: {stat: own[stat] for stat in GROOT_STATISTICS} for name, own in statistics.items()}
-    write_json(root / "meta/stats.json", groot)
-    totals = {"total_videos": len(source) * len(source.cameras), "total_chunks": -(-len(source) // CHUNKS_SIZE)}
-    write_json(root / "meta/info.json", _info("v2.1", source, DATA_V21, VIDEO_V21, CHUNKS_SIZE, totals))
+    write_json(root / STATS, groot)
+    totals = {"total_videos": len(source) * len(source.cameras), "total_chunks": -(-len(source) // DEFAULT_CHUNKS_SIZE)}
+    write_json(root / INFO, _info("v2.1", source, DATA_V21, VIDEO_V21, DEFAULT_CHUNKS_SIZE, totals))
 
 
 def vector_array(flat: pa.Array, width: int, version: str, name: str) -> pa.Array:
@@ -274,7 +189,7 @@ def _write_part_v30(
                 own = record.image_statistics | as_lists(statistics.add(record.rows_ND))
                 rows.append(_episode_row(record, number, videos, own))
             tables.append(_episode_table(rows, source))
-    with atomic_file(root / EPISODES_V30.format(**number)) as temporary:
+    with atomic_file(root / EPISODE_FILE_V30.format(**number)) as temporary:
         table = pa.concat_tables(tables, promote_options="default")
         pq.write_table(table, temporary, row_group_size=EPISODES_PER_ROW_GROUP)
     statistics.save(marker)
@@ -284,12 +199,12 @@ def _write_part_v21(root: Path, marker: Path, source: EpisodeSource) -> int:
     """Write the files of some episodes and, beside the marker, their lines of metadata; return how many."""
     if marker.exists():
         return len(source)
-    statistics, lines, written = PartStatistics(source.columns), {name: [] for name in LINES}, []
+    statistics, episodes, episode_stats, written = PartStatistics(source.columns), [], [], []
     delays = [source.videos(camera).delay_N for camera in source.cameras]
     with ExitStack() as stack:
         readers = [stack.enter_context(PacketReader()) for _ in source.cameras]
         for position, record in enumerate(source):
-            place = {"episode_chunk": record.index // CHUNKS_SIZE, "episode_index": record.index}
+            place = {"episode_chunk": record.index // DEFAULT_CHUNKS_SIZE, "episode_index": record.index}
             table = root / DATA_V21.format(**place)
             table.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(record.table, table)
@@ -304,14 +219,18 @@ def _write_part_v21(root: Path, marker: Path, source: EpisodeSource) -> int:
                     copy_spans(path, [span], source.fps, int(delay_N[position]), reader)
             stats = record.image_statistics | as_lists(statistics.add(record.rows_ND))
             episode = {"episode_index": record.index, "tasks": list(record.tasks), "length": record.length}
-            lines["episodes.jsonl"].append(episode | record.extras)
-            lines["episodes_stats.jsonl"].append({"episode_index": record.index, "stats": stats})
+            episodes.append(episode | record.extras)
+            episode_stats.append({"episode_index": record.index, "stats": stats})
     for path in written:  # together: the disk is waited for once rather than for every file
         fsync(path)
-    for name, rows in lines.items():
-        write_text(marker.with_suffix(f".{name}"), json_lines(rows))
+    write_text(_lines_file(marker, EPISODES_V2), json_lines(episodes))
+    write_text(_lines_file(marker, EPISODE_STATS_V2), json_lines(episode_stats))
     statistics.save(marker)
     return len(source)
+
+
+def _lines_file(marker: Path, name: str) -> Path:
+    return marker.with_suffix(f".{Path(name).name}")
 
 
 def _join_videos(path: Path, videos: VideoSource, fps: int | Fraction) -> None:

@@ -19,11 +19,10 @@ from dreamgen.data.lerobot.lines import EpisodeLines, find_lines
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.rows import ParquetRows, matrix
 from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, INDEX_COLUMNS, NUMERIC, STATS
-from dreamgen.data.lerobot.statistics import Statistics, merge_statistics
+from dreamgen.data.lerobot.statistics import GROOT_STATISTICS, Statistics, merge_statistics
 from export.check.findings import Findings
 
 NEEDED = ("min", "max", "mean", "std")
-GROOT_STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
 GROOT_COLUMNS = ("action", "observation.state")
 PICTURES = ("video", "image")
 

@@ -19,10 +19,10 @@ from dreamgen.data.lerobot.image_statistics import ImageHistogram, sampled_frame
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.rows import ParquetRows, matrix
 from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, NUMERIC, STATS
-from dreamgen.data.lerobot.statistics import Statistics, merge_statistics, vector_statistics
+from dreamgen.data.lerobot.statistics import GROOT_STATISTICS, Statistics, merge_statistics, vector_statistics
 from export.check.findings import Findings
 from export.check.lerobot.files import FileGroup, table_groups
-from export.check.lerobot.statistics import GROOT_STATISTICS, NEEDED, PICTURES, EpisodeStatistics, LeRobotCheck
+from export.check.lerobot.statistics import NEEDED, PICTURES, EpisodeStatistics, LeRobotCheck
 from export.check.repair.files import Change, replaced
 
 
