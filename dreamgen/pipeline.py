@@ -104,10 +104,10 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
 
 
 def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume: bool) -> None:
-    """Find out now what a stage would refuse hours later.
+    """Check before the first stage what a later stage would refuse.
 
     Raises:
-        UserError: listing what stands in the way.
+        UserError: listing all problems.
     """
     from dreamgen.models.cosmos_predict25.safety import require_safety_checker
     from export.stage import check_export
@@ -135,7 +135,7 @@ def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume:
         problems.add("demonstrations: folder does not exist", actual=settings.demos, next_step="check the path")
     if settings.model.device.startswith("cuda:"):
         problems.add(
-            "generate takes its GPUs from Ray, which numbers them itself", actual=settings.model.device,
+            "Ray assigns the GPUs of generate, so a run cannot choose one by number", actual=settings.model.device,
             allowed="auto, cpu, cuda", next_step="choose the GPU with CUDA_VISIBLE_DEVICES",
         )  # fmt: skip
     if given is not None and not Path(given).exists():
