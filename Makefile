@@ -1,5 +1,9 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-.PHONY: demo test lint setup
+.PHONY: setup demo test test-slow lint docs
+
+# Processes that run the tests; each may start a small Ray of its own.
+TEST_PROCESSES ?= 2
+PYTEST = .venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 setup: .venv/.ready
 
@@ -10,8 +14,15 @@ demo: .venv/.ready
 	@.venv/bin/dreamgen demo --out runs/demo
 
 test: .venv/.ready
-	@.venv/bin/python -m pytest
+	@$(PYTEST) -m "not slow"
+
+test-slow: .venv/.ready
+	@$(PYTEST) -m slow
 
 lint: .venv/.ready
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
+	@.venv/bin/pyright
+
+docs: .venv/.ready
+	@.venv/bin/mkdocs build --quiet --strict

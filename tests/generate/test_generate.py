@@ -268,6 +268,7 @@ def kill_the_worker_after_its_first_clip(run: RunFolder, killed: list[str]) -> N
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_three_workers_make_the_clips_of_none(base, plain, cluster, tmp_path):
     settings = settings_for(base, tmp_path / "run", generate={"num_workers": 3, "max_attempts": 2})
     run = planned_run(settings)
@@ -290,6 +291,7 @@ def test_three_workers_make_the_clips_of_none(base, plain, cluster, tmp_path):
     assert clips_of(run) == clips_of(plain)
 
 
+@pytest.mark.slow
 def test_worker_that_dies_is_replaced_and_its_clip_made(base, plain, cluster, tmp_path):
     settings = settings_for(base, tmp_path / "run")
     run = planned_run(settings)
