@@ -25,4 +25,4 @@ lint: .venv/.ready
 	@.venv/bin/pyright
 
 docs: .venv/.ready
-	@.venv/bin/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
