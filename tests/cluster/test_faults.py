@@ -89,6 +89,7 @@ def test_ray_on_this_machine_starts_with_room_for_a_worker_on_every_gpu(
     assert started == {"num_cpus": num_cpus, "num_gpus": expected_gpus, "resources": resources}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_gpus", "settings", "expected"),
     [
