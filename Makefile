@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-.PHONY: setup demo test test-slow lint docs
+.PHONY: setup demo test test-slow gpu-check lint docs
 
 # Processes that run the tests; each may start a small Ray of its own.
 TEST_PROCESSES ?= 2
@@ -18,6 +18,9 @@ test: .venv/.ready
 
 test-slow: .venv/.ready
 	@$(PYTEST) -m slow
+
+gpu-check: .venv/.ready
+	@.venv/bin/python benchmarks/gpu_check.py
 
 lint: .venv/.ready
 	@.venv/bin/ruff check .
