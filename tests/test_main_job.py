@@ -67,6 +67,7 @@ def test_the_datasets_open_in_the_libraries_that_users_read_with(finished_run):
         assert results[0]["figures"]["num_errors"] == 0
 
 
+@pytest.mark.slow
 def test_two_cameras_are_dreamed_together_and_exported_apart(tmp_path):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
@@ -81,6 +82,7 @@ def test_two_cameras_are_dreamed_together_and_exported_apart(tmp_path):
     dreamgen("check", tmp_path / "run/datasets/lerobot-v3.0")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_touched_without_resume_and_does_nothing_with_it(finished_run):
     before = {p: p.stat().st_mtime_ns for p in finished_run.glob("clips/*/*.mp4")}
     refused = dreamgen("run", *SMALL, "--out", finished_run, "--demos", finished_run / "x", status=2)
@@ -92,6 +94,7 @@ def test_a_finished_run_is_not_touched_without_resume_and_does_nothing_with_it(f
     assert "video.height: 64 -> 96" in changed.stderr
 
 
+@pytest.mark.slow
 def test_what_check_finds_is_told_and_ends_the_run_with_status_1(finished_run):
     stray = finished_run / "datasets" / "lerobot-v3.0" / "data" / "chunk-000" / "file-000.parquet"
     whole = stray.read_bytes()
@@ -115,6 +118,7 @@ def test_a_later_stage_cannot_change_what_the_clips_were_made_with(finished_run)
     assert [row["safety_checker"] for row in rows] == [False, False]
 
 
+@pytest.mark.slow
 def test_demonstrations_without_actions_end_in_clips_and_a_page(tmp_path):
     demos = write_plain(tmp_path / "plain", num_episodes=2, num_frames=12)
     done = dreamgen("run", *SMALL, "--curate.max_cut_score=0", "--demos", demos, "--out", tmp_path / "run")
@@ -123,6 +127,7 @@ def test_demonstrations_without_actions_end_in_clips_and_a_page(tmp_path):
     assert len(list((tmp_path / "run").glob("clips/*/*.mp4"))) == 2
 
 
+@pytest.mark.slow
 def test_a_run_in_which_nothing_is_accepted_still_gets_its_page(finished_run, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(finished_run, out)

@@ -26,6 +26,9 @@ from dreamgen.run.records import JournalRecord
 from tests.fixtures.plain_worker import Plain, Task
 from tests.fixtures.world import make_world, planned_run, tiny_settings, write_pairs
 
+# A cluster of three nodes takes ten seconds to start, and its clips wait for faults to be noticed.
+pytestmark = pytest.mark.slow
+
 # Two clips that a worker is given at once begin in an order that the driver does not know: the other one may be blamed,
 # is then made with nothing beside it, and is cleared.
 ONCE_SUSPECTED = 2

@@ -177,7 +177,7 @@ def test_changed_first_frame_fails_with_the_reason(plain, maker, tmp_path):
     write_png(run.first_frame_file(job.first_frame_sha256), frame(7))
     record = make_clip(at(maker, run), job)
     assert record.status == "failed" and "is not the first frame that was planned" in record.error
-    assert record.error.startswith("UserError: ") and "read_given_frames" in record.traceback
+    assert record.error.startswith("UserError: ") and "read_conditioning_frames" in record.traceback
     run.first_frame_file(job.first_frame_sha256).unlink()
     assert "does not exist" in make_clip(at(maker, run), job).error
     assert not run.clip_file(job.clip_id).exists()
@@ -268,6 +268,7 @@ def kill_the_worker_after_its_first_clip(run: RunFolder, killed: list[str]) -> N
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_three_workers_make_the_clips_of_none(base, plain, cluster, tmp_path):
     settings = settings_for(base, tmp_path / "run", generate={"num_workers": 3, "max_attempts": 2})
     run = planned_run(settings)
@@ -279,7 +280,7 @@ def test_three_workers_make_the_clips_of_none(base, plain, cluster, tmp_path):
     assert result.partial and result.metrics | {"num_done": 3, "num_failed": 1, "num_left": 2} == result.metrics
     assert any("is not the first frame that was planned" in note for note in result.notes)
     records = read_journal(run.journal, STAGE)
-    assert records[tampered.clip_id].attempt == 2 and "read_given_frames" in records[tampered.clip_id].traceback
+    assert records[tampered.clip_id].attempt == 2 and "read_conditioning_frames" in records[tampered.clip_id].traceback
     assert ray.is_initialized()  # it was running before, so it is left running
 
     run.first_frame_file(tampered.first_frame_sha256).write_bytes(original)
@@ -290,6 +291,7 @@ def test_three_workers_make_the_clips_of_none(base, plain, cluster, tmp_path):
     assert clips_of(run) == clips_of(plain)
 
 
+@pytest.mark.slow
 def test_worker_that_dies_is_replaced_and_its_clip_made(base, plain, cluster, tmp_path):
     settings = settings_for(base, tmp_path / "run")
     run = planned_run(settings)

@@ -55,6 +55,7 @@ def cluster(bucket):  # after the credentials, which its workers inherit
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_two_shares_in_an_object_store_are_the_clips_of_a_local_run(base, bucket, cluster, tmp_path, monkeypatch):
     local = tiny_settings(tmp_path / "local", base / "world", base / "pairs", plan={"num_seeds": 2})
     here = planned_run(local)
@@ -86,6 +87,7 @@ def test_two_shares_in_an_object_store_are_the_clips_of_a_local_run(base, bucket
     assert [job.clip_id for job in clip_status(run).left] == [lost]
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(base, cluster, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
