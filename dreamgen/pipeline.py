@@ -165,7 +165,7 @@ def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume:
     Raises:
         UserError: listing what stands in the way.
     """
-    from dreamgen.models.cosmos_predict25.safety import require_safety_checker
+    from dreamgen.models.world_model import model_type
     from export.stage import check_export
 
     begun = run.settings_file.exists() or bool(done)
@@ -178,7 +178,7 @@ def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume:
     run.check_unchanged(settings, [stage.section for stage in done])
     problems, given = Problems(), settings.plan.first_frames
     for check, value in (
-        (require_safety_checker, settings.model.safety_checker),
+        (model_type(settings.model).load_class().check_requirements, settings.model),
         (check_export, settings),
     ):
         try:

@@ -93,7 +93,7 @@ def judge_clip(run: RunFolder, job: Job, limits: CurateSettings) -> JournalRecor
     metrics: dict[str, Any] = {
         "num_frames": None, "wanted_num_frames": job.num_frames, "motion": None, "min_motion": limits.min_motion,
         "first_frame_psnr_db": None,
-        "min_first_frame_psnr_db": limits.min_first_frame_psnr_db if job.num_given_frames else None,
+        "min_first_frame_psnr_db": limits.min_first_frame_psnr_db if job.num_conditioning_frames else None,
         "cut_score": None, "max_cut_score": limits.max_cut_score,
     }  # fmt: skip
     relative = str(file.relative_to(run.root))

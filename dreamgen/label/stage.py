@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from dreamgen.config.settings import Settings
 from dreamgen.data.video import read_video
 from dreamgen.errors import UserError
-from dreamgen.models.cosmos_predict25.loading import resolve_device
+from dreamgen.models.devices import resolve_device
 from dreamgen.models.idm.model import WEIGHTS_NAME, InverseDynamics
 from dreamgen.progress import Progress, log
 from dreamgen.run.files import atomic_file, sha256_of_file

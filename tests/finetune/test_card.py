@@ -9,8 +9,8 @@ import yaml
 from safetensors.torch import load_file
 
 from dreamgen.errors import Problems, UserError
-from dreamgen.models.cosmos_predict25.adapter import WEIGHTS_NAME
-from dreamgen.models.cosmos_predict25.loading import WorldModelSource
+from dreamgen.models.adapter_files import WEIGHTS_NAME
+from dreamgen.models.world_model import WorldModelSource
 from finetune import finetune
 from finetune.card import NUM_ROWS, adapter_card, loss_plot, spread, write_card
 from finetune.hub import check_can_push, push_adapter

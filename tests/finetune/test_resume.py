@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dreamgen.cli.main import main as dreamgen
 from dreamgen.config.loading import parse_settings
 from dreamgen.errors import UserError
-from dreamgen.models.cosmos_predict25.adapter import WEIGHTS_NAME, adapter_sha256
+from dreamgen.models.adapter_files import WEIGHTS_NAME, adapter_sha256
 from dreamgen.run.run_folder import RunFolder
 from finetune import finetune
 from finetune.__main__ import main

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from dreamgen.models.cosmos_predict25.adapter import WEIGHTS_NAME
+from dreamgen.models.adapter_files import WEIGHTS_NAME
 from dreamgen.run.run_folder import RunFolder
 from finetune import finetune
 from finetune.launch import main as launch
