@@ -55,7 +55,7 @@ class Measured:
 
 
 def main() -> None:
-    """Measure, print the tables, and write the figures."""
+    """Measure, print the tables, and write the results."""
     args = parse_arguments()
     config = model_sizes(args.model)["transformer"]
     device = torch.device(args.device)
@@ -239,7 +239,7 @@ def name_of(line: dict[str, Any]) -> str:
 
 
 def shown(value: float | None, form: str) -> str:
-    """Return a figure, or nothing where there is none."""
+    """Format a value; nothing for None."""
     return "" if value is None else format(value, form)
 
 
@@ -256,7 +256,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory_gib", type=float, default=Settings().training_memory_gib)
     parser.add_argument("--eager", action="store_true", help="do not compile; so on a CPU")
-    parser.add_argument("--out", help="write the figures as JSON")
+    parser.add_argument("--out", help="write the results as JSON")
     return parser.parse_args()
 
 

@@ -42,7 +42,7 @@ NUM_WINDOWS, NUM_TEXT_TOKENS = 4, 512
 
 
 def main() -> None:
-    """Train, print the table, and write figures and curves."""
+    """Train, print the table, and write results and curves."""
     args = parse_arguments()
     device, rows = torch.device(args.device), []
     for method in args.methods:
@@ -191,7 +191,7 @@ def mean(found: list[float], wanted: list[float]) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the figures as Markdown."""
+    """Return the results as Markdown."""
     lines = [
         "| method | steps | loss, first and last ten | ours from published: largest, mean "
         "| float32 from bfloat16, both published: largest, mean |",
@@ -218,7 +218,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_frames", type=int, default=9)
     parser.add_argument("--methods", nargs="+", default=["lora", "dora"])
     parser.add_argument("--compile", action="store_true", help="compile our blocks")
-    parser.add_argument("--out", help="write the figures as JSON, and the curves beside it")
+    parser.add_argument("--out", help="write the results as JSON, and the curves beside it")
     return parser.parse_args()
 
 

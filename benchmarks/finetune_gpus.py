@@ -41,7 +41,7 @@ class Step(torch.nn.Module):
 
 
 def main() -> None:
-    """Measure each number of processes, print the table, and write the figures."""
+    """Measure each number of processes, print the table, and write the results."""
     args = parse_arguments()
     rows = []
     for count in args.processes:
@@ -111,7 +111,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--level", default="all:20", help="what blocks keep, as in finetune_step.py")
     parser.add_argument("--port", type=int, default=29610)
-    parser.add_argument("--out", help="write the figures as JSON")
+    parser.add_argument("--out", help="write the results as JSON")
     return parser.parse_args()
 
 

@@ -38,7 +38,7 @@ PRODUCT_FLOPS, ATTENTION_FLOPS, ATTENTION_BACKWARD_FLOPS = 781e12, 686e12, 550e1
 
 
 def main() -> None:
-    """Measure, print the table, and write the figures."""
+    """Measure, print the table, and write the results."""
     args = parse_arguments()
     device, dtype = torch.device(args.device), torch.bfloat16
     sizes = model_sizes(args.model)
@@ -159,7 +159,7 @@ def restore(parameters: list[torch.nn.Parameter], values: list[torch.Tensor]) ->
 
 
 def loss_of(answer: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the mean squared error over the frames that are not given."""
+    """Return the mean squared error over the frames that are not conditioning frames."""
     loss_mask = 1 - batch["mask"]
     squared = (answer.float() - batch["target"]).square() * loss_mask
     return squared.sum() / loss_mask.expand_as(squared).sum()
@@ -250,7 +250,7 @@ def row(name: str, times: list[float], peak_gib: float, baseline_s: float, encod
 
 
 def table(report: dict[str, Any]) -> str:
-    """Return the figures as Markdown."""
+    """Return the results as Markdown."""
     title = f"{report['machine']}, {report['model']}, {report['num_tokens']} tokens, floor {report['floor_s']:.2f} s"
     columns = ("step", "s (min to max)", "of published", "peak GiB", "gradient error to published", "to float32")
     rows = [
@@ -301,7 +301,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--eager", action="store_true", help="do not compile")
     parser.add_argument("--float32", action="store_true", help="measure both against float32 gradients")
     parser.add_argument("--skip_encoders", action="store_true")
-    parser.add_argument("--out", help="write the figures as JSON")
+    parser.add_argument("--out", help="write the results as JSON")
     return parser.parse_args()
 
 

@@ -49,7 +49,7 @@ NUM_CLIPS = 4
 
 
 def main() -> None:
-    """Measure, print the table, and write the figures."""
+    """Measure, print the table, and write the results."""
     args = parse_arguments()
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(args.work or temporary)
@@ -187,7 +187,7 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Return the figures as Markdown."""
+    """Return the results as Markdown."""
     title = f"{report['machine']}, {report['model']}, {report['size']}, {report['num_steps']} steps of the trainer"
     columns = (
         "step", "s (min to max)", "of published", "of the bare step", "peak GiB", "windows a second, times one GPU",
@@ -220,7 +220,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--memory_gib", type=float, default=Settings().finetune.memory_gib)
     parser.add_argument("--repeats", type=int, default=3, help="of the published and the bare step")
     parser.add_argument("--work", help="folder for model, cache and trainings, kept; a temporary one when not given")
-    parser.add_argument("--out", help="write the figures as JSON")
+    parser.add_argument("--out", help="write the results as JSON")
     return parser.parse_args()
 
 

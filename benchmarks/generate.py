@@ -50,7 +50,7 @@ X264_DEFAULTS = {"preset": "medium", "crf": "23"}  # what the published export l
 
 
 def main() -> None:
-    """Measure the published loop and each level, print the table, and write the figures."""
+    """Measure the published loop and each level, print the table, and write the results."""
     args = parse_arguments()
     device, dtype = torch.device(args.device), torch.bfloat16
     sizes = model_sizes(args.model)
@@ -205,7 +205,7 @@ def row(name: str, times: list[float], forwards: int, baseline: dict[str, Any] |
 
 
 def table(report: dict[str, Any]) -> str:
-    """Return the figures as Markdown."""
+    """Return the results as Markdown."""
     title = f"{report['machine']}, {report['model']}, {report['size']}, {report['num_steps']} steps"
     columns = (
         "level", "s a clip (min to max)", "clips an hour, times published", "forward passes", "peak GiB", "PSNR dB",
@@ -232,7 +232,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--levels", nargs="+", default=["exact", "balanced", "turbo"])
     parser.add_argument("--num_clips", type=int, default=3, help="of each level; the first one is compared, not timed")
     parser.add_argument("--num_published", type=int, default=2, help="clips of the published loop; 0 leaves it out")
-    parser.add_argument("--out", help="write the figures as JSON")
+    parser.add_argument("--out", help="write the results as JSON")
     return parser.parse_args()
 
 

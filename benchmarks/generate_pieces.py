@@ -31,7 +31,7 @@ NUM_REPEATS = 5
 
 @torch.no_grad()
 def main() -> None:
-    """Measure each piece, print the table, and write the figures."""
+    """Measure each piece, print the table, and write the results."""
     args = parse_arguments()
     device, dtype = torch.device(args.device), torch.bfloat16
     sizes = model_sizes(args.model)

@@ -165,7 +165,7 @@ def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume:
     Raises:
         UserError: listing what stands in the way.
     """
-    from dreamgen.models.world_model import model_type
+    from dreamgen.models.world_model import check_size, model_type
     from export.stage import check_export
 
     begun = run.settings_file.exists() or bool(done)
@@ -179,6 +179,7 @@ def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume:
     problems, given = Problems(), settings.plan.first_frames
     for check, value in (
         (model_type(settings.model).load_class().check_requirements, settings.model),
+        (check_size, settings),
         (check_export, settings),
     ):
         try:

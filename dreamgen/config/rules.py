@@ -43,19 +43,20 @@ def check_values(settings: Settings) -> None:
         UserError: listing each.
     """
     problems, video = Problems(), settings.video
-    for path in ("video.height", "video.width", "idm.image_px"):
+    for path in ("idm.image_px",):
         size = get_path(settings, path)
         if size < 16 or size % 16:
             near = max(16, round(size / 16) * 16)
             problems.add(
                 f"{path} is not divisible by 16", actual=size, allowed="multiples of 16", next_step=f"--{path}={near}"
             )
-    if video.num_frames < 5 or video.num_frames % 4 != 1:
-        near = max(5, (video.num_frames - 1) // 4 * 4 + 1)
-        problems.add(
-            "video.num_frames does not fill the VAE's groups of four", actual=video.num_frames,
-            allowed="4k + 1, at least 5", next_step=f"--video.num_frames={near}",
-        )  # fmt: skip
+    # The world model's own rules apply besides: `dreamgen.models.world_model.check_size`.
+    for path in ("video.height", "video.width"):
+        size = get_path(settings, path)
+        if size < 2 or size % 2:
+            problems.add(f"{path} is no size of a video", actual=size, allowed="even, at least 2")
+    if video.num_frames < 2:
+        problems.add("video.num_frames is no video", actual=video.num_frames, allowed="at least 2")
     try:
         Shard.parse(settings.generate.shard)
     except UserError as error:

@@ -249,8 +249,8 @@ def test_two_trainings_that_fill_one_cache_at_once_leave_it_whole(world, tmp_pat
         for name in "ab"
     ]  # fmt: skip
     for process in processes:
-        _, told = process.communicate(timeout=300)
-        assert process.returncode == 0, told
+        _, message = process.communicate(timeout=300)
+        assert process.returncode == 0, message
     assert curve(tmp_path / "a") == curve(tmp_path / "b")
     kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert len(kept) == 3 * 4 + 3 + 1 and all(read_tensor(path) is not None for path in kept)

@@ -175,9 +175,9 @@ def test_all_weights_of_the_14b_never_fit_80_gb(monkeypatch):
     with_gpu(monkeypatch, H100_GIB)
     with pytest.raises(UserError) as caught:
         check_memory(settings_of("cosmos2.5-14b", method="full"))
-    told = str(caught.value)
-    assert "does not fit on NVIDIA H100" in told and "--method=lora" in told and "213 GiB" in told
-    assert "14.4 billion weights, 31,104 tokens" in told
+    message = str(caught.value)
+    assert "does not fit on NVIDIA H100" in message and "--method=lora" in message and "213 GiB" in message
+    assert "14.4 billion weights, 31,104 tokens" in message
 
 
 def test_the_14b_at_full_size_does_not_fit_80_gb_and_the_number_of_tokens_that_does_is_named(monkeypatch):
@@ -185,9 +185,9 @@ def test_the_14b_at_full_size_does_not_fit_80_gb_and_the_number_of_tokens_that_d
     large = settings_of("cosmos2.5-14b-704")
     with pytest.raises(UserError, match="84,480 tokens") as caught:
         check_memory(large)
-    told = str(caught.value)
-    assert "weights 26.8" in told and "allowed: 79.2 GiB" in told
-    fitting = int(told.split("num_frames: ")[1].split(" tokens")[0].replace(",", ""))
+    message = str(caught.value)
+    assert "weights 26.8" in message and "allowed: 79.2 GiB" in message
+    fitting = int(message.split("num_frames: ")[1].split(" tokens")[0].replace(",", ""))
     assert 31_104 < fitting < 84_480
     num_latent_frames = fitting // (704 * 1280 // 256)
     check_memory(replace(large, video=replace(large.video, num_frames=4 * (num_latent_frames - 1) + 1)))
@@ -231,9 +231,9 @@ def test_a_dry_run_tells_disk_memory_and_time_of_a_model_that_is_not_here(tmp_pa
     assert result.metrics["cache_gib"] == pytest.approx((6 * 3.98e6 + 4 * 1.05e6) / GIB, abs=1e-3)
     assert 10 < result.metrics["memory_gib"] < 79
     assert 5 < result.metrics["hours"] < 9
-    told = "\n".join(result.notes)
+    message = "\n".join(result.notes)
     for words in ("prompt: task 0", "weights 3.8", "at 35% of the peak of an H100", "there is none here"):
-        assert words in told
+        assert words in message
     assert not list(tmp_path.iterdir())
 
 

@@ -243,6 +243,6 @@ def test_the_module_trains_from_its_command_line(world, tmp_path, capsys):
     pipe = load_pipeline(WorldModelSource("tiny", str(world), None, ""), training_settings(tmp_path, world).model)
     check_adapter_fits(pipe.transformer, tmp_path / "adapter")
     assert main(tokens) == 2
-    told = capsys.readouterr()
-    assert "already exists" in told.err and "Traceback" not in told.err and told.out == ""
+    message = capsys.readouterr()
+    assert "already exists" in message.err and "Traceback" not in message.err and message.out == ""
     assert main(["--lora.rnk=2"]) == 2 and "lora.rank" in capsys.readouterr().err

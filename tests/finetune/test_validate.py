@@ -61,8 +61,13 @@ def test_holding_out_everything_is_told_with_what_else_is_wrong(world, tmp_path)
     (tmp_path / "train/videos/clip_1.mp4").write_bytes(b"no video")
     with pytest.raises(UserError) as caught:
         finetune(training_settings(tmp_path, world, finetune={"validation_clips": 2}))
-    told = str(caught.value)
-    assert "2 problems" in told and "clip_1.mp4" in told and "leaves no clip to train on" in told and "0 to 1" in told
+    message = str(caught.value)
+    assert (
+        "2 problems" in message
+        and "clip_1.mp4" in message
+        and "leaves no clip to train on" in message
+        and "0 to 1" in message
+    )
 
 
 @pytest.fixture
@@ -102,7 +107,7 @@ def test_the_same_weights_give_the_same_numbers_and_others_do_not(parts):
 
 def test_a_windows_loss_is_that_of_the_step_at_that_noise(parts):
     one = (parts.windows[:1], parts.inputs, parts.settings, parts.accelerator)
-    told = validation_losses(parts.model, parts.forward_module, *one)
+    measured = validation_losses(parts.model, parts.forward_module, *one)
     window, seen = parts.windows[0], []
     clean_BCTHW = clean_latents(parts, window)
 
@@ -123,7 +128,7 @@ def test_a_windows_loss_is_that_of_the_step_at_that_noise(parts):
         flow = flow_input(clean_BCTHW, noise, 1e-4)
         with torch.no_grad():
             velocity_BCTHW = parts.forward_module(flow.hidden_states_BCTHW, mask_B1THW, flow.timestep_BT, text_BLD)
-        assert flow_loss(velocity_BCTHW, flow).item() == pytest.approx(told[sigma], rel=1e-4)
+        assert flow_loss(velocity_BCTHW, flow).item() == pytest.approx(measured[sigma], rel=1e-4)
 
 
 def test_measuring_is_due_before_the_first_step_every_few_and_after_the_last(parts):
@@ -151,15 +156,15 @@ def test_the_average_is_what_is_measured_where_one_is_kept(parts):
     trained = validation_losses(*measure)
     with averaged(average, parts.parameters):
         untrained = validation_losses(*measure)
-    told = []
+    measured = []
     with TrainingLog(parts.accelerator, parts.run.finetune_logs / "loss.csv", FinetuneSettings()) as log:
         for kept in (replace(parts.trained, average=average), parts.trained):
             Validation(parts.accelerator, parts.forward_module, kept, parts.windows, parts.inputs, parts.settings).step(
                 0, log
             )
             rows = rows_of(parts.run.finetune_logs / "validation.csv")
-            told.append({float(row["sigma"]): float(row["loss"]) for row in rows})
-    assert told == [untrained, trained] and trained != untrained
+            measured.append({float(row["sigma"]): float(row["loss"]) for row in rows})
+    assert measured == [untrained, trained] and trained != untrained
 
 
 def rows_of(path):

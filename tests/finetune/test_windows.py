@@ -92,15 +92,15 @@ def test_all_problems_are_told_at_once(run):
     )
     with pytest.raises(UserError) as caught:
         read_training_set(run, VIDEO)
-    told = str(caught.value)
-    assert "(8 problems)" in told
+    message = str(caught.value)
+    assert "(8 problems)" in message
     for sentence in (
         "missing.mp4 does not exist", "cut.mp4 is", "slow.mp4 has another frame rate", "10 fps",
         "short.mp4 is shorter than a window", "line 6: videos/clip_0.mp4 has no prompt",
         "line 7: videos/clip_1.mp4: the prompt is not UTF-8", "clip_2.mp4 is incomplete", "outside its dataset",
     ):  # fmt: skip
-        assert sentence in told
-    told.encode("utf-8")  # what was not UTF-8 can still be shown
+        assert sentence in message
+    message.encode("utf-8")  # what was not UTF-8 can still be shown
 
 
 def test_another_size_is_refused(run):

@@ -76,7 +76,7 @@ def test_what_a_block_keeps_changes_no_gradient(policies, use_dora):
 
 
 def losses_of_training(step, use_dora, num_steps=30):
-    """Train from the same adapter on the same draws by diffusers' own step or by ours; benchmarks has 200 steps."""
+    """Train from the same adapter on the same noise by diffusers' own step or by ours; benchmarks has 200 steps."""
     transformer, parameters = trained_transformer(use_dora)
     tune = FinetuneSettings(learning_rate=1e-2)
     if step == "plain":
@@ -112,7 +112,7 @@ def losses_of_training(step, use_dora, num_steps=30):
 
 
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
-def test_the_curves_of_the_plain_and_the_fast_step_lie_on_each_other(use_dora):
+def test_the_curves_of_the_plain_and_our_step_lie_on_each_other(use_dora):
     plain = losses_of_training("plain", use_dora)
     assert losses_of_training("fast", use_dora) == pytest.approx(plain, rel=1e-3)
     assert sum(plain[-10:]) < 0.9 * sum(plain[:10])  # it learns, so the weights did move

@@ -81,7 +81,7 @@ def test_arguments_change_the_clip_and_wrong_ones_are_refused(base, tmp_path):
     assert model.generate(five_THWC, "push", **(SIZE | {"num_frames": 9})).shape[0] == 9
     for changes, words in (
         ({"num_step": 3}, "did you mean plan.num"),
-        ({"height": 33}, "not divisible by 16"),
+        ({"height": 40}, "not divisible by 16"),
         ({"num_frames": 8}, "4k . 1"),
         ({"level": "fast"}, "level"),
     ):

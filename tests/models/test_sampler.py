@@ -113,7 +113,7 @@ def test_two_texts_at_once_are_two_forward_passes(pipe):
     assert not torch.allclose(*found, atol=1e-3)
 
 
-def test_shortcuts_leave_out_the_passes_that_they_name():
+def test_step_skipping_leaves_out_the_passes_that_they_name():
     step_skipping = StepSkipping(whole_first=0.25, whole_last=0.1, velocity_every=2, guidance_every=2)
     passes = plan_passes(36, step_skipping)
     assert all(p.velocity and p.guidance for p in [*passes[:9], *passes[-4:]])
@@ -125,7 +125,7 @@ def test_shortcuts_leave_out_the_passes_that_they_name():
     assert StepSkipping.from_json(step_skipping.to_json()) == step_skipping and StepSkipping().to_json() == "{}"
 
 
-def test_a_clip_with_shortcuts_is_near_the_exact_one_and_nearer_with_fewer(pipe):
+def test_a_clip_with_skipped_steps_is_near_the_exact_one_and_nearer_with_fewer(pipe):
     exact = ours(pipe, 1, 3.0, num_steps=24)
     errors = [
         float((ours(pipe, 1, 3.0, 24, StepSkipping(0.2, 0.1, every, every)) - exact).norm() / exact.norm())
