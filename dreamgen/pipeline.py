@@ -109,7 +109,7 @@ def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume:
     Raises:
         UserError: listing all problems.
     """
-    from dreamgen.models.cosmos_predict25.safety import require_safety_checker
+    from dreamgen.models.world_model import check_size, model_type
     from export.stage import check_export
 
     begun = run.settings_file.exists() or bool(done)
@@ -122,7 +122,8 @@ def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume:
     run.check_unchanged(settings, _sections(done))
     problems, given = Problems(), settings.plan.first_frames
     for check, value in (
-        (require_safety_checker, settings.model.safety_checker),
+        (model_type(settings.model).load_class().check_requirements, settings.model),
+        (check_size, settings),
         (check_export, settings),
     ):
         try:

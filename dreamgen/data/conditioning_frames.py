@@ -35,4 +35,4 @@ def read_conditioning_frames(run: RunFolder, job: Job) -> np.ndarray | None:
             allowed=job.first_frame_sha256[:12],
             next_step=f"dreamgen plan --out {run} writes it anew",
         )
-    return stacked_HWC.reshape(job.num_given_frames, job.height, job.width, 3)
+    return stacked_HWC.reshape(job.num_conditioning_frames, job.height, job.width, 3)

@@ -15,13 +15,12 @@ from dreamgen.config.settings import Settings
 from dreamgen.data.video import fit_frame, frame_sha256, iter_frames, read_image, write_png
 from dreamgen.data.views import View, places_told, short_name, tile
 from dreamgen.errors import UserError
+from dreamgen.models.world_model import model_type
 from dreamgen.run.run_folder import RunFolder
 
 CAMERA = "{camera}"  # in a file's name: each camera has one
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 VIDEO_SUFFIXES = (".mp4",)
-# One latent frame is one frame; the next holds four more.
-NUM_GIVEN_FRAMES = {"image": 1, "video": 5, "text": 0}
 
 
 def fitted_frames(file: Path, settings: Settings, views: Sequence[View] = ()) -> np.ndarray:
@@ -65,7 +64,7 @@ def of_camera(file: Path, view: View) -> Path:
 
 
 def _frames(file: Path, settings: Settings) -> list[np.ndarray]:
-    num = NUM_GIVEN_FRAMES[settings.plan.condition]
+    num = model_type(settings.model).num_conditioning_frames[settings.plan.condition]
     if file.suffix.lower() in IMAGE_SUFFIXES:
         frames = [read_image(file)]
     else:

@@ -10,6 +10,7 @@ from dreamgen.config.settings import Settings
 from dreamgen.data.frames import FrameReader
 from dreamgen.data.views import tiled_views
 from dreamgen.errors import UserError
+from dreamgen.models.world_model import check_size
 from dreamgen.prepare.build import ClipRow, build_clip, row_of, write_tables
 from dreamgen.prepare.detect import open_source
 from dreamgen.prepare.sources.source import Source
@@ -97,6 +98,7 @@ def inspect(settings: Settings) -> StageResult:
 
 
 def _open(settings: Settings, may_download: bool) -> Source:
+    check_size(settings)
     if not settings.demos:
         raise UserError("no demonstrations given", next_step="add --demos FOLDER")
     source = open_source(settings.demos, settings.prepare, settings.prompt_prefix, may_download)

@@ -48,7 +48,7 @@ class BreaksItsGpu(GenerationWorker):
         def broken(*_: Any, **__: Any) -> None:
             raise torch.AcceleratorError(GPU_FAULT)
 
-        self.maker.pipe.vae.decode = broken  # and it stays so, as a GPU in an error state does
+        self.generator.model.pipe.vae.decode = broken  # and it stays so, as a GPU in an error state does
         return super().make(task)
 
 

@@ -19,11 +19,12 @@ from safetensors.torch import save_file
 from dreamgen.cluster.faults import is_gpu_fault
 from dreamgen.data.video import probe, write_png
 from dreamgen.errors import UserError
-from dreamgen.generate.clip import dream_clip, make_clip, noise_for
+from dreamgen.generate.clip import generate_clip, make_clip
 from dreamgen.generate.clip_generator import ClipGenerator
 from dreamgen.generate.clip_status import STAGE, remove_stale_temporaries, todo
 from dreamgen.generate.stage import generate
-from dreamgen.models.cosmos_predict25.adapter import WEIGHTS_NAME, adapter_sha256
+from dreamgen.models.adapter_files import WEIGHTS_NAME, adapter_sha256
+from dreamgen.models.cosmos_predict25.model import noise_for
 from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker
 from dreamgen.run.jobs import read_jobs, write_jobs
 from dreamgen.run.journal import Journal, read_journal
@@ -33,7 +34,7 @@ from tests.fixtures.world import (
     HEIGHT,
     NUM_FRAMES,
     WIDTH,
-    clip_maker,
+    clip_generator,
     frame,
     make_world,
     planned_run,
@@ -65,24 +66,24 @@ def settings_for(base: Path, out: Path, **sections):
 
 
 @pytest.fixture(scope="module")
-def maker(base) -> ClipGenerator:
+def generator(base) -> ClipGenerator:
     settings = settings_for(base, base / "plain")
-    return clip_maker(settings, planned_run(settings))
+    return clip_generator(settings, planned_run(settings))
 
 
 @pytest.fixture(scope="module")
-def plain(maker) -> RunFolder:
+def plain(generator) -> RunFolder:
     """Six clips, made one after another without Ray."""
-    run = maker.run
+    run = generator.run
     with Journal(run.journal, STAGE) as journal:
         for job in read_jobs(run.jobs):
-            journal.append(make_clip(maker, job))
+            journal.append(make_clip(generator, job))
     return run
 
 
-def at(maker: ClipGenerator, run: RunFolder) -> ClipGenerator:
-    """Return a maker of the same model that works in another run."""
-    return ClipGenerator(maker.pipe, run)
+def at(generator: ClipGenerator, run: RunFolder) -> ClipGenerator:
+    """Return a generator of the same model that works in another run."""
+    return ClipGenerator(generator.model, run)
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +119,10 @@ def test_plain_clips(plain):
     assert len(set(clips_of(plain).values())) == len(jobs)
 
 
-def test_clip_is_what_the_pipeline_makes_rounded(plain, maker):
+def test_clip_is_what_the_pipeline_makes_rounded(plain, generator):
     job = read_jobs(plain.jobs)[0]
-    video_THWC = dream_clip(maker, job)[0].numpy()
-    expected_THWC = maker.pipe(
+    video_THWC = generate_clip(generator, job)[0].numpy()
+    expected_THWC = generator.model.pipe(
         image=frame(0), prompt=job.prompt, negative_prompt=job.negative_prompt, height=HEIGHT, width=WIDTH,
         num_frames=NUM_FRAMES, num_inference_steps=job.num_inference_steps, guidance_scale=job.guidance_scale,
         latents=noise_for(job), output_type="np",
@@ -170,16 +171,16 @@ def test_dry_run_estimates_from_clips_of_this_run(base, plain, tmp_path):
     assert sorted(run.root.rglob("*")) == before
 
 
-def test_changed_first_frame_fails_with_the_reason(plain, maker, tmp_path):
+def test_changed_first_frame_fails_with_the_reason(plain, generator, tmp_path):
     run = RunFolder(shutil.copytree(plain.root, tmp_path / "run"))
     job = read_jobs(run.jobs)[0]
     shutil.rmtree(run.clips)
     write_png(run.first_frame_file(job.first_frame_sha256), frame(7))
-    record = make_clip(at(maker, run), job)
+    record = make_clip(at(generator, run), job)
     assert record.status == "failed" and "is not the first frame that was planned" in record.error
     assert record.error.startswith("UserError: ") and "read_conditioning_frames" in record.traceback
     run.first_frame_file(job.first_frame_sha256).unlink()
-    assert "does not exist" in make_clip(at(maker, run), job).error
+    assert "does not exist" in make_clip(at(generator, run), job).error
     assert not run.clip_file(job.clip_id).exists()
 
 
@@ -193,16 +194,16 @@ class RefusesTheWordBlock(NoSafetyChecker):
         return None
 
 
-def test_guardrail_rejects_prompts_and_clips(plain, maker, tmp_path):
+def test_guardrail_rejects_prompts_and_clips(plain, generator, tmp_path):
     run = RunFolder(shutil.copytree(plain.root, tmp_path / "run"))
     shutil.rmtree(run.clips)
     shutil.rmtree(run.journal)
     jobs = read_jobs(run.jobs)
-    pipe = maker.pipe
+    pipe = generator.model.pipe
     guard = pipe.safety_checker
     pipe.safety_checker = RefusesTheWordBlock()
     try:
-        records = [make_clip(at(maker, run), job) for job in jobs[:2]]
+        records = [make_clip(at(generator, run), job) for job in jobs[:2]]
     finally:
         pipe.safety_checker = guard
     assert [record.status for record in records] == ["rejected", "rejected"]
