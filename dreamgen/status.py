@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import time
 from collections import Counter
@@ -36,7 +37,7 @@ def status(settings: Settings) -> StageResult:
     Raises:
         UserError: if nothing is planned.
     """
-    import pyarrow.compute as pc
+    pc = _compute()
 
     run = RunFolder.of(settings, may_be_remote=True)
     run.need(run.jobs, "plan")
@@ -81,7 +82,7 @@ def rate_of(records: Any, drivers: list[Lease], now_s: float | None = None) -> R
         drivers: Running drivers; the earliest one's start bounds the window.
         now_s: Seconds since the epoch.
     """
-    import pyarrow.compute as pc
+    pc = _compute()
 
     now_s = time.time() if now_s is None else now_s
     last_s = pc.max(records["time_s"]).as_py()
@@ -107,7 +108,7 @@ def kinds(records: Any, state: str, column: str) -> dict[str, int]:
     Returns:
         Kind -> count, the most frequent first.
     """
-    import pyarrow.compute as pc
+    pc = _compute()
 
     texts = pc.value_counts(records.filter(pc.equal(records["status"], state))[column]).to_pylist()
     counts: Counter[str] = Counter()
@@ -116,6 +117,11 @@ def kinds(records: Any, state: str, column: str) -> dict[str, int]:
         kind = text.partition(":")[0] if column == "error" else re.sub(r"-?\d+(\.\d+)?", "#", text)
         counts[kind] += row["counts"]
     return dict(counts.most_common())
+
+
+def _compute() -> Any:
+    """Import pyarrow.compute, whose functions are made at import, so that type checkers do not know them."""
+    return importlib.import_module("pyarrow.compute")
 
 
 def _notes(metrics: dict[str, Any], rate: Rate) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -110,7 +110,7 @@ def _decode(cls: type, values: Any, prefix: str, problems: Problems) -> Any:
             except UserError as error:
                 problems.errors.append(error)
         elif isinstance(value, dict):
-            decoded[field.name] = _decode(cast(Callable, field.default_factory), value, path + ".", problems)
+            decoded[field.name] = _decode(cast(type, field.default_factory), value, path + ".", problems)
         else:
             problems.add(f"a setting has the wrong type: {path}", actual=value, allowed="a group of settings",
                          next_step=f"--{path}.NAME=value")  # fmt: skip

@@ -54,7 +54,8 @@ class Option:
         """
         if self.choices is not None:
             known = self.choices()
-            for name in value if isinstance(value, list) else [value]:
+            names: list[Any] = value if isinstance(value, list) else [value]
+            for name in names:
                 if name is not None and name not in known:
                     near = closest_match(str(name), known)
                     return UserError(f"{path} names something that does not exist", actual=name,

@@ -148,13 +148,14 @@ def choose_clips(clips: Sequence[Clip], max_clips: int) -> list[Clip]:
 
 def _card(clip: Clip, view: RunView, embed: bool) -> Card:
     poster = source = plot = None
-    problems = []
+    problems, video, root = [], clip.video, view.run.root
+    assert video is not None, "choose_clips leaves out clips without a video"
     try:
-        first_frame_HWC = next(iter_frames(clip.video), None)
+        first_frame_HWC = next(iter_frames(video), None)
         if first_frame_HWC is None:
-            raise UserError(f"{clip.video} has 0 frames", next_step=f"dreamgen generate --out {view.run.root}")
+            raise UserError(f"{video} has 0 frames", next_step=f"dreamgen generate --out {root}")
         poster = _poster(first_frame_HWC)
-        source = _data_url("video/mp4", clip.video.read_bytes()) if embed else _relative_url(clip.video, view.run.root)
+        source = _data_url("video/mp4", video.read_bytes()) if embed else _relative_url(video, root)
     except UserError as error:
         problems.append(str(error))
     if clip.label is not None:
