@@ -38,7 +38,7 @@ def finished_run(tmp_path_factory) -> Path:
     return folder / "run"
 
 
-def test_a_run_leaves_everything_that_it_promises(finished_run):
+def test_a_run_leaves_all_its_outputs(finished_run):
     for name in ("train/metadata.csv", "adapter/pytorch_lora_weights.safetensors", "idm/config.json", "jobs.parquet",
                  "scores/scores.parquet", "report.html", "run.yaml"):  # fmt: skip
         assert (finished_run / name).is_file(), name
@@ -68,7 +68,7 @@ def test_the_datasets_open_in_the_libraries_that_users_read_with(finished_run):
 
 
 @pytest.mark.slow
-def test_two_cameras_are_dreamed_together_and_exported_apart(tmp_path):
+def test_two_cameras_are_generated_together_and_exported_apart(tmp_path):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     wrist = "observation.images.wrist"
@@ -95,7 +95,7 @@ def test_a_finished_run_is_not_touched_without_resume_and_does_nothing_with_it(f
 
 
 @pytest.mark.slow
-def test_what_check_finds_is_told_and_ends_the_run_with_status_1(finished_run):
+def test_findings_of_check_are_shown_and_end_the_run_with_status_1(finished_run):
     stray = finished_run / "datasets" / "lerobot-v3.0" / "data" / "chunk-000" / "file-000.parquet"
     whole = stray.read_bytes()
     try:

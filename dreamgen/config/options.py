@@ -1,4 +1,4 @@
-"""What a setting declares beside its default: help, bounds, choices, and what a change of it affects."""
+"""Declarations of settings: default, help, bounds, choices, scope, and what a change invalidates."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Option:
                     return UserError(f"{path} names something that does not exist", actual=name,
                                      allowed=", ".join(known) or "nothing: no package that adds one is installed",
                                      next_step=f"did you mean {near}?" if near else None)  # fmt: skip
-        if self.parse is not None and value is not None:
+        if self.parse is not None and isinstance(value, str):
             try:
                 self.parse(value)
             except UserError as error:

@@ -262,7 +262,7 @@ else:
 
 @dataclass(frozen=True)
 class Hdf5Settings:
-    """How the HDF5 formats, robomimic and aloha, hold images and lengths."""
+    """Images and lengths in the HDF5 formats, robomimic and aloha."""
 
     compression: Literal["lzf", "gzip", "none"] = option(
         "lzf", "compression of images, one frame per chunk: none reads fastest, gzip is smallest, lzf needs h5py"

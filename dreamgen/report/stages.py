@@ -1,4 +1,4 @@
-"""How far a run is: each stage of the table with its state, and the command that continues."""
+"""State of each stage in a run, and the command that continues it."""
 
 from __future__ import annotations
 
