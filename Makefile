@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-.PHONY: demo test lint setup
+.PHONY: demo test lint setup gpu-check
 
 setup: .venv/.ready
 
@@ -11,6 +11,9 @@ demo: .venv/.ready
 
 test: .venv/.ready
 	@.venv/bin/python -m pytest
+
+gpu-check: .venv/.ready
+	@.venv/bin/python benchmarks/gpu_check.py
 
 lint: .venv/.ready
 	@.venv/bin/ruff check .

@@ -21,6 +21,8 @@ from dreamgen.errors import UserError
 from dreamgen.progress import log
 
 ANSWER_S = 2.0  # for a connection to a node of the cluster
+START_ATTEMPTS = 3
+START_TIMEOUT = "timed out during startup"  # part of what Ray raises
 _SILENT = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -154,12 +156,17 @@ def local_resources(settings: GenerateSettings, device: str, num_gpus: int) -> d
 def _start(settings: GenerateSettings, device: str) -> None:
     import torch
 
-    ray.init(
-        address="local",
-        **local_resources(settings, device, torch.cuda.device_count()),
-        object_store_memory=80 * 2**20,  # what travels is jobs and records, never pixels
-        **_SILENT,
-    )
+    resources = local_resources(settings, device, torch.cuda.device_count())
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            # What travels is jobs and records, never pixels, so that little memory for objects is enough.
+            ray.init(address="local", **resources, object_store_memory=80 * 2**20, **_SILENT)
+            return
+        except Exception as error:  # Ray waits 30 s for its processes and then raises an Exception without a class
+            ray.shutdown()
+            if START_TIMEOUT not in str(error) or attempt == START_ATTEMPTS:
+                raise
+            log("generate: Ray did not start within its 30 s, as the machine is busy; starting it again")
 
 
 def _pool_size(settings: GenerateSettings, device: str, nodes: Sequence[dict[str, float]]) -> PoolSize:

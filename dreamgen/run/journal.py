@@ -25,7 +25,7 @@ RECORDS_A_FILE = 20_000
 MAX_PENDING = 1_000
 COMPACT_FROM = 1_000  # a shorter file stays lines that people can read
 REMOTE_COMMIT_EVERY_S = 1.0  # each commit to an object store is an object
-FIELDS = tuple(f.name for f in fields(JournalRecord))
+FIELDS = [METRICS_KEY if f.name == "metrics" else f.name for f in fields(JournalRecord)]
 
 
 class Journal:

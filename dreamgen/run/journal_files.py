@@ -19,10 +19,11 @@ from typing import Any
 
 from dreamgen.errors import UserError
 from dreamgen.run.files import is_alive
+from dreamgen.run.records import METRICS_KEY
 from dreamgen.run.store import Store
 
 NAME = re.compile(r"(?P<stage>[a-z]+)-(?P<time>[0-9T]+)-(?P<host>.+)-(?P<pid>[0-9]+)-[0-9]{4,}(\.[0-9]+)?\.jsonl")
-TEXTS = ("clip_id", "stage", "status", "reason", "error", "traceback", "file", "figures", "worker")
+TEXTS = ("clip_id", "stage", "status", "reason", "error", "traceback", "file", METRICS_KEY, "worker")
 COLUMNS = (*TEXTS, "num_bytes", "attempt", "time_s")
 NUM_READS = 50
 MERGE_FROM = 8  # closed files; fewer are read as fast one by one
@@ -36,7 +37,7 @@ def read_files(folder: Store, stage: str, columns: Sequence[str]) -> Any:
     Args:
         folder: `journal/` of the run; it may not exist yet.
         stage: What the files begin with.
-        columns: Of `COLUMNS`; `figures` is JSON.
+        columns: Of `COLUMNS`; the metrics are JSON.
 
     Returns:
         pyarrow.Table.
@@ -74,9 +75,9 @@ def table_of_lines(lines: Iterable[str | bytes], columns: Sequence[str] = COLUMN
             record = json.loads(line)
         except (json.JSONDecodeError, UnicodeDecodeError):
             continue
-        metrics = record.get("figures") or {}
+        metrics = record.get(METRICS_KEY) or {}
         for name, column in values.items():
-            if name == "figures":
+            if name == METRICS_KEY:
                 column.append(json.dumps(metrics, ensure_ascii=False))
             elif name == "num_bytes":
                 column.append(metrics.get("num_bytes"))
@@ -164,7 +165,7 @@ def _read(folder: Store, name: str, columns: Sequence[str]) -> Any:
     if not name.endswith(".jsonl"):
         return None
     data = folder.read(name)
-    if "figures" not in columns and (table := _read_fast(data, columns)) is not None:
+    if METRICS_KEY not in columns and (table := _read_fast(data, columns)) is not None:
         return table
     return table_of_lines(data.split(b"\n"), columns)  # records hold U+2028 as it is
 
@@ -175,13 +176,13 @@ def _read_fast(data: bytes, columns: Sequence[str]) -> Any:
     import pyarrow.json
 
     plain = schema(name for name in columns if name != "num_bytes")
-    asked = plain.append(pa.field("figures", pa.struct([("num_bytes", pa.int64())])))
+    asked = plain.append(pa.field(METRICS_KEY, pa.struct([("num_bytes", pa.int64())])))
     how = pyarrow.json.ParseOptions(explicit_schema=asked, unexpected_field_behavior="ignore")
     try:
         table = pyarrow.json.read_json(pa.BufferReader(data), parse_options=how)
     except pa.ArrowException:
         return None
-    numbers = pa.chunked_array([chunk.field("num_bytes") for chunk in table["figures"].chunks], pa.int64())
+    numbers = pa.chunked_array([chunk.field("num_bytes") for chunk in table[METRICS_KEY].chunks], pa.int64())
     values = {name: numbers if name == "num_bytes" else table[name] for name in columns}
     if "attempt" in values:
         values["attempt"] = values["attempt"].fill_null(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ray.cluster_utils import Cluster
 from dreamgen.cluster import pool as pool_module
 from dreamgen.cluster.pool import ClipPool
 from dreamgen.cluster.ray_cluster import PoolSize, alive_nodes, ray_pool_size, room
+from dreamgen.cluster.schedule import DEPTH
 from dreamgen.config.settings import GenerateSettings
 from dreamgen.generate import stage
 from dreamgen.generate.worker import GenerationWorker
@@ -69,6 +70,26 @@ def make_all(size: PoolSize, tasks: list[Task], marks: Path, **settings: Any) ->
         return list(pool.make_clips(iter(tasks), lambda: False))
 
 
+def tasks_until(is_enough: Callable[[], bool], length_s: float) -> Iterator[Task]:
+    """Yield clips until there are enough: how many a machine makes before all its workers have begun is its own affair.
+
+    The pool must not read far ahead (`LOOK_AHEAD`). The last of 1,000 clips ends a test that would never have enough.
+    """
+    for number in range(1000):
+        if is_enough():
+            return
+        yield Task(f"clip{number}", length_s=length_s)
+
+
+def make_until(is_enough: Callable[[list[JournalRecord]], bool], size: PoolSize, marks: Path) -> list[JournalRecord]:
+    """Make clips of 0.2 s until their records are enough."""
+    records: list[JournalRecord] = []
+    with ClipPool(size, GenerateSettings(), Plain, str(marks)) as pool:
+        for record in pool.make_clips(tasks_until(lambda: is_enough(records), 0.2), lambda: False):
+            records.append(record)
+    return records
+
+
 def sized(gpus: float, cpus: float = 0.1, **resources: float) -> PoolSize:
     size = PoolSize(1, gpus, cpus, resources, is_fixed=False)
     return PoolSize(room(size, alive_nodes()), gpus, cpus, resources, is_fixed=False)
@@ -102,19 +123,21 @@ def test_a_cluster_that_is_there_is_joined_and_left_running(cluster, monkeypatch
     assert len(alive_nodes()) == 3
 
 
-def test_each_gpu_has_its_own_worker_wherever_it_is(cluster, tmp_path):
+def test_each_gpu_has_its_own_worker_wherever_it_is(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool_module, "LOOK_AHEAD", 1)
     size = sized(1.0)
     assert size.num_workers == 3
-    records = make_all(size, [Task(f"clip{n}", length_s=0.2) for n in range(60)], tmp_path)
+    records = make_until(lambda records: len(places_of(records)) == 3 and len(records) >= 30, size, tmp_path)
     places = places_of(records)
-    assert len(records) == 60 and len(places) == 3 and set(places.values()) == {1}
+    assert len(places) == 3 and set(places.values()) == {1}
     assert sorted(Counter(node for node, _ in places).values()) == [1, 2]
 
 
-def test_a_fraction_of_a_gpu_puts_several_workers_on_it_where_a_resource_is(cluster, tmp_path):
+def test_a_fraction_of_a_gpu_puts_several_workers_on_it_where_a_resource_is(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool_module, "LOOK_AHEAD", 1)
     size = sized(0.5, fast=0.5)
     assert size.num_workers == 2
-    records = make_all(size, [Task(f"clip{n}", length_s=0.2) for n in range(30)], tmp_path)
+    records = make_until(lambda records: places_of(records).total() == 2 and len(records) >= 20, size, tmp_path)
     assert list(places_of(records).values()) == [2]
     fast = next(node["NodeID"] for node in ray.nodes() if node["Resources"].get("fast"))
     assert {record.metrics["node"] for record in records} == {fast}
@@ -145,9 +168,11 @@ def test_a_clip_that_hangs_is_tried_elsewhere_and_not_for_ever(cluster, tmp_path
 
 def test_a_node_that_joins_gets_workers_and_one_that_leaves_loses_no_clip(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(pool_module, "LOOK_EVERY_S", 0.5)
+    monkeypatch.setattr(pool_module, "LOOK_AHEAD", 1)
     first = cluster.add_node(num_cpus=1, resources={"here": 1})
     cluster.wait_for_nodes()
-    tasks, records, joined = (Task(f"clip{n}", length_s=0.4) for n in range(40)), [], None
+    records, joined, left_after = [], None, None
+    tasks = tasks_until(lambda: left_after is not None and len(records) > left_after + 8, 0.4)
     with ClipPool(sized(0.0, here=1.0), GenerateSettings(max_attempts=2), Plain, str(tmp_path)) as pool:
         for record in pool.make_clips(tasks, lambda: False):
             records.append(record)
@@ -157,16 +182,18 @@ def test_a_node_that_joins_gets_workers_and_one_that_leaves_loses_no_clip(cluste
             if len(nodes) == 2 and first is not None:
                 # Without a word to Ray, with a clip at work and one waiting.
                 cluster.remove_node(first, allow_graceful=False)
-                first, left_after = None, len(records)
+                first_id, first, left_after = first.node_id, None, len(records)
     assert first is None, "the node that joined got no worker"
-    assert sorted(r.clip_id for r in records) == sorted(f"clip{n}" for n in range(40))
+    assert sorted(r.clip_id for r in records) == sorted(f"clip{n}" for n in range(len(records)))
     assert {(r.status, r.attempt) for r in records} == {("ok", 1)}  # a node's loss counts for no clip
-    assert {r.metrics["node"] for r in records[left_after + 2 :]} == {joined.node_id}
+    # What the node that left had finished may arrive later, and it had two clips in hand.
+    after = Counter(r.metrics["node"] for r in records[left_after:])
+    assert after[joined.node_id] == after.total() - after[first_id] and after[first_id] <= DEPTH
     cluster.remove_node(joined)
 
 
 def test_a_broken_gpu_costs_its_worker_and_no_clip(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "Dreamer", BreaksItsGpu)
+    monkeypatch.setattr(stage, "GenerationWorker", BreaksItsGpu)
     world, pairs = make_world(tmp_path / "world"), write_pairs(tmp_path / "pairs")
     settings = tiny_settings(tmp_path / "run", world, pairs, plan={"num_seeds": 2})
     run = planned_run(settings)
