@@ -34,11 +34,12 @@ import torch
 from finetune_step import machine, measure, measure_method, release
 from metrics import markdown_table, shown, spread, write_figures
 from random_models import make_batch
+from random_pipeline import save_random_pipeline
 
 from dreamgen.config.loading import settings_from_dict
 from dreamgen.config.settings import Settings
 from dreamgen.data.video import write_video
-from dreamgen.models.cosmos_predict25.random_models import model_sizes, published_encoders, save_random_pipeline
+from dreamgen.models.cosmos_predict25.random_models import model_sizes, published_encoders
 from dreamgen.models.cosmos_predict25.training_cost import policies_for
 from dreamgen.models.cosmos_predict25.training_memory import estimate_memory
 from dreamgen.models.cosmos_predict25.transformer_size import find_size
@@ -57,7 +58,7 @@ def main() -> None:
         sizes = model_sizes(args.model)
         model = work / "model"
         if not model.exists():
-            save_random_pipeline(model, sizes, device, torch.bfloat16)
+            save_random_pipeline(args.model, model, device)
             release(device)
         rows = []
         encode_s = encoder_times(args, sizes, device)

@@ -117,7 +117,8 @@ def missing_share(
     Returns:
         Windows and prompts that are missing or damaged.
     """
-    own_windows, own_prompts = (list(dict.fromkeys(items))[rank::num_ranks] for items in (windows, prompts))
+    own_windows = list(dict.fromkeys(windows))[rank::num_ranks]
+    own_prompts = list(dict.fromkeys(prompts))[rank::num_ranks]
     return (
         [window for window in own_windows if not cache.has_window(window)],
         [prompt for prompt in own_prompts if not cache.has_prompt(prompt)],

@@ -149,8 +149,9 @@ def seconds_a_step(cost: TrainingCost, settings: Settings, num_processes: int = 
         speed = statistics.median(measured[1:] or measured)
         return windows_a_step / speed, "as measured in this run's loss.csv"
     gpu = devices.this_gpu(settings)
-    peak = peak_flops(gpu.name) if gpu is not None else None
-    name = gpu.name if peak is not None else f"an {ASSUMED_GPU}, as there is no GPU here whose peak is known"
-    peak = peak or peak_flops(ASSUMED_GPU)
+    name, peak = (gpu.name, peak_flops(gpu.name)) if gpu is not None else ("", None)
+    if peak is None:
+        name, peak = f"an {ASSUMED_GPU}, as there is no GPU here whose peak is known", peak_flops(ASSUMED_GPU)
+    assert peak is not None, "configs/hardware/gpus.yaml lists it"
     flops = cost.window_flops * windows_a_step / num_processes
     return flops / (peak * EFFICIENCY), f"at {EFFICIENCY:.0%} of the peak of {name}"

@@ -87,11 +87,12 @@ def previous_state_mae(episodes: Sequence[IdmEpisode], stats: VectorStats, state
         The mean absolute error over the dimensions that change; None if states are missing or are other joints than
         the actions.
     """
-    if tuple(state_names) != stats.names or any(episode.state_TS is None for episode in episodes):
+    with_states = [(episode, episode.state_TS) for episode in episodes if episode.state_TS is not None]
+    if tuple(state_names) != stats.names or len(with_states) < len(episodes):
         return None
     moving, errors = stats.moving(), []
-    for episode in episodes:
-        before_TS = np.concatenate([episode.state_TS[:1], episode.state_TS[:-1]])
+    for episode, state_TS in with_states:
+        before_TS = np.concatenate([state_TS[:1], state_TS[:-1]])
         errors.append(np.abs(before_TS - episode.action_TA)[:, moving])
     return float(np.concatenate(errors).mean())
 

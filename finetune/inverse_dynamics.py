@@ -97,8 +97,8 @@ def describe_robot(run: RunFolder, settings: Settings, train: list[IdmEpisode]) 
     features = RobotFeatures.from_dict(read_json(run.need(run.train / "features.json", "prepare")))
     actions = VectorStats.measure(np.concatenate([e.action_TA for e in train]), features.action_names)
     states = None
-    if train[0].state_TS is not None:
-        states = VectorStats.measure(np.concatenate([e.state_TS for e in train]), features.state_names)
+    if state_vectors := states_of(train):
+        states = VectorStats.measure(np.concatenate(state_vectors), features.state_names)
     if not len(actions.moving()):
         raise UserError("no action of the training demonstrations ever changes, so there is nothing to learn")
     # Both frames of a pair are in one clip.
@@ -226,7 +226,7 @@ def measure(
         "action": action,
     }
     if config.states:
-        measured["state"] = vector_errors([e.state_TS for e in held_out], [g[1] for g in guesses], config.states)
+        measured["state"] = vector_errors(states_of(held_out), [g[1] for g in guesses], config.states)
     return measured
 
 
@@ -243,6 +243,11 @@ def describe_errors(action: dict[str, Any], how: str) -> list[str]:
     return [summary]
 
 
+def states_of(episodes: list[IdmEpisode]) -> list[np.ndarray]:
+    """Return state_TS of each episode; empty if the demonstrations have no states."""
+    return [episode.state_TS for episode in episodes if episode.state_TS is not None]
+
+
 def _targets(config: IdmConfig, episode: IdmEpisode) -> np.ndarray:
-    vectors = zip(config.vectors(), (episode.action_TA, episode.state_TS), strict=False)
+    vectors = zip(config.vectors(), [episode.action_TA, *states_of([episode])], strict=False)
     return np.concatenate([stats.to_network(values_TD) for stats, values_TD in vectors], axis=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import struct
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from accelerate import Accelerator
 def random_states(accelerator: Accelerator) -> dict[str, torch.Tensor]:
     """Return the states of all processes' generators, one row for each process; all processes must call it."""
     rows = {name: state[None].to(accelerator.device) for name, state in _states(accelerator.device).items()}
-    return {name: accelerator.gather(row).cpu() for name, row in rows.items()}
+    gather: Any = accelerator.gather  # typed for nested containers
+    return {name: gather(row).cpu() for name, row in rows.items()}
 
 
 def set_random_states(states: dict[str, torch.Tensor], process: int, device: torch.device) -> None:
@@ -45,7 +47,8 @@ def _states(device: torch.device) -> dict[str, torch.Tensor]:
         "torch": torch.get_rng_state(),
         "python": torch.tensor([int(normal is not None), _bits_of(normal or 0.0), *words]),
     }
-    _, words, position, has_normal, normal = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    _, words, position, has_normal, normal = numpy_state
     states["numpy"] = torch.tensor([has_normal, _bits_of(normal), position, *words.tolist()])
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -65,7 +66,7 @@ def on_main_process(accelerator: Accelerator, write: Callable[[], None]) -> None
                 actual=str(raised),
                 next_step="free disk space; then the same command with --resume continues from the last checkpoint",
             )
-    failed = torch.tensor(int(error is not None), device=accelerator.device)
+    failed: Any = torch.tensor(int(error is not None), device=accelerator.device)
     if accelerator.num_processes > 1:
         failed = accelerator.reduce(failed, "sum")
         if error is None and failed.item():
@@ -74,7 +75,7 @@ def on_main_process(accelerator: Accelerator, write: Callable[[], None]) -> None
         raise error
 
 
-def _any_process(here: bool, group: torch.distributed.ProcessGroup) -> bool:
+def _any_process(here: bool, group: Any) -> bool:
     flag = torch.tensor(int(here))
     torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=group)
     return bool(flag)

@@ -142,11 +142,9 @@ def take_steps(training: Training, log: TrainingLog) -> Path | None:
         The checkpoint that was written when a signal stopped the training; None when all steps are made.
     """
     accelerator, tune, optimizer = training.accelerator, training.settings.finetune, training.trained.optimizer
-    parameters, average, step = (
-        list(training.trained.parameters().values()),
-        training.trained.average,
-        training.start.step,
-    )
+    parameters, average = list(training.trained.parameters().values()), training.trained.average
+    step, rate = training.start.step, 0.0
+    grad_norm: Any = None
     training.validation.step(step, log)
     with stop_signals(accelerator) as stop_requested:
         for batch in training.loader:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
@@ -102,7 +102,7 @@ class TrainingLog:
         """
         if not self._losses:
             return ()
-        losses_PN = self._accelerator.gather(torch.stack(self._losses)[None])  # P processes, N batches each
+        losses_PN: Any = self._accelerator.gather(torch.stack(self._losses)[None])  # P processes, N batches each
         return tuple(losses_PN.T.flatten().tolist())
 
     @property
@@ -113,7 +113,7 @@ class TrainingLog:
     def __enter__(self) -> TrainingLog:
         return self
 
-    def __exit__(self, *details: object) -> None:
+    def __exit__(self, *details: Any) -> None:
         if self._stream is not None:
             self._stream.close()
         if self._progress is not None:
@@ -122,7 +122,7 @@ class TrainingLog:
     def _write_line(self, step: int, learning_rate: float, grad_norm: torch.Tensor | float) -> None:
         mean = torch.stack(self._losses).mean()
         memory_gib = torch.tensor(peak_memory_gib(self._accelerator.device)).to(mean)
-        gathered_N2 = self._accelerator.gather(torch.stack([mean, memory_gib])[None])  # N: one row a process
+        gathered_N2: Any = self._accelerator.gather(torch.stack([mean, memory_gib])[None])  # N: one row a process
         self.last_loss = gathered_N2[:, 0].mean().item()  # waits until the steps are done; read the clock after it
         self._losses.clear()
         windows_a_s = (step - self._line_step) * self._windows_a_step / (time.monotonic() - self._line_s)

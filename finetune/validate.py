@@ -81,7 +81,8 @@ def validation_losses(
         text_BLD = inputs.prompts([window.clip.prompt])
         for column, level in enumerate(levels):
             loss_NS[index, column] = model.loss(forward, encoded_B, text_BLD, model.validation_noise(seed, level))[0]
-    means_S = accelerator.reduce(loss_NS, "sum").mean(dim=0)  # all but one process add zeros
+    sums_NS: Any = accelerator.reduce(loss_NS, "sum")  # all but one process add zeros
+    means_S = sums_NS.mean(dim=0)
     return dict(zip(levels, means_S.tolist(), strict=True))
 
 

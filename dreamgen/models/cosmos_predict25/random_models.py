@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from transformers import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
 from dreamgen.config.loading import configs_folder, read_yaml
-from dreamgen.models.cosmos_predict25.mini import build_mini, save_pipeline, transformer_config
+from dreamgen.models.cosmos_predict25.mini import build_mini, transformer_config
 from dreamgen.models.cosmos_predict25.text import NUM_TOKENS
 from dreamgen.models.loader_logging import quiet_loaders
 
@@ -61,20 +60,6 @@ def random_transformer(
         transformer = CosmosTransformer3DModel(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
     with quiet_loaders():
         return transformer.to(dtype).requires_grad_(False).eval()
-
-
-def save_random_pipeline(folder: Path, sizes: dict[str, Any], device: torch.device | str, dtype: torch.dtype) -> None:
-    """Save a pipeline of a model's sizes with random weights, as `save_pretrained` does.
-
-    The text encoder has the real width and depth, which the projection needs, but small feed-forward layers and a small
-    vocabulary, so that it takes little disk.
-    """
-    text = {k: v for k, v in sizes["text_encoder"].items() if k != "vocab_size"} | {"intermediate_size": 256}
-    with torch.device(device):
-        pipe = build_mini({**sizes, "text_encoder": text})
-    with quiet_loaders():
-        pipe.to(dtype)
-    save_pipeline(pipe, folder)
 
 
 def published_encoders(
