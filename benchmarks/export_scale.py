@@ -36,7 +36,7 @@ def main() -> None:
         shape = [args.num_frames, args.size, args.size, args.dims]
         metrics = {"format": args.format, "cores": len(os.sched_getaffinity(0)), "shape": shape, "rows": rows}
         Path(args.out).write_text(json.dumps(metrics, indent=1) + "\n")
-    measures = "s | CPU s | CPU ms an episode | peak MB"
+    measures = "s | CPU s | CPU ms per episode | peak MB"
     print(f"| episodes | export {measures} | check {measures} | findings | frames |\n" + "|---" * 11 + "|")
     for row in rows:
         cells = [f"{row['episodes']:,}"]

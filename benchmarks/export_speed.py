@@ -60,7 +60,8 @@ def main() -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the figures as Markdown."""
     streaming, default = (row["clip_s"] for row in rows[-2:])
-    lines = ["| writer | clips | s a clip | CPU s | times faster than streaming | than the default | peak MB | check |",
+    lines = ["| writer | clips | s per clip | CPU s | times faster than streaming | than the default | peak MB "
+             "| check |",
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in rows:
         ratios = " | ".join(f"{reference / row['clip_s']:.1f}" for reference in (streaming, default))

@@ -6,8 +6,7 @@ Axes: T frames, D joints, H height, W width, C channels.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -16,12 +15,14 @@ import numpy as np
 from export.check.findings import Findings
 from export.check.hdf5.arrays import (
     DAMAGE,
+    Shape,
     array_at,
     arrays,
     check_finite,
     check_jpegs,
     check_links,
     check_pictures,
+    compare_with_majority,
     group_at,
     keys_of,
     open_hdf5,
@@ -48,12 +49,11 @@ class AlohaCheck:
 
 @dataclass(frozen=True)
 class AlohaEpisode:
-    """Contents of a file: its length, the sizes of its vectors, and height and width of each camera."""
+    """Contents of a file: its length, and the shapes of a row of its vectors and of the images of each camera."""
 
     file: str
     length: int | None
-    vectors: dict[str, int] = field(default_factory=dict)
-    cameras: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    shapes: dict[str, Shape]
 
 
 def aloha_episodes(path: Path) -> list[Path]:
@@ -91,7 +91,10 @@ def check_aloha(path: Path, fast: bool, num_workers: int | None, findings: Findi
         for found, of_item in processes.map(check_aloha_files, items, "check episodes", "episodes"):
             findings.merge(found)
             episodes += of_item
-    _check_alike(episodes, findings)
+    complete = [episode for episode in episodes if episode.length is not None]
+    # ACT configures joints, cameras and sizes once for all episodes.
+    compare_with_majority({(episode.file, ""): episode.shapes for episode in complete}, NEEDED, findings)
+    _check_lengths({episode.length for episode in complete if episode.length is not None}, findings)
 
 
 def check_aloha_files(check: AlohaCheck, names: list[str]) -> tuple[Findings, list[AlohaEpisode]]:
@@ -115,8 +118,9 @@ def _check_episode(name: str, file: h5py.File, fast: bool, findings: Findings) -
         findings.add("hdf5-attribute", name, "sim", file.attrs.get("sim"), "True or False")
     if group_at(file, "observations") is None:
         findings.add("hdf5-layout", name, "", f"groups {list(file)[:10]}", "the group observations")
-        return AlohaEpisode(name, None)
-    vectors, length = {}, None
+        return AlohaEpisode(name, None, {})
+    length: int | None = None
+    shapes: dict[str, Shape] = {}
     for where in NEEDED:
         array = array_at(file, where)
         if array is None:
@@ -125,7 +129,7 @@ def _check_episode(name: str, file: h5py.File, fast: bool, findings: Findings) -
         if array.ndim != 2:
             findings.add("vector-length", name, where, array.shape, "(T, D)")
             continue
-        vectors[where] = array.shape[1]
+        shapes[where] = array.shape[1:]
         length = len(array) if length is None else length
         if len(array) != length:
             findings.add("row-count", name, where, f"{len(array)} rows", f"{length}, as action has")
@@ -136,19 +140,17 @@ def _check_episode(name: str, file: h5py.File, fast: bool, findings: Findings) -
             if array.ndim and length is not None and len(array) != length:
                 findings.add("row-count", name, where, f"{len(array)} rows", f"{length}, as action has")
             check_finite(name, where, array, findings)
-    return AlohaEpisode(name, length, vectors, _check_cameras(name, file, length, fast, findings))
+    return AlohaEpisode(name, length, shapes | _check_cameras(name, file, length, fast, findings))
 
 
-def _check_cameras(
-    name: str, file: h5py.File, length: int | None, fast: bool, findings: Findings
-) -> dict[str, tuple[int, int] | None]:
+def _check_cameras(name: str, file: h5py.File, length: int | None, fast: bool, findings: Findings) -> dict[str, Shape]:
     observations = group_at(file, "observations")
     images = None if observations is None else group_at(observations, "images")
     cameras = {} if images is None else {key: array_at(images, key) for key in keys_of(images)}
     compressed = bool(file.attrs.get("compress", False))
     if not cameras:
         findings.add("missing-column", name, "observations/images", "no camera", "at least one", fixable=False)
-    sizes = {}
+    sizes: dict[str, Shape] = {}
     for camera, array in cameras.items():
         where = f"observations/images/{camera}"
         if array is None or array.ndim == 0:
@@ -157,37 +159,14 @@ def _check_cameras(
         if length is not None and len(array) != length:
             findings.add("row-count", name, where, f"{len(array)} frames", f"{length}, as action has rows")
         if compressed:
-            sizes[camera] = check_jpegs(name, where, array, fast, findings)
+            sizes[where] = check_jpegs(name, where, array, fast, findings)
         else:
             check_pictures(name, where, array, fast, findings)
-            sizes[camera] = array.shape[1:3] if array.ndim == 4 else None
+            sizes[where] = array.shape[1:3] if array.ndim == 4 else None
     return sizes
 
 
-def _check_alike(episodes: list[AlohaEpisode], findings: Findings) -> None:
-    """Compare each episode with the majority: ACT configures joints, cameras and sizes once for all."""
-    whole = [episode for episode in episodes if episode.length is not None]
-    if not whole:
-        return
-
-    def usual(values):
-        return Counter(values).most_common(1)[0][0]
-
-    cameras = usual(frozenset(episode.cameras) for episode in whole)
-    sizes = {camera: usual(episode.cameras.get(camera) for episode in whole) for camera in cameras}
-    vectors = {where: usual(episode.vectors.get(where) for episode in whole) for where in NEEDED}
-    for episode in whole:
-        if set(episode.cameras) != cameras:
-            expected = f"{sorted(cameras)}, as most episodes have"
-            findings.add("keys-differ", episode.file, "observations/images", sorted(episode.cameras), expected)
-        for camera, size in episode.cameras.items():
-            if sizes.get(camera) not in (None, size) and size is not None:
-                expected = f"{sizes[camera]}, as most episodes have"
-                findings.add("picture-size", episode.file, f"observations/images/{camera}", size, expected)
-        for where, length in episode.vectors.items():
-            if vectors[where] not in (None, length):
-                expected = f"{vectors[where]}, as most episodes have"
-                findings.add("vector-length", episode.file, where, f"{length} values", expected)
-    lengths = sorted({episode.length for episode in whole if episode.length is not None})
+def _check_lengths(lengths: set[int], findings: Findings) -> None:
     if len(lengths) > 1:
-        findings.add("length-varies", "the dataset", "action", f"{lengths[0]} to {lengths[-1]} frames", "one length")
+        found = f"{min(lengths)} to {max(lengths)} frames"
+        findings.add("length-varies", "the dataset", "action", found, "one length")

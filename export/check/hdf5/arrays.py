@@ -5,7 +5,8 @@ Axes: N rows, D values, H height, W width, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import cv2
@@ -22,6 +23,8 @@ DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 
 ROWS_AT_ONCE = 65536
 CHANNELS = (1, 3, 4)
+
+type Shape = tuple[int, ...] | None
 
 
 def single_hdf5_file(path: Path) -> Path | None:
@@ -171,6 +174,31 @@ def _whole_jpeg(encoded: np.ndarray) -> bool:
     filled = np.flatnonzero(encoded)
     end = int(filled[-1]) + 1 if len(filled) else 0
     return end > 4 and encoded[:2].tolist() == [0xFF, 0xD8] and encoded[end - 2 : end].tolist() == [0xFF, 0xD9]
+
+
+def compare_with_majority(
+    episodes: Mapping[tuple[str, str], Mapping[str, Shape]], reported: Collection[str], findings: Findings
+) -> None:
+    """Report episodes whose arrays or shapes differ from those of most episodes.
+
+    Args:
+        episodes: File and group of each episode -> path -> shape of one row, None if unknown.
+        reported: Paths whose absence has been reported already.
+        findings: Findings are added here.
+    """
+    if not episodes:
+        return
+    keys = Counter(map(frozenset, episodes.values())).most_common(1)[0][0]
+    shapes = {key: Counter(held.get(key) for held in episodes.values()).most_common(1)[0][0] for key in keys}
+    for (file, group), held in episodes.items():
+        missing, extra = keys - set(held) - set(reported), set(held) - keys - set(reported)
+        if (missing or extra) and any("/" in key for key in held):  # without any observation, that was reported
+            value = f"without {sorted(missing)}, with {sorted(extra)}"
+            findings.add("keys-differ", file, group, value, "the arrays that most episodes have")
+        for key, shape in held.items():
+            if shape is not None and shapes.get(key) not in (None, shape):
+                code, where = "picture-size" if len(shape) > 1 else "vector-length", f"{group}/{key}".lstrip("/")
+                findings.add(code, file, where, shape, f"{shapes[key]}, as most episodes have")
 
 
 def _ends(count: int) -> list[int]:

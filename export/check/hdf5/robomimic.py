@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +19,13 @@ from export.check.hdf5.aloha import aloha_episodes
 from export.check.hdf5.arrays import (
     DAMAGE,
     ROWS_AT_ONCE,
+    Shape,
     array_at,
     arrays,
     check_finite,
     check_links,
     check_pictures,
+    compare_with_majority,
     group_at,
     keys_of,
     open_hdf5,
@@ -55,7 +56,7 @@ class Demo:
     """
 
     num_samples: int | None
-    shapes: dict[str, tuple[int, ...]]
+    shapes: dict[str, Shape]
 
 
 def robomimic_file(path: Path) -> Path | None:
@@ -105,7 +106,7 @@ def check_robomimic(dataset: Path, fast: bool, num_workers: int | None, findings
     counted = sum(demo.num_samples or 0 for demo in demos.values())
     if len(demos) == len(keys) and whole(total) != counted:
         findings.add("hdf5-total", path.name, "data, total", total, f"{counted}, as counted")
-    _check_alike(path.name, demos, findings)
+    compare_with_majority({(path.name, key): demo.shapes for key, demo in demos.items()}, ("actions",), findings)
 
 
 def _check_demos(processes: Workers, keys: list[str], findings: Findings) -> dict[str, Demo]:
@@ -121,10 +122,12 @@ def check_demos(check: RobomimicCheck, keys: list[str]) -> tuple[Findings, dict[
     """Check a few demos in a worker process."""
     findings, demos, name = Findings(), {}, check.path.name
     with h5py.File(check.path, "r") as file:
+        data = group_at(file, "data")
+        assert data is not None, "check_robomimic found it"
         for key in keys:
             try:
-                demo = file["data"][key]
-                demos[key] = _check_demo(name, key, demo, check.fast, findings)
+                if (demo := group_at(data, key)) is not None:
+                    demos[key] = _check_demo(name, key, demo, check.fast, findings)
             except DAMAGE as error:
                 findings.add("unreadable-file", name, key, f"{type(error).__name__}: {error}", "readable arrays")
     return findings, demos
@@ -155,7 +158,7 @@ def _check_demo(name: str, key: str, demo: h5py.Group, fast: bool, findings: Fin
         findings.add("vector-length", name, f"{key}/actions", actions.shape, "(N, A)")
     num_rows = num_samples if num_actions is None else num_actions
     found = [(where, array) for where, array in arrays(demo) if not where.startswith(NOT_PER_SAMPLE)]
-    shapes = {}
+    shapes: dict[str, Shape] = {}
     for where, array in found:
         if array.ndim == 0 or (num_rows is not None and len(array) != num_rows):
             findings.add("row-count", name, f"{key}/{where}", f"shape {array.shape}", f"{num_rows} rows")
@@ -180,25 +183,6 @@ def _check_range(name: str, where: str, actions: h5py.Dataset, findings: Finding
             row = int(np.argmax(size_N))
             findings.add("action-range", name, f"{where}, row {begin + row}", f"{size_N[row]:g}", "within -1 and 1")
             return
-
-
-def _check_alike(name: str, demos: dict[str, Demo], findings: Findings) -> None:
-    """Compare each demo's keys and shapes with the majority."""
-    if not demos:
-        return
-    usual_keys = Counter(frozenset(demo.shapes) for demo in demos.values()).most_common(1)[0][0]
-    usual = {
-        where: Counter(demo.shapes.get(where) for demo in demos.values()).most_common(1)[0][0] for where in usual_keys
-    }
-    for key, demo in demos.items():
-        lacking, spare = usual_keys - set(demo.shapes) - {"actions"}, set(demo.shapes) - usual_keys - {"actions"}
-        if (lacking or spare) and any(where.startswith("obs/") for where in demo.shapes):
-            value = f"without {sorted(lacking)}, with {sorted(spare)}"
-            findings.add("keys-differ", name, key, value, "the observations that most demos have")
-        for where, shape in demo.shapes.items():
-            if usual.get(where) not in (None, shape):
-                code = "picture-size" if len(shape) == 3 else "vector-length"
-                findings.add(code, name, f"{key}/{where}", shape, f"{usual[where]}, as most demos have")
 
 
 def _check_masks(name: str, file: h5py.File, demos: set[str], findings: Findings) -> None:
