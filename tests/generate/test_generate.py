@@ -30,6 +30,7 @@ from dreamgen.run.jobs import read_jobs, write_jobs
 from dreamgen.run.journal import Journal, read_journal
 from dreamgen.run.records import Job, JournalRecord, job_id
 from dreamgen.run.run_folder import RunFolder
+from tests.fixtures.local_ray import start_ray
 from tests.fixtures.world import (
     HEIGHT,
     NUM_FRAMES,
@@ -88,7 +89,7 @@ def at(generator: ClipGenerator, run: RunFolder) -> ClipGenerator:
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+    start_ray(3)
     yield
     ray.shutdown()
 

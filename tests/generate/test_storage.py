@@ -20,6 +20,7 @@ from dreamgen.run.journal import read_journal
 from dreamgen.run.run_folder import RunFolder
 from dreamgen.run.store import Store
 from dreamgen.status import status
+from tests.fixtures.local_ray import start_ray
 from tests.fixtures.s3 import CREDENTIALS, s3_server
 from tests.fixtures.world import make_world, planned_run, tiny_settings, write_pairs
 
@@ -50,7 +51,7 @@ def bucket():
 
 @pytest.fixture(scope="module")
 def cluster(bucket):  # after the credentials, which its workers inherit
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+    start_ray(2)
     yield
     ray.shutdown()
 
