@@ -3,6 +3,10 @@
 import dataclasses
 import importlib
 import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +17,7 @@ from dreamgen.config.settings import Settings
 from dreamgen.errors import UserError
 from dreamgen.stages import CLIP_STAGES, COMMANDS, PIPELINE, STAGES
 
+ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = {field.name for field in dataclasses.fields(Settings)}
 
 
@@ -86,3 +91,18 @@ def test_a_setting_without_a_value_gets_the_nearest_name(capsys):
     assert "did you mean --dry_run?" in capsys.readouterr().err
     assert main(["plan", "--num_seeds"]) == 2
     assert "--num_seeds has no value" in capsys.readouterr().err
+
+
+def test_an_extension_that_cannot_be_imported_is_named_without_a_traceback(tmp_path):
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[dreamgen.scores]\nsharpness = no_such_module:SCORE\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", "dreamgen", "curate", "--help"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "sharpness cannot be imported from no_such_module:SCORE" in done.stderr
+    assert "Traceback" not in done.stderr
