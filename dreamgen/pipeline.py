@@ -46,7 +46,7 @@ def run_stage(name: str, settings: Settings, resume: bool = False, dry_run: bool
     # A stage may run again with other settings of its own; those that earlier stages used must stay.
     sections = [first.section] if first is not None and first.section else []
     run.check_unchanged(settings, sections, but=_not_of(first.name) if first else ())
-    if resume and stage.keeps_output and stage.is_done(run):
+    if resume and stage.keeps_output and stage.output is not None and stage.is_done(run):
         return [*results, StageResult(name, {name: stage.output(run)}, {}, ["done before, kept"])]
     results.append(stage.call(settings, resume=resume))
     run.record(settings, [stage.section] if stage.section else [])
@@ -104,12 +104,12 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
 
 
 def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume: bool) -> None:
-    """Find out now what a stage would refuse hours later.
+    """Check before the first stage what a later stage would refuse.
 
     Raises:
-        UserError: listing what stands in the way.
+        UserError: listing all problems.
     """
-    from dreamgen.models.cosmos_predict25.safety import require_safety_checker
+    from dreamgen.models.world_model import check_size, model_type
     from export.stage import check_export
 
     begun = run.settings_file.exists() or bool(done)
@@ -121,21 +121,24 @@ def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume:
         )
     run.check_unchanged(settings, _sections(done))
     problems, given = Problems(), settings.plan.first_frames
-    for check, value in (
-        (require_safety_checker, settings.model.safety_checker),
-        (check_export, settings),
+    for check in (
+        lambda: model_type(settings.model).load_class().check_requirements(settings.model),
+        lambda: check_size(settings),
+        lambda: check_export(settings),
     ):
         try:
-            check(value)
+            check()
         except UserError as error:
             problems.errors.append(error)
-    if not run.train.exists() and settings.demos is None:
+    if run.train.exists():
+        pass  # the demonstrations were read
+    elif settings.demos is None:
         problems.add("no demonstrations given", next_step="add --demos FOLDER")
-    elif not run.train.exists() and not Path(settings.demos).exists() and settings.demos.count("/") != 1:
+    elif not Path(settings.demos).exists() and settings.demos.count("/") != 1:
         problems.add("demonstrations: folder does not exist", actual=settings.demos, next_step="check the path")
     if settings.model.device.startswith("cuda:"):
         problems.add(
-            "generate takes its GPUs from Ray, which numbers them itself", actual=settings.model.device,
+            "Ray assigns the GPUs of generate, so a run cannot choose one by number", actual=settings.model.device,
             allowed="auto, cpu, cuda", next_step="choose the GPU with CUDA_VISIBLE_DEVICES",
         )  # fmt: skip
     if given is not None and not Path(given).exists():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from dreamgen.run.records import AcceptedClip, Job
+from dreamgen.run.records import AcceptedClip, Job, stored_name
 
 GENERATED, REAL = "dreamed", "real"  # as provenance has them on disk
 NOT_PROVENANCE = {"clip_id", "height", "width", "num_frames", "fps", "codec", "crf", "gop"}  # the video has them
@@ -65,7 +65,7 @@ def generated_clips(clips: Iterable[AcceptedClip]) -> Iterator[Clip]:
     from_job = [f.name for f in fields(Job) if f.name not in NOT_PROVENANCE]
     for clip in clips:
         job = clip.job
-        origin = {name: getattr(job, name) for name in from_job}
+        origin = {stored_name(name): getattr(job, name) for name in from_job}
         origin |= {"safety_checker": clip.safety_checker, "scores": clip.scores}
         yield Clip(
             job.clip_id, job.instruction, job.fps, (clip.video,), clip.num_frames, clip.label,

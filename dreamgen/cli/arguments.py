@@ -1,4 +1,4 @@
-"""The words after a command -> settings, switches and paths."""
+"""Parse the words after a command into settings, switches and paths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dreamgen.stages import Stage
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the user typed after a command.
+    """Parsed words after a command.
 
     Args:
         settings: Settings of the command line, the preset, and the run folder.

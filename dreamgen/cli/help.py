@@ -73,14 +73,14 @@ def _settings_of(stage: Stage) -> tuple[list[tuple[str, Setting]], list[tuple[st
 
 def _default_and_bounds(setting: Setting) -> str:
     default = setting.default
-    shown = (
-        ", ".join(default)
-        if isinstance(default, list)
-        else str(default).lower()
-        if isinstance(default, bool)
-        else default
-    )
-    parts = [f"default: {shown}"] if shown not in (None, "", {}) else []
+    shown = "" if default in (None, "", {}) else str(default)
+    if isinstance(default, list):
+        shown = ", ".join(default)
+    elif isinstance(default, bool):
+        shown = shown.lower()
+    elif isinstance(default, float):
+        shown = f"{default:.4g}"
+    parts = [f"default: {shown}"] if shown else []
     parts += [bounds] if (bounds := setting.option.bounds()) else []
     parts += [f"choices: {', '.join(map(str, setting.choices))}"] if setting.choices else []
     return f"({'; '.join(parts)})" if parts else ""

@@ -1,4 +1,4 @@
-"""The words after a command's name -> nested plain values and switches."""
+"""Parse the words after a command into nested plain values and switches."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def read_tokens(
     """Read tokens into values nested as `Settings` is.
 
     Args:
-        tokens: What follows the command's name: `--key=value` or `--key value`.
+        tokens: Words after the command: `--key=value` or `--key value`.
         stage: The section whose settings may be named without it; None for commands that run all stages.
-        flags: Names of the command's own switches.
+        flags: Names of the command's switches.
 
     Returns:
         The values that were given, and `config_path`; for each flag, whether it was given.
 
     Raises:
-        UserError: for a word that is no setting, a switch of another command, or a setting without its value.
+        UserError: for an unexpected word, a switch of another command, or a setting without its value.
     """
     given: dict[str, Any] = {}
     switches = dict.fromkeys(flags, False)
@@ -42,7 +42,7 @@ def read_tokens(
             switches[path] = True
             if not has_value and (not queue or queue[0].startswith("--")):
                 continue
-            path = "finetune.resume_from"  # `--resume latest`: with a value it insists on that checkpoint
+            path = "finetune.resume_from"  # `--resume latest`: with a value it requires that checkpoint
         elif path in switches and not has_value:
             switches[path] = True
             continue

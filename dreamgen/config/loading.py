@@ -1,10 +1,10 @@
-"""From command line and YAML to `Settings`: command line over --config_path over the run's run.yaml over defaults."""
+"""Load `Settings`: the command line overrides --config_path, which overrides run.yaml of the run, then defaults."""
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,12 +26,12 @@ SHARED = ("seed", "prompt_prefix", "model", "video")  # what all stages depend o
 def parse_settings(
     tokens: Sequence[str], stage: str | None, flags: Sequence[str] = ()
 ) -> tuple[Settings, dict[str, bool]]:
-    """Read settings from command-line tokens, with `--lora.rank=16` short for `--finetune.lora.rank=16` in its stage.
+    """Parse command-line tokens; in its own stage, `--lora.rank=16` is short for `--finetune.lora.rank=16`.
 
     Args:
-        tokens: What follows the command's name: `--key=value`, `--key value`, `--config_path FILE`.
+        tokens: Words after the command: `--key=value`, `--key value`, `--config_path FILE`.
         stage: The section whose settings may be named without it; None for commands that run all stages.
-        flags: Names of the command's own switches, such as `resume`; they take no value.
+        flags: Names of the command's switches, such as `resume`; they take no value.
 
     Returns:
         The settings and, for each flag, whether it was given.
@@ -75,10 +75,10 @@ def recorded_settings(out: str) -> dict[str, Any] | None:
 
 
 def settings_from_dict(values: dict[str, Any]) -> Settings:
-    """Decode and check nested plain values.
+    """Decode and check nested plain values, and report all problems of a kind together.
 
     Raises:
-        UserError: naming every unknown key with its closest match, or the value that does not fit.
+        UserError: naming every unknown setting with its closest match, or every value that is not allowed.
     """
     problems, known = Problems(), all_settings()
     for path in _paths_of(values, known):
@@ -102,7 +102,7 @@ def _decode(cls: type, values: Any, prefix: str, problems: Problems) -> Any:
     for field in dataclasses.fields(cls):
         path, setting = prefix + field.name, all_settings().get(prefix + field.name)
         value = values.get(field.name)
-        if field.name not in values or (setting is None and value is None):  # a YAML section without a line in it
+        if field.name not in values or (setting is None and value is None):  # an empty YAML section
             continue
         if setting is not None:
             try:
@@ -110,7 +110,7 @@ def _decode(cls: type, values: Any, prefix: str, problems: Problems) -> Any:
             except UserError as error:
                 problems.errors.append(error)
         elif isinstance(value, dict):
-            decoded[field.name] = _decode(cast(Callable, field.default_factory), value, path + ".", problems)
+            decoded[field.name] = _decode(cast(type, field.default_factory), value, path + ".", problems)
         else:
             problems.add(f"a setting has the wrong type: {path}", actual=value, allowed="a group of settings",
                          next_step=f"--{path}.NAME=value")  # fmt: skip

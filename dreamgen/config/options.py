@@ -1,4 +1,4 @@
-"""What a setting declares beside its default: help, bounds, choices, and what a change of it affects."""
+"""Declarations of settings: default, help, bounds, choices, scope, and what a change invalidates."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ class Option:
         gt: Value that must be exceeded.
         le: Largest value that is allowed.
         lt: Value that must not be reached.
-        multiple_of: What the value is a multiple of, after `remainder` is taken away.
-        remainder: See `multiple_of`.
+        multiple_of: What the value is a multiple of.
         choices: Returns the names that are allowed; for names that extensions register. A `Literal` type needs none.
         parse: Raises UserError for a text that cannot be read.
         scope: "run": part of what the run makes, and the same in all of its stages. "machine": where and how the work
@@ -38,7 +37,6 @@ class Option:
     le: float | None = None
     lt: float | None = None
     multiple_of: int | None = None
-    remainder: int = 0
     choices: Callable[[], Sequence[str]] | None = None
     parse: Callable[[str], object] | None = None
     scope: Scope = "run"
@@ -56,13 +54,14 @@ class Option:
         """
         if self.choices is not None:
             known = self.choices()
-            for name in value if isinstance(value, list) else [value]:
+            names: list[Any] = value if isinstance(value, list) else [value]
+            for name in names:
                 if name is not None and name not in known:
                     near = closest_match(str(name), known)
                     return UserError(f"{path} names something that does not exist", actual=name,
                                      allowed=", ".join(known) or "nothing: no package that adds one is installed",
                                      next_step=f"did you mean {near}?" if near else None)  # fmt: skip
-        if self.parse is not None and value is not None:
+        if self.parse is not None and isinstance(value, str):
             try:
                 self.parse(value)
             except UserError as error:
@@ -77,10 +76,8 @@ class Option:
         if self.multiple_of is None:
             what = f"{path} is too {'small' if too_small else 'large'}" if too_small or too_large else None
             return UserError(what, actual=value, allowed=self.bounds()) if what else None
-        if too_small or too_large or value % self.multiple_of != self.remainder:
-            steps = (value - self.remainder) / self.multiple_of
-            near = (round(steps) if self.remainder == 0 else math.floor(steps)) * self.multiple_of + self.remainder
-            near = max(near, math.ceil(self.ge or near))
+        if too_small or too_large or value % self.multiple_of:
+            near = max(round(value / self.multiple_of) * self.multiple_of, math.ceil(self.ge or 0))
             return UserError(f"{path} does not fit", actual=value, allowed=self.bounds(), next_step=f"--{path}={near}")
         return None
 
@@ -88,8 +85,7 @@ class Option:
         """Return the bounds in words, such as `at least 1`; empty where there are none."""
         parts = []
         if self.multiple_of is not None:
-            parts.append(f"{self.multiple_of}k + {self.remainder}" if self.remainder else
-                         "even" if self.multiple_of == 2 else f"divisible by {self.multiple_of}")  # fmt: skip
+            parts.append("even" if self.multiple_of == 2 else f"divisible by {self.multiple_of}")
         if self.ge is not None and self.le is not None:
             return ", ".join([*parts, f"{_short(self.ge)} to {_short(self.le)}"])
         for value, words in ((self.ge, "at least"), (self.gt, "above"), (self.le, "at most"), (self.lt, "below")):

@@ -1,4 +1,4 @@
-"""Which values of the right type can work: each setting's own bounds, and what depends on two settings."""
+"""Check values of the right type: each setting by its own bounds, then what depends on two settings."""
 
 from __future__ import annotations
 

@@ -41,9 +41,15 @@ class ModelSettings:
 class VideoSettings:
     """The shape of every clip, prepared or generated, and how it is encoded (once)."""
 
-    height: int = option(432, "height of a clip in pixels", ge=16, multiple_of=16, invalidates=("finetune",))
-    width: int = option(768, "width of a clip in pixels", ge=16, multiple_of=16, invalidates=("finetune",))
-    num_frames: int = option(93, "frames per clip", ge=5, multiple_of=4, remainder=1, invalidates=("finetune",))
+    height: int = option(
+        432,
+        "height of a clip in pixels; the world model may allow fewer sizes",
+        ge=2,
+        multiple_of=2,
+        invalidates=("finetune",),
+    )
+    width: int = option(768, "width of a clip in pixels; likewise", ge=2, multiple_of=2, invalidates=("finetune",))
+    num_frames: int = option(93, "frames per clip; likewise", ge=2, invalidates=("finetune",))
     fps: int = option(16, "frames per second that the model was trained at", ge=1, invalidates=("finetune",))
     codec: Literal["h264", "av1"] = option("h264", "codec of every written mp4; datasets copy the stream")
     crf: int = option(18, "constant rate factor: lower is better and larger", ge=0, le=MAX_CRF, invalidates=("export",))
@@ -256,7 +262,7 @@ else:
 
 @dataclass(frozen=True)
 class Hdf5Settings:
-    """How the HDF5 formats, robomimic and aloha, hold images and lengths."""
+    """Images and lengths in the HDF5 formats, robomimic and aloha."""
 
     compression: Literal["lzf", "gzip", "none"] = option(
         "lzf", "compression of images, one frame per chunk: none reads fastest, gzip is smallest, lzf needs h5py"

@@ -13,8 +13,7 @@ from dreamgen.errors import UserError
 from dreamgen.run.records import Job
 from dreamgen.run.run_folder import RunFolder
 
-# Frames that a clip begins with, by `plan.condition`: one latent frame is one frame, the next holds four more.
-NUM_CONDITIONING_FRAMES = {"image": 1, "video": 5, "text": 0}
+NUM_STORED_FRAMES = 5  # that prepare keeps of each demonstration: a clip that goes on from a video begins with five
 
 
 def read_conditioning_frames(run: RunFolder, job: Job) -> np.ndarray | None:
@@ -38,4 +37,4 @@ def read_conditioning_frames(run: RunFolder, job: Job) -> np.ndarray | None:
             allowed=job.first_frame_sha256[:12],
             next_step=f"dreamgen plan --out {run} writes it anew",
         )
-    return stacked_HWC.reshape(job.num_given_frames, job.height, job.width, 3)
+    return stacked_HWC.reshape(job.num_conditioning_frames, job.height, job.width, 3)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from dreamgen.config.settings import Settings
 from dreamgen.data.clip_context import ClipContext
 from dreamgen.errors import UserError
-from dreamgen.models.cosmos_predict25.loading import resolve_device
+from dreamgen.models.devices import resolve_device
 from dreamgen.models.idm.model import WEIGHTS_NAME, InverseDynamics
 from dreamgen.progress import log
 from dreamgen.run.clip_pass import process_clips

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from dreamgen.config.settings import Settings
-from dreamgen.data.conditioning_frames import NUM_CONDITIONING_FRAMES
 from dreamgen.data.video import fit_frame, frame_sha256, iter_frames, read_image, write_png
 from dreamgen.data.views import View, places_told, short_name, tile
 from dreamgen.errors import UserError
+from dreamgen.models.world_model import model_type
 from dreamgen.run.run_folder import RunFolder
 
 CAMERA = "{camera}"  # in a file name, stands for each camera's name
@@ -65,7 +65,7 @@ def of_camera(file: Path, view: View) -> Path:
 
 
 def _read_frames(file: Path, settings: Settings, num_stacked: int) -> list[np.ndarray]:
-    num = NUM_CONDITIONING_FRAMES[settings.plan.condition]
+    num = model_type(settings.model).num_conditioning_frames[settings.plan.condition]
     if file.suffix.lower() in IMAGE_SUFFIXES:
         stacked_HWC = read_image(file)
         if len(stacked_HWC) % num_stacked:

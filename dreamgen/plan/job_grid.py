@@ -16,16 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from diffusers.pipelines.cosmos.pipeline_cosmos2_5_predict import DEFAULT_NEGATIVE_PROMPT
 
-from dreamgen.config.settings import Settings
-from dreamgen.data.conditioning_frames import NUM_CONDITIONING_FRAMES
-from dreamgen.models.adapter_choice import AdapterChoice
-from dreamgen.models.cosmos_predict25.loading import WorldModelSource
-from dreamgen.models.cosmos_predict25.step_skipping import level_step_skipping
 from dreamgen.run.jobs import job_schema
-from dreamgen.run.records import NOT_IN_JOB_ID
-from dreamgen.run.run_folder import RunFolder
+from dreamgen.run.records import NOT_IN_JOB_ID, stored_name
 
 CONDITIONINGS_A_BATCH = 2**14
 CONDITIONING_SCHEMA = pa.schema(
@@ -84,36 +77,6 @@ def spool_conditionings(conditionings: Iterable[Conditioning], file: Path) -> Co
     return Conditionings(file)
 
 
-def common_values(
-    settings: Settings, model: WorldModelSource, adapter: AdapterChoice | None, run: RunFolder
-) -> dict[str, Any]:
-    """Return the fields of `Job` that are equal in all jobs of one plan, by name."""
-    video, plan, negative = settings.video, settings.plan, settings.plan.negative_prompt
-    return {
-        "num_given_frames": NUM_CONDITIONING_FRAMES[plan.condition],
-        "negative_prompt": DEFAULT_NEGATIVE_PROMPT if negative is None else negative,
-        "height": video.height,
-        "width": video.width,
-        # A single chunk has no overlap, so its id must not depend on the setting.
-        "num_frames": plan.num_chunks * video.num_frames - (plan.num_chunks - 1) * plan.chunk_overlap,
-        "num_chunks": plan.num_chunks,
-        "chunk_overlap": plan.chunk_overlap if plan.num_chunks > 1 else 0,
-        "fps": video.fps,
-        "num_inference_steps": plan.num_inference_steps,
-        "guidance_scale": float(plan.guidance_scale),
-        "level": plan.level,
-        "shortcuts": level_step_skipping(plan.level, plan.fp8).to_json(),
-        "model": model.name,
-        "model_sha256": model.sha256,
-        "adapter": adapter and adapter.text(run),
-        "adapter_sha256": adapter and adapter.sha256,
-        "dtype": settings.model.dtype,
-        "codec": video.codec,
-        "crf": video.crf,
-        "gop": video.gop,
-    }
-
-
 @dataclass(frozen=True)
 class JobGrid:
     """All jobs of the settings: every conditioning with its first seed, then every one with its second, and so on.
@@ -122,7 +85,7 @@ class JobGrid:
         conditionings: First frames with instructions.
         num_seeds: Clips of each conditioning.
         prefix: Put before each instruction.
-        common: From `common_values`.
+        common: Values that are equal in all jobs, by field of `Job`, from `job_values`.
     """
 
     conditionings: Conditionings
@@ -142,7 +105,7 @@ class JobGrid:
             ids: From `ids`.
             keep_N: bool, one a job.
         """
-        begin = 0
+        begin, common = 0, self._stored_common()
         for table in self._varying():
             kept = keep_N[begin : begin + len(table)]
             table = table.append_column("clip_id", ids.slice(begin, len(table))).filter(pa.array(kept))
@@ -150,10 +113,13 @@ class JobGrid:
             columns = [
                 table[field.name]
                 if field.name in table.column_names
-                else pa.repeat(pa.scalar(self.common[field.name], field.type), len(table))
+                else pa.repeat(pa.scalar(common[field.name], field.type), len(table))
                 for field in job_schema()
             ]
             yield pa.table(columns, schema=job_schema())
+
+    def _stored_common(self) -> dict[str, Any]:
+        return {stored_name(name): value for name, value in self.common.items()}
 
     def _varying(self) -> Iterator[pa.Table]:
         """Yield the columns that differ between jobs."""
@@ -166,7 +132,7 @@ class JobGrid:
 
     def _ids_of(self, table: pa.Table) -> pa.Array:
         varying = [name for name in table.column_names if name not in NOT_IN_JOB_ID]
-        pieces, names = _canonical_pieces(self.common, varying)
+        pieces, names = _canonical_pieces(self._stored_common(), varying)
         texts = [[_json(value) for value in table[name].to_pylist()] for name in names]
         ids = []
         for values in zip(*texts, strict=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamgen.config.settings import Settings
-from dreamgen.data.conditioning_frames import NUM_CONDITIONING_FRAMES
+from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
 from dreamgen.data.views import View, check_views, places_told, short_name
 from dreamgen.errors import UserError, closest_match
 from dreamgen.plan.first_frames import CAMERA, IMAGE_SUFFIXES, VIDEO_SUFFIXES, of_camera
@@ -21,7 +21,6 @@ from dreamgen.run.files import existing_folder, inside, read_json
 from dreamgen.run.records import RobotFeatures
 from dreamgen.run.run_folder import RunFolder
 
-NUM_STACKED = max(NUM_CONDITIONING_FRAMES.values())  # frames in a PNG of train/first_frames
 IMAGE_COLUMNS = ("image", "first_frame", "video", "path")
 TEXT_COLUMNS = ("prompt", "instruction", "text")
 
@@ -206,7 +205,7 @@ def training_rows(folder: Path) -> FrameRows:
                 raise UserError(f"{table}, line {number}: no such video", actual=name or "an empty file_name")
             text = values.get("instruction") or values.get("prompt")
             lossless = inside(folder, Path("first_frames") / f"{file.stem}.png", f"{table}, line {number}")
-            frames, num_stacked = (lossless, NUM_STACKED) if is_ours and lossless.is_file() else (file, 1)
+            frames, num_stacked = (lossless, NUM_STORED_FRAMES) if is_ours and lossless.is_file() else (file, 1)
             rows.append(FrameRow(frames, text, None, f"{folder / relative}, first frame", num_stacked))
             num_usable, num_encoded = num_usable + 1, num_encoded + (frames is file)
         except UserError as error:

@@ -18,10 +18,11 @@ from dreamgen.config.settings import Settings
 from dreamgen.data.prompts import bare_instruction
 from dreamgen.data.video import write_video
 from dreamgen.errors import Problems, UserError
-from dreamgen.models.adapter_choice import AdapterChoice, check_choice_fits, choose_adapter
-from dreamgen.models.cosmos_predict25.loading import WorldModelSource, empty_transformer, resolve_world_model
+from dreamgen.models.adapter_choice import AdapterChoice, choose_adapter
+from dreamgen.models.generation_request import job_values
+from dreamgen.models.world_model import WorldModelSource, check_size, model_type_name, resolve_world_model
 from dreamgen.plan.first_frames import fitted_frames, store_frames
-from dreamgen.plan.job_grid import Conditioning, JobGrid, common_values, first_of_each, spool_conditionings
+from dreamgen.plan.job_grid import Conditioning, JobGrid, first_of_each, spool_conditionings
 from dreamgen.plan.sources import FrameRow, FrameRows, find_rows
 from dreamgen.progress import log
 from dreamgen.run.jobs import iter_job_tables, job_columns, write_job_tables
@@ -48,6 +49,7 @@ def plan(settings: Settings, dry_run: bool = False) -> StageResult:
         UserError: if the source or the model cannot be used, or no row is usable.
     """
     run = RunFolder.of(settings, may_be_remote=True)
+    check_size(settings)
     _check_can_plan(settings)
     run.fetch(run.jobs, anew=True)
     run.fetch_folder(run.adapter)
@@ -56,7 +58,7 @@ def plan(settings: Settings, dry_run: bool = False) -> StageResult:
     model = _model_of(settings, run, dry_run)
     adapter = choose_adapter(settings.plan.adapter, run)
     if adapter is not None and model.sha256 != NOT_BUILT:
-        check_choice_fits(empty_transformer(model), adapter)  # or jobs would stay that no model can make
+        model.load_class().check_adapters(model, adapter.folders)  # jobs for one that does not fit would stay
     with tempfile.TemporaryDirectory() as folder:
         counts, target = PlanCounts(), None if dry_run else run
         conditionings = spool_conditionings(
@@ -64,7 +66,7 @@ def plan(settings: Settings, dry_run: bool = False) -> StageResult:
         )
         if not counts.num_conditionings:
             _raise_nothing_usable(counts, settings.plan.first_frames or str(run.train))
-        common = common_values(settings, model, adapter, run)
+        common = job_values(settings, model, adapter, run)
         grid = JobGrid(conditionings, settings.plan.num_seeds, settings.prompt_prefix, common)
         ids = grid.ids()
         is_first, is_new, metrics, num_kept = _compare(run, ids)
@@ -231,7 +233,8 @@ def _raise_nothing_usable(counts: PlanCounts, source: str) -> NoReturn:
 
 def _model_of(settings: Settings, run: RunFolder, dry_run: bool) -> WorldModelSource:
     if dry_run and settings.model.path == "mini" and not run.model.exists():
-        return WorldModelSource("mini", str(run.model), None, NOT_BUILT)  # building it would write
+        # Building it would write.
+        return WorldModelSource("mini", str(run.model), None, NOT_BUILT, model_type_name(settings.model))
     return resolve_world_model(settings.model, run)
 
 

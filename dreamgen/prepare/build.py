@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from dreamgen.config.settings import Settings
-from dreamgen.data.conditioning_frames import NUM_CONDITIONING_FRAMES
+from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
 from dreamgen.data.frames import FrameReader
 from dreamgen.data.trajectory import write_trajectory
 from dreamgen.data.video import fit_frame, write_png, write_video
@@ -168,7 +168,7 @@ def _write_pictures(
 
 def _with_first_frames(pictures: Iterator[np.ndarray], path: Path) -> Iterator[np.ndarray]:
     """Pass pictures on, and write the first of them stacked below one another: a clip can begin with one or all."""
-    first = list(itertools.islice(pictures, max(NUM_CONDITIONING_FRAMES.values())))
+    first = list(itertools.islice(pictures, NUM_STORED_FRAMES))
     if first:
         write_png(path, np.concatenate(first))
     return itertools.chain(first, pictures)

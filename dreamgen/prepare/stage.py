@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dreamgen.config.settings import Settings
-from dreamgen.data.conditioning_frames import NUM_CONDITIONING_FRAMES
+from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
 from dreamgen.data.frames import FrameReader
 from dreamgen.data.views import tiled_views
 from dreamgen.errors import UserError
+from dreamgen.models.world_model import check_size
 from dreamgen.prepare.build import ClipRow, build_clip, row_of, write_tables
 from dreamgen.prepare.detect import open_source
 from dreamgen.prepare.sources.source import Source
@@ -92,7 +93,7 @@ def inspect(settings: Settings) -> StageResult:
     rows = [row_of(clip) for clip in surveyed]
     metrics = _statistics(rows, settings)
     kept = [row for row in rows if row.status != "refused"]
-    num_first_frames = len(kept) * max(NUM_CONDITIONING_FRAMES.values())
+    num_first_frames = len(kept) * NUM_STORED_FRAMES
     bytes_per_pixel = metrics["frames"] * VIDEO_BYTES_PER_PIXEL + num_first_frames * PNG_BYTES_PER_PIXEL
     num_bytes = settings.video.height * settings.video.width * bytes_per_pixel
     prompts = [f"prompt of {row.name}: {settings.prompt_prefix}{row.instruction}" for row in kept[:NUM_SAMPLES]]
@@ -101,6 +102,7 @@ def inspect(settings: Settings) -> StageResult:
 
 
 def _open(settings: Settings, may_download: bool) -> Source:
+    check_size(settings)
     if not settings.demos:
         raise UserError("no demonstrations given", next_step="add --demos FOLDER")
     source = open_source(settings.demos, settings.prepare, settings.prompt_prefix, may_download)

@@ -7,6 +7,7 @@ from dreamgen.config.loading import configs_folder, parse_settings, settings_fro
 from dreamgen.config.paths import all_settings, get_path
 from dreamgen.config.settings import Settings
 from dreamgen.errors import UserError
+from dreamgen.models.world_model import check_size
 from dreamgen.run.run_folder import RunFolder
 
 
@@ -48,8 +49,8 @@ def test_unknown_key_is_refused_with_the_closest_match(tokens, named, nearest):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"video": {"height": 100}}, "--video.height=96"),
-        ({"video": {"num_frames": 32}}, "--video.num_frames=29"),
+        ({"video": {"height": 101}}, "--video.height=100"),
+        ({"video": {"num_frames": 1}}, "at least 2"),
         ({"finetune": {"num_steps": "many"}}, "num_steps"),
         ({"finetune": {"method": "qlora"}}, "method"),
         ({"export": {"formats": ["lerobot-v9"]}}, "lerobot-v9"),
@@ -84,6 +85,16 @@ def test_unknown_key_is_refused_with_the_closest_match(tokens, named, nearest):
 def test_values_that_cannot_work_are_refused(values, message):
     with pytest.raises(UserError) as caught:
         settings_from_dict(values)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("video", "message"), [({"height": 100}, "--video.height=96"), ({"num_frames": 32}, "--video.num_frames=29")]
+)
+def test_sizes_that_the_world_model_cannot_generate_are_refused(video, message):
+    settings = settings_from_dict({"video": video, "model": {"path": "mini"}})
+    with pytest.raises(UserError) as caught:
+        check_size(settings)
     assert message in str(caught.value)
 
 

@@ -30,6 +30,7 @@ from export.spec import dataset_spec
 from export.staging import STAGING_FOLDER
 from export.validation import validate_clips
 from export.workers import Workers
+from tests.fixtures.local_ray import start_ray
 from tests.fixtures.runs import CAMERA, make_run, random_vectors, run_settings, write_label
 
 LENGTHS = (5, 9, 13, 17)
@@ -218,7 +219,7 @@ def ray_running():
     """Ray with two cores."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+    start_ray(2)
     yield
     ray.shutdown()
 

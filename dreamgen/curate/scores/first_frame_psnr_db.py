@@ -50,5 +50,5 @@ SCORE = Score(
     rejection="first frame differs: PSNR {value:.1f} dB < {limit:g} dB",
     missing="first frame differs: it has another size than the asked one",
     measure=_measure,
-    applies=lambda job: job.first_frame_sha256 is not None,
+    applies=lambda job: job.num_conditioning_frames > 0,
 )

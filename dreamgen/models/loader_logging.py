@@ -1,4 +1,4 @@
-"""Keeping the loaders of diffusers and transformers quiet: a run has one voice, and errors still come as exceptions."""
+"""Silencing the loaders of diffusers and transformers; their errors are raised as exceptions all the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import transformers.utils.logging as transformers_logging
 
 @contextmanager
 def quiet_loaders() -> Iterator[None]:
-    """Silence progress bars, advice and deprecations of both libraries while the body runs; then as before."""
+    """Silence progress bars, advice and deprecation warnings of both libraries while the body runs."""
     libraries = (diffusers_logging, transformers_logging)
     before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:
@@ -20,7 +20,7 @@ def quiet_loaders() -> Iterator[None]:
         library.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            # `torch_dtype` is on its way out in diffusers 0.42 and the only word that 0.39 knows.
+            # diffusers 0.42 deprecates `torch_dtype`, and 0.39 knows no other name.
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:

@@ -1,4 +1,4 @@
-"""DoRA's column norm in closed form, instead of building the dense update of every layer at every step.
+"""DoRA's column norm in closed form, without computing the dense update of every layer at every step.
 
 Axes: O output features, I input features, R rank.
 Sources: Liu et al. 2024, DoRA (arXiv 2402.09353), section 4.3 for the norm as a constant of the gradient. The closed
@@ -42,7 +42,7 @@ def column_norm(
     high_OR: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """Return the norm of each row of W + s B A without making that matrix.
+    """Return the norm of each row of W + s B A without computing that matrix.
 
     Args:
         weight_OI: Frozen weight, any float type.
@@ -62,13 +62,13 @@ def column_norm(
 
 
 def use_closed_form(transformer: CosmosTransformer3DModel) -> int:
-    """Let every DoRA layer of a transformer use the closed form.
+    """Make every DoRA layer of a transformer use the closed form.
 
     Args:
         transformer: With an adapter; layers with dropout or bias keep peft's own form.
 
     Returns:
-        How many layers changed.
+        Number of layers that changed.
     """
     num_changed = 0
     for module in transformer.modules():

@@ -1,7 +1,10 @@
-"""The transformer in numbers, from its configuration alone: its matrix products, parameters and tokens.
+"""The transformer's size, from its configuration alone: its linear layers, parameters, tokens and operations.
 
-Everything that is said before training (floating-point operations, memory, hours) is counted from here, so that no
-weight has to be loaded for it.
+All estimates before training (floating-point operations, memory, hours) are derived from here, so that no weights have
+to be loaded for them. Operations are those that the mathematics needs, so that MFU (Chowdhery et al. 2022, PaLM, arXiv
+2204.02311, appendix B) does not reward recomputation: a product of (m, k) and (k, n) is 2 m k n operations, once
+forward; backward once more for the gradient of its input and once for that of its weight, if these are needed (Kaplan
+et al. 2020, arXiv 2001.08361, section 2.1). Attention is two products forward and four backward.
 """
 
 from __future__ import annotations
@@ -15,12 +18,12 @@ from typing import Any, Literal
 from huggingface_hub import try_to_load_from_cache
 
 from dreamgen.config.loading import configs_folder, read_yaml
-from dreamgen.config.settings import ModelSettings, VideoSettings
-from dreamgen.data.timeline import num_latent_frames
+from dreamgen.config.settings import FinetuneSettings, ModelSettings, VideoSettings
+from dreamgen.models.cosmos_predict25.latents import latent_shape
+from dreamgen.models.cosmos_predict25.mini import transformer_config
 from dreamgen.run.files import read_json
 
 NUM_TEXT_TOKENS = 512  # the pipeline pads every prompt to this
-LATENT_CHANNELS, LATENT_STRIDE_PX = 16, 8  # of the Wan VAE, which every Cosmos Predict 2.5 model uses
 Rows = Literal["tokens", "text", "frames", "prompts"]
 
 
@@ -33,7 +36,7 @@ class Linear:
         num_in: Input features.
         num_out: Output features.
         num_layers: How many blocks have one.
-        rows: What it is applied to in a step; `prompts`: to a prompt once, before the training.
+        rows: What it is applied to in a step; `prompts`: once to each prompt, before the training.
         input_has_gradient: Whether the backward pass goes through its input.
     """
 
@@ -47,7 +50,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class TransformerSize:
-    """The numbers of a CosmosTransformer3DModel that its cost depends on."""
+    """The dimensions of a CosmosTransformer3DModel that its cost depends on."""
 
     num_layers: int
     num_heads: int
@@ -123,7 +126,7 @@ class TransformerSize:
 
     @property
     def num_projection_parameters(self) -> int:
-        """Weights of the text's projection, which stays frozen whatever is trained."""
+        """Weights of the text projection, which always stays frozen."""
         return (self.raw_text_features + 1) * self.text_features if self.raw_text_features is not None else 0
 
 
@@ -137,26 +140,55 @@ def adapted(layers: Sequence[Linear], target_modules: Sequence[str]) -> list[Lin
 
 
 def num_adapter_parameters(size: TransformerSize, rank: int, target_modules: Sequence[str], use_dora: bool) -> int:
-    """Count an adapter's weights: two factors a layer, and for DoRA a norm for each output."""
+    """Count an adapter's weights: two factors for each layer, and for DoRA a norm for each output."""
     layers = adapted(size.linears(), target_modules)
     return sum((rank * (at.num_in + at.num_out) + use_dora * at.num_out) * at.num_layers for at in layers)
 
 
-def latent_shape(video: VideoSettings) -> tuple[int, int, int, int]:
-    """Return a window's clean latent as channels, frames, height and width."""
-    size = (video.height // LATENT_STRIDE_PX, video.width // LATENT_STRIDE_PX)
-    return LATENT_CHANNELS, num_latent_frames(video.num_frames), *size
-
-
 def num_rows(size: TransformerSize, video: VideoSettings) -> dict[str, int]:
     """Count the rows that each kind of linear layer is applied to for one window: 31,104 tokens at 432x768x93."""
-    _, num_frames, height, width = latent_shape(video)
+    _, num_frames, height, width = latent_shape(video.num_frames, video.height, video.width)
     return {
         "tokens": num_frames * height * width // math.prod(size.patch_size),
         "text": NUM_TEXT_TOKENS,
         "frames": num_frames,
         "prompts": 0,
     }
+
+
+def forward_flops(size: TransformerSize, video: VideoSettings) -> float:
+    """Return the operations of one forward pass of the frozen transformer on one window with projected text."""
+    rows = num_rows(size, video)
+    return sum(_product(layer, rows[layer.rows]) for layer in size.linears()) + _attention(size, rows["tokens"])
+
+
+def training_flops(size: TransformerSize, video: VideoSettings, tune: FinetuneSettings) -> float:
+    """Return the operations of training on one window.
+
+    With an adapter the weights are frozen, so a linear layer costs one forward and one backward product instead of two,
+    and no backward product if nothing before it is trained (the text's keys and values, the timestep's modulation).
+    Each adapted layer adds its two thin products forward, the same for the gradients of their weights, and for those of
+    their inputs. DoRA's norms are omitted: they do not grow with the tokens.
+
+    Args:
+        size: Of the transformer.
+        video: The window.
+        tune: Method, rank and adapted layers.
+
+    Returns:
+        Operations, forward and backward.
+    """
+    rows, layers = num_rows(size, video), size.linears()
+    total = 3 * _attention(size, rows["tokens"])
+    for layer in layers:
+        num_products = 1 + layer.input_has_gradient + (tune.method == "full")
+        total += num_products * _product(layer, rows[layer.rows])
+    if tune.method != "full":
+        for layer in adapted(layers, tune.lora.target_modules):
+            num_in, num_out = layer.num_in, layer.num_out
+            features = 3 * num_out + (3 if layer.input_has_gradient else 2) * num_in
+            total += 2 * rows[layer.rows] * tune.lora.rank * features * layer.num_layers
+    return total
 
 
 def find_size(model: ModelSettings) -> TransformerSize | None:
@@ -166,15 +198,15 @@ def find_size(model: ModelSettings) -> TransformerSize | None:
         model: mini, a local folder or a hub id.
 
     Returns:
-        Its size: from the folder's or the hub cache's config.json, else from configs/models for a model of ours;
-        None for a hub model that is neither cached nor known.
+        Its size, from the config.json of the folder or the hub cache, or from configs/models; None for a hub model that
+        is neither cached nor known.
     """
     config = _config_file(model)
     if config is not None:
         return TransformerSize.from_config(read_json(config))
     name = model.path.split("/")[-1].lower().replace("-predict", "")
     known = configs_folder() / "models" / f"{name}.yaml"
-    return TransformerSize.from_config(_sizes(known)) if known.is_file() else None
+    return TransformerSize.from_config(transformer_config(read_yaml(known))) if known.is_file() else None
 
 
 def _config_file(model: ModelSettings) -> Path | None:
@@ -187,8 +219,10 @@ def _config_file(model: ModelSettings) -> Path | None:
     return Path(cached) if isinstance(cached, str) else None
 
 
-def _sizes(recipe: Path) -> dict[str, Any]:
-    values = read_yaml(recipe)
-    # The mini model's recipe leaves out what follows from its text encoder: the features of all layers together.
-    text = values["text_encoder"]
-    return {"crossattn_proj_in_channels": text["hidden_size"] * text["num_hidden_layers"], **values["transformer"]}
+def _product(layer: Linear, num_rows: int) -> float:
+    return 2.0 * num_rows * layer.num_in * layer.num_out * layer.num_layers
+
+
+def _attention(size: TransformerSize, num_tokens: int) -> float:
+    # Scores and weighted values, for the tokens among themselves and with the text.
+    return 4.0 * num_tokens * (num_tokens + NUM_TEXT_TOKENS) * size.num_features * size.num_layers

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from dreamgen.config.settings import FinetuneSettings, LoraSettings
+from dreamgen.models.cosmos_predict25.activation_checkpointing import choose_policies, step_activations, training_blocks
 from dreamgen.models.cosmos_predict25.adapter import add_adapter
+from dreamgen.models.cosmos_predict25.dora import BASE_NORM, column_norm, use_closed_form
+from dreamgen.models.cosmos_predict25.flow import flow_input, flow_loss, sample_noise
 from dreamgen.models.cosmos_predict25.mini import build_mini
 from dreamgen.models.cosmos_predict25.velocity import block_forward, project_text, velocity
-from finetune.activation_checkpointing import choose_policies, step_activations, training_blocks
-from finetune.dora import BASE_NORM, column_norm, use_closed_form
-from finetune.flow import draw_batch, flow_input, flow_loss
 from tests.fixtures.world import tiny_sizes
 
 TARGETS = LoraSettings().target_modules
@@ -63,20 +63,20 @@ def test_velocity_is_the_transformers_own(monkeypatch):
 
 
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
-@pytest.mark.parametrize("levels", [["blocks"], ["attention"], ["all"], ["attention", "all"]], ids="+".join)
-def test_what_a_block_keeps_changes_no_gradient(levels, use_dora):
+@pytest.mark.parametrize("policies", [["blocks"], ["attention"], ["all"], ["attention", "all"]], ids="+".join)
+def test_what_a_block_keeps_changes_no_gradient(policies, use_dora):
     transformer, parameters = trained_transformer(use_dora)
     num_layers = len(transformer.transformer_blocks)
     answer, wanted = gradients(transformer, parameters, block_forward)
     use_closed_form(transformer)
-    each = (levels * num_layers)[:num_layers]
+    each = (policies * num_layers)[:num_layers]
     found_answer, found = gradients(transformer, parameters, training_blocks(each, compiled=False))
     assert torch.allclose(found_answer, answer, rtol=0, atol=1e-5)
     assert (found - wanted).norm() <= 1e-5 * wanted.norm()
 
 
 def losses_of_training(step, use_dora, num_steps=30):
-    """Train from the same adapter on the same draws by diffusers' own step or by ours; benchmarks has 200 steps."""
+    """Train from the same adapter on the same noise by diffusers' own step or by ours; benchmarks has 200 steps."""
     transformer, parameters = trained_transformer(use_dora)
     tune = FinetuneSettings(learning_rate=1e-2)
     if step == "plain":
@@ -88,7 +88,7 @@ def losses_of_training(step, use_dora, num_steps=30):
     clean = torch.linspace(-1, 1, 16).view(1, -1, 1, 1, 1).expand(1, 16, NUM_FRAMES, LATENT_PX, LATENT_PX)
     optimizer, losses = torch.optim.AdamW(parameters, lr=tune.learning_rate), []
     for number in range(num_steps):
-        flow = flow_input(clean, draw_batch(0, [number], clean.shape[1:], tune), tune.conditional_frame_timestep)
+        flow = flow_input(clean, sample_noise(0, clean.shape[1:], tune, [number]), tune.conditional_frame_timestep)
         latents, mask, timestep_BT = flow.hidden_states_BCTHW, flow.condition_mask_B1THW, flow.timestep_BT
         if step == "plain":
             padding = torch.zeros(1, 1, 8 * LATENT_PX, 8 * LATENT_PX)
@@ -112,12 +112,13 @@ def losses_of_training(step, use_dora, num_steps=30):
 
 
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
-def test_the_curves_of_the_plain_and_the_fast_step_lie_on_each_other(use_dora):
+def test_the_curves_of_the_plain_and_our_step_lie_on_each_other(use_dora):
     plain = losses_of_training("plain", use_dora)
     assert losses_of_training("fast", use_dora) == pytest.approx(plain, rel=1e-3)
     assert sum(plain[-10:]) < 0.9 * sum(plain[:10])  # it learns, so the weights did move
 
 
+@pytest.mark.slow
 def test_a_block_is_one_graph_for_the_compiler():
     transformer, parameters = trained_transformer(use_dora=True)
     use_closed_form(transformer)
