@@ -90,7 +90,7 @@ class JobGrid:
     """All jobs that the settings ask for; all scenes come with their first seed before any comes with its second.
 
     Args:
-        scenes: What is dreamed from.
+        scenes: First frames with instructions.
         num_seeds: Clips a scene.
         prefix: Before each instruction.
         common: The values that are equal in all jobs, by field of `Job`, from `job_values`.

@@ -14,7 +14,7 @@ from tests.finetune.conftest import training_settings, write_training_set
 READS = (
     torch.ops.aten._local_scalar_dense.default,
     torch.ops.aten.nonzero.default,
-    torch.ops.aten.mreads_select.default,
+    torch.ops.aten.masked_select.default,
 )
 
 
