@@ -31,7 +31,10 @@ from finetune_step import machine, release, synchronize
 from metrics import markdown_table, shown, spread, write_figures
 
 from dreamgen.config.settings import ModelSettings
-from dreamgen.curate.stage import cut_score, motion, psnr_db, small_grey
+from dreamgen.curate.scores.cut_score import cut_score
+from dreamgen.curate.scores.first_frame_psnr_db import psnr_db
+from dreamgen.curate.scores.motion import motion
+from dreamgen.data.clip_context import small_grey
 from dreamgen.data.video import frame_sha256, write_png
 from dreamgen.generate.clip import encode_prompt, generate_clip, make_clip
 from dreamgen.generate.clip_generator import ClipGenerator

@@ -9,31 +9,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dreamgen.config.paths import get_path, setting_paths
+from dreamgen.config.paths import get_path, paths_that_invalidate
 from dreamgen.config.settings import Settings
 from dreamgen.errors import UserError
 from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
 from finetune.checkpoint import STATE, TrainingState, point_last, read_state, step_of, whole_checkpoints
 from finetune.windows import TrainingClip
-
-# These may change when a training is resumed; any other setting of finetune would change its result.
-CHANGEABLE = {
-    "finetune.gradient_accumulation_steps",  # but not its product with the number of processes
-    "finetune.memory_gib",
-    "finetune.compile",
-    "finetune.checkpoint_every",
-    "finetune.keep_checkpoints",
-    "finetune.resume_from",
-    "finetune.log_every",
-    "finetune.tracker",
-    "finetune.cache_dir",
-    "finetune.num_workers",
-    "finetune.validate_every",
-    "finetune.sample_every",
-    "finetune.push_to_hub",
-}
-SHARED = ("seed", "prompt_prefix", "model.dtype", "video.height", "video.width", "video.num_frames", "video.fps")
 
 
 def checkpoints_of(run: RunFolder) -> Path:
@@ -85,9 +67,8 @@ def fixed_values(
         base_sha256: Fingerprint of the base model.
         num_processes: Of this training; half as many with twice the accumulation give the same steps.
     """
-    paths = [path for path, _ in setting_paths(Settings) if path.startswith("finetune.") and path not in CHANGEABLE]
     training_set = json.dumps([(clip.path.name, clip.prompt, clip.num_frames) for clip in clips])
-    values = {path: get_path(settings, path) for path in (*paths, *SHARED)} | {
+    values = {path: get_path(settings, path) for path in paths_that_invalidate("finetune")} | {
         "processes x gradient_accumulation_steps": num_processes * settings.finetune.gradient_accumulation_steps,
         "base model": base_sha256,
         "training set": hashlib.sha256(training_set.encode("utf-8")).hexdigest()[:16],

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, GradientAccumulationPlugin
 
-from dreamgen.config.paths import get_path, setting_paths
+from dreamgen.config.paths import all_settings, get_path
 from dreamgen.config.settings import Settings
 from dreamgen.errors import Problems, UserError
 from dreamgen.models.devices import resolve_device
@@ -104,7 +104,7 @@ def start_logs(
         run.record(settings, ["finetune"])
 
     on_main_process(accelerator, write)
-    paths = [path for path, _ in setting_paths(Settings) if path.startswith(("finetune.", "video.", "model."))]
+    paths = [path for path in all_settings() if path.startswith(("finetune.", "video.", "model."))]
     values = {path: get_path(settings, path) for path in [*paths, "seed"]}
     plain = {path: value if isinstance(value, int | float | str) else str(value) for path, value in values.items()}
     resumed = {

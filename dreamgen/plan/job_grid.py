@@ -1,11 +1,12 @@
-"""Scenes x seeds -> rows of jobs, in pieces: what the settings make equal for all is written down once.
+"""Conditionings x seeds -> rows of jobs, in batches; values that are equal in all jobs are held once.
 
-Of each job only its id stays in memory, by which a plan finds what is asked for twice.
+Of each job only the id stays in memory, to find duplicates.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ import pyarrow.compute as pc
 from dreamgen.run.jobs import job_schema
 from dreamgen.run.records import NOT_IN_JOB_ID, stored_name
 
-SCENES_A_PIECE = 2**14
-SCENE_SCHEMA = pa.schema(
+CONDITIONINGS_A_BATCH = 2**14
+CONDITIONING_SCHEMA = pa.schema(
     [("first_frame_sha256", pa.string()), ("instruction", pa.string()), ("seed", pa.int64()), ("source", pa.string())]
 )
 
@@ -30,10 +31,10 @@ class Conditioning:
     """A first frame with one instruction; each of its seeds becomes a job.
 
     Args:
-        first_frame_sha256: Of what the clip begins with, at its size; None for text alone.
-        instruction: Without prefix, on one line.
-        seed: The first one.
-        source: Where the frame came from.
+        first_frame_sha256: Hash of the conditioning frames at the clip's size; None for text alone.
+        instruction: The task in words, without prefix, on one line.
+        seed: The first seed.
+        source: Where the frame comes from, for people.
     """
 
     first_frame_sha256: str | None
@@ -44,70 +45,61 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Conditionings:
-    """Scenes on the disk, to be gone through once a seed.
+    """Conditionings on disk, read once for each seed.
 
     Args:
-        file: Arrow stream, from `spool_scenes`.
+        file: Arrow stream, from `spool_conditionings`.
     """
 
     file: Path
 
-    def pieces(self) -> Iterator[pa.Table]:
+    def tables(self) -> Iterator[pa.Table]:
         """Read them a few thousand at a time."""
         with pa.OSFile(str(self.file)) as source, pa.ipc.open_stream(source) as reader:
             for batch in reader:
                 yield pa.Table.from_batches([batch])
 
     def distinct(self, column: str) -> pa.Array:
-        """Return the distinct values of a column that are not null, in the order in which they come."""
-        seen = pa.array([], SCENE_SCHEMA.field(column).type)
-        for piece in self.pieces():
-            seen = pa.concat_arrays([seen, pc.unique(piece[column])]).unique()
+        """Return the distinct values of a column without nulls, in order of first occurrence."""
+        seen = pa.array([], CONDITIONING_SCHEMA.field(column).type)
+        for table in self.tables():
+            seen = pa.concat_arrays([seen, pc.unique(table[column])]).unique()
         return seen.drop_null()
 
 
-def spool_conditionings(scenes: Iterable[Conditioning], file: Path) -> Conditionings:
-    """Write scenes to a file as they come."""
-    held: list[Conditioning] = []
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, SCENE_SCHEMA) as writer:
-
-        def write() -> None:
-            columns = [[getattr(scene, name) for scene in held] for name in SCENE_SCHEMA.names]
-            writer.write_batch(pa.record_batch(columns, schema=SCENE_SCHEMA))
-            held.clear()
-
-        for scene in scenes:
-            held.append(scene)
-            if len(held) >= SCENES_A_PIECE:
-                write()
-        if held:
-            write()
+def spool_conditionings(conditionings: Iterable[Conditioning], file: Path) -> Conditionings:
+    """Write conditionings to a file as they come."""
+    names = CONDITIONING_SCHEMA.names
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, CONDITIONING_SCHEMA) as writer:
+        for batch in itertools.batched(conditionings, CONDITIONINGS_A_BATCH):
+            columns = [[getattr(conditioning, name) for conditioning in batch] for name in names]
+            writer.write_batch(pa.record_batch(columns, schema=CONDITIONING_SCHEMA))
     return Conditionings(file)
 
 
 @dataclass(frozen=True)
 class JobGrid:
-    """All jobs that the settings ask for; all scenes come with their first seed before any comes with its second.
+    """All jobs of the settings: every conditioning with its first seed, then every one with its second, and so on.
 
     Args:
-        scenes: First frames with instructions.
-        num_seeds: Clips a scene.
-        prefix: Before each instruction.
-        common: The values that are equal in all jobs, by field of `Job`, from `job_values`.
+        conditionings: First frames with instructions.
+        num_seeds: Clips of each conditioning.
+        prefix: Put before each instruction.
+        common: Values that are equal in all jobs, by field of `Job`, from `job_values`.
     """
 
-    scenes: Conditionings
+    conditionings: Conditionings
     num_seeds: int
     prefix: str
     common: dict[str, Any]
 
     def ids(self) -> pa.Array:
-        """Return the id of each job: `job_id` of its values, with what is equal in all written down once."""
-        pieces = [self._ids_of(table) for table in self._varying()]
-        return pa.concat_arrays(pieces) if pieces else pa.array([], pa.string())
+        """Return the id of each job, equal to `job_id` of its values."""
+        ids = [self._ids_of(table) for table in self._varying()]
+        return pa.concat_arrays(ids) if ids else pa.array([], pa.string())
 
     def tables(self, ids: pa.Array, keep_N: np.ndarray) -> Iterator[pa.Table]:
-        """Go through the jobs that are to be kept, with all columns.
+        """Yield the jobs to keep, with all columns of `jobs.parquet`.
 
         Args:
             ids: From `ids`.
@@ -130,8 +122,9 @@ class JobGrid:
         return {stored_name(name): value for name, value in self.common.items()}
 
     def _varying(self) -> Iterator[pa.Table]:
+        """Yield the columns that differ between jobs."""
         for number in range(self.num_seeds):
-            for table in self.scenes.pieces():
+            for table in self.conditionings.tables():
                 prompts = pc.binary_join_element_wise(pa.scalar(self.prefix), table["instruction"], "")
                 seeds = pc.add(table["seed"], number)
                 table = table.append_column("prompt", prompts)
@@ -149,7 +142,7 @@ class JobGrid:
 
 
 def first_of_each(ids: pa.Array) -> np.ndarray:
-    """Say of each id whether it comes here for the first time; bool, one an id."""
+    """Return for each id whether this is its first occurrence; bool, one an id."""
     codes = ids.dictionary_encode().indices.to_numpy()
     is_first = np.zeros(len(codes), bool)
     is_first[np.unique(codes, return_index=True)[1]] = True
@@ -157,7 +150,11 @@ def first_of_each(ids: pa.Array) -> np.ndarray:
 
 
 def _canonical_pieces(common: dict[str, Any], varying: list[str]) -> tuple[list[str], list[str]]:
-    """Cut the canonical JSON of `job_id` where the varying values go: pieces around them, and their names in order."""
+    """Split the canonical JSON of `job_id` at the varying values.
+
+    Returns:
+        The text before, between and after these values, and their names in order.
+    """
     content = {name: value for name, value in common.items() if name not in NOT_IN_JOB_ID}
     pieces, names, text = [], [], "{"
     for number, name in enumerate(sorted([*content, *varying])):

@@ -23,8 +23,12 @@ from dreamgen.generate.worker import GenerationWorker
 from dreamgen.run.jobs import read_jobs
 from dreamgen.run.journal import read_journal
 from dreamgen.run.records import JournalRecord
+from tests.fixtures.local_ray import started_again
 from tests.fixtures.plain_worker import Plain, Task
 from tests.fixtures.world import make_world, planned_run, tiny_settings, write_pairs
+
+# A cluster of three nodes takes ten seconds to start, and its clips wait for faults to be noticed.
+pytestmark = pytest.mark.slow
 
 # Two clips that a worker is given at once begin in an order that the driver does not know: the other one may be blamed,
 # is then made with nothing beside it, and is cleared.
@@ -54,7 +58,8 @@ def cluster() -> Iterator[Cluster]:
     """A head without room, a node of two GPUs and one of one GPU that is also `fast`; no GPU is real."""
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+    head = {"num_cpus": 0, "num_gpus": 0}
+    cluster = started_again(lambda: Cluster(initialize_head=True, head_node_args=head))
     cluster.add_node(num_cpus=2, num_gpus=2)
     cluster.add_node(num_cpus=1, num_gpus=1, resources={"fast": 1})
     cluster.wait_for_nodes()

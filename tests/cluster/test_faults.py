@@ -89,6 +89,7 @@ def test_ray_on_this_machine_starts_with_room_for_a_worker_on_every_gpu(
     assert started == {"num_cpus": num_cpus, "num_gpus": expected_gpus, "resources": resources}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_gpus", "settings", "expected"),
     [
@@ -113,6 +114,7 @@ def test_ray_is_not_started_for_a_gpu_that_is_not_there():
         local_resources(GenerateSettings(), "cuda", 0)
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_or_made_twice_when_workers_nodes_and_drivers_are_killed(tmp_path):
     command = ["benchmarks/faults.py", "--kills", "3", "--clips", "12", "--nodes", "2", "--seed", "3"]
     done = subprocess.run(

@@ -232,6 +232,7 @@ def test_processes_share_the_work_and_nothing_is_left(world, tmp_path):
     assert missing_share(cache, windows, prompts) == ([], [])
 
 
+@pytest.mark.slow
 def test_two_trainings_that_fill_one_cache_at_once_leave_it_whole(world, tmp_path):
     write_training_set(tmp_path / "a", num_clips=3, num_frames=12)
     write_training_set(tmp_path / "b", num_clips=3, num_frames=12)

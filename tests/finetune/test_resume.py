@@ -300,6 +300,7 @@ def test_every_generator_is_put_back():
     assert {len(rows) for rows in states.values()} == {1}
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_checkpoint_to_go_on_from(world, tmp_path):
     finetune(settings_for(tmp_path / "whole", world, num_steps=4))
     for moment in ("optimizer", "state", "rename", "renamed", "prune", "pruned", "log", "adapter"):

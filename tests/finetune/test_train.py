@@ -145,6 +145,7 @@ def test_a_negative_conditional_timestep_trains(world, tmp_path):
     assert curve(tmp_path / "own") != curve(tmp_path / "clean")
 
 
+@pytest.mark.slow
 def test_the_cards_snippet_dreams_with_plain_diffusers(world, tmp_path):
     train(tmp_path, world)
     card = (tmp_path / "adapter/README.md").read_text()

@@ -44,6 +44,7 @@ def same(one, other):
         assert (weights[name] - tensor).norm() < 0.02 * tensor.norm(), name
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_accumulation(world, tmp_path):
     finetune(settings_for(tmp_path / "one", world, gradient_accumulation_steps=2))
     RunFolder(tmp_path / "two").record(settings_for(tmp_path / "two", world), ["finetune"])
@@ -55,6 +56,7 @@ def test_two_processes_are_one_with_twice_the_accumulation(world, tmp_path):
     assert counted == ["num_samples: 8"]
 
 
+@pytest.mark.slow
 def test_processes_stop_together_and_fail_together(world, tmp_path):
     finetune(settings_for(tmp_path / "one", world, gradient_accumulation_steps=4))
     for name in ("stopped", "full_disk", "broken_clip"):
@@ -86,6 +88,7 @@ def launched(*words) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_refusal_under_our_launcher_is_told_once_and_is_its_status(tmp_path):
     done = launched("--num_processes=2", f"--out={tmp_path}", "--num_stepz=3")
     assert done.returncode == 2

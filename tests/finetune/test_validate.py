@@ -246,6 +246,7 @@ def test_samples_without_a_held_out_clip_are_refused(world, tmp_path):
     assert json.dumps(sorted(path.name for path in tmp_path.iterdir())) == '["train"]'
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(world, tmp_path):
     tune = {"validation_clips": 3, "validate_every": 2, "sample_every": 2, "num_steps": 2}
     for name, accumulated in (("one", 2), ("two", 1)):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dreamgen.curate.stage import judge_clip
+from dreamgen.curate.verdict import curate_clip
+from dreamgen.data.clip_context import ClipContext
 from dreamgen.data.conditioning_frames import read_conditioning_frames
 from dreamgen.data.video import probe, read_video, write_video
 from dreamgen.errors import UserError
@@ -58,7 +59,7 @@ def test_a_clip_goes_on_from_the_first_five_frames_of_a_video(base, tmp_path):
     np.testing.assert_array_equal(conditioning_THWC, read_video(base / "videos" / "long.mp4")[:5])
     generator = clip_generator(settings, run)
     assert make_clip(generator, job).status == "ok"
-    likened = judge_clip(run, job, settings.curate).metrics
+    likened = curate_clip(ClipContext(run, job), settings.curate, {}).metrics
     assert likened["num_frames"] == likened["wanted_num_frames"] == NUM_FRAMES
     assert likened["first_frame_psnr_db"] is not None
 
@@ -71,7 +72,7 @@ def test_a_clip_from_text_alone_needs_no_picture(base, tmp_path):
     assert {job.first_frame_sha256 for job in jobs} == {None} and not run.first_frames.exists()
     generator = clip_generator(settings, run)
     assert [make_clip(generator, job).status for job in jobs] == ["ok"] * 4
-    record = judge_clip(run, jobs[0], settings.curate)
+    record = curate_clip(ClipContext(run, jobs[0]), settings.curate, {})
     assert record.metrics["first_frame_psnr_db"] is None and "first frame" not in (record.reason or "")
 
 

@@ -30,6 +30,7 @@ from dreamgen.run.jobs import read_jobs, write_jobs
 from dreamgen.run.journal import Journal, read_journal
 from dreamgen.run.records import Job, JournalRecord, job_id
 from dreamgen.run.run_folder import RunFolder
+from tests.fixtures.local_ray import start_ray
 from tests.fixtures.world import (
     HEIGHT,
     NUM_FRAMES,
@@ -88,7 +89,7 @@ def at(generator: ClipGenerator, run: RunFolder) -> ClipGenerator:
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+    start_ray(3)
     yield
     ray.shutdown()
 
@@ -178,7 +179,7 @@ def test_changed_first_frame_fails_with_the_reason(plain, generator, tmp_path):
     write_png(run.first_frame_file(job.first_frame_sha256), frame(7))
     record = make_clip(at(generator, run), job)
     assert record.status == "failed" and "is not the first frame that was planned" in record.error
-    assert record.error.startswith("UserError: ") and "read_given_frames" in record.traceback
+    assert record.error.startswith("UserError: ") and "read_conditioning_frames" in record.traceback
     run.first_frame_file(job.first_frame_sha256).unlink()
     assert "does not exist" in make_clip(at(generator, run), job).error
     assert not run.clip_file(job.clip_id).exists()
@@ -269,6 +270,7 @@ def kill_the_worker_after_its_first_clip(run: RunFolder, killed: list[str]) -> N
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_three_workers_make_the_clips_of_none(base, plain, cluster, tmp_path):
     settings = settings_for(base, tmp_path / "run", generate={"num_workers": 3, "max_attempts": 2})
     run = planned_run(settings)
@@ -280,7 +282,7 @@ def test_three_workers_make_the_clips_of_none(base, plain, cluster, tmp_path):
     assert result.partial and result.metrics | {"num_done": 3, "num_failed": 1, "num_left": 2} == result.metrics
     assert any("is not the first frame that was planned" in note for note in result.notes)
     records = read_journal(run.journal, STAGE)
-    assert records[tampered.clip_id].attempt == 2 and "read_given_frames" in records[tampered.clip_id].traceback
+    assert records[tampered.clip_id].attempt == 2 and "read_conditioning_frames" in records[tampered.clip_id].traceback
     assert ray.is_initialized()  # it was running before, so it is left running
 
     run.first_frame_file(tampered.first_frame_sha256).write_bytes(original)
@@ -291,6 +293,7 @@ def test_three_workers_make_the_clips_of_none(base, plain, cluster, tmp_path):
     assert clips_of(run) == clips_of(plain)
 
 
+@pytest.mark.slow
 def test_worker_that_dies_is_replaced_and_its_clip_made(base, plain, cluster, tmp_path):
     settings = settings_for(base, tmp_path / "run")
     run = planned_run(settings)

@@ -72,6 +72,7 @@ def clips_of(run: RunFolder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in run.clips.glob("*/*.mp4") if not path.name.startswith(".")}
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_run_ends_as_an_undisturbed_one(tmp_path):
     world, pairs = make_world(tmp_path / "world"), write_pairs(tmp_path / "pairs")
     plan = {"num_seeds": 3, "num_inference_steps": 40}

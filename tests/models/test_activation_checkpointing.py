@@ -118,6 +118,7 @@ def test_the_curves_of_the_plain_and_our_step_lie_on_each_other(use_dora):
     assert sum(plain[-10:]) < 0.9 * sum(plain[:10])  # it learns, so the weights did move
 
 
+@pytest.mark.slow
 def test_a_block_is_one_graph_for_the_compiler():
     transformer, parameters = trained_transformer(use_dora=True)
     use_closed_form(transformer)
