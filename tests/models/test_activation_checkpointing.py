@@ -1,10 +1,17 @@
 """The fast step gives the plain step's velocity and gradients: kept or recomputed, compiled or not, LoRA or DoRA."""
 
+import functools
+
 import pytest
 import torch
 
 from dreamgen.config.settings import FinetuneSettings, LoraSettings
-from dreamgen.models.cosmos_predict25.activation_checkpointing import choose_policies, step_activations, training_blocks
+from dreamgen.models.cosmos_predict25.activation_checkpointing import (
+    choose_policies,
+    step_activations,
+    training_block,
+    training_blocks,
+)
 from dreamgen.models.cosmos_predict25.adapter import add_adapter
 from dreamgen.models.cosmos_predict25.dora import BASE_NORM, column_norm, use_closed_form
 from dreamgen.models.cosmos_predict25.flow import flow_input, flow_loss, sample_noise
@@ -128,6 +135,17 @@ def test_a_block_is_one_graph_for_the_compiler():
     found_answer, found = gradients(transformer, parameters, compiled)
     assert torch.allclose(found_answer, answer, atol=1e-5)
     assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+@pytest.mark.slow
+def test_compiled_checkpointing_prints_nothing(monkeypatch, capfd):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    torch._logging._internal.warning_once.cache_clear()
+    transformer, parameters = trained_transformer(use_dora=False)
+    _, found = gradients(transformer, parameters, training_block("attention", compiled=True))
+    assert found.norm() > 0
+    assert "context_fn" not in capfd.readouterr().err
 
 
 def test_the_column_norm_is_that_of_the_dense_update():

@@ -6,6 +6,7 @@ Axes: B batch, T latent frames, S tokens of one frame, L text tokens, D features
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -98,6 +99,9 @@ def training_blocks(policies: list[CheckpointPolicy], compiled: bool) -> list[Bl
 def training_block(policy: CheckpointPolicy, compiled: bool) -> BlockForward:
     """Return a block's forward pass for `velocity` with a checkpoint policy."""
     run = block_forward if policy == "all" else functools.partial(_checkpointed, policy)
+    if compiled:
+        # torch warns about in-place operations in a checkpointed region, whether there are any or not. There are none.
+        logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     return torch.compile(run, dynamic=False, fullgraph=True) if compiled else run
 
 
