@@ -450,10 +450,8 @@ def tables(report: dict[str, Any]) -> str:
         for row in report["rows"]
     ]  # fmt: skip
     columns = ("stage", "status", "seconds", "GPU memory GiB", "GPU busy %", "clips an hour")
-    estimates = [
-        (item["what"], *(shown(item[key]) for key in ("estimated", "measured"))) for item in report["estimates"]
-    ]
-    resumed = [(item["what"], item["num_compared"], item["num_equal"]) for item in report["resumed"]]
+    estimates = [(what, *(shown(value) for value in item.values())) for what, item in report["estimates"].items()]
+    resumed = [(what, *item.values()) for what, item in report["resumed"].items()]
     return "\n\n".join(
         [
             title,

@@ -38,6 +38,11 @@ class PromptTask:
     prompt: str
     projected_by: Job | None
 
+    @property
+    def task_id(self) -> str:
+        """Return the id that the worker pool knows the task by."""
+        return self.clip_id
+
 
 def prompt_tasks(run: RunFolder, jobs: Iterable[Job], full_adapters: frozenset[str] = frozenset()) -> list[PromptTask]:
     """List the prompts that the jobs need and whose texts are not there yet, each once.

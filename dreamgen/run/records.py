@@ -119,6 +119,11 @@ class Job:
     source: str
 
     @property
+    def task_id(self) -> str:
+        """Return the id that the worker pool knows the task by."""
+        return self.clip_id
+
+    @property
     def frames_a_chunk(self) -> int:
         """Frames that the model samples at once, 4k + 1."""
         return (self.num_frames + (self.num_chunks - 1) * self.chunk_overlap) // self.num_chunks
