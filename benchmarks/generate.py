@@ -30,7 +30,7 @@ import torch
 from diffusers import AutoencoderKLWan, Cosmos2_5_PredictBasePipeline, UniPCMultistepScheduler
 from diffusers.pipelines.cosmos.pipeline_cosmos2_5_predict import DEFAULT_NEGATIVE_PROMPT
 from finetune_step import machine, release, synchronize
-from metrics import markdown_table, shown, spread, write_figures
+from metrics import markdown_table, shown, spread, write_report
 from random_models import make_transformer
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -88,7 +88,7 @@ def main() -> None:
         "machine": machine(device), "model": args.model, "size": [args.num_frames, args.height, args.width],
         "num_steps": args.num_steps, "rows": rows,
     }  # fmt: skip
-    write_figures(report, args.out)
+    write_report(report, args.out)
     print(table(report))
 
 

@@ -43,7 +43,7 @@ def check_can_push(setting: str, repo_id: str | None, what: str, problems: Probl
 def push_folder(
     folder: Path, repo_id: str, what: str, message: str, repo_type: str = "model", tag: str | None = None
 ) -> tuple[str, bool]:
-    """Upload a folder; a failure is told, as the folder itself stands.
+    """Upload a folder; a failure is only reported, because the folder itself is complete.
 
     Args:
         folder: The finished folder.
