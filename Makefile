@@ -1,5 +1,9 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-.PHONY: demo test lint setup gpu-check
+.PHONY: setup demo test test-slow gpu-check lint docs
+
+# Processes that run the tests; each may start a small Ray of its own.
+TEST_PROCESSES ?= 2
+PYTEST = .venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 setup: .venv/.ready
 
@@ -10,7 +14,10 @@ demo: .venv/.ready
 	@.venv/bin/dreamgen demo --out runs/demo
 
 test: .venv/.ready
-	@.venv/bin/python -m pytest
+	@$(PYTEST) -m "not slow"
+
+test-slow: .venv/.ready
+	@$(PYTEST) -m slow
 
 gpu-check: .venv/.ready
 	@.venv/bin/python benchmarks/gpu_check.py
@@ -18,3 +25,7 @@ gpu-check: .venv/.ready
 lint: .venv/.ready
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
+	@.venv/bin/pyright
+
+docs: .venv/.ready
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict

@@ -1,11 +1,11 @@
-"""Kinds of damage done to good datasets of every format: which finding names each, and is anything said of good ones?
+"""Damage good datasets of every format in many ways: is each damage found, and do good datasets have no findings?
 
     python benchmarks/check_defects.py --out benchmarks/results/check_defects.json
     python benchmarks/check_defects.py --format "ACT by h5py"        # a smoke test
 
-Every damage is checked twice, without decoding a picture (fast) and with all of them decoded (full). It counts as found
-where the code that is its own names the right file, and as named rightly where nothing is found beside it but what
-follows from it. Damages: `tests/fixtures/damage.py`; good datasets: `tests/fixtures/good_datasets.py`.
+Each damaged dataset is checked twice, without decoding images (fast) and with all of them decoded (full). The damage
+counts as found if a finding with its code names the right file, and as named correctly if there is no other finding
+except its direct consequences. Damages: `tests/fixtures/damage.py`; good datasets: `tests/fixtures/good_datasets.py`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from tests.fixtures.good_datasets import GOOD_DATASETS
 
 
 def main() -> int:
-    """Damage, check, print the tables, write the figures; status 1 where a bar is missed."""
+    """Damage, check, print the tables, write the results; status 1 if any damage is missed or misnamed."""
     args = parse_arguments()
     damages = [damage for damage in DAMAGES if args.format in (None, damage.dataset)]
     names = [name for name in GOOD_DATASETS if args.format in (None, name)]
-    logging.disable(logging.WARNING)  # lerobot's libraries tell of decoders that are not used here
+    logging.disable(logging.WARNING)  # lerobot's libraries warn about decoders that are not used here
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as quiet, redirect_stderr(quiet):  # noqa: PTH123
         good = {name: GOOD_DATASETS[name](Path(folder) / str(place) / "good") for place, name in enumerate(names)
                 if not (Path(folder) / str(place)).mkdir()}  # fmt: skip
@@ -44,7 +44,7 @@ def main() -> int:
     print(damage_table(rows), "\n", good_table(passed), sep="")
     found, rightly = (sum(row[key] for row in rows) for key in ("found", "rightly"))
     false = sum(len(row["findings"]) for row in passed)
-    print(f"\n{len(rows)} kinds of damage: {found} found, {rightly} named rightly; "
+    print(f"\n{len(rows)} kinds of damage: {found} found, {rightly} named correctly; "
           f"{len(passed)} good datasets: {false} findings")  # fmt: skip
     if args.out:
         Path(args.out).write_text(json.dumps({"damages": rows, "good": passed}, indent=1, ensure_ascii=False) + "\n")
@@ -103,7 +103,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--format", choices=list(GOOD_DATASETS), help="only this kind of dataset")
-    parser.add_argument("--out", help="write the figures as JSON")
+    parser.add_argument("--out", help="write the results as JSON")
     return parser.parse_args()
 
 

@@ -4,8 +4,8 @@
     python benchmarks/check_scale.py --episodes 300 --versions v3.0 v2.1        # a smoke test
 
 The datasets are simulated: real tables and metadata, one tiny video whose file many episodes link to. Each is checked
-by `dreamgen check --fast` in a process of its own, after one total was made wrong, so that a checker that looked at
-nothing would be seen. Peak memory is that of the largest process.
+by `dreamgen check --fast` in a process of its own, after one total was made wrong, so that a checker that reads nothing
+would fail. Peak memory is that of the largest process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LINKS_TO_A_FILE = 10_000  # file systems allow some ten thousand
 
 
 def main() -> int:
-    """Make and check each size, print the table, write the figures; status 1 where a check said something else."""
+    """Make and check each size, print the table, write the results; status 1 if a check found anything else."""
     args = parse_arguments()
     rows = []
     for version in args.versions:
@@ -83,7 +83,7 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def blocks(num_episodes: int, size: int = EPISODES_AT_ONCE) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
+def batches(num_episodes: int, size: int = EPISODES_AT_ONCE) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
     """Yield (first episode, episodes, vectors of their rows) of the dataset, from its beginning."""
     for first in range(0, num_episodes, size):
         count = min(size, num_episodes - first)
@@ -105,7 +105,7 @@ def rows_of(first: int, count: int, vectors: dict[str, np.ndarray]) -> pa.Table:
 
 
 def statistics_of(vectors: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Return feature -> figure -> one row an episode."""
+    """Return feature -> statistic -> one row an episode."""
     quantiles = {name: int(name[1:]) / 100 for name in STATISTICS if name.startswith("q")}
     return {
         name: {
@@ -123,7 +123,7 @@ def write_v30(root: Path, num_episodes: int) -> None:
     episodes_file = root / "meta/episodes/chunk-000/file-000.parquet"
     episodes_file.parent.mkdir(parents=True)
     whole, writer, data = Whole(), None, None
-    for number, (first, count, vectors) in enumerate(blocks(num_episodes)):
+    for number, (first, count, vectors) in enumerate(batches(num_episodes)):
         statistics = statistics_of(vectors)
         whole.add(vectors)
         if first % EPISODES_A_DATA_FILE == 0:
@@ -175,7 +175,7 @@ def write_v21(root: Path, num_episodes: int) -> None:
     whole = Whole()
     (root / "meta").mkdir(parents=True)
     with (root / "meta/episodes.jsonl").open("w") as lines, (root / "meta/episodes_stats.jsonl").open("w") as metrics:
-        for first, count, vectors in blocks(num_episodes):
+        for first, count, vectors in batches(num_episodes):
             if first % LINKS_TO_A_FILE == 0:
                 clip = shared_video(root, 1, name=f"clip-{first}.mp4")
             table, statistics = rows_of(first, count, vectors), statistics_of(vectors)
@@ -199,7 +199,7 @@ def write_v21(root: Path, num_episodes: int) -> None:
 
 
 class Whole:
-    """Gathers the figures of all rows that stats.json holds."""
+    """Collects the statistics of all rows, for stats.json."""
 
     def __init__(self) -> None:
         self._rows: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in VECTORS}
@@ -268,7 +268,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--versions", nargs="+", default=["v3.0", "v2.1"], choices=["v3.0", "v2.1"])
     parser.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", help="where the datasets are made, and removed")
-    parser.add_argument("--out", help="write the figures as JSON")
+    parser.add_argument("--out", help="write the results as JSON")
     return parser.parse_args()
 
 

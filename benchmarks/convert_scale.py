@@ -31,7 +31,7 @@ NUM_COMPARED = 20
 
 
 def main() -> None:
-    """Measure each count, print the table and write the figures."""
+    """Measure each count, print the table and write the results."""
     args = parse_arguments()
     rows = [measure(count, args) for count in args.episodes]
     if args.out:
@@ -75,8 +75,8 @@ def compare(source: Path, back: Path, count: int) -> str:
             rows = [json.loads(line) for line in lines]
             assert rows[0]["episode_index"] == rows[1]["episode_index"]
             given, came = (
-                np.concatenate([np.ravel(row["stats"][feature][figure])
-                                for feature, metrics in rows[0]["stats"].items() for figure in metrics])
+                np.concatenate([np.ravel(row["stats"][feature][stat])
+                                for feature, metrics in rows[0]["stats"].items() for stat in metrics])
                 for row in rows
             )  # fmt: skip
             np.testing.assert_allclose(came, given, rtol=1e-6, atol=1e-9)
@@ -95,10 +95,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, nargs="+", default=[3000, 10_000])
     parser.add_argument("--num_frames", type=int, default=5)
-    parser.add_argument("--size", type=int, default=32, help="side of the pictures")
+    parser.add_argument("--size", type=int, default=32, help="side of the frames")
     parser.add_argument("--dims", type=int, default=7)
     parser.add_argument("--folder", help="where to work; the system's temporary folder when not given")
-    parser.add_argument("--out", help="JSON with the figures")
+    parser.add_argument("--out", help="JSON with the results")
     return parser.parse_args()
 
 

@@ -29,14 +29,14 @@ CHECKS = {"lerobot-v3.0": check_v30, "lerobot-v2.1": check_v21}
 
 
 def main() -> None:
-    """Measure each count, print the table and write the figures."""
+    """Measure each count, print the table and write the results."""
     args = parse_arguments()
     rows = [measure(count, args) for count in args.clips]
     if args.out:
         shape = [args.num_frames, args.size, args.size, args.dims]
         metrics = {"format": args.format, "cores": len(os.sched_getaffinity(0)), "shape": shape, "rows": rows}
         Path(args.out).write_text(json.dumps(metrics, indent=1) + "\n")
-    measures = "s | CPU s | CPU ms an episode | peak MB"
+    measures = "s | CPU s | CPU ms per episode | peak MB"
     print(f"| episodes | export {measures} | check {measures} | findings | frames |\n" + "|---" * 11 + "|")
     for row in rows:
         cells = [f"{row['episodes']:,}"]
@@ -81,10 +81,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, nargs="+", default=[10_000, 30_000, 100_000])
     parser.add_argument("--format", default="lerobot-v3.0", choices=CHECKS)
     parser.add_argument("--num_frames", type=int, default=5)
-    parser.add_argument("--size", type=int, default=32, help="side of the pictures")
+    parser.add_argument("--size", type=int, default=32, help="side of the frames")
     parser.add_argument("--dims", type=int, default=7)
     parser.add_argument("--folder", help="where to work; the system's temporary folder when not given")
-    parser.add_argument("--out", help="JSON with the figures")
+    parser.add_argument("--out", help="JSON with the results")
     return parser.parse_args()
 
 

@@ -38,7 +38,7 @@ FORMATS = ("lerobot-v3.0", "lerobot-v2.1")
 
 
 def main() -> None:
-    """Write with each, check what was written, print the table and write the figures."""
+    """Write with each, check what was written, print the table and write the results."""
     args = parse_arguments()
     folder = Path(tempfile.mkdtemp(prefix="export-speed-", dir=args.folder))
     try:
@@ -58,9 +58,10 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the figures as Markdown."""
+    """Return the results as Markdown."""
     streaming, default = (row["clip_s"] for row in rows[-2:])
-    lines = ["| writer | clips | s a clip | CPU s | times faster than streaming | than the default | peak MB | check |",
+    lines = ["| writer | clips | s per clip | CPU s | times faster than streaming | than the default | peak MB "
+             "| check |",
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in rows:
         ratios = " | ".join(f"{reference / row['clip_s']:.1f}" for reference in (streaming, default))
@@ -228,7 +229,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--distinct", type=int, default=8, help="clips that are drawn; the others are links to them")
     parser.add_argument("--checked", type=int, default=40, help="random frames that are compared")
     parser.add_argument("--folder", help="where to work; a few GB; the system's temporary folder when not given")
-    parser.add_argument("--out", help="JSON with the figures")
+    parser.add_argument("--out", help="JSON with the results")
     parser.add_argument("--as_reference", nargs=2, metavar=("RUN", "ROOT"), help=argparse.SUPPRESS)
     parser.add_argument("--streaming", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -5,7 +5,7 @@
     python benchmarks/finetune_blocks.py --model mini --sizes 64x64x9 --layers 1 2    # a smoke test
 
 A model of the real width with few layers and random weights makes our training step at two depths. The difference is
-what a block takes; the rest is what a step takes whatever the depth. Both are set beside what `finetune.memory` says
+what a block takes; the rest is what a step takes whatever the depth. Both are set beside what `training_memory` says
 before a training begins, for the depths that were measured and for all layers of the model: that is what `--dry_run`
 prints and what a training is refused by. On a CPU only the time is measured.
 
@@ -25,15 +25,16 @@ from typing import Any
 
 import torch
 from finetune_step import fast_loss, machine, measure, release, step
-from random_models import attach, make_batch, make_transformer
+from random_models import attach, make_batch
 
-from dreamgen.config.loading import configs_folder, read_yaml, settings_from_dict
+from dreamgen.config.loading import settings_from_dict
 from dreamgen.config.settings import Settings
+from dreamgen.models.cosmos_predict25.activation_checkpointing import CheckpointPolicy, choose_policies, training_blocks
+from dreamgen.models.cosmos_predict25.dora import use_closed_form
+from dreamgen.models.cosmos_predict25.random_models import model_sizes, random_transformer
+from dreamgen.models.cosmos_predict25.training_memory import activation_gib, activations_of, estimate_memory, fixed_gib
+from dreamgen.models.cosmos_predict25.transformer_size import TransformerSize
 from dreamgen.models.cosmos_predict25.velocity import project_text
-from finetune.activation_checkpointing import CheckpointPolicy, choose_policies, training_blocks
-from finetune.dora import use_closed_form
-from finetune.memory import activation_gib, activations_of, estimate_memory, fixed_gib
-from finetune.sizes import TransformerSize
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Measured:
         num_layers: Blocks.
         step_s: Median seconds.
         peak_gib: Most memory that tensors took; None on a CPU.
-        estimated_gib: By `finetune.memory`.
+        estimated_gib: By `training_memory`.
     """
 
     num_layers: int
@@ -54,10 +55,9 @@ class Measured:
 
 
 def main() -> None:
-    """Measure, print the tables, and write the figures."""
+    """Measure, print the tables, and write the results."""
     args = parse_arguments()
-    config = read_yaml(configs_folder() / "models" / f"{args.model}.yaml")["transformer"]
-    config.setdefault("crossattn_proj_in_channels", 192)
+    config = model_sizes(args.model)["transformer"]
     device = torch.device(args.device)
     args.eager |= device.type != "cuda"
     report = {"machine": machine(device), "model": args.model, "eager": args.eager, "rows": []}
@@ -116,7 +116,7 @@ def measure_depth(
     torch._dynamo.reset()
     video, dtype = settings.video, torch.bfloat16
     small = {**config, "num_layers": num_layers}
-    transformer = make_transformer(small, device, dtype)
+    transformer = random_transformer(small, device, dtype)
     parameters = attach(transformer, args.rank, settings.finetune.method == "dora")
     use_closed_form(transformer)
     transformer.train()
@@ -239,7 +239,7 @@ def name_of(line: dict[str, Any]) -> str:
 
 
 def shown(value: float | None, form: str) -> str:
-    """Return a figure, or nothing where there is none."""
+    """Format a value; nothing for None."""
     return "" if value is None else format(value, form)
 
 
@@ -254,9 +254,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", nargs=2, type=int, default=[2, 4], help="the two depths that are measured")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--memory_gib", type=float, default=Settings().finetune.memory_gib)
+    parser.add_argument("--memory_gib", type=float, default=Settings().training_memory_gib)
     parser.add_argument("--eager", action="store_true", help="do not compile; so on a CPU")
-    parser.add_argument("--out", help="write the figures as JSON")
+    parser.add_argument("--out", help="write the results as JSON")
     return parser.parse_args()
 
 

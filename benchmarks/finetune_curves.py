@@ -3,7 +3,7 @@
     python benchmarks/finetune_curves.py --out benchmarks/results/finetune_curves.json
     python benchmarks/finetune_curves.py --num_steps 10 --methods lora    # a smoke test
 
-The mini model is trained twice from the same adapter on the same windows with the same draws, optimizer and schedule.
+The mini model is trained twice from the same adapter on the same windows with the same noise, optimizer and schedule.
 Published: diffusers' own forward pass with full checkpointing, the text projected in it, peft's own DoRA. Ours: the
 projected text, modulation once a frame, blocks that keep attention or everything, DoRA's norm in closed form. Beside
 the JSON lies an SVG of both curves. The largest distance between them is printed with what two published trainings
@@ -22,28 +22,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import CosmosTransformer3DModel
 from finetune_step import machine
 
 from dreamgen.config.loading import configs_folder, read_yaml, settings_from_dict
 from dreamgen.config.settings import Settings
+from dreamgen.data.svg_plot import Line, line_plot, svg_document
+from dreamgen.models.cosmos_predict25.activation_checkpointing import training_blocks
 from dreamgen.models.cosmos_predict25.adapter import add_adapter
+from dreamgen.models.cosmos_predict25.dora import use_closed_form
+from dreamgen.models.cosmos_predict25.flow import flow_input, flow_loss, sample_noise
+from dreamgen.models.cosmos_predict25.latents import latent_shape
 from dreamgen.models.cosmos_predict25.mini import build_mini
 from dreamgen.models.cosmos_predict25.velocity import project_text, velocity
-from dreamgen.models.quiet import quiet_loaders
-from finetune.activation_checkpointing import training_blocks
-from finetune.curves import curves_svg
-from finetune.dora import use_closed_form
-from finetune.flow import draw_batch, flow_input, flow_loss, latent_shape
+from dreamgen.models.loader_logging import quiet_loaders
 from finetune.schedule import learning_rate
 
 Loss = Callable[..., torch.Tensor]
 NUM_WINDOWS, NUM_TEXT_TOKENS = 4, 512
-STYLES = {"published": 'stroke="#e0a070" stroke-width="4"', "ours": 'stroke="#1f4e79" stroke-width="1.2"'}
 
 
 def main() -> None:
-    """Train, print the table, and write figures and curves."""
+    """Train, print the table, and write results and curves."""
     args = parse_arguments()
     device, rows = torch.device(args.device), []
     for method in args.methods:
@@ -58,13 +57,19 @@ def main() -> None:
         }  # fmt: skip
         if args.out:
             Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-            curves = {"published": list(enumerate(published, 1)), "ours": list(enumerate(ours, 1))}
-            Path(args.out).with_suffix(f".{method}.svg").write_text(curves_svg(curves, STYLES), encoding="utf-8")
+            Path(args.out).with_suffix(f".{method}.svg").write_text(curves_svg(published, ours), encoding="utf-8")
     if args.out:
         report = {"machine": machine(device), "num_steps": args.num_steps, "rows": rows}
         Path(args.out).write_text(json.dumps(report, indent=1))
     print(table(rows))
     sys.exit(any(row["mean"] > row["mean_of_rounding"] for row in rows))
+
+
+def curves_svg(published: list[float], ours: list[float]) -> str:
+    """Draw both curves, the published one wide and below ours, as an SVG document."""
+    steps = range(1, len(ours) + 1)
+    lines = [Line(steps, published, "c1 wide", "published"), Line(steps, ours, "c0", "ours")]
+    return svg_document(line_plot(lines, f"Loss over {len(ours)} steps", "optimizer steps"))
 
 
 def settings_of(args: argparse.Namespace, method: str) -> Settings:
@@ -92,7 +97,10 @@ def train(
         device: To train on.
         compiled: Whether our blocks are compiled.
     """
-    tune, shape_CTHW = settings.finetune, latent_shape(settings.video)
+    tune, shape_CTHW = (
+        settings.finetune,
+        latent_shape(settings.video.num_frames, settings.video.height, settings.video.width),
+    )
     transformer = build_mini(read_yaml(configs_folder() / "models" / "mini.yaml")).transformer
     with quiet_loaders():
         transformer = transformer.to(dtype)
@@ -104,9 +112,9 @@ def train(
     optimizer = torch.optim.AdamW(parameters, lr=tune.learning_rate, weight_decay=tune.weight_decay)
     losses = []
     for number in range(tune.num_steps):
-        draws = draw_batch(settings.seed, [number], shape_CTHW, tune)
-        flow = flow_input(clean[number % NUM_WINDOWS].to(device), draws, tune.conditional_frame_timestep)
-        text_BLD = text[number % NUM_WINDOWS] * (not draws.drop_text[0])
+        noise = sample_noise(settings.seed, shape_CTHW, tune, [number])
+        flow = flow_input(clean[number % NUM_WINDOWS].to(device), noise, tune.conditional_frame_timestep)
+        text_BLD = text[number % NUM_WINDOWS] * (not noise.drop_text[0])
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             answer = loss_of(flow, text_BLD.to(device, dtype)).float()
         loss = flow_loss(answer, flow).mean()
@@ -120,7 +128,7 @@ def train(
     return losses
 
 
-def published_loss(transformer: CosmosTransformer3DModel, settings: Settings, dtype: torch.dtype, _: bool) -> Loss:
+def published_loss(transformer: torch.nn.Module, settings: Settings, dtype: torch.dtype, _: bool) -> Loss:
     """Return the published forward pass: diffusers' own, every block computed again in the backward pass."""
     transformer.enable_gradient_checkpointing()
     padding = torch.zeros(1, 1, settings.video.height, settings.video.width, dtype=dtype, device=transformer.device)
@@ -138,7 +146,7 @@ def published_loss(transformer: CosmosTransformer3DModel, settings: Settings, dt
     return answer
 
 
-def our_loss(transformer: CosmosTransformer3DModel, settings: Settings, dtype: torch.dtype, compiled: bool) -> Loss:
+def our_loss(transformer: torch.nn.Module, settings: Settings, dtype: torch.dtype, compiled: bool) -> Loss:
     """Return our forward pass: half of the blocks keep attention's outputs and the others everything."""
     use_closed_form(transformer)
     num_layers = len(transformer.transformer_blocks)
@@ -159,7 +167,7 @@ def our_loss(transformer: CosmosTransformer3DModel, settings: Settings, dtype: t
 
 
 def windows(shape_CTHW: tuple[int, ...], text_features: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Draw what is learnt: smooth latents, clean_BCTHW each, and a text_BLD for each."""
+    """Draw the training data: smooth latents, clean_BCTHW each, and a text_BLD for each."""
     generator = torch.Generator().manual_seed(2)
     coarse = torch.randn(NUM_WINDOWS, shape_CTHW[0], 2, 2, 2, generator=generator)
     clean = torch.nn.functional.interpolate(coarse, size=shape_CTHW[1:], mode="trilinear", align_corners=True)
@@ -183,7 +191,7 @@ def mean(found: list[float], wanted: list[float]) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the figures as Markdown."""
+    """Return the results as Markdown."""
     lines = [
         "| method | steps | loss, first and last ten | ours from published: largest, mean "
         "| float32 from bfloat16, both published: largest, mean |",
@@ -210,7 +218,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_frames", type=int, default=9)
     parser.add_argument("--methods", nargs="+", default=["lora", "dora"])
     parser.add_argument("--compile", action="store_true", help="compile our blocks")
-    parser.add_argument("--out", help="write the figures as JSON, and the curves beside it")
+    parser.add_argument("--out", help="write the results as JSON, and the curves beside it")
     return parser.parse_args()
 
 

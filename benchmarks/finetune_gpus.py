@@ -20,12 +20,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from finetune_step import levels_of, synchronize
-from random_models import attach, make_batch, make_transformer
+from random_models import attach, make_batch
 from torch.nn.parallel import DistributedDataParallel
 
-from dreamgen.config.loading import configs_folder, read_yaml
+from dreamgen.models.cosmos_predict25.activation_checkpointing import training_blocks
+from dreamgen.models.cosmos_predict25.random_models import model_sizes, random_transformer
 from dreamgen.models.cosmos_predict25.velocity import project_text, velocity
-from finetune.activation_checkpointing import training_blocks
 
 
 class Step(torch.nn.Module):
@@ -41,7 +41,7 @@ class Step(torch.nn.Module):
 
 
 def main() -> None:
-    """Measure each number of processes, print the table, and write the figures."""
+    """Measure each number of processes, print the table, and write the results."""
     args = parse_arguments()
     rows = []
     for count in args.processes:
@@ -68,9 +68,9 @@ def work(rank: int, count: int, args: argparse.Namespace, results: Any) -> None:
     if is_cuda:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if is_cuda else "gloo", rank=rank, world_size=count)
-    sizes = read_yaml(configs_folder() / "models" / f"{args.model}.yaml")
+    sizes = model_sizes(args.model)
     dtype = torch.bfloat16
-    transformer = make_transformer(sizes["transformer"], device, dtype)
+    transformer = random_transformer(sizes["transformer"], device, dtype)
     parameters = attach(transformer, args.rank, False)
     transformer.train()
     blocks = training_blocks(levels_of(args.level, sizes["transformer"]["num_layers"]), compiled=is_cuda)
@@ -111,7 +111,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--level", default="all:20", help="what blocks keep, as in finetune_step.py")
     parser.add_argument("--port", type=int, default=29610)
-    parser.add_argument("--out", help="write the figures as JSON")
+    parser.add_argument("--out", help="write the results as JSON")
     return parser.parse_args()
 
 

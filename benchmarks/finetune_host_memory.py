@@ -38,7 +38,7 @@ MB = 1e6
 
 
 def main() -> None:
-    """Measure, print the table, and write the figures."""
+    """Measure, print the table, and write the results."""
     args = parse_arguments()
     rows = []
     for name in args.variants:
@@ -124,7 +124,7 @@ def growth(points: list[tuple[int, int | None]], from_step: int) -> dict[str, fl
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the figures as Markdown."""
+    """Return the results as Markdown."""
     lines = [
         "| training | process | samples | first MB | last MB | MB a 1,000 steps (95 % interval) |",
         "|---|---|---|---|---|---|",
@@ -145,7 +145,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--tracker", default="tensorboard")
     parser.add_argument("--limit_mb", type=float, default=10.0, help="growth a 1,000 steps that counts as none")
-    parser.add_argument("--out", help="write the figures as JSON")
+    parser.add_argument("--out", help="write the results as JSON")
     return parser.parse_args()
 
 

@@ -24,28 +24,27 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import CosmosTransformer3DModel
 from metrics import markdown_table, shown, spread, write_report
-from random_models import NUM_TEXT_TOKENS, attach, encoders, make_batch, make_transformer
+from random_models import NUM_TEXT_TOKENS, attach, make_batch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dreamgen.config.loading import configs_folder, read_yaml
+from dreamgen.models.cosmos_predict25.activation_checkpointing import training_blocks
+from dreamgen.models.cosmos_predict25.dora import use_closed_form
+from dreamgen.models.cosmos_predict25.random_models import model_sizes, published_encoders, random_transformer
 from dreamgen.models.cosmos_predict25.velocity import project_text, velocity
-from finetune.activation_checkpointing import training_blocks
-from finetune.dora import use_closed_form
 
 # Rates measured on an H200 for products and cuDNN attention; training's backward attention runs at the third.
 PRODUCT_FLOPS, ATTENTION_FLOPS, ATTENTION_BACKWARD_FLOPS = 781e12, 686e12, 550e12
 
 
 def main() -> None:
-    """Measure, print the table, and write the figures."""
+    """Measure, print the table, and write the results."""
     args = parse_arguments()
     device, dtype = torch.device(args.device), torch.bfloat16
-    sizes = read_yaml(configs_folder() / "models" / f"{args.model}.yaml")
+    sizes = model_sizes(args.model)
     batch = make_batch(args, device)
     rows: list[dict[str, Any]] = []
-    encode = None if args.skip_encoders else encoders(sizes, batch, device, dtype)
+    encode = None if args.skip_encoders else published_encoders(sizes, batch["video_BCTHW"], device, dtype)
     encode_s = measure(encode, args.repeats, device)[0] if encode else [0.0]
     del encode
     release(device)
@@ -69,7 +68,7 @@ def measure_method(
     encode_s: list[float],
 ) -> list[dict[str, Any]]:
     """Measure the published step and each of ours for LoRA or DoRA."""
-    transformer = make_transformer(sizes["transformer"], device, dtype)
+    transformer = random_transformer(sizes["transformer"], device, dtype)
     parameters = attach(transformer, args.rank, method == "dora")
     projected_BLD = project_text(transformer, batch["text_BLD"].to(dtype)).detach()
     plain = functools.partial(plain_loss, transformer, batch, dtype)
@@ -111,7 +110,7 @@ def measure_method(
     return rows
 
 
-def plain_loss(transformer: CosmosTransformer3DModel, batch: dict[str, torch.Tensor], dtype: torch.dtype):
+def plain_loss(transformer: torch.nn.Module, batch: dict[str, torch.Tensor], dtype: torch.dtype):
     """Return the published step's loss: diffusers' own forward, text projected in it."""
     with torch.autocast(batch["clean"].device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         answer = transformer(
@@ -160,7 +159,7 @@ def restore(parameters: list[torch.nn.Parameter], values: list[torch.Tensor]) ->
 
 
 def loss_of(answer: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the mean squared error over the frames that are not given."""
+    """Return the mean squared error over the frames that are not conditioning frames."""
     loss_mask = 1 - batch["mask"]
     squared = (answer.float() - batch["target"]).square() * loss_mask
     return squared.sum() / loss_mask.expand_as(squared).sum()
@@ -207,7 +206,7 @@ def gradients(loss, parameters, device) -> torch.Tensor:
 
 def float32_gradients(sizes, args, method, batch, device) -> torch.Tensor:
     """Return the gradients of the plain step with weights and arithmetic in float32, the truth for both."""
-    transformer = make_transformer(sizes["transformer"], device, torch.bfloat16)
+    transformer = random_transformer(sizes["transformer"], device, torch.bfloat16)
     parameters = attach(transformer, args.rank, method == "dora")
     transformer.float()  # the same bf16 values, exactly
     transformer.enable_gradient_checkpointing()
@@ -251,7 +250,7 @@ def row(name: str, times: list[float], peak_gib: float, baseline_s: float, encod
 
 
 def table(report: dict[str, Any]) -> str:
-    """Return the figures as Markdown."""
+    """Return the results as Markdown."""
     title = f"{report['machine']}, {report['model']}, {report['num_tokens']} tokens, floor {report['floor_s']:.2f} s"
     columns = ("step", "s (min to max)", "of published", "peak GiB", "gradient error to published", "to float32")
     rows = [
@@ -302,7 +301,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--eager", action="store_true", help="do not compile")
     parser.add_argument("--float32", action="store_true", help="measure both against float32 gradients")
     parser.add_argument("--skip_encoders", action="store_true")
-    parser.add_argument("--out", help="write the figures as JSON")
+    parser.add_argument("--out", help="write the results as JSON")
     return parser.parse_args()
 
 

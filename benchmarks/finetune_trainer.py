@@ -33,16 +33,16 @@ import numpy as np
 import torch
 from finetune_step import machine, measure, measure_method, release
 from metrics import markdown_table, shown, spread, write_report
-from random_models import encoders, make_batch
+from random_models import make_batch
+from random_pipeline import save_random_pipeline
 
-from dreamgen.config.loading import configs_folder, read_yaml, settings_from_dict
+from dreamgen.config.loading import settings_from_dict
 from dreamgen.config.settings import Settings
 from dreamgen.data.video import write_video
-from dreamgen.models.cosmos_predict25.mini import build_mini, save_pipeline
-from dreamgen.models.quiet import quiet_loaders
-from finetune.estimate import policies_for
-from finetune.memory import estimate_memory
-from finetune.sizes import find_size
+from dreamgen.models.cosmos_predict25.random_models import model_sizes, published_encoders
+from dreamgen.models.cosmos_predict25.training_cost import policies_for
+from dreamgen.models.cosmos_predict25.training_memory import estimate_memory
+from dreamgen.models.cosmos_predict25.transformer_size import find_size
 from finetune.training_log import read_steps
 
 ROOT = Path(__file__).parents[1]
@@ -50,15 +50,15 @@ NUM_CLIPS = 4
 
 
 def main() -> None:
-    """Measure, print the table, and write the figures."""
+    """Measure, print the table, and write the results."""
     args = parse_arguments()
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(args.work or temporary)
         device = torch.device(args.device)
-        sizes = read_yaml(configs_folder() / "models" / f"{args.model}.yaml")
+        sizes = model_sizes(args.model)
         model = work / "model"
         if not model.exists():
-            save_random_model(model, sizes, device)
+            save_random_pipeline(args.model, model, device)
             release(device)
         rows = []
         encode_s = encoder_times(args, sizes, device)
@@ -73,18 +73,6 @@ def main() -> None:
     }  # fmt: skip
     write_report(report, args.out)
     print(table(report))
-
-
-def save_random_model(folder: Path, sizes: dict[str, Any], device: torch.device) -> None:
-    """Save a pipeline of the model's sizes with random weights, in bfloat16."""
-    small = {"intermediate_size": 256, "vision_depth": 1, "vision_patch_size": 14}
-    recipe = {**sizes, "seed": 0, "text_encoder": {**sizes["text_encoder"], **small}}
-    recipe.setdefault("scheduler", read_yaml(configs_folder() / "models" / "mini.yaml")["scheduler"])
-    with torch.device(device):
-        pipe = build_mini(recipe)
-    with quiet_loaders():
-        pipe.to(torch.bfloat16)
-    save_pipeline(pipe, folder)
 
 
 def settings_of(args: argparse.Namespace, work: Path, method: str, num_processes: int) -> Settings:
@@ -130,7 +118,7 @@ def write_training_set(folder: Path, args: argparse.Namespace) -> None:
 
 def encoder_times(args: argparse.Namespace, sizes: dict[str, Any], device: torch.device) -> list[float]:
     """Time the published step's VAE and text encoder."""
-    run = encoders(sizes, make_batch(args, device), device, torch.bfloat16)
+    run = published_encoders(sizes, make_batch(args, device)["video_BCTHW"], device, torch.bfloat16)
     times = measure(run, args.repeats, device)[0]
     del run
     release(device)
@@ -200,7 +188,7 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Return the figures as Markdown."""
+    """Return the results as Markdown."""
     title = f"{report['machine']}, {report['model']}, {report['size']}, {report['num_steps']} steps of the trainer"
     columns = (
         "step", "s (min to max)", "of published", "of the bare step", "peak GiB", "windows a second, times one GPU",
@@ -233,7 +221,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--memory_gib", type=float, default=Settings().finetune.memory_gib)
     parser.add_argument("--repeats", type=int, default=3, help="of the published and the bare step")
     parser.add_argument("--work", help="folder for model, cache and trainings, kept; a temporary one when not given")
-    parser.add_argument("--out", help="write the figures as JSON")
+    parser.add_argument("--out", help="write the results as JSON")
     return parser.parse_args()
 
 

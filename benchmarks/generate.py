@@ -27,36 +27,37 @@ import av
 import cv2
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, Cosmos2_5_PredictBasePipeline, UniPCMultistepScheduler
-from diffusers.pipelines.cosmos.pipeline_cosmos2_5_predict import DEFAULT_NEGATIVE_PROMPT
 from finetune_step import machine, release, synchronize
 from metrics import markdown_table, shown, spread, write_report
-from random_models import make_transformer
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from dreamgen.config.loading import configs_folder, read_yaml
-from dreamgen.curate.stage import cut_score, motion, psnr_db, small_grey
+from dreamgen.config.settings import ModelSettings
+from dreamgen.curate.scores.cut_score import cut_score
+from dreamgen.curate.scores.first_frame_psnr_db import psnr_db
+from dreamgen.curate.scores.motion import motion
+from dreamgen.data.clip_context import small_grey
 from dreamgen.data.video import frame_sha256, write_png
-from dreamgen.generate.clip import dream_clip, encode_prompt, make_clip, noise_for
+from dreamgen.generate.clip import encode_prompt, generate_clip, make_clip
 from dreamgen.generate.clip_generator import ClipGenerator
 from dreamgen.generate.texts import prompt_tasks
-from dreamgen.models.cosmos_predict25.mini import byte_tokenizer
-from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker
+from dreamgen.models.cosmos_predict25.model import noise_for
+from dreamgen.models.cosmos_predict25.random_models import model_sizes, random_pipeline
 from dreamgen.models.cosmos_predict25.step_skipping import level_step_skipping, num_forwards
+from dreamgen.models.world_model import WORLD_MODELS, WorldModelSource
 from dreamgen.run.records import Job, job_id
 from dreamgen.run.run_folder import RunFolder
 
 # As a worker of `generate` is started.
 NUM_THREADS = 2
+NEGATIVE_PROMPT = WORLD_MODELS.get("cosmos_predict25").load_class().default_negative_prompt
 X264_DEFAULTS = {"preset": "medium", "crf": "23"}  # what the published export leaves to the encoder
 
 
 def main() -> None:
-    """Measure the published loop and each level, print the table, and write the figures."""
+    """Measure the published loop and each level, print the table, and write the results."""
     args = parse_arguments()
     device, dtype = torch.device(args.device), torch.bfloat16
-    sizes = read_yaml(configs_folder() / "models" / f"{args.model}.yaml")
-    pipe = make_pipe(sizes, device, dtype)
+    sizes = model_sizes(args.model)
+    pipe = random_pipeline(sizes, device, dtype)
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder))
         jobs = {level: [make_job(args, run, level, seed) for seed in range(args.num_clips)] for level in args.levels}
@@ -65,20 +66,20 @@ def main() -> None:
         if args.num_published:
             times, published_THWC = measure_published(pipe, first, args.num_published, run.root, device)
             rows.append(row("published", times, 2 * args.num_steps))
-        maker = ClipGenerator(pipe, run, compiled=device.type == "cuda")
+        generator = make_generator(pipe, run, compiled=device.type == "cuda")
         for task in prompt_tasks(run, [first]):
-            record = encode_prompt(maker, task)
+            record = encode_prompt(generator, task)
             assert record.status == "ok", record.traceback
         pipe.text_encoder = pipe.tokenizer = None
         release(device)
         for level, of_level in jobs.items():
             warm_up = make_job(args, run, level, seed=10**6, num_steps=2)
-            record = make_clip(maker, warm_up)
+            record = make_clip(generator, warm_up)
             assert record.status == "ok", record.traceback
-            video_THWC, copied = dream_clip(maker, of_level[0])
+            video_THWC, copied = generate_clip(generator, of_level[0])
             copied()
             # The first of these has nothing to be encoded beside, so that it counts a little long.
-            times = measure_ours(maker, of_level[1:], device)
+            times = measure_ours(generator, of_level[1:], device)
             rows.append(row(level, times, num_forwards(args.num_steps, level_step_skipping(level), True), *rows[:1]))
             rows[-1]["peak_gib"] = peak_gib(device)
             if published_THWC is not None:
@@ -92,40 +93,12 @@ def main() -> None:
     print(table(report))
 
 
-def make_pipe(sizes: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Cosmos2_5_PredictBasePipeline:
-    """Build the pipeline at the model's own sizes with random weights; only the text encoder's vision part is tiny."""
-    transformer = make_transformer(sizes["transformer"], device, dtype).eval()
-    tokenizer, text = byte_tokenizer(), sizes["text_encoder"]
-    config = Qwen2_5_VLConfig(
-        text_config={
-            **{k: text[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")},
-            "num_key_value_heads": text["num_key_value_heads"], "vocab_size": text.get("vocab_size", len(tokenizer)),
-            "max_position_embeddings": 1024, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": text["mrope_section"]},
-        },
-        vision_config={
-            "depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 14,
-            "out_hidden_size": text["hidden_size"], "fullatt_block_indexes": [0],
-        },
-    )  # fmt: skip
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            encoder = Qwen2_5_VLForConditionalGeneration(config).eval().requires_grad_(False)
-            vae = AutoencoderKLWan(**sizes["vae"]).eval().requires_grad_(False)
-    finally:
-        torch.set_default_dtype(before)
-    pipe = Cosmos2_5_PredictBasePipeline(
-        text_encoder=encoder, tokenizer=tokenizer, transformer=transformer, vae=vae.to(dtype),
-        scheduler=UniPCMultistepScheduler(
-            use_flow_sigmas=True, use_karras_sigmas=True, prediction_type="flow_prediction", sigma_max=200.0,
-            sigma_min=0.01,
-        ),
-        safety_checker=NoSafetyChecker(),
-    )  # fmt: skip
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def make_generator(pipe: Any, run: RunFolder, compiled: bool) -> ClipGenerator:
+    """Return a generator of a loaded pipeline, as a worker of `dreamgen generate` holds one."""
+    source = WorldModelSource("random", "random", None, "random")
+    model_class: Any = source.load_class()
+    model = model_class(pipe, source, ModelSettings(safety_checker=False), compiled)
+    return ClipGenerator(model, run)
 
 
 def make_job(args: argparse.Namespace, run: RunFolder, level: str, seed: int, num_steps: int | None = None) -> Job:
@@ -137,21 +110,21 @@ def make_job(args: argparse.Namespace, run: RunFolder, level: str, seed: int, nu
     if not run.first_frame_file(sha256).is_file():
         write_png(run.first_frame_file(sha256), frame_HWC)
     values = {
-        "first_frame_sha256": sha256, "num_given_frames": 1, "instruction": "pick up the pear",
-        "prompt": "The robot arm is performing a task. pick up the pear", "negative_prompt": DEFAULT_NEGATIVE_PROMPT,
+        "first_frame_sha256": sha256, "num_conditioning_frames": 1, "instruction": "pick up the pear",
+        "prompt": "The robot arm is performing a task. pick up the pear", "negative_prompt": NEGATIVE_PROMPT,
         "seed": seed, "height": args.height, "width": args.width, "num_frames": args.num_frames, "num_chunks": 1,
         "chunk_overlap": 0, "fps": 16, "num_inference_steps": num_steps or args.num_steps, "guidance_scale": 7.0,
-        "level": level, "shortcuts": level_step_skipping(level).to_json(),
+        "level": level, "step_skipping": level_step_skipping(level).to_json(),
         "model": args.model, "model_sha256": "random",
         "adapter": None, "adapter_sha256": None, "dtype": "bfloat16", "codec": "h264", "crf": 18, "gop": 2,
         "source": "drawn",
     }  # fmt: skip
     # The level's numbers are part of the id and the noise hangs on the id: here all levels are to share their noise.
-    return Job(clip_id=job_id({**values, "shortcuts": "{}"}), **values)
+    return Job(clip_id=job_id({**values, "step_skipping": "{}"}), **values)
 
 
 def measure_published(
-    pipe: Cosmos2_5_PredictBasePipeline, job: Job, num_clips: int, folder: Path, device: torch.device
+    pipe: Any, job: Job, num_clips: int, folder: Path, device: torch.device
 ) -> tuple[list[float], np.ndarray]:
     """Time whole clips, one after another, after a short one. Returns seconds a clip and the last video_THWC."""
     frame_HWC = cv2.cvtColor(cv2.imread(str(next(folder.rglob("*.png")))), cv2.COLOR_BGR2RGB)
@@ -176,14 +149,14 @@ def measure_published(
     return times[1:], video_THWC
 
 
-def measure_ours(maker: ClipGenerator, jobs: list[Job], device: torch.device) -> list[float]:
+def measure_ours(generator: ClipGenerator, jobs: list[Job], device: torch.device) -> list[float]:
     """Time clips as a worker makes them. Returns the seconds between the ends of clips that follow one another."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     ends = [time.perf_counter()]
 
     def one(job: Job) -> None:
-        record = make_clip(maker, job)
+        record = make_clip(generator, job)
         assert record.status == "ok", record.traceback
         ends.append(time.perf_counter())
 
@@ -235,7 +208,7 @@ def row(name: str, times: list[float], forwards: int, baseline: dict[str, Any] |
 
 
 def table(report: dict[str, Any]) -> str:
-    """Return the figures as Markdown."""
+    """Return the results as Markdown."""
     title = f"{report['machine']}, {report['model']}, {report['size']}, {report['num_steps']} steps"
     columns = (
         "level", "s a clip (min to max)", "clips an hour, times published", "forward passes", "peak GiB", "PSNR dB",
@@ -262,7 +235,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--levels", nargs="+", default=["exact", "balanced", "turbo"])
     parser.add_argument("--num_clips", type=int, default=3, help="of each level; the first one is compared, not timed")
     parser.add_argument("--num_published", type=int, default=2, help="clips of the published loop; 0 leaves it out")
-    parser.add_argument("--out", help="write the figures as JSON")
+    parser.add_argument("--out", help="write the results as JSON")
     return parser.parse_args()
 
 

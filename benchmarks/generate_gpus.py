@@ -20,12 +20,12 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Measure each number of processes, print the table, and write the figures."""
+    """Measure each number of processes, print the table, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--level", default="exact")
     parser.add_argument("--num_clips", type=int, default=4)
-    parser.add_argument("--out", help="write the figures as JSON")
+    parser.add_argument("--out", help="write the results as JSON")
     parser.add_argument("rest", nargs="*", help="for benchmarks/generate.py")
     args = parser.parse_args()
     rows = []

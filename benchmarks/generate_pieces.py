@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 from finetune_step import machine, measure, relative_error, release
-from generate import make_pipe, parse_arguments
-from random_models import make_batch, make_transformer
+from generate import parse_arguments
+from random_models import make_batch
 
-from dreamgen.config.loading import configs_folder, read_yaml
 from dreamgen.models.cosmos_predict25.fp8 import Fp8Switch
 from dreamgen.models.cosmos_predict25.guided_velocity import BlockParts, compiled_parts, text_keys_values, velocities
-from dreamgen.models.cosmos_predict25.pixels import decode
+from dreamgen.models.cosmos_predict25.latents import decode
+from dreamgen.models.cosmos_predict25.random_models import model_sizes, random_pipeline, random_transformer
 from dreamgen.models.cosmos_predict25.velocity import project_text
 
 NUM_REPEATS = 5
@@ -31,16 +31,16 @@ NUM_REPEATS = 5
 
 @torch.no_grad()
 def main() -> None:
-    """Measure each piece, print the table, and write the figures."""
+    """Measure each piece, print the table, and write the results."""
     args = parse_arguments()
     device, dtype = torch.device(args.device), torch.bfloat16
-    sizes = read_yaml(configs_folder() / "models" / f"{args.model}.yaml")
+    sizes = model_sizes(args.model)
     batch = make_batch(args, device)
-    reference = make_transformer(sizes["transformer"], device, dtype).float()
+    reference = random_transformer(sizes["transformer"], device, dtype).float()
     wanted = published_forward(reference, batch, torch.float32)().double().cpu()
     del reference
     release(device)
-    pipe = make_pipe({**sizes, "text_encoder": {**sizes["text_encoder"], "num_hidden_layers": 1}}, device, dtype)
+    pipe = random_pipeline({**sizes, "text_encoder": {**sizes["text_encoder"], "num_hidden_layers": 1}}, device, dtype)
     transformer, switch, rows = pipe.transformer, Fp8Switch(), []
     rows.append(timed("forward, published", published_forward(transformer, batch, dtype), device, wanted))
     rows.append(timed("forward, ours", our_forward(transformer, batch, dtype, BlockParts()), device, wanted))

@@ -1,10 +1,11 @@
-"""What one release of GR00T reads of a v2.1 dataset, with the loader of its own checkout; readers.py runs it.
+"""Read a v2.1 dataset with the loader of one GR00T checkout; readers.py runs this script.
 
     python benchmarks/gr00t_reader.py CHECKOUT RUN FOLDER_OF_PACKAGES
 
-A process of its own for each checkout: all of them call their package gr00t. The last line of its output says, as JSON,
-what was read. N1, N1.5 and GR00T-Dreams have `LeRobotSingleDataset`; N1.6 and N1.7 `LeRobotEpisodeLoader`, steps of
-which `extract_step_data` cuts out, and a script that counts statistics where it finds stats.json wanting.
+Each checkout needs its own process, because all of them name their package gr00t. The last line of the output is JSON
+and describes what was read. N1, N1.5 and GR00T-Dreams have `LeRobotSingleDataset`. N1.6 and N1.7 have
+`LeRobotEpisodeLoader`, `extract_step_data` for single steps, and a script that computes statistics if stats.json is
+incomplete.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from export.check import check
 from export.episodes import read_label
 
 HORIZON, NUM_STEPS = 8, 20
-GROOT_FIGURES = ("mean", "std", "min", "max", "q01", "q99")
-# Installed for GPUs or needed for other robots only; the first loaders import them and, for this dataset, call none.
+GROOT_STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
+# For GPUs or other robots only: the first loaders import them and call none of them for this dataset.
 NOT_CALLED = ("decord", "albumentations", "pytorch3d", "pytorch3d.transforms")
 
 
 def main() -> None:
-    """Import the checkout's loader, read with it, compare with clips and labels, and say what was read."""
+    """Import the checkout's loader, compare what it reads with clips and labels, and print a summary."""
     checkout, run, packages = Path(sys.argv[1]), RunFolder(Path(sys.argv[2])), sys.argv[3]
     sys.path[:0] = [str(checkout), packages]
     root = run.datasets / "lerobot-v2.1"
@@ -59,14 +60,13 @@ def single_dataset(root: Path, modality: dict[str, Any], clips: Sequence[Accepte
     for index in np.linspace(0, len(dataset) - 1, NUM_STEPS).astype(int):
         number = int(np.searchsorted(np.cumsum(num_frames), index, side="right"))
         frame, item = int(index - sum(num_frames[:number])), dataset[int(index)]
-        # OpenCV, the one way that needs no other library, gives BGR in the early ones.
-        compare_step(clips[number], frame, item[keys["video"][0]][0], item["state.whole"], item["action.whole"],
-                     item[keys["language"][0]][0])  # fmt: skip
+        image_HWC, text = item[keys["video"][0]][0], item[keys["language"][0]][0]
+        compare_step(clips[number], frame, image_HWC, item["state.whole"], item["action.whole"], text)
     return f"LeRobotSingleDataset: {len(dataset)} steps, {NUM_STEPS} compared"
 
 
 def episode_loader(root: Path, modality: dict[str, Any], clips: Sequence[AcceptedClip]) -> str:
-    """`LeRobotEpisodeLoader` of N1.6 and N1.7, its steps, its statistics, and its script that counts them."""
+    """`LeRobotEpisodeLoader` of N1.6 and N1.7: steps, statistics, and the script that computes them."""
     from gr00t.data.dataset.lerobot_episode_loader import LeRobotEpisodeLoader
     from gr00t.data.dataset.sharded_single_step_dataset import extract_step_data
     from gr00t.data.embodiment_tags import EmbodimentTag
@@ -78,13 +78,13 @@ def episode_loader(root: Path, modality: dict[str, Any], clips: Sequence[Accepte
     configs = {kind: ModalityConfig(delta_indices=_deltas(kind), modality_keys=keys[kind]) for kind in keys}
     root = Path(shutil.copytree(root, Path(tempfile.mkdtemp(dir=sys.argv[3])) / root.name))
     written = (root / "meta/stats.json").read_bytes()
-    generate_stats(root)  # what its training starts with; it leaves a stats.json alone that has all it asks for
+    generate_stats(root)  # training starts with it; it does not change a complete stats.json
     is_kept = (root / "meta/stats.json").read_bytes() == written
-    # Later than N1.7's tag it trusts only what it has signed itself, and adds its figures and signatures.
-    assert is_kept or b"__fingerprints__" in (root / "meta/stats.json").read_bytes(), "our stats.json is found wanting"
-    assert not (found := check(root, num_workers=1)), f"dreamgen check minds what GR00T has written: {found}"
+    # After N1.7's tag it accepts only its own signed values, and adds values and signatures.
+    assert is_kept or b"__fingerprints__" in (root / "meta/stats.json").read_bytes(), "it rejects our stats.json"
+    assert not (found := check(root, num_workers=1)), f"dreamgen check rejects what GR00T has written: {found}"
     theirs = calculate_dataset_statistics(list(root.glob("data/*/*.parquet")), ["action", "observation.state"])
-    # The last versions decode with torchcodec only and have no such argument.
+    # The latest versions decode with torchcodec only and do not have this argument.
     choices = inspect.signature(LeRobotEpisodeLoader).parameters
     loader = LeRobotEpisodeLoader(root, configs, **({"video_backend": "opencv"} if "video_backend" in choices else {}))
     compare_statistics(loader.get_dataset_statistics(), theirs)
@@ -94,36 +94,38 @@ def episode_loader(root: Path, modality: dict[str, Any], clips: Sequence[Accepte
         assert len(episode) == pq.read_metadata(clips[number].label).num_rows
         for frame in np.linspace(0, len(episode) - 1, 4).astype(int).tolist():
             step = extract_step_data(episode, frame, configs, tag, allow_padding=True)
-            picture_HWC = step.images[keys["video"][0]][0]
-            compare_step(clips[number], frame, picture_HWC, step.states["whole"], step.actions["whole"], step.text)
+            image_HWC = step.images[keys["video"][0]][0]
+            compare_step(clips[number], frame, image_HWC, step.states["whole"], step.actions["whole"], step.text)
     return f"LeRobotEpisodeLoader: {len(loader)} episodes, {NUM_STEPS} steps compared, statistics equal and " + (
-        "kept" if is_kept else "counted again"
+        "kept" if is_kept else "computed again"
     )
 
 
 def compare_step(
-    clip: AcceptedClip, frame: int, picture_HWC: Any, state_TS: np.ndarray, action_TA: np.ndarray, text: str
+    clip: AcceptedClip, frame: int, image_HWC: Any, state_TS: np.ndarray, action_TA: np.ndarray, text: str
 ) -> None:
-    """Make sure that a step shows its frame, its state, the actions from there on, and its instruction."""
+    """Compare a step's image, state, following actions and instruction with the clip."""
     actions_TA, states_TS = read_label(clip.label, True)
     rows = np.minimum(np.arange(frame, frame + HORIZON), len(actions_TA) - 1)
     np.testing.assert_allclose(action_TA, actions_TA[rows], atol=1e-6)
     np.testing.assert_allclose(state_TS[0], states_TS[frame], atol=1e-6)
     assert text == clip.job.instruction, f"{text} for {clip.job.instruction}"
-    # Decoders turn YUV into RGB each in its own way, and OpenCV's gives BGR: the frame that is nearest tells.
-    video_THWC, shown_HWC = read_video(clip.video).astype(int), np.asarray(picture_HWC).astype(int)
-    error_T = min((np.abs(shown_HWC[..., order] - video_THWC).mean(axis=(1, 2, 3)) for order in ([0, 1, 2], [2, 1, 0])),
-                  key=np.min)  # fmt: skip
+    # Decoders convert YUV to RGB differently, and OpenCV returns BGR, so the most similar frame is compared.
+    video_THWC, image_HWC = read_video(clip.video).astype(int), np.asarray(image_HWC).astype(int)
+    errors = [np.abs(image_HWC[..., order] - video_THWC).mean(axis=(1, 2, 3)) for order in ([0, 1, 2], [2, 1, 0])]
+    error_T = min(errors, key=np.min)
     assert error_T.argmin() == frame and error_T[frame] < 6, f"frame {error_T.argmin()} for {frame}: {error_T.min()}"
 
 
 def compare_statistics(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Compare what the loader cuts out of our stats.json with what its own script counts."""
+    """Compare the loader's slices of our stats.json with what its own script computes."""
     for kind, column in (("action", "action"), ("state", "observation.state")):
         width = np.ptp([theirs[column]["min"], theirs[column]["max"]], axis=0).max()
-        for figure in GROOT_FIGURES:
-            got_D = np.array(ours[kind]["whole"][figure])
-            np.testing.assert_allclose(got_D, theirs[column][figure], atol=1e-2 * width if figure[0] == "q" else 1e-5)
+        for statistic in GROOT_STATISTICS:
+            got_D = np.array(ours[kind]["whole"][statistic])
+            np.testing.assert_allclose(
+                got_D, theirs[column][statistic], atol=1e-2 * width if statistic[0] == "q" else 1e-5
+            )
 
 
 def _deltas(kind: str) -> list[int]:

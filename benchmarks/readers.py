@@ -1,11 +1,11 @@
-"""Real readers on our datasets: each opens what the export wrote, reads or trains, and its values are compared.
+"""Readers of trainers on exported datasets: each loads or trains, and its values are compared with the clips.
 
     python benchmarks/readers.py --out benchmarks/results/readers.json
     python benchmarks/readers.py --only lerobot,act            # some of them
     python benchmarks/readers.py --gr00t path/to/n1.6-release --gr00t path/to/n1.7-release   # checkouts of GR00T
 
-Each checkout's loader is imported from there. robomimic, and what GR00T's loaders import, are installed from PyPI,
-without what they depend on, into a folder that is removed at the end.
+GR00T's loaders are imported from the checkouts. robomimic, and the packages that GR00T's loaders import, are installed
+from PyPI, without their dependencies, to a temporary folder.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from synthetic_run import make_run
 from dreamgen.config.loading import settings_from_dict
 from dreamgen.config.settings import ConvertSettings
 from dreamgen.data.video import read_video
+from dreamgen.extensions.export_format import EXPORT_FORMATS
 from dreamgen.run.jobs import accepted_clips
 from dreamgen.run.run_folder import RunFolder
 from export import export_datasets
@@ -43,7 +44,7 @@ GR00T_NEEDS = ("numpydantic", "scipy")
 
 
 def main() -> None:
-    """Write one small run in every format, let each reader read it, print the table and write the figures."""
+    """Export a small run in every format, run each reader, print the table and write the results."""
     args = parse_arguments()
     folder = Path(tempfile.mkdtemp(prefix="readers-", dir=args.folder))
     os.environ["HF_DATASETS_CACHE"] = str(folder / "hf_datasets")  # before datasets is imported
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def exported_run(folder: Path, args: argparse.Namespace) -> RunFolder:
-    """Make a run and export it; the HDF5 formats with next_obs and, for ACT's compressed reader, as JPEG too."""
+    """Make a run and export it: robomimic with next_obs, and ALOHA as pixels and as JPEG."""
     run = make_run(folder, args.clips, 64, 96, SECTION_FRAMES, 7, FPS)
 
     def export(formats: list[str], **hdf5: Any) -> None:
@@ -70,18 +71,18 @@ def exported_run(folder: Path, args: argparse.Namespace) -> RunFolder:
 
     export(["aloha"], jpeg_quality=95)
     (run.datasets / "aloha").rename(run.datasets / "aloha-jpeg")
-    export(["lerobot-v3.0", "lerobot-v2.1", "robomimic", "aloha"], next_obs=True)
+    export(EXPORT_FORMATS.names(), next_obs=True)
     return run
 
 
 def read_by(name: str, run: RunFolder, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Let one reader read; whatever it raises is its result."""
+    """Run one reader; if it raises, the error is its result."""
     dataset, reader = READERS[name]
-    begun = time.perf_counter()
+    start_s = time.perf_counter()
     try:
         read = reader(run, folder, args)
-        result = "skipped" if read.startswith("skipped") else f"ok, {time.perf_counter() - begun:.1f} s"
-    except Exception as error:  # a foreign reader may raise anything
+        result = "skipped" if read.startswith("skipped") else f"ok, {time.perf_counter() - start_s:.1f} s"
+    except Exception as error:  # other projects' readers may raise anything
         read, result = "", f"failed: {type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}"
     return {"reader": name, "dataset": dataset, "read": read, "result": result}
 
@@ -154,7 +155,7 @@ def lerobot_tools(run: RunFolder, folder: Path, args: argparse.Namespace) -> str
         one, two = ours[int(index) + SECTION_FRAMES], rest[int(index)]
         np.testing.assert_array_equal(one["action"].numpy(), two["action"].numpy())
         assert one["task"] == two["task"]
-        # It encodes what is left of a file again, so pictures are alike and not equal.
+        # It encodes the rest of a file again, so images are similar and not equal.
         error = np.abs(one[CAMERA].numpy().astype(int) - two[CAMERA].numpy()).mean()
         assert error < 8, f"mean error {error:.1f}"
     return f"merged {len(merged)} frames, deleted to {len(rest)}"
@@ -208,9 +209,9 @@ def robomimic_sequences(run: RunFolder, folder: Path, args: argparse.Namespace) 
             actions = batch["actions"][i].numpy() * scale_A + offset_A
             np.testing.assert_allclose(actions, action_TA[rows], atol=1e-5)
             np.testing.assert_array_equal(batch["obs"]["state"][i].numpy(), state_TS[rows])
-            pictures = batch["obs"]["ego_view"][i].numpy()
-            shown = pictures if pictures.shape[-1] == 3 else np.moveaxis(pictures, 1, -1) * 255
-            np.testing.assert_allclose(shown, video_THWC[rows], atol=0.01)
+            images = batch["obs"]["ego_view"][i].numpy()
+            images = images if images.shape[-1] == 3 else np.moveaxis(images, 1, -1) * 255
+            np.testing.assert_allclose(images, video_THWC[rows], atol=0.01)
             np.testing.assert_array_equal(
                 batch["next_obs"]["state"][i].numpy(), state_TS[np.minimum(rows + 1, SECTION_FRAMES - 1)]
             )
@@ -220,7 +221,7 @@ def robomimic_sequences(run: RunFolder, folder: Path, args: argparse.Namespace) 
 
 
 def act_reader(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
-    """What the readers of ACT and ACT++ ask of a file: names, shapes, a random start, JPEG rows, equal channels."""
+    """Read like ACT and ACT++: names, shapes, a random start, JPEG rows, channel order."""
     import cv2
 
     clips, random = accepted_clips(run), np.random.default_rng(0)
@@ -244,7 +245,7 @@ def act_reader(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
 
 
 def gr00t_loaders(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
-    """GR00T's own loader, of each checkout that the user names, each in a process of its own."""
+    """GR00T's loader of each checkout that the user names, each in its own process."""
     if not args.gr00t:
         return "skipped: --gr00t names no checkout"
     packages = folder / "gr00t-needs"
@@ -277,9 +278,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=12)
     parser.add_argument("--only", type=lambda text: text.split(","), help=f"of {', '.join(READERS)}")
     parser.add_argument("--gr00t", type=Path, action="append", metavar="CHECKOUT",
-                        help="of Isaac-GR00T, any release, or of GR00T-Dreams; may be given several times")  # fmt: skip
-    parser.add_argument("--folder", help="where to work; the system's temporary folder when not given")
-    parser.add_argument("--out", help="JSON file for the figures")
+                        help="checkout of any release of Isaac-GR00T, or of GR00T-Dreams; may be repeated")  # fmt: skip
+    parser.add_argument("--folder", help="working directory; default: the system's temporary directory")
+    parser.add_argument("--out", help="JSON file for the results")
     return parser.parse_args()
 
 

@@ -97,8 +97,8 @@ def _job(number: int, height: int, width: int, num_frames: int, fps: int, codec:
     values = {
         "first_frame_sha256": f"{number:064x}", "instruction": INSTRUCTIONS[number % len(INSTRUCTIONS)],
         "prompt": "The robot arm is performing a task.", "negative_prompt": "blurry", "seed": number, "height": height,
-        "width": width, "num_frames": num_frames, "num_given_frames": 1, "num_chunks": 1, "chunk_overlap": 0,
-        "fps": fps, "num_inference_steps": 36, "guidance_scale": 7.0, "level": "exact", "shortcuts": "{}",
+        "width": width, "num_frames": num_frames, "num_conditioning_frames": 1, "num_chunks": 1, "chunk_overlap": 0,
+        "fps": fps, "num_inference_steps": 36, "guidance_scale": 7.0, "level": "exact", "step_skipping": "{}",
         "adapter": None, "model": "synthetic", "model_sha256": "0" * 64, "adapter_sha256": None, "dtype": "bfloat16",
         "codec": codec, "crf": crf, "gop": 2, "source": f"drawn {number}",
     }  # fmt: skip

@@ -6,7 +6,7 @@ from dreamgen.cli.main import main
 
 
 def run() -> None:
-    """Run the command line and leave with its exit status."""
+    """Run the command line and exit with its status."""
     sys.exit(main())
 
 

@@ -1,6 +1,6 @@
-"""What a bug report needs of this machine, as one Markdown block: versions, GPU, codecs, disk, hub login.
+"""Describe this machine for a bug report in one Markdown block: versions, GPU, codecs, disk, hub login.
 
-Nothing here asks the network or shows a token; every part that may be broken is a row of the table, never a crash.
+Nothing here uses the network or shows a token. A broken part is a row of the table and never raises.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ OPENCV_BUILDS = (
 )  # fmt: skip
 DECODERS = ("h264", "av1")
 LOW_DISK_GIB = 5
-# What importing or using a broken binary package raises; wider would hide our own mistakes.
+# What importing or using a broken binary package raises; a wider list would hide our own errors.
 BROKEN_IMPORT = (ImportError, OSError, RuntimeError)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One row: what was looked at, what was found, and what to do if that is a problem.
+    """One row of the table.
 
     Args:
-        part: Which part of the machine.
-        name: What was looked at.
+        part: Part of the machine.
+        name: What was inspected.
         found: Its value in words.
-        state: ok; note (works, but worth knowing); problem.
-        to_do: What mends a problem, or what a note means.
+        state: ok; note (works, with a limitation); problem.
+        to_do: How to fix a problem, or what a note means.
     """
 
     part: str
@@ -53,13 +53,13 @@ class Finding:
 
 
 def doctor(out: Path | None = None) -> StageResult:
-    """Look at this machine and write one Markdown block for a bug report.
+    """Describe this machine in one Markdown block for a bug report.
 
     Args:
-        out: A run folder whose disk is looked at; the working directory when not given.
+        out: A run folder whose disk is inspected; the working directory when not given.
 
     Returns:
-        The block in `figures["markdown"]`; one note a problem, with what to do.
+        The block in `metrics["markdown"]`, and one note per problem with its fix.
     """
     findings = [*_machine(), *_packages(), *_gpus(), *_codecs(), *_disk(out or Path.cwd()), *_accounts()]
     problems = [finding for finding in findings if finding.state == "problem"]
@@ -69,7 +69,7 @@ def doctor(out: Path | None = None) -> StageResult:
 
 
 def markdown(findings: list[Finding]) -> str:
-    """Return findings as an aligned Markdown table, which reads as well in a terminal, and what to do below it."""
+    """Return findings as an aligned Markdown table, with the fixes below it."""
     rows = [(_cell(f.part), _cell(f.name), _cell(f.found), f.state) for f in findings]
     header = ("part", "what", "found", "state")
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(4)]
@@ -80,10 +80,10 @@ def markdown(findings: list[Finding]) -> str:
     table = [line(header), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, rows)]
     lines = ["### dreamgen doctor", "", *table, ""]
     for state, title in (("problem", "Problems"), ("note", "Notes")):
-        told = [
+        lines_of_state = [
             f"- **{_cell(f.name)}** ({_cell(f.found)}): {f.to_do}" for f in findings if f.state == state and f.to_do
         ]
-        lines += [f"**{title}**", "", *told, ""] if told else []
+        lines += [f"**{title}**", "", *lines_of_state, ""] if lines_of_state else []
     if not any(finding.state == "problem" for finding in findings):
         lines += ["No problems found.", ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -127,7 +127,7 @@ def _torchcodec() -> Finding:
     try:
         import torchcodec.decoders  # noqa: F401
     except BROKEN_IMPORT as error:
-        to_do = "lerobot decodes with PyAV instead (slower); install FFmpeg's shared libraries to mend it"
+        to_do = "lerobot decodes with PyAV instead (slower); install FFmpeg's shared libraries to use it"
         return Finding("packages", "torchcodec", f"{version}, does not load ({type(error).__name__})", "note", to_do)
     return Finding("packages", "torchcodec", f"{version}, loads")
 
@@ -145,7 +145,7 @@ def _gpus() -> Iterator[Finding]:
     yield Finding("GPU", "torch built for", f"CUDA {built_for}" if built_for else "CPU only")
     if not torch.cuda.is_available():
         if driver:
-            to_do = "a driver is there, but this torch cannot use it: install the torch build for its CUDA version"
+            to_do = "there is a driver, but this torch cannot use it: install the torch build for its CUDA version"
             yield Finding("GPU", "CUDA", "not available", "problem", to_do)
         else:
             to_do = "--model.path=mini runs on the CPU; the real model needs a CUDA GPU"
@@ -158,7 +158,7 @@ def _gpus() -> Iterator[Finding]:
                 bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
             name = torch.cuda.get_device_name(index)
         except RuntimeError as error:
-            to_do = "another process may hold it or have filled it; nvidia-smi shows which"
+            to_do = "another process may use it or have filled its memory; nvidia-smi shows which"
             yield Finding("GPU", f"cuda:{index}", f"does not answer ({error})", "problem", to_do)
             continue
         found = f"{name}, {total / 2**30:.0f} GiB ({free / 2**30:.0f} free), bfloat16 {'yes' if bf16 else 'no'}"
@@ -175,17 +175,15 @@ def _codecs() -> Iterator[Finding]:
         to_do = "pip install --force-reinstall av opencv-python-headless"
         yield Finding("codecs", "PyAV, OpenCV", f"do not import ({type(error).__name__}: {error})", "problem", to_do)
         return
-    to_do = "pip install --force-reinstall av: its wheels bring FFmpeg with this codec"
+    to_do = "pip install --force-reinstall av: its wheels include FFmpeg with this codec"
     for codec, (encoder, _) in ENCODERS.items():
         broken = _round_trip(codec)
         found = f"does not work ({broken})" if broken else "works: 8 frames written and read back"
         setting = f"; until then choose another --video.codec than {codec}"
         yield Finding("codecs", f"encode {encoder}", found, "problem" if broken else "ok", to_do + setting)
     for decoder in DECODERS:
-        there = decoder in av.codecs_available
-        yield Finding(
-            "codecs", f"decode {decoder}", "there" if there else "missing", "ok" if there else "problem", to_do
-        )
+        found, state = ("available", "ok") if decoder in av.codecs_available else ("missing", "problem")
+        yield Finding("codecs", f"decode {decoder}", found, state, to_do)
 
 
 def _round_trip(codec: str) -> str | None:
@@ -238,10 +236,10 @@ def _accounts() -> Iterator[Finding]:
     to_do = "models must be in the hub cache already; unset HF_HUB_OFFLINE to download them"
     yield Finding("accounts", "HF_HUB_OFFLINE", "set" if offline else "not set", "note" if offline else "ok", to_do)
     guarded = importlib.util.find_spec("cosmos_guardrail") is not None
-    to_do = "the real model's licence asks for it: pip install cosmos_guardrail (the mini model does without)"
+    to_do = "the license of the real model asks for it: pip install cosmos_guardrail (mini does not need it)"
     found = "installed" if guarded else "not installed"
     yield Finding("accounts", "cosmos_guardrail", found, "ok" if guarded else "note", to_do)
-    cluster = "set: joins that cluster" if os.environ.get("RAY_ADDRESS") else "not set: Ray runs on this machine"
+    cluster = "set: Ray joins that cluster" if os.environ.get("RAY_ADDRESS") else "not set: Ray runs on this machine"
     yield Finding("accounts", "RAY_ADDRESS", cluster)
 
 
@@ -251,7 +249,7 @@ def _hub_token() -> Finding:
     except BROKEN_IMPORT as error:
         to_do = "pip install --force-reinstall huggingface_hub"
         return Finding("accounts", "hub token", f"huggingface_hub: {type(error).__name__}", "problem", to_do)
-    # Whether, never what: this block is pasted into public reports.
+    # Only whether there is one: this block is pasted into public reports.
     if get_token() is not None:
         return Finding("accounts", "hub token", "present")
     to_do = "needed only to download gated models or to push: hf auth login"

@@ -55,9 +55,9 @@ class Problems:
     def __init__(self) -> None:
         self.errors: list[UserError] = []
 
-    def add(self, what: str, **details: object) -> None:
+    def add(self, what: str, *, actual: object = None, allowed: object = None, next_step: str | None = None) -> None:
         """Add one problem; takes the arguments of `UserError`."""
-        self.errors.append(UserError(what, **details))
+        self.errors.append(UserError(what, actual=actual, allowed=allowed, next_step=next_step))
 
     def raise_if_any(self, headline: str) -> None:
         """Raise nothing, the only problem, or one error that lists them all under `headline`.

@@ -1,14 +1,14 @@
-"""All stages in order: look ahead, run what is not done, skip what has nothing to work on, end in a page."""
+"""The stages of a run: one of them as its command runs it, or all in order."""
 
 from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+from dreamgen.config.paths import all_settings
 from dreamgen.config.settings import Settings
 from dreamgen.environment import set_library_defaults
 from dreamgen.errors import NothingAccepted, Problems, UserError
@@ -16,118 +16,61 @@ from dreamgen.progress import log
 from dreamgen.run.journal import read_journal
 from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
+from dreamgen.stages import PIPELINE, STAGES, Stage
 
 set_library_defaults()  # before a stage imports a library
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One step of a run.
+def run_stage(name: str, settings: Settings, resume: bool = False, dry_run: bool = False) -> list[StageResult]:
+    """Run one stage as its command does, and record its settings in run.yaml.
 
     Args:
-        name: As the user calls it.
-        section: Its settings.
-        call: Runs it; may take `resume`.
-        output: What exists once it is done; None for a stage that finds out itself what is left to do.
+        name: Name of a stage of `dreamgen run`.
+        settings: With `out`.
+        resume: Keep output that exists, and go on where the stage stopped.
+        dry_run: Write nothing.
+
+    Returns:
+        The stage's result; before it, that of the stage which had to run first.
+
+    Raises:
+        UserError: if the stage refuses its input, or its run was made with other settings.
     """
-
-    name: str
-    section: str
-    call: Callable[[Settings, bool], StageResult]
-    output: Callable[[RunFolder], Path] | None
-
-
-def _prepare(settings: Settings, resume: bool) -> StageResult:
-    from dreamgen.prepare.stage import prepare
-
-    return prepare(settings)
-
-
-def _finetune(settings: Settings, resume: bool) -> StageResult:
-    from finetune import finetune
-
-    return finetune(settings, resume=resume)
+    stage = STAGES[name]
+    if dry_run:
+        return [stage.call(settings, dry_run=True)]
+    run, results = RunFolder.of(settings, may_be_remote=stage.may_be_remote), []
+    first = STAGES[stage.first] if stage.first else None
+    if first is not None and not first.is_done(run):
+        results += run_stage(first.name, settings, resume)
+    # A stage may run again with other settings of its own; those that earlier stages used must stay.
+    sections = [first.section] if first is not None and first.section else []
+    run.check_unchanged(settings, sections, but=_not_of(first.name) if first else ())
+    if resume and stage.keeps_output and stage.output is not None and stage.is_done(run):
+        return [*results, StageResult(name, {name: stage.output(run)}, {}, ["done before, kept"])]
+    results.append(stage.call(settings, resume=resume))
+    run.record(settings, [stage.section] if stage.section else [])
+    return results
 
 
-def _plan(settings: Settings, resume: bool) -> StageResult:
-    from dreamgen.plan.stage import plan
-
-    return plan(settings)
-
-
-def _generate(settings: Settings, resume: bool) -> StageResult:
-    from dreamgen.generate.stage import generate
-
-    return generate(settings)
-
-
-def _train_idm(settings: Settings, resume: bool) -> StageResult:
-    from finetune.inverse_dynamics import train_inverse_dynamics
-
-    return train_inverse_dynamics(settings)
-
-
-def _label(settings: Settings, resume: bool) -> StageResult:
-    from dreamgen.label.stage import label
-
-    return label(settings)
-
-
-def _curate(settings: Settings, resume: bool) -> StageResult:
-    from dreamgen.curate.stage import curate
-
-    return curate(settings)
-
-
-def _export(settings: Settings, resume: bool) -> StageResult:
-    from export import export_datasets
-
-    return export_datasets(settings, resume=resume)
-
-
-def _check(settings: Settings, resume: bool) -> StageResult:
-    from export.check import check_stage
-
-    folders = [RunFolder.of(settings).datasets / name for name in settings.export.formats]
-    results = {folder.name: check_stage(folder, settings.check) for folder in folders if folder.exists()}
-    num_errors = sum(result.metrics["num_errors"] for result in results.values())
-    notes = [f"{name}: {note}" for name, result in results.items() for note in result.notes]
-    return StageResult("check", {}, {"datasets": len(results), "num_errors": num_errors}, notes)
-
-
-def _report(settings: Settings, resume: bool) -> StageResult:
-    from dreamgen.report import report
-
-    return report(settings)
-
-
-STAGES = {
-    stage.name: stage
-    for stage in (
-        Stage("prepare", "prepare", _prepare, lambda run: run.train),
-        Stage("finetune", "finetune", _finetune, lambda run: run.adapter),
-        Stage("plan", "plan", _plan, lambda run: run.jobs),
-        Stage("generate", "generate", _generate, None),
-        Stage("inverse dynamics", "idm", _train_idm, lambda run: run.idm),
-        Stage("label", "idm", _label, None),
-        Stage("curate", "curate", _curate, None),
-        Stage("export", "export", _export, None),
-        Stage("check", "export", _check, None),
-        Stage("report", "report", _report, None),
-    )
-}
+def _not_of(name: str) -> list[str]:
+    """Return the settings in a stage's section that its own output does not depend on."""
+    section = STAGES[name].section
+    return [path for path, setting in all_settings().items()
+            if setting.section == section and (stages := setting.option.invalidates) is not None
+            and section not in stages]  # fmt: skip
 
 
 def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> list[StageResult]:
     """Run every stage in order in one run folder.
 
-    A run whose demonstrations have no actions ends in clips and verdicts without labels and datasets; one in which
-    nothing is accepted ends without datasets. Both still get their page.
+    A run whose demonstrations have no actions ends with clips and verdicts, without labels and datasets; one in which
+    no clip is accepted ends without datasets. Both get a report.
 
     Args:
         settings: With `out` and `demos`.
         resume: Go on in an existing run folder, keeping what is done.
-        dry_run: Only look at the demonstrations and say what would be done.
+        dry_run: Write nothing; inspect the demonstrations and estimate the training set.
 
     Returns:
         Each stage's result, in order.
@@ -137,20 +80,21 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
     """
     run = RunFolder.of(settings)
     if dry_run:
-        from dreamgen.prepare.stage import inspect
-
-        return [inspect(settings)]
-    done = [stage for stage in STAGES.values() if stage.output and stage.output(run).exists()]
+        return run_stage("prepare", settings, dry_run=True)
+    done = [stage for stage in PIPELINE.values() if stage.is_done(run)]
     check_can_run(settings, run, done, resume)
     results: list[StageResult] = []
     with _claimed(run, settings):
-        for number, stage in enumerate(STAGES.values(), start=1):
+        for number, stage in enumerate(PIPELINE.values(), start=1):
             reason = "done before, kept" if stage in done else _why_skipped(stage, run)
-            log(f"[{number}/{len(STAGES)}] {stage.name}" + (f": {reason}" if reason else ""))
+            if stage.name in (result.stage for result in results):
+                reason = "done together with label"
+            log(f"[{number}/{len(PIPELINE)}] {stage.name}" + (f": {reason}" if reason else ""))
             if reason:
                 continue
             try:
-                results.append(stage.call(settings, resume))
+                result = stage.call(settings, in_run=True, resume=resume)
+                results += result if isinstance(result, list) else [result]
             except NothingAccepted as error:
                 results.append(StageResult(stage.name, {}, {"episodes": 0}, [str(error)], partial=True))
             _release_memory()
@@ -160,12 +104,12 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
 
 
 def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume: bool) -> None:
-    """Find out now what a stage would refuse hours later.
+    """Check before the first stage what a later stage would refuse.
 
     Raises:
-        UserError: listing what stands in the way.
+        UserError: listing all problems.
     """
-    from dreamgen.models.cosmos_predict25.safety import require_safety_checker
+    from dreamgen.models.world_model import check_size, model_type
     from export.stage import check_export
 
     begun = run.settings_file.exists() or bool(done)
@@ -175,23 +119,26 @@ def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume:
             allowed="a new folder, or this one with --resume",
             next_step=f"dreamgen run --out {run.root} --resume",
         )
-    run.check_unchanged(settings, [stage.section for stage in done])
+    run.check_unchanged(settings, _sections(done))
     problems, given = Problems(), settings.plan.first_frames
-    for check, value in (
-        (require_safety_checker, settings.model.safety_checker),
-        (check_export, settings),
+    for check in (
+        lambda: model_type(settings.model).load_class().check_requirements(settings.model),
+        lambda: check_size(settings),
+        lambda: check_export(settings),
     ):
         try:
-            check(value)
+            check()
         except UserError as error:
             problems.errors.append(error)
-    if not run.train.exists() and settings.demos is None:
+    if run.train.exists():
+        pass  # the demonstrations were read
+    elif settings.demos is None:
         problems.add("no demonstrations given", next_step="add --demos FOLDER")
-    elif not run.train.exists() and not Path(settings.demos).exists() and settings.demos.count("/") != 1:
+    elif not Path(settings.demos).exists() and settings.demos.count("/") != 1:
         problems.add("demonstrations: folder does not exist", actual=settings.demos, next_step="check the path")
     if settings.model.device.startswith("cuda:"):
         problems.add(
-            "generate takes its GPUs from Ray, which numbers them itself", actual=settings.model.device,
+            "Ray assigns the GPUs of generate, so a run cannot choose one by number", actual=settings.model.device,
             allowed="auto, cpu, cuda", next_step="choose the GPU with CUDA_VISIBLE_DEVICES",
         )  # fmt: skip
     if given is not None and not Path(given).exists():
@@ -201,9 +148,9 @@ def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume:
 
 @contextmanager
 def _claimed(run: RunFolder, settings: Settings) -> Iterator[None]:
-    """Write run.yaml before anything else, so that no output is without it; take it back from a false start."""
+    """Write run.yaml before any output, and remove it if the first stage refuses its input."""
     new_folder, new_run = not run.root.exists(), not run.settings_file.exists()
-    run.record(settings, [stage.section for stage in STAGES.values()])
+    run.record(settings, _sections(PIPELINE.values()))
     try:
         yield
     except UserError:
@@ -215,19 +162,49 @@ def _claimed(run: RunFolder, settings: Settings) -> Iterator[None]:
 
 
 def _why_skipped(stage: Stage, run: RunFolder) -> str | None:
-    """Say why a stage has nothing to work on in this run; None if it has."""
-    if stage.name in ("inverse dynamics", "label", "export", "check") and not (run.train / "trajectories").is_dir():
+    """Return why a stage has nothing to work on in this run; None if it has."""
+    if "actions" in stage.needs and not (run.train / "trajectories").is_dir():
         return "skipped, the demonstrations have no actions to learn from"
-    needs_clips = stage.name in ("label", "curate", "export")
-    if needs_clips and all(record.status != "ok" for record in read_journal(run.journal, "generate").values()):
+    if "clips" in stage.needs and all(r.status != "ok" for r in read_journal(run.journal, "generate").values()):
         return "skipped, no clip was generated"
-    if stage.name == "check" and not run.datasets.is_dir():
+    if "datasets" in stage.needs and not run.datasets.is_dir():
         return "skipped, there is no dataset"
     return None
 
 
+def _sections(stages: Iterable[Stage]) -> list[str]:
+    return [stage.section for stage in stages if stage.section]
+
+
+def label_and_curate(settings: Settings) -> list[StageResult]:
+    """Run both stages in one pass, which decodes each clip once."""
+    from dreamgen.curate.stage import Curator
+    from dreamgen.label.stage import Labeler
+    from dreamgen.run.clip_pass import process_clips
+
+    return process_clips(Labeler(settings), Curator(settings))
+
+
+def check_datasets(settings: Settings) -> StageResult:
+    """Check every dataset that the run exported.
+
+    Args:
+        settings: `out` names the run; `export.formats` the datasets.
+
+    Returns:
+        The number of datasets and of errors, and the findings as notes.
+    """
+    from export.check import check_stage
+
+    folders = [RunFolder.of(settings).datasets / name for name in settings.export.formats]
+    results = {folder.name: check_stage(folder, settings.check) for folder in folders if folder.exists()}
+    num_errors = sum(result.metrics["num_errors"] for result in results.values())
+    notes = [f"{name}: {note}" for name, result in results.items() for note in result.notes]
+    return StageResult("check", {}, {"datasets": len(results), "num_errors": num_errors}, notes)
+
+
 def _release_memory() -> None:
-    """Give a stage's memory back: the next one may load the model in processes of its own on the same GPU."""
+    """Free a stage's memory: the next one may load the model in its own processes on the same GPU."""
     gc.collect()
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         sys.modules["torch"].cuda.empty_cache()

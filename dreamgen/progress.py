@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, otherwise a line every ten seconds."""
+"""Progress on stderr: a bar on a terminal, otherwise a line every ten seconds, and every minute after the first."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 
 LINE_EVERY_S = 10.0
+LATER_LINE_EVERY_S = 60.0  # after the first minute
 
 
 def log(message: str) -> None:
@@ -37,7 +38,8 @@ class Progress:
         self.failed += failed
         self.note = note or self.note
         now_s = time.monotonic()
-        if self._terminal or now_s - self._shown_s >= LINE_EVERY_S or self.done == self.total:
+        line_every_s = LINE_EVERY_S if now_s - self._start_s < LATER_LINE_EVERY_S else LATER_LINE_EVERY_S
+        if self._terminal or now_s - self._shown_s >= line_every_s or self.done == self.total:
             self._shown_s = now_s
             self._show(now_s - self._start_s)
 

@@ -1,7 +1,8 @@
-"""How far a job is, read from its journal while it runs or after: from any shell, without asking its processes."""
+"""Progress of generate, read from its journal from any shell while it runs or after, without its processes."""
 
 from __future__ import annotations
 
+import importlib
 import re
 import time
 from collections import Counter
@@ -23,20 +24,20 @@ COLUMNS = ("status", "reason", "error", "worker", "time_s")
 
 
 def status(settings: Settings) -> StageResult:
-    """Say what of a planned job is done, how fast it goes, when it will end, and what went wrong.
+    """Report how many planned clips are done, the rate, the time left, and what went wrong.
 
-    Counts are of the journal's records; whether each file is still there, `dreamgen generate` looks at when it starts.
+    Counts are those of the journal; `dreamgen generate` checks at its start whether each file exists.
 
     Args:
         settings: `out` is used.
 
     Returns:
-        Figures; those with parts (failures, rejections, nodes, drivers) as dicts, for --json, and as notes.
+        Metrics; failures, rejections, nodes and drivers as dicts, for --json, and as notes.
 
     Raises:
         UserError: if nothing is planned.
     """
-    import pyarrow.compute as pc
+    pc = _compute()
 
     run = RunFolder.of(settings, may_be_remote=True)
     run.need(run.jobs, "plan")
@@ -60,12 +61,12 @@ def status(settings: Settings) -> StageResult:
 
 @dataclass(frozen=True)
 class Rate:
-    """How many clips an hour come out.
+    """Clips generated per hour.
 
     Args:
-        clips_per_hour: Over the last `WINDOW_S` seconds; of a job at rest, over its last ones.
-        of_node: The same of each host.
-        is_now: Whether the last record is of within the window, so that the rate says something about the end.
+        clips_per_hour: Over the last `WINDOW_S` seconds, or the last active ones if nothing runs.
+        of_node: The same for each host.
+        is_now: Whether the last record is within the window, so that the rate predicts the end.
     """
 
     clips_per_hour: float
@@ -74,14 +75,14 @@ class Rate:
 
 
 def rate_of(records: Any, drivers: list[Lease], now_s: float | None = None) -> Rate:
-    """Measure the rate of a job from the times of its records.
+    """Compute the rate from the times of records.
 
     Args:
         records: pyarrow.Table with `time_s` and `worker`.
-        drivers: Of those that are at work the earliest says since when.
+        drivers: Running drivers; the earliest one's start bounds the window.
         now_s: Seconds since the epoch.
     """
-    import pyarrow.compute as pc
+    pc = _compute()
 
     now_s = time.time() if now_s is None else now_s
     last_s = pc.max(records["time_s"]).as_py()
@@ -91,7 +92,7 @@ def rate_of(records: Any, drivers: list[Lease], now_s: float | None = None) -> R
     end_s = now_s if drivers and is_now else last_s
     recent = records.filter(pc.greater(records["time_s"], end_s - WINDOW_S))
     first_s = pc.min(recent["time_s"]).as_py()
-    # A job that began a minute ago is not judged by ten.
+    # A run that began a minute ago is measured over that minute.
     begun_s = max(end_s - WINDOW_S, min([d.begun_s for d in drivers if d.begun_s <= first_s], default=first_s))
     span_s = end_s - begun_s
     if span_s <= 0:
@@ -102,12 +103,12 @@ def rate_of(records: Any, drivers: list[Lease], now_s: float | None = None) -> R
 
 
 def kinds(records: Any, state: str, column: str) -> dict[str, int]:
-    """Count failures by the error's type, or rejections by reason; reasons differ in their figures only.
+    """Count failures by type of error, or rejections by reason with its numbers left out.
 
     Returns:
-        Kind -> how many, the most frequent first.
+        Kind -> count, the most frequent first.
     """
-    import pyarrow.compute as pc
+    pc = _compute()
 
     texts = pc.value_counts(records.filter(pc.equal(records["status"], state))[column]).to_pylist()
     counts: Counter[str] = Counter()
@@ -118,11 +119,16 @@ def kinds(records: Any, state: str, column: str) -> dict[str, int]:
     return dict(counts.most_common())
 
 
+def _compute() -> Any:
+    """Import pyarrow.compute, whose functions are made at import, so that type checkers do not know them."""
+    return importlib.import_module("pyarrow.compute")
+
+
 def _notes(metrics: dict[str, Any], rate: Rate) -> list[str]:
     percent = 100 * (1 - metrics["num_left"] / max(metrics["num_jobs"], 1))
     notes = [f"{percent:.1f} % is done" + (f", ETA {duration(metrics['eta_s'])}" if metrics["eta_s"] else "")]
     if not metrics["drivers"]:
-        notes.append("no driver is at work" if metrics["num_left"] else "nothing is left to do")
+        notes.append("no driver is running" if metrics["num_left"] else "nothing is left to do")
     notes += [f"driver of shard {d['shard']}: {d['host']}, process {d['pid']}" for d in metrics["drivers"]]
     for name, values, unit in (
         ("node", rate.of_node, " clips an hour"), ("failed", metrics["failures"], ""),

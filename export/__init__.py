@@ -1,12 +1,15 @@
-"""Accepted clips -> LeRobot and robomimic datasets (`export_datasets`); `export.check` looks at what was written."""
+"""Write the accepted clips of a run as datasets (`export_datasets`), check datasets, and convert them."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from export.stage import export_datasets
 
 __all__ = ["export_datasets"]
 
 
 def __getattr__(name: str) -> Any:
-    # When it is asked for: the checker, the converter and each worker process need none of what the stage imports.
+    # Imported on first use: the checker, the converter and worker processes do not need what the stage imports.
     if name == "export_datasets":
         from export.stage import export_datasets
 

@@ -1,29 +1,30 @@
-"""A clip's mp4 before it becomes part of a dataset: counted, fit to be copied, and a sample of its frames decoded."""
+"""Inspection of a clip's mp4 before it becomes part of a dataset: frames, timestamps and image statistics."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
+from av.error import FFmpegError
 
+from dreamgen.data.lerobot.image_statistics import ImageHistogram, few_frames, sampled_frames
+from dreamgen.data.lerobot.video import encoding_of
 from dreamgen.data.video import VideoInfo, open_packets
 from dreamgen.errors import UserError
-from export.image_statistics import ImageHistogram, few_frames, sampled_frames
 
 
 @dataclass(frozen=True)
 class ClipVideo:
-    """What is known of a clip's mp4.
+    """What inspecting a clip's mp4 gives.
 
     Args:
         info: Size, rate, codec; frames are counted.
         num_bytes: Size of the file.
-        encoding: Hash of codec and parameter sets: clips that differ in it cannot share a file.
-        image: Histogram of its frames, from a sample of them.
+        encoding: From `encoding_of`; clips that differ in it cannot share a file.
+        image: Histogram of sampled frames.
     """
 
     info: VideoInfo
@@ -33,32 +34,32 @@ class ClipVideo:
 
 
 def inspect_clip(path: Path, fps: int, as_lerobot: bool = False) -> ClipVideo:
-    """Count a clip's frames, make sure that its packets can be copied, and count the levels of a sample of frames.
+    """Count a clip's frames, make sure that its packets can be copied, and compute image statistics of a sample.
 
     Args:
         path: The mp4.
         fps: The rate that it should have.
-        as_lerobot: Take the frames that LeRobot's writer takes, instead of the few that are cheap to decode.
+        as_lerobot: Sample as LeRobot's writer does, instead of a few frames that are cheap to decode.
 
     Raises:
         UserError: if it is missing or damaged, or cannot be copied without encoding it again.
     """
     with open_packets(path) as (info, stream, packets):
-        if problem := why_uncopyable(packets, fps):
+        if problem := copy_problem(packets, fps):
             raise UserError(f"{path.name} cannot be copied without encoding it again", actual=problem)
         image = _histogram(path, stream, packets, as_lerobot)
         return ClipVideo(info, path.stat().st_size, encoding_of(stream), image)
 
 
-def why_uncopyable(packets: Sequence[av.Packet], fps: int) -> str | None:
-    """Say why packets cannot simply be copied, or None.
+def copy_problem(packets: Sequence[av.Packet], fps: int) -> str | None:
+    """Return why packets cannot be copied, or None.
 
     Args:
         packets: Of one video, in the order of the file.
         fps: The rate that it should have.
 
     Returns:
-        What is wrong: the first frame is no key frame, frames are stored out of order, or a frame is not at i / fps.
+        The problem: the first frame is no key frame, frames are stored out of order, or frame i is not at i / fps.
     """
     if not packets[0].is_keyframe:
         return "the first frame is not a key frame"
@@ -69,21 +70,15 @@ def why_uncopyable(packets: Sequence[av.Packet], fps: int) -> str | None:
     return None
 
 
-def encoding_of(stream: av.VideoStream) -> str:
-    """Return a hash of what stands once at a file's head: files of one codec may still differ in parameter sets."""
-    codec = stream.codec_context
-    return hashlib.sha256(codec.codec.canonical_name.encode() + (codec.extradata or b"")).hexdigest()[:16]
-
-
 def _histogram(path: Path, stream: av.VideoStream, packets: Sequence[av.Packet], as_lerobot: bool) -> ImageHistogram:
-    """Count the levels of sampled frames; of few ones, the key frame at or before each is taken."""
+    """Return the histogram of sampled frames; a sample of a few frames takes the key frame at or before each."""
     by_lerobot = sampled_frames(len(packets)).tolist()
     wanted = by_lerobot if as_lerobot else few_frames(len(packets)).tolist()
     decoded: Sequence[int] = range(len(packets))
     if len(wanted) < len(packets) and not as_lerobot:
         keys = [index for index, packet in enumerate(packets) if packet.is_keyframe]
         decoded = wanted = sorted({max(key for key in keys if key <= index) for index in wanted})
-    # Another process is at work on another clip: threads of the decoder would only stand in its way.
+    # Other processes inspect other clips: threads of the decoder would only compete with them.
     stream.thread_type, stream.codec_context.thread_count = "NONE", 1
     image, taken, num_decoded = ImageHistogram.empty(), set(wanted), 0
     try:
@@ -92,8 +87,8 @@ def _histogram(path: Path, stream: av.VideoStream, packets: Sequence[av.Packet],
                 if num_decoded < len(decoded) and decoded[num_decoded] in taken:
                     image = image.with_frame(frame.to_ndarray(format="rgb24"))
                 num_decoded += 1
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise UserError(f"{path.name} is damaged", actual=str(error), allowed="frames that can be decoded") from None
     if num_decoded != len(decoded):
         raise UserError(f"{path.name} is damaged", actual=f"{num_decoded} frames decoded", allowed=f"{len(decoded)}")
-    return image.standing_for(len(by_lerobot))
+    return image.scaled_to(len(by_lerobot))

@@ -1,4 +1,4 @@
-"""What export is given: clips with an mp4, a table of actions and an instruction, dreamed or real."""
+"""Clips to export: an mp4 for each camera, a table of actions and an instruction, generated or real."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from dreamgen.run.records import AcceptedClip, Job
+from dreamgen.run.records import AcceptedClip, Job, stored_name
 
-DREAMED, REAL = "dreamed", "real"
-NOT_PROVENANCE = {"clip_id", "height", "width", "num_frames", "fps", "codec", "crf", "gop"}  # the video says them
+GENERATED, REAL = "dreamed", "real"  # as provenance has them on disk
+NOT_PROVENANCE = {"clip_id", "height", "width", "num_frames", "fps", "codec", "crf", "gop"}  # the video has them
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One episode to be.
+    """A clip that becomes an episode.
 
     Args:
-        clip_id: Of the job; for a real episode, a name that no other has.
+        clip_id: Of the job; for a real episode, a unique name.
         instruction: The task in words.
         fps: Frames a second.
         videos: Its mp4s, one a camera of the dataset.
-        num_frames: Frames that each should have.
-        label: Parquet with `action` and perhaps `observation.state`, one row a frame.
-        kind: dreamed or real.
-        crf: Quality that it was encoded with; None where that is not known.
-        gop: Frames between key frames, likewise.
-        origin: Columns of its provenance; `scores` holds figures by name.
+        num_frames: Frames that each mp4 should have.
+        label: Parquet with `action` and optionally `observation.state`, one row a frame.
+        kind: `GENERATED` or `REAL`.
+        crf: Quality that it was encoded with; None if unknown.
+        gop: Frames between key frames; None if unknown.
+        origin: Columns of its provenance; `scores` holds curation scores by name.
     """
 
     clip_id: str
@@ -38,7 +38,7 @@ class Clip:
     videos: tuple[Path, ...]
     num_frames: int
     label: Path
-    kind: str = DREAMED
+    kind: str = GENERATED
     crf: int | None = None
     gop: int | None = None
     origin: dict[str, Any] = field(default_factory=dict)
@@ -50,9 +50,8 @@ class Clip:
 
     def to_json(self) -> str:
         """Return the clip as one line of JSON."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
         paths = {"videos": [str(path) for path in self.videos], "label": str(self.label)}
-        return json.dumps(values | paths, ensure_ascii=False)
+        return json.dumps(vars(self) | paths, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Clip:
@@ -61,12 +60,12 @@ class Clip:
         return cls(**{**values, "videos": tuple(map(Path, values["videos"])), "label": Path(values["label"])})
 
 
-def dreamed_clips(clips: Iterable[AcceptedClip]) -> Iterator[Clip]:
-    """Turn a run's accepted clips into episodes to be; whatever their job says is their provenance."""
+def generated_clips(clips: Iterable[AcceptedClip]) -> Iterator[Clip]:
+    """Convert a run's accepted clips; the fields of their jobs are their provenance."""
     from_job = [f.name for f in fields(Job) if f.name not in NOT_PROVENANCE]
     for clip in clips:
         job = clip.job
-        origin = {name: getattr(job, name) for name in from_job}
+        origin = {stored_name(name): getattr(job, name) for name in from_job}
         origin |= {"safety_checker": clip.safety_checker, "scores": clip.scores}
         yield Clip(
             job.clip_id, job.instruction, job.fps, (clip.video,), clip.num_frames, clip.label,
@@ -75,10 +74,10 @@ def dreamed_clips(clips: Iterable[AcceptedClip]) -> Iterator[Clip]:
 
 
 class ClipList:
-    """Clips in a temporary file, to be gone through several times: a hundred thousand take no memory.
+    """Clips in a temporary file that can be iterated several times: a hundred thousand take no RAM.
 
     Args:
-        clips: Gone through once.
+        clips: Iterated once.
     """
 
     def __init__(self, clips: Iterable[Clip]) -> None:
@@ -93,11 +92,9 @@ class ClipList:
         return self._length
 
     def __iter__(self) -> Iterator[Clip]:
-        place = 0  # of this reader: there may be several
-        while True:
-            self._file.seek(place)
+        offset = 0  # of this iterator: there may be several
+        for _ in range(self._length):
+            self._file.seek(offset)
             line = self._file.readline()
-            place = self._file.tell()
-            if not line:
-                return
+            offset += len(line)
             yield Clip.from_json(line.decode())

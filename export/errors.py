@@ -1,4 +1,4 @@
-"""What export says of datasets that are there already, and of a run that has nothing to export."""
+"""Errors and warnings of export about datasets that already exist, and about runs that have nothing to export."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import pyarrow.parquet as pq
 
 from dreamgen.config.settings import ExportSettings, Settings
 from dreamgen.errors import NothingAccepted, UserError
+from dreamgen.extensions.export_format import ExportFormat
+from dreamgen.extensions.judge import curation_metrics
 from dreamgen.run.journal import read_journal
 from dreamgen.run.run_folder import RunFolder
 from export.clips import Clip
 from export.provenance import provenance_file
 
 
-def why_stale(run: RunFolder, name: str, export: ExportSettings, clips: Iterable[Clip]) -> str | None:
-    """Say how a dataset that exists differs from the clips that are accepted now; None if it holds just these.
+def out_of_date(run: RunFolder, name: str, export: ExportSettings, clips: Iterable[Clip]) -> str | None:
+    """Describe how an existing dataset differs from the clips that are accepted now; None if it holds exactly these.
 
-    Of one with another dataset's episodes it is not known which of the clips it should hold.
+    None too if the dataset includes episodes of another one: which clips it should hold is unknown then.
     """
     if export.append_to or export.mix_with:
         return None
@@ -34,39 +36,45 @@ def why_stale(run: RunFolder, name: str, export: ExportSettings, clips: Iterable
     )
 
 
-def already_there(run: RunFolder, existing: list[str]) -> UserError:
-    """Refuse to write over datasets."""
-    problems = ", ".join(str(run.datasets / name) for name in existing)
+def dataset_exists(run: RunFolder, existing: list[str]) -> UserError:
+    """Return the error that refuses to overwrite datasets."""
     return UserError(
         "a dataset already exists, and nothing is overwritten",
-        actual=problems,
+        actual=", ".join(str(run.datasets / name) for name in existing),
         next_step=f"dreamgen export --out {run.root} --resume (writes only what is missing), choose another --out, "
         "or remove the folder yourself",
     )
 
 
+def states_missing(export_format: ExportFormat) -> UserError:
+    """Return the error about a format that cannot be written without states."""
+    name = export_format.name
+    return UserError(
+        f"the {name} format needs observation.state",
+        actual="labels without states",
+        next_step="label with --idm.predict_state=true and export with --export.include_state=true, "
+        f"or leave {name} out of --export.formats",
+    )
+
+
 def nothing_accepted(run: RunFolder, settings: Settings) -> NothingAccepted:
-    """Explain why a run has no accepted clip: how many clips stand where, and which thresholds turned them away."""
-    generated, labelled, verdicts = (read_journal(run.journal, stage) for stage in ("generate", "label", "curate"))
-    counts = Counter(f"{stage} {record.status}" for stage, records in
-                     (("generate", generated), ("label", labelled), ("curate", verdicts))
-                     for record in records.values())  # fmt: skip
-    rejected = [record for record in verdicts.values() if record.status == "rejected"]
-    # Reasons differ in their figures only, so they are counted without them.
+    """Return the error about a run without accepted clips: clips by status, and the thresholds that rejected them."""
+    journals = {stage: read_journal(run.journal, stage) for stage in ("generate", "label", "curate")}
+    counts = Counter(f"{stage} {record.status}" for stage, journal in journals.items() for record in journal.values())
+    rejected = [record for record in journals["curate"].values() if record.status == "rejected"]
+    # Reasons differ only in their numbers, so they are counted without them.
     reasons = Counter(re.sub(r"-?\d+(\.\d+)?", "#", record.reason or "no reason") for record in rejected)
     lines = [f"{count} x {reason}" for reason, count in reasons.most_common()]
     advice = []
-    for figure, threshold, nearest in (
-        ("motion", "min_motion", max),
-        ("first_frame_psnr_db", "min_first_frame_psnr_db", max),
-        ("cut_score", "max_cut_score", min),
-    ):
-        limit = getattr(settings.curate, threshold)
-        values = [float(record.metrics[figure]) for record in rejected if record.metrics.get(figure) is not None]
-        outside = [v for v in values if (v < limit if nearest is max else v > limit)]
+    for metric in curation_metrics():
+        threshold, name = metric.threshold, metric.name
+        limit, nearest = getattr(settings.curate, threshold.setting, threshold.default), threshold.nearest
+        values = [float(record.metrics[name]) for record in rejected if record.metrics.get(name) is not None]
+        outside = [value for value in values if threshold.is_violated(value, limit)]
         if outside:
             advice.append(
-                f"curate.{threshold}={limit:g} turned away {len(outside)}, the nearest with {nearest(outside):.3g}"
+                f"curate.{threshold.setting}={limit:g} turned away {len(outside)}, "
+                f"the nearest with {nearest(outside):.3g}"
             )
     return NothingAccepted(
         "no clip was accepted, so there is nothing to export",

@@ -12,9 +12,9 @@ TASK_COLUMN = f"annotation.{TASK_ANNOTATION}"
 
 
 def modality_json(spec: DatasetSpec) -> dict[str, dict[str, Any]]:
-    """Return modality.json: the demonstrations' own parts where they name some, else one part that is the whole vector.
+    """Return modality.json: the parts that the demonstrations name, else one part that is the whole vector.
 
-    A part that does not fit the vectors that are written is left out, as prepare said when it read the demonstrations.
+    Parts that do not fit the vectors are left out; prepare has already reported them.
     """
     sizes = {VECTORS["state"]: len(spec.state_names), VECTORS["action"]: len(spec.action_names)}
     given, _ = usable_modality(spec.modality, sizes)

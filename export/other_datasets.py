@@ -1,4 +1,4 @@
-"""Another dataset's episodes, cut out as clips of their own, so that from there on all are alike; it is only read."""
+"""Real datasets that an export adds to or mixes in: their episodes as clips. The datasets are only read."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dreamgen.config.settings import ExportSettings
-from dreamgen.data.lerobot.metadata import Episode, LeRobotMeta, read_meta
+from dreamgen.data.lerobot.episodes import Episode
+from dreamgen.data.lerobot.metadata import LeRobotMeta, read_meta
 from dreamgen.data.lerobot.rows import instruction_of, read_rows
 from dreamgen.data.timeline import frame_index_at
+from dreamgen.data.trajectory import ACTION, STATE
 from dreamgen.data.video import VideoInfo, probe
 from dreamgen.errors import Problems, UserError
 from dreamgen.run.records import RobotFeatures
@@ -21,13 +23,17 @@ from export.clips import REAL, Clip
 from export.spec import Camera, cameras_of
 from export.transcode import ClipSource, VideoClipSource
 
+# Columns of a provenance table that are fields of a clip, or that the export writes itself.
+CLIP_COLUMNS = ("episode_index", "clip_id", "kind", "num_frames", "instruction", "dreamgen_version", "idm_held_out",
+                "licence")  # fmt: skip
+
 
 @dataclass(frozen=True)
 class MixedDataset:
-    """A dataset whose episodes are taken in.
+    """A dataset whose episodes are exported too.
 
     Args:
-        setting: Which setting names it.
+        setting: Which setting names it, append_to or mix_with.
         meta: Its metadata.
         cameras: Its video features that are used, in the order of the dataset's.
         notes: What of it is left out.
@@ -53,7 +59,7 @@ def open_mixed_datasets(export: ExportSettings, features: RobotFeatures) -> list
             mixed_datasets.append(_open(setting, Path(given), cameras, export, features))
         except UserError as error:
             problems.errors.append(error)
-    problems.raise_if_any("datasets that cannot be taken in")
+    problems.raise_if_any("datasets that cannot be mixed in")
     return mixed_datasets
 
 
@@ -63,39 +69,35 @@ def _open(
     if not root.is_dir():
         raise UserError(f"export.{setting} is no folder", actual=str(root), allowed="a LeRobot dataset, v2.0 to v3.0")
     meta = read_meta(root)
-    with_files = [name for name in meta.cameras if any(e.videos.get(name, root).is_file() for e in meta.episodes)]
-    cameras = _cameras(root, with_files, wanted)
-    several = f"dreamed clips have {len(cameras)} cameras" if cameras[1:] else "dreamed clips have one camera"
-    notes = [f"{root}: {name} is left out: {several}" for name in with_files if name not in cameras]
-    problems, known = Problems(), {"action": features.action_names, "observation.state": features.state_names}
+    with_files = meta.episodes.existing_videos(meta.cameras)
+    cameras = _choose_cameras(root, with_files, wanted)
+    reason = f"generated clips have {len(cameras)} cameras" if cameras[1:] else "generated clips have one camera"
+    notes = [f"{root}: {name} is left out: {reason}" for name in with_files if name not in cameras]
+    problems = Problems()
+    known = {ACTION: features.action_names} | ({STATE: features.state_names} if export.include_state else {})
     for name, names in known.items():
-        if name == "observation.state" and not export.include_state:
-            continue
         feature = meta.info["features"].get(name)
-        if feature is None and (names or name == "action"):
-            problems.add(
-                f"{root} has no {name}", next_step="--export.include_state=false" if name != "action" else None
-            )
+        if feature is None and (names or name == ACTION):
+            problems.add(f"{root} has no {name}", next_step="--export.include_state=false" if name == STATE else None)
         theirs = (feature.get("names") or feature.get("shape")) if feature else None
-        has_other_names = isinstance(theirs, list) and theirs not in (list(names), [len(names)])
-        if names and has_other_names:
+        if names and isinstance(theirs, list) and theirs not in (list(names), [len(names)]):
             problems.add(f"{root}: {name} has other dimensions than the run", actual=theirs, allowed=list(names))
-    vectors = ("action", "observation.state")
-    notes += [f"{root}: {name} is left out: dreamed clips have none" for name, feature in meta.info["features"].items()
-              if feature.get("dtype", "").startswith("float") and name not in (*vectors, "timestamp")]  # fmt: skip
-    problems.raise_if_any(f"{root} cannot be taken in")
+    notes += [f"{root}: {name} is left out: generated clips have none" for name, feature in meta.features.items()
+              if feature["dtype"].startswith("float") and name not in (ACTION, STATE, "timestamp")]  # fmt: skip
+    problems.raise_if_any(f"{root} cannot be mixed in")
     return MixedDataset(setting, meta, cameras, notes)
 
 
-def _cameras(root: Path, with_files: Sequence[str], wanted: Sequence[Camera]) -> tuple[str, ...]:
+def _choose_cameras(root: Path, with_files: Sequence[str], wanted: Sequence[Camera]) -> tuple[str, ...]:
     if len(wanted) > 1:
-        found = [next((name for name in with_files if name in (camera.name, camera.source)), None) for camera in wanted]
-        if missing := [camera.name for camera, name in zip(wanted, found, strict=True) if name is None]:
+        files = with_files[::-1]  # the first of several that fit is taken
+        found = {own.name: name for own in wanted for name in files if name in (own.name, own.source)}
+        if missing := [camera.name for camera in wanted if camera.name not in found]:
             raise UserError(
-                f"{root} lacks cameras that the dreamed clips show", actual=", ".join(with_files) or "none with files",
-                allowed=f"{', '.join(missing)} too",
+                f"{root} lacks cameras that the generated clips show",
+                actual=", ".join(with_files) or "none with files", allowed=f"{', '.join(missing)} too",
             )  # fmt: skip
-        return tuple(found)
+        return tuple(found[camera.name] for camera in wanted)
     if wanted[0].name in with_files:
         return (wanted[0].name,)
     if len(with_files) != 1:
@@ -107,27 +109,31 @@ def _cameras(root: Path, with_files: Sequence[str], wanted: Sequence[Camera]) ->
     return (with_files[0],)
 
 
-def episodes_of(other: MixedDataset, include_state: bool) -> tuple[list[ClipSource], list[str]]:
-    """Return where each of its episodes lies, and one sentence for each that cannot be used."""
-    cuts, refused, provenance = [], [], _provenance(other.meta.root)
+def episodes_of(dataset: MixedDataset, include_state: bool) -> tuple[list[ClipSource], list[str]]:
+    """Return where each episode of a dataset is, and one sentence for each that cannot be used."""
+    meta, provenance = dataset.meta, _provenance(dataset.meta.root)
+    sources, refused = [], []
     probed: dict[str, VideoInfo] = {}  # the last file of each camera, which is mostly the next episode's too
-    rows = read_rows(other.meta.episodes)
-    for episode, own in zip(other.meta.episodes, rows, strict=True):
-        name = f"{other.meta.root.name}-{episode.index:06d}"
+    for episode, rows in zip(meta.episodes, read_rows(meta.episodes), strict=True):
+        name = f"{meta.root.name}-{episode.index:06d}"
         try:
-            if own.refused:
-                raise UserError(own.refused)
-            instruction, _ = instruction_of(other.meta, episode, own)
-            videos = tuple(_video(episode, camera, other.meta.fps, probed) for camera in other.cameras)
-            clip = _clip(name, instruction, videos, episode, other, provenance.get(episode.index))
+            if rows.refused:
+                raise UserError(rows.refused)
+            instruction, _ = instruction_of(meta, episode, rows)
+            videos = tuple(_video(episode, camera, meta.fps, probed) for camera in dataset.cameras)
+            clip = Clip(name, instruction, 0, tuple(video.path for video in videos), episode.length, episode.data_file,
+                        REAL, origin={"source": str(meta.root)})  # fmt: skip
+            clip = _with_provenance(clip, provenance.get(episode.index))
             index = episode.index if episode.shares_file else None
-            cuts.append(ClipSource(clip, other.meta.fps, videos, index, include_state))
+            sources.append(ClipSource(clip, meta.fps, videos, index, include_state))
         except UserError as error:
             refused.append(f"{name} is left out: {error}")
-    return cuts, refused
+    return sources, refused
 
 
 def _video(episode: Episode, camera: str, fps: Fraction, probed: dict[str, VideoInfo]) -> VideoClipSource:
+    if camera not in episode.videos:
+        raise UserError(f"episode {episode.index} has no video of {camera}")
     path, span = episode.videos[camera], episode.spans_s.get(camera)
     info = probed.get(camera)
     if info is None or info.path != path:
@@ -136,23 +142,18 @@ def _video(episode: Episode, camera: str, fps: Fraction, probed: dict[str, Video
     return VideoClipSource(path, info.codec, info.height, info.width, from_frame, is_alone=not span)
 
 
-def _clip(name: str, instruction: str, videos: Sequence[VideoClipSource], episode: Episode, other: MixedDataset,
-          provenance: dict[str, Any] | None) -> Clip:  # fmt: skip
-    clip = Clip(name, instruction, 0, tuple(video.path for video in videos), episode.length, episode.data_file, REAL,
-                origin={"source": str(other.meta.root)})  # fmt: skip
-    if provenance is None:
+def _with_provenance(clip: Clip, row: dict[str, Any] | None) -> Clip:
+    if row is None:
         return clip
-    origin = {key: value for key, value in provenance.items() if key not in ("episode_index", "clip_id", "kind",
-              "num_frames", "instruction", "dreamgen_version", "idm_held_out", "licence")}  # fmt: skip
-    scores = {key.removeprefix("score_"): origin.pop(key) for key in list(origin) if key.startswith("score_")}
-    instruction = instruction.removeprefix("<DREAM>")
-    kind = provenance.get("kind", clip.kind)
+    origin = {key: value for key, value in row.items() if key not in CLIP_COLUMNS and not key.startswith("score_")}
+    scores = {key.removeprefix("score_"): value for key, value in row.items() if key.startswith("score_")}
     return replace(
-        clip, clip_id=provenance["clip_id"], instruction=instruction, kind=kind, origin=origin | {"scores": scores}
-    )
+        clip, clip_id=row["clip_id"], instruction=clip.instruction.removeprefix("<DREAM>"),
+        kind=row.get("kind", clip.kind), origin=origin | {"scores": scores},
+    )  # fmt: skip
 
 
 def _provenance(root: Path) -> dict[int, dict[str, Any]]:
-    """Read the provenance beside a dataset that an export wrote."""
+    """Read the table of provenance beside a dataset that an export wrote: episode -> row."""
     file = root.with_name(f"{root.name}.provenance.parquet")
     return {row["episode_index"]: row for row in pq.read_table(file).to_pylist()} if file.is_file() else {}

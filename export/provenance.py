@@ -1,4 +1,4 @@
-"""Where each episode came from: one row an episode, beside the dataset, so that no reader stumbles over it."""
+"""Provenance: one row per episode in a file beside the dataset, where it does not disturb readers of the dataset."""
 
 from __future__ import annotations
 
@@ -13,39 +13,48 @@ import pyarrow.parquet as pq
 import dreamgen
 from dreamgen.run.files import atomic_file, read_json
 from dreamgen.run.run_folder import RunFolder
-from export.episode_store import Episodes
+from export.episode_store import EpisodeStore
 
-ROWS_AT_ONCE = 1000
-KINDS = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+ROWS_PER_GROUP = 1000
+EPISODE_COLUMNS = {
+    "episode_index": pa.int64(),
+    "clip_id": pa.string(),
+    "kind": pa.string(),
+    "num_frames": pa.int64(),
+    "instruction": pa.string(),
+}
+ARROW_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
 def provenance_file(run: RunFolder, dataset: str) -> Path:
-    """Return where a dataset's provenance lies."""
+    """Return the path of a dataset's provenance."""
     return run.datasets / f"{dataset}.provenance.parquet"
 
 
-def write_provenance(path: Path, episodes: Episodes, of_run: dict[str, Any]) -> None:
-    """Write one row an episode, atomically.
+def write_provenance(path: Path, episodes: EpisodeStore, shared: dict[str, Any]) -> None:
+    """Write one row per episode, atomically.
 
-    Columns: episode_index, clip_id, kind (dreamed or real), num_frames, what the job says, `score_NAME` for each
-    figure, and those of the run. A real episode has none of the job's.
+    Columns: episode_index, clip_id, kind (dreamed or real), num_frames, the fields of the clip's job, `score_NAME` for
+    each score, and those of `shared`. Those of the job are empty for real episodes.
 
     Args:
-        of_run: `run_provenance`.
+        path: The parquet file.
+        episodes: Episodes of the dataset.
+        shared: Columns with one value for all rows, from `run_provenance`.
     """
-    schema = _schema(episodes, of_run)
+    schema = _schema(episodes, shared)
     with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for some in itertools.batched(episodes.clips(), ROWS_AT_ONCE):
+        for group in itertools.batched(episodes.clips(), ROWS_PER_GROUP):
             rows = []
-            for index, num_frames, clip in some:
+            for index, num_frames, clip in group:
                 row = {"episode_index": index, "clip_id": clip.clip_id, "kind": clip.kind, "num_frames": num_frames}
-                row |= {"instruction": clip.instruction, **_columns(clip.origin), **of_run}
+                row |= {"instruction": clip.instruction, **_origin_columns(clip.origin), **shared}
                 rows.append({name: _cell(row.get(name), schema.field(name).type) for name in schema.names})
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
-def run_provenance(run: RunFolder, licence: str | None = None) -> dict[str, Any]:
-    """Return what all clips of a run share: error of the inverse-dynamics model, licence, version.
+def run_provenance(run: RunFolder, license_id: str | None = None) -> dict[str, Any]:
+    """Return the columns with one value for all clips of a run: error of the inverse-dynamics model, license, version.
 
     `idm_held_out` is JSON: every entry of idm/config.json whose name begins with `held_out`; None without the file.
     """
@@ -53,34 +62,33 @@ def run_provenance(run: RunFolder, licence: str | None = None) -> dict[str, Any]
     held_out = None
     if config.exists():
         held_out = json.dumps({k: v for k, v in read_json(config).items() if k.startswith("held_out")})
-    return {"idm_held_out": held_out, "licence": licence, "dreamgen_version": dreamgen.__version__}
+    return {"idm_held_out": held_out, "licence": license_id, "dreamgen_version": dreamgen.__version__}
 
 
-def _columns(origin: dict[str, Any]) -> dict[str, Any]:
+def _origin_columns(origin: dict[str, Any]) -> dict[str, Any]:
     scores = {f"score_{name}": value for name, value in sorted(origin.get("scores", {}).items())}
     return {name: value for name, value in origin.items() if name != "scores"} | scores
 
 
-def _schema(episodes: Episodes, of_run: dict[str, Any]) -> pa.Schema:
-    """Choose the columns' types: that of all values, numbers where they differ, else text."""
-    kinds: dict[str, set[type]] = {}
+def _schema(episodes: EpisodeStore, shared: dict[str, Any]) -> pa.Schema:
+    """Choose each column's type: that of all its values, float for mixed numbers and for scores, else text."""
+    from_job: dict[str, set[type]] = {}
     scores: dict[str, set[type]] = {}
     for _, _, clip in episodes.clips():
-        for name, value in _columns(clip.origin).items():
-            (scores if name.startswith("score_") else kinds).setdefault(name, set()).add(type(value))
-    for name, value in of_run.items():
-        scores.setdefault(name, set()).add(type(value))
-    scores = {n: {float if k in (bool, int) and n.startswith("score_") else k for k in s} for n, s in scores.items()}
-    first = {"episode_index": pa.int64(), "clip_id": pa.string(), "kind": pa.string(), "num_frames": pa.int64(),
-             "instruction": pa.string()}  # fmt: skip
-    return pa.schema(first | {name: _kind(found) for name, found in (kinds | scores).items()})
+        for name, value in _origin_columns(clip.origin).items():
+            if name.startswith("score_"):
+                scores.setdefault(name, set()).add(float if isinstance(value, int) else type(value))
+            else:
+                from_job.setdefault(name, set()).add(type(value))
+    columns = from_job | scores | {name: {type(value)} for name, value in shared.items()}
+    return pa.schema(EPISODE_COLUMNS | {name: _arrow_type(types) for name, types in columns.items()})
 
 
-def _kind(found: set[type]) -> pa.DataType:
-    found = found - {type(None)}
-    if found <= {int, float} and len(found) == 2:
+def _arrow_type(types: set[type]) -> pa.DataType:
+    types = types - {type(None)}
+    if types == {int, float}:
         return pa.float64()
-    return KINDS.get(next(iter(found)), pa.string()) if len(found) == 1 else pa.string()
+    return ARROW_TYPES.get(next(iter(types)), pa.string()) if len(types) == 1 else pa.string()
 
 
 def _cell(value: Any, kind: pa.DataType) -> Any:

@@ -1,4 +1,4 @@
-"""What all episodes of a dataset share: the names and shapes that every writer puts into its metadata."""
+"""What all episodes of a dataset have in common: the names and shapes that go into its metadata."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from dreamgen.config.settings import ExportSettings, Hdf5Settings
 from dreamgen.errors import UserError
 from dreamgen.run.records import RobotFeatures
-from export.episodes import Episode
+from export.episodes import ExportEpisode
 from export.robots import fitting_modality, robot_preset
 
 IMAGE_PREFIX = "observation.images."
@@ -20,7 +20,7 @@ class Camera:
 
     Args:
         name: In the dataset.
-        source: The demonstrations' own name, by which their modality knows it; None where they have none.
+        source: Its name in the demonstrations, which their modality uses; None if they have none.
     """
 
     name: str
@@ -33,10 +33,10 @@ class Camera:
 
 
 def cameras_of(settings: ExportSettings, features: RobotFeatures) -> tuple[Camera, ...]:
-    """Return the dataset's cameras: the one that the settings name, or those whose views the clips show side by side.
+    """Return the dataset's cameras: the one in the settings, or one for each view in the clips.
 
     Raises:
-        UserError: if a name cannot be a feature or a folder, or two become the same.
+        UserError: if a name cannot be a feature or a folder, or two names become equal.
     """
     if not features.views:
         check_camera_name(settings.camera)
@@ -62,9 +62,9 @@ class DatasetSpec:
         cameras: Its video features, all of one size.
         action_names: One a dimension.
         state_names: One a dimension; empty without states.
-        modality: GR00T's modality.json of the robot's preset or of the demonstrations, or None.
-        embodiment_tags: GR00T release -> tag; empty where no preset says.
-        hdf5: How the HDF5 formats hold pictures.
+        modality: GR00T's modality.json of the robot preset or of the demonstrations, or None.
+        embodiment_tags: GR00T release -> tag; empty without a preset.
+        hdf5: How the HDF5 formats store images.
     """
 
     robot_type: str
@@ -88,8 +88,8 @@ class DatasetSpec:
         return tuple(camera.name for camera in self.cameras)
 
 
-def dataset_spec(settings: ExportSettings, features: RobotFeatures, first: Episode) -> DatasetSpec:
-    """Describe the dataset that episodes like `first` make.
+def dataset_spec(settings: ExportSettings, features: RobotFeatures, first: ExportEpisode) -> DatasetSpec:
+    """Describe the dataset that episodes of the shape of `first` make.
 
     Raises:
         UserError: if a camera's name cannot be a feature or a folder, or the robot's preset does not fit.
@@ -101,7 +101,7 @@ def dataset_spec(settings: ExportSettings, features: RobotFeatures, first: Episo
         robot = robot_preset(settings.robot)
         num_state = 0 if state_TS is None else state_TS.shape[1]
         modality = fitting_modality(settings.robot, robot, num_action, num_state)
-        if len(cameras) == 1:  # it is the preset's first
+        if len(cameras) == 1:  # it is the first one of the preset
             source = next((IMAGE_PREFIX + name for name in modality.get("video", {})), None)
             cameras = (replace(cameras[0], source=source),)
     return DatasetSpec(
@@ -123,10 +123,10 @@ def dataset_spec(settings: ExportSettings, features: RobotFeatures, first: Episo
 
 
 def check_camera_name(camera: str) -> None:
-    """Refuse a name that is no LeRobot video feature, or that would lead to another folder.
+    """Check that a name can be a LeRobot video feature and stays within its folder.
 
     Raises:
-        UserError: with what is allowed.
+        UserError: if it does not.
     """
     short = camera.removeprefix(IMAGE_PREFIX)
     if short == camera or not short or not short.replace("_", "").replace("-", "").replace(".", "").isalnum():

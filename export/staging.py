@@ -1,4 +1,4 @@
-"""The folder in which an export works: what a killed one leaves is taken up by the next one for the same clips."""
+"""The staging folder of an export: the next export of the same clips continues what a killed one left."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from dreamgen.progress import log
 from dreamgen.run.files import fsync, write_text
 from export.clips import Clip
 
-NAME = ".unfinished"
+STAGING_FOLDER = ".unfinished"
 
 
 @dataclass(frozen=True)
 class StagingArea:
-    """Paths of an export that is not finished.
+    """Paths of an export in progress; each property and method makes the folder that it returns.
 
     Args:
-        folder: Holds all of it, beside the datasets, so that a finished dataset is moved by a rename.
+        folder: Holds all of them, beside the datasets, so that a rename moves a finished dataset.
     """
 
     folder: Path
 
     @property
     def episode_store(self) -> Path:
-        """What was found when each clip was looked at."""
-        return self._made("admitted")
+        """What inspecting each clip gave."""
+        return self._made("episodes")
 
     @property
-    def fitted(self) -> Path:
-        """Clips that had to be cut out of others' files or encoded again."""
-        return self._made("fitted")
+    def transcoded(self) -> Path:
+        """Clips that were cut out of other files or encoded again."""
+        return self._made("transcoded")
 
     def dataset(self, name: str) -> Path:
-        """The dataset as far as it is written."""
+        """Return the folder of a dataset that is being written."""
         return self._made(name)
 
     def done_markers(self, name: str) -> Path:
-        """What says which of its files are whole."""
+        """Return the folder of markers of the dataset's finished files."""
         return self._made(f"{name}.done")
 
     def finish(self, name: str, path: Path) -> None:
-        """Move a finished dataset to where it belongs; from then on it exists, whole.
+        """Rename a finished dataset to its final path.
 
         Raises:
-            UserError: if something is there.
+            UserError: if the path exists.
         """
         if path.exists():
             raise UserError(f"{path} already exists", next_step="choose another output")
@@ -72,42 +72,42 @@ class StagingArea:
 
 @contextmanager
 def staging_area(datasets: Path, fingerprint: str) -> Iterator[StagingArea]:
-    """Claim the working folder; on success it is removed, on an error or a kill it stays for the next try.
+    """Lock the staging folder; on success it is removed, after an error or a kill it stays for the next try.
 
     Args:
         datasets: Folder of the datasets.
-        fingerprint: What is exported, and how; the leftovers of another export are removed.
+        fingerprint: Hash of what is exported, and how; files of another export are removed.
 
     Raises:
         UserError: if another process exports into the same folder.
     """
-    folder = datasets / NAME
+    folder = datasets / STAGING_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another export writes to {datasets}", next_step="wait until it is done") from None
-        of = folder / "fingerprint"
-        if of.exists() and of.read_text() == fingerprint:
-            log("export: going on with what an export that was stopped has left")
+        recorded = folder / "fingerprint"
+        if recorded.exists() and recorded.read_text() == fingerprint:
+            log("export: continuing an export that was stopped")
         else:
             for path in folder.iterdir():
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-            write_text(of, fingerprint)
+            write_text(recorded, fingerprint)
         try:
             yield StagingArea(folder)
         except UserError:
-            if not any(path.is_file() for path in folder.glob("*/*")):  # there is nothing to go on with
+            if not any(path.is_file() for path in folder.glob("*/*")):  # there is nothing to continue
                 discard(datasets)
             raise
         shutil.rmtree(folder)
 
 
 def sweep(datasets: Path) -> None:
-    """Remove what an export left that was killed after its last dataset was done, unless another one is at work."""
-    lock = datasets / NAME / "lock"
+    """Remove the staging folder of an export that was killed after its last dataset, unless one is running."""
+    lock = datasets / STAGING_FOLDER / "lock"
     if lock.exists():
         with lock.open("w") as held, suppress(OSError):
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,18 +115,18 @@ def sweep(datasets: Path) -> None:
 
 
 def discard(datasets: Path) -> None:
-    """Remove a working folder that nothing can be made of, and the datasets' folder where nothing else is in it."""
-    shutil.rmtree(datasets / NAME, ignore_errors=True)
+    """Remove the staging folder, and the folder of the datasets if it is empty."""
+    shutil.rmtree(datasets / STAGING_FOLDER, ignore_errors=True)
     with suppress(OSError):
         datasets.rmdir()
 
 
 def fingerprint_of(settings: dict[str, Any], clips: Iterable[Clip]) -> tuple[str, int]:
-    """Hash what decides an export's bytes.
+    """Hash what determines an export's bytes.
 
     Args:
         settings: Plain values.
-        clips: Their files are looked at by size and time, not read.
+        clips: The sizes and times of their files are hashed; the files are not read.
 
     Returns:
         The hash, and the bytes of the clips' mp4s.
@@ -136,7 +136,7 @@ def fingerprint_of(settings: dict[str, Any], clips: Iterable[Clip]) -> tuple[str
     for clip in clips:
         digest.update(clip.to_json().encode())
         for path in (*clip.videos, clip.label):
-            with suppress(FileNotFoundError):  # it will be refused
+            with suppress(FileNotFoundError):  # inspection reports it
                 stat = path.stat()
                 digest.update(f"{stat.st_size} {stat.st_mtime_ns};".encode())
                 num_bytes += 0 if path is clip.label else stat.st_size

@@ -1,4 +1,4 @@
-"""Clips made to fit a dataset: cut out of a file or picture of many, or decoded, resized, resampled and encoded again.
+"""Clips brought to the one shape of a dataset: cut out of files or views, or decoded, resized, resampled and encoded.
 
 What fits already is left as it is; what only has to be cut is copied packet by packet.
 """
@@ -12,17 +12,16 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 
 from dreamgen.data.frames import FrameReader
-from dreamgen.data.timeline import frame_index_at, resampled_indices
+from dreamgen.data.lerobot.video import PacketReader, VideoSpan, copy_spans
+from dreamgen.data.timeline import resampled_indices
 from dreamgen.data.trajectory import read_trajectory, write_trajectory
 from dreamgen.data.video import fit_frame, probe, video_writer
 from dreamgen.data.views import View, check_views
 from dreamgen.errors import UserError, reason_of
 from export.clips import Clip
-from export.video_files import copy_packets
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class TargetSpec:
         fps: Frames a second.
         height: Pixels.
         width: Pixels.
-        codec: A key of `core.video.ENCODERS`; also crf and gop where a clip has to be encoded again.
+        codec: A key of `dreamgen.data.video.ENCODERS`; crf and gop are for clips that have to be encoded again.
         fit: crop or pad, where the aspect ratio differs.
         action_kind: absolute or delta, where the frame rate differs.
     """
@@ -55,11 +54,11 @@ class VideoClipSource:
     Args:
         path: The file.
         codec: Of the file.
-        height: Pixels of what is wanted of its pictures.
+        height: Pixels of the used part of its frames.
         width: Pixels.
         from_frame: Where the clip begins in the file.
         is_alone: Whether the file holds nothing else.
-        view: Which part of the picture it is; None for the whole.
+        view: The used part of the frames; None for all of them.
     """
 
     path: Path
@@ -89,17 +88,11 @@ class ClipSource:
     episode_index: int | None = None
     include_state: bool = True
 
-    def can_be_copied(self, video: VideoClipSource, target: TargetSpec) -> bool:
-        """Say whether a video's frames can stay as they are."""
-        return video.view is None and (self.source_fps, video.codec, video.height, video.width) == (
-            target.fps, target.codec, target.height, target.width
-        )  # fmt: skip
 
-
-def fit_dreamed(
+def transcode_generated(
     clip: Clip, views: Sequence[View], include_state: bool, target: TargetSpec, folder: Path
 ) -> tuple[Clip | None, str | None]:
-    """Make a clip that fits of a dreamed one, as `fit_clip` does: a video of each view, or one of the whole picture."""
+    """Transcode a generated clip as `transcode_clip` does: a video of each view, or one of the whole frame."""
     try:
         info = probe(clip.video)
         check_views(views, info.height, info.width)
@@ -107,100 +100,82 @@ def fit_dreamed(
         return None, f"{clip.clip_id} is left out: {error}"
     videos = tuple(VideoClipSource(clip.video, info.codec, view.height, view.width, view=view) for view in views)
     whole = VideoClipSource(clip.video, info.codec, info.height, info.width)
-    return fit_clip(
-        ClipSource(clip, Fraction(clip.fps), videos or (whole,), include_state=include_state), target, folder
-    )
+    source = ClipSource(clip, Fraction(clip.fps), videos or (whole,), include_state=include_state)
+    return transcode_clip(source, target, folder)
 
 
-def fit_clip(cut: ClipSource, target: TargetSpec, folder: Path) -> tuple[Clip | None, str | None]:
-    """Make a clip of its own that fits; one that was made before is taken as it is.
+def transcode_clip(source: ClipSource, target: TargetSpec, folder: Path) -> tuple[Clip | None, str | None]:
+    """Make files of a clip's own in the target shape; files of an earlier call are reused.
 
     Args:
-        cut: Where it lies.
-        target: What it is to be like.
+        source: Where the clip is.
+        target: The shape of the dataset.
         folder: Where its mp4s and its table go.
 
     Returns:
-        The clip and a note where it had to be encoded again; or no clip, and why.
+        The clip, and its id if it was encoded again; or None, and why it is left out.
     """
-    clip, label = cut.clip, folder / f"{cut.clip.clip_id}.parquet"
-    names = [f"{clip.clip_id}.{number}" for number in range(len(cut.videos))] if cut.videos[1:] else [clip.clip_id]
+    clip, label = source.clip, folder / f"{source.clip.clip_id}.parquet"
+    several = len(source.videos) > 1
+    names = [f"{clip.clip_id}.{number}" if several else clip.clip_id for number in range(len(source.videos))]
     videos = tuple(folder / f"{name}.mp4" for name in names)
-    note = folder / f"{clip.clip_id}.encoded"
+    encoded_marker = folder / f"{clip.clip_id}.encoded"
+    frames = resampled_indices(clip.num_frames, source.source_fps, target.fps)
     try:
         if not label.exists():
-            rows = read_trajectory(clip.label, episode_index=cut.episode_index)
+            rows = read_trajectory(clip.label, episode_index=source.episode_index)
             if rows.action_TA is None:
                 raise UserError(f"{clip.label} has no actions")
             if rows.num_rows != clip.num_frames:
                 raise UserError(f"{clip.label} has {rows.num_rows} rows", allowed=f"{clip.num_frames}, a row a frame")
             to_encode: dict[Path, list[tuple[VideoClipSource, Path]]] = defaultdict(list)
-            for source, video in zip(cut.videos, videos, strict=True):
-                if not (cut.can_be_copied(source, target) and _copy(cut, source, video)):
-                    to_encode[source.path].append((source, video))
+            for video, path in zip(source.videos, videos, strict=True):
+                if not _copied(source, video, target, path):
+                    to_encode[video.path].append((video, path))
             for parts in to_encode.values():
-                note.touch()
-                _encode(cut, parts, target)
-            if cut.source_fps != target.fps:
-                rows = rows.at(_wanted(cut, target), target.action_kind)
-            write_trajectory(label, rows if cut.include_state else replace(rows, state_TS=None))
-        num_frames = len(_wanted(cut, target))
+                encoded_marker.touch()
+                _encode(frames, parts, target)
+            if source.source_fps != target.fps:
+                rows = rows.at(frames, target.action_kind)
+            write_trajectory(label, rows if source.include_state else replace(rows, state_TS=None))
     except UserError as error:
         return None, f"{clip.clip_id} is left out: {reason_of(error)}"
-    encoded = note.exists()
+    encoded = encoded_marker.exists()
     crf, gop = (target.crf, target.gop) if encoded else (clip.crf, clip.gop)
-    fitted = replace(clip, videos=videos, label=label, fps=target.fps, num_frames=num_frames, crf=crf, gop=gop)
-    return fitted, clip.clip_id if encoded else None
+    made = replace(clip, videos=videos, label=label, fps=target.fps, num_frames=len(frames), crf=crf, gop=gop)
+    return made, clip.clip_id if encoded else None
 
 
-def _wanted(cut: ClipSource, target: TargetSpec) -> np.ndarray:
-    return resampled_indices(cut.clip.num_frames, cut.source_fps, target.fps)
+def _copied(source: ClipSource, video: VideoClipSource, target: TargetSpec, path: Path) -> bool:
+    """Copy the packets of a clip's frames and return True, or return False where they must be encoded again."""
+    shape = (source.source_fps, video.codec, video.height, video.width)
+    if video.view is not None or shape != (target.fps, target.codec, target.height, target.width):
+        return False
+    num_frames, fps = source.clip.num_frames, source.source_fps
+    span = VideoSpan(video.path, num_frames, None if video.is_alone else video.from_frame)
+    with PacketReader() as reader:
+        packets = [packet for _, packet in reader.packets(span, fps)]
+        times = [packet.pts for packet in packets if packet.pts is not None]
+        in_order = len(times) == len(packets) and bool((np.diff(times) > 0).all())
+        if len(packets) != num_frames or not packets[0].is_keyframe or not in_order:
+            return False
+        copy_spans(path, [span], fps, reader=reader)
+    return True
 
 
-def _encode(cut: ClipSource, parts: Sequence[tuple[VideoClipSource, Path]], target: TargetSpec) -> None:
-    """Decode a file's frames once and encode each part of their pictures."""
-    (source, _), wanted, num_frames = parts[0], _wanted(cut, target), 0
+def _encode(frames: np.ndarray, parts: Sequence[tuple[VideoClipSource, Path]], target: TargetSpec) -> None:
+    """Decode the wanted frames of one file once, and encode each part of them."""
+    (source, _), num_frames = parts[0], 0
     with ExitStack() as stack:
         reader = stack.enter_context(closing(FrameReader()))
         writers = [
-            stack.enter_context(video_writer(video, target.fps, target.codec, target.crf, target.gop))
-            for _, video in parts
+            stack.enter_context(video_writer(path, target.fps, target.codec, target.crf, target.gop))
+            for _, path in parts
         ]
-        for frame_HWC in reader.frames(source.path, source.from_frame, wanted):
+        for frame_HWC in reader.frames(source.path, source.from_frame, frames):
             num_frames += 1
             for (part, _), write in zip(parts, writers, strict=True):
                 part_HWC = part.view.cut(frame_HWC) if part.view else frame_HWC
                 write(fit_frame(part_HWC, target.height, target.width, target.fit))
-        if num_frames != len(wanted):
-            raise UserError(f"{source.path} ends early", actual=f"{num_frames} frames", allowed=f"{len(wanted)}")
-
-
-def _copy(cut: ClipSource, source: VideoClipSource, video: Path) -> bool:
-    """Copy the packets of a clip's frames; say whether that could be done."""
-    with av.open(str(source.path)) as container:
-        stream = container.streams.video[0]
-        packets = _packets(container, stream, cut, source)
-        times = [packet.pts for packet in packets]
-        in_order = None not in times and bool((np.diff(times) > 0).all())
-        if len(packets) != cut.clip.num_frames or not packets[0].is_keyframe or not in_order:
-            return False
-        copy_packets(video, stream, packets, int(cut.source_fps))
-    return True
-
-
-def _packets(
-    container: av.container.InputContainer, stream: av.VideoStream, cut: ClipSource, source: VideoClipSource
-) -> list[av.Packet]:
-    if source.is_alone:
-        return [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-    if source.from_frame:
-        container.seek(int(source.from_frame / cut.source_fps / stream.time_base), stream=stream, backward=True)
-    found, end = [], source.from_frame + cut.clip.num_frames
-    for packet in container.demux(stream):
-        if packet.size and packet.pts is not None:
-            number = frame_index_at(packet.pts * packet.time_base, cut.source_fps)
-            if number >= end:
-                break
-            if number >= source.from_frame:
-                found.append(packet)
-    return found
+        if num_frames != len(frames):
+            raise UserError(f"{source.path} ends early", actual=f"{num_frames} frames", allowed=f"{len(frames)}")

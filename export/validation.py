@@ -1,6 +1,6 @@
-"""Which clips become episodes: each is looked at by itself, by several processes, then all are compared and numbered.
+"""Which clips become episodes: workers inspect them one by one, then all are compared and numbered.
 
-What is found goes to small files on disk, so memory does not grow with the number of clips.
+The results go to small files on disk, so memory does not grow with the number of clips.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from dreamgen.data.lerobot.statistics import Range
 from dreamgen.errors import UserError
 from dreamgen.progress import Progress
 from dreamgen.run.records import RobotFeatures
 from export.clip_video import inspect_clip
-from export.clips import DREAMED, REAL, Clip
-from export.episode_store import LIGHT_COLUMNS, VECTORS, Episodes, accepted_row, refused_row, write_part
+from export.clips import GENERATED, REAL, Clip
+from export.episode_store import LIGHT_COLUMNS, VECTORS, EpisodeStore, accepted_row, error_row, write_part
 from export.episodes import label_again, read_label, read_small
-from export.statistics import Range
 from export.workers import Workers
 
 CLIPS_PER_PART = 16  # fixed, so that the number of workers changes no file
@@ -31,58 +31,58 @@ def validate_clips(
     clips: Iterable[Clip], features: RobotFeatures, include_state: bool, folder: Path | None = None,
     workers: Workers | None = None, num_clips: int | None = None, dream_prefix: str = "",
     lerobot_sample: bool = False,
-) -> tuple[Episodes, list[str]]:  # fmt: skip
-    """Turn clips into episodes and refuse those whose frames, rows or shapes disagree; the others go on.
+) -> tuple[EpisodeStore, list[str]]:  # fmt: skip
+    """Make episodes of clips, leaving out those whose frames, rows or shapes disagree.
 
     Args:
         clips: In the order of the dataset.
         features: Names of the robot's dimensions; empty names take any number of dimensions, the same for all.
-        include_state: Whether states are wanted where the labels have them.
-        folder: Where what is found is kept; files that are there are taken as they are. A temporary folder, that lasts
-            as long as the process, when not given.
-        workers: Who looks at them; this process when not given.
-        num_clips: How many there are, for the progress.
-        dream_prefix: Put before the tasks of dreamed clips.
-        lerobot_sample: Count pictures' statistics over the frames that LeRobot's writer takes, not over a few.
+        include_state: Whether to use states where the labels have them.
+        folder: Where results are stored; existing files are reused. By default a temporary folder that lasts as long
+            as the process.
+        workers: Inspect the clips; by default this process does.
+        num_clips: How many there are, for the progress line.
+        dream_prefix: Put before the tasks of generated clips.
+        lerobot_sample: Compute image statistics over the frames that LeRobot's writer samples, not over a few.
 
     Returns:
-        The episodes, numbered from 0, and one sentence for each refused clip.
+        The episodes, numbered from 0, and one sentence for each clip that is left out.
     """
     if folder is None:
-        _KEPT.append(tempfile.TemporaryDirectory(prefix="dreamgen-export-"))
-        folder = Path(_KEPT[-1].name)
+        _temporary_folders.append(tempfile.TemporaryDirectory(prefix="dreamgen-export-"))
+        folder = Path(_temporary_folders[-1].name)
     parts: list[Path] = []
 
     def tasks() -> Iterator[functools.partial]:
-        for number, some in enumerate(itertools.batched(clips, CLIPS_PER_PART)):
+        for number, batch in enumerate(itertools.batched(clips, CLIPS_PER_PART)):
             parts.append(folder / f"part-{number:06d}.parquet")
-            yield functools.partial(inspect_clips, parts[-1], some, include_state, lerobot_sample)
+            yield functools.partial(inspect_clips, parts[-1], batch, include_state, lerobot_sample)
 
-    with Progress("export: look at clips", num_clips or 0) as progress:
+    with Progress("export: inspect clips", num_clips or 0) as progress:
         for num_good, num_bad in (workers or Workers()).run(tasks()):
             progress.add(num_good + num_bad, failed=num_bad)
     return number_episodes(parts, features, dream_prefix)
 
 
-_KEPT: list[tempfile.TemporaryDirectory] = []
+_temporary_folders: list[tempfile.TemporaryDirectory] = []
 
 
 def inspect_clips(part: Path, clips: Sequence[Clip], include_state: bool, lerobot_sample: bool) -> tuple[int, int]:
-    """Look at a few clips and keep what is found; nothing is done where that file exists.
+    """Inspect a few clips and store the results, unless the file exists.
 
     Returns:
-        How many may become episodes, and how many are refused.
+        How many may become episodes, and how many cannot.
     """
     if part.exists():
-        refused = read_small(part, ["refused"])["refused"]
-        return refused.null_count, len(refused) - refused.null_count
-    rows = [_look_at(clip, include_state, lerobot_sample) for clip in clips]
+        errors = read_small(part, ["error"])["error"]
+        return errors.null_count, len(errors) - errors.null_count
+    rows = [_inspected_row(clip, include_state, lerobot_sample) for clip in clips]
     write_part(part, rows)
-    num_refused = sum("refused" in row for row in rows)
-    return len(rows) - num_refused, num_refused
+    num_errors = sum("error" in row for row in rows)
+    return len(rows) - num_errors, num_errors
 
 
-def _look_at(clip: Clip, include_state: bool, lerobot_sample: bool) -> dict[str, Any]:
+def _inspected_row(clip: Clip, include_state: bool, lerobot_sample: bool) -> dict[str, Any]:
     try:
         action_TA, state_TS = read_label(clip.label, include_state)
         videos = [inspect_clip(path, clip.fps, lerobot_sample) for path in clip.videos]
@@ -99,35 +99,35 @@ def _look_at(clip: Clip, include_state: bool, lerobot_sample: bool) -> dict[str,
                     next_step=label_again(clip.label),
                 )
         shapes = [(v.info.width, v.info.height, v.info.codec, v.info.pix_fmt, v.info.fps) for v in videos]
-        assert len(set(shapes)) == 1, f"the cameras of {clip.clip_id} were made alike: {shapes}"
+        assert len(set(shapes)) == 1, f"the cameras of {clip.clip_id} have one shape: {shapes}"
     except UserError as error:
-        return refused_row(clip, f"{clip.clip_id} is left out: {error}")
+        return error_row(clip, f"{clip.clip_id} is left out: {error}")
     return accepted_row(clip, videos, action_TA, state_TS)
 
 
 def number_episodes(
     parts: Sequence[Path], features: RobotFeatures, dream_prefix: str = ""
-) -> tuple[Episodes, list[str]]:
-    """Compare what was found with the first good clip, leave out what differs, and number the rest without holes."""
+) -> tuple[EpisodeStore, list[str]]:
+    """Compare the clips with the first good one, leave out those that differ, and number the others from 0."""
     names = ("part", "row", "num_frames", "num_bytes", "task", "encoding", "real")
     columns: dict[str, list[Any]] = {name: [] for name in names}
     tasks: dict[str, int] = {}
     encodings: dict[str, int] = {}
     ranges: dict[str, Range] = {}
-    refused: list[str] = []
+    errors: list[str] = []
     first: dict[str, Any] | None = None
     for number, part in enumerate(parts):
         for row_number, row in enumerate(read_small(part, LIGHT_COLUMNS).to_pylist()):
-            problem = row["refused"] or _mismatch(row, first, features)
+            problem = row["error"] or _mismatch(row, first, features)
             if problem:
-                refused.append(problem)
+                errors.append(problem)
                 continue
             first = first or row
             for vector in VECTORS:
                 if row[f"{vector}_low"] is not None:
                     own = Range(*(np.array(row[f"{vector}_{end}"], np.float64) for end in ("low", "high")))
                     ranges[vector] = ranges[vector] | own if vector in ranges else own
-            prefix = dream_prefix if row["kind"] == DREAMED else ""
+            prefix = dream_prefix if row["kind"] == GENERATED else ""
             values = (number, row_number, row["num_frames"], row["num_bytes"],
                       tasks.setdefault(prefix + row["instruction"], len(tasks)),
                       [encodings.setdefault(encoding, len(encodings)) for encoding in row["encoding"]],
@@ -138,7 +138,9 @@ def number_episodes(
     arrays = {f"{name}_{axes[name]}": np.array(column, np.int64) for name, column in columns.items()}
     arrays["real_E"] = arrays["real_E"].astype(bool)
     first_index_E = np.cumsum(arrays["num_frames_E"]) - arrays["num_frames_E"]
-    return Episodes(tuple(parts), 0, first_index_E=first_index_E, tasks=tuple(tasks), ranges=ranges, **arrays), refused
+    return EpisodeStore(
+        tuple(parts), 0, first_index_E=first_index_E, tasks=tuple(tasks), ranges=ranges, **arrays
+    ), errors
 
 
 def _mismatch(row: dict[str, Any], first: dict[str, Any] | None, features: RobotFeatures) -> str | None:
@@ -162,6 +164,6 @@ def _mismatch(row: dict[str, Any], first: dict[str, Any] | None, features: Robot
     return None
 
 
-def _shape(row: dict[str, Any]) -> dict[str, object]:
+def _shape(row: dict[str, Any]) -> dict[str, Any]:
     dims = {f"{v} dimensions": None if row[f"{v}_low"] is None else len(row[f"{v}_low"]) for v in VECTORS}
     return dims | {name: row[name] for name in ("height", "width", "fps", "codec", "pix_fmt")}

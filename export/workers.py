@@ -10,13 +10,20 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from dreamgen.errors import UserError
+from dreamgen.progress import Progress
 
 AHEAD = 2  # tasks that wait for each worker: memory stays small however many there are
 WATCH_EVERY_S = 1.0
+START_AFTER_S = 2.0  # `map`: starting a process takes about as long, so shorter work stays in this one
+MIN_SHOWN = 64  # `map`: fewer units have no progress line
+
+_shared: Any = None  # in a worker process: what `map` passes to every call
 
 
 class Workers:
@@ -24,10 +31,12 @@ class Workers:
 
     Args:
         num_workers: 1 calls every task in this process; None takes as many as there are cores, here or in the cluster.
+        shared: First argument of every call of `map`; sent to each process once.
+        option: The option that sets the number of workers, for errors.
     """
 
-    def __init__(self, num_workers: int | None = 1) -> None:
-        self._num_workers = num_workers
+    def __init__(self, num_workers: int | None = 1, shared: Any = None, option: str = "--export.num_workers") -> None:
+        self._num_workers, self._shared, self._option = num_workers, shared, option
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
         self._ray: Any = None
         self._disconnect = False
@@ -56,6 +65,40 @@ class Workers:
         else:
             yield from self._on_processes(tasks)
 
+    def map[Item: Sized, Result](
+        self, function: Callable[[Any, Item], Result], items: Iterable[Item], stage: str, unit: str
+    ) -> Iterator[Result]:
+        """Call a function with `shared` and each item, on this machine; processes start when it takes long.
+
+        Args:
+            function: At the top level of a module, so that other processes can import it.
+            items: Each is as long as the units that it holds.
+            stage: Name of the work, for the progress line.
+            unit: What is counted, in the plural.
+
+        Yields:
+            What the calls return, in the order of the items.
+
+        Raises:
+            UserError: if a process was killed.
+        """
+        items, is_alone = list(items), (self._num_workers or len(os.sched_getaffinity(0))) == 1
+        total, start_s, done = sum(map(len, items)), time.monotonic(), 0
+        with Progress(stage, total, unit) if total > MIN_SHOWN else nullcontext() as progress:
+            while done < len(items) and (is_alone or self._pool is None):
+                if not is_alone and time.monotonic() - start_s > START_AFTER_S and done + 1 < len(items):
+                    break
+                yield function(self._shared, items[done])
+                if progress:
+                    progress.add(len(items[done]))
+                done += 1
+            tasks = [partial(_call_shared, function, item) for item in items[done:]]
+            results = self._on_processes(tasks) if tasks else iter(())
+            for item, result in zip(items[done:], results, strict=True):
+                yield result
+                if progress:
+                    progress.add(len(item))
+
     def __enter__(self) -> Workers:
         return self
 
@@ -70,13 +113,15 @@ class Workers:
         if self._pool is None:
             # Spawned: a fork of a process in which libraries run threads may hang.
             context = multiprocessing.get_context("spawn")
-            self._pool = concurrent.futures.ProcessPoolExecutor(num_workers, context, _begin, (os.getpid(),))
+            self._pool = concurrent.futures.ProcessPoolExecutor(
+                num_workers, context, _begin, (os.getpid(), self._shared)
+            )
         try:
             yield from _in_order(tasks, num_workers, self._pool.submit, lambda future: future.result())
         except concurrent.futures.process.BrokenProcessPool:
             raise UserError(
-                "a worker of the export died", actual="it was killed, or the machine ran out of memory",
-                next_step="fewer --export.num_workers; the same command goes on where this one was",
+                "a worker process died", actual="it was killed, or the machine ran out of memory",
+                next_step=f"run the same command again with a smaller {self._option}",
             ) from None  # fmt: skip
 
     def _on_ray(self, tasks: Iterable[Callable]) -> Iterator:
@@ -109,8 +154,14 @@ def _call[Result](task: Callable[[], Result]) -> Result:
     return task()
 
 
-def _begin(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and end when it does: a parent that was killed cannot say so."""
+def _call_shared[Item, Result](function: Callable[[Any, Item], Result], item: Item) -> Result:
+    return function(_shared, item)
+
+
+def _begin(parent: int, shared: Any) -> None:
+    """Keep what `map` shares, leave Ctrl-C to the parent, and end when it does: a killed parent cannot say so."""
+    global _shared
+    _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""Training: the world model's adapter, and the inverse-dynamics model."""
+"""Training of a world model's adapter, and of the inverse-dynamics model."""
 
 from finetune.train import finetune
 

@@ -13,16 +13,16 @@ from dreamgen.run.run_folder import RunFolder
 
 USAGE = """\
 accelerate launch -m finetune --out runs/NAME [--config_path FILE] [--setting=value ...] [--dry_run] [--resume]
-The settings are those of `dreamgen finetune --help`. --resume goes on from the last checkpoint where there is one;
---resume latest, or a checkpoint's folder, insists on it.
+The settings are those of `dreamgen finetune --help`. --resume continues from the last checkpoint if there is one;
+--resume latest, or --resume with a checkpoint's folder, requires it.
 """
 
 
 def main(tokens: list[str]) -> int:
-    """Train in this process, one of those that accelerate launched; the first of each machine speaks.
+    """Train in this process, one of those that accelerate launched; the first one of each machine prints.
 
     Returns:
-        Exit status: 0 done, 2 for a mistake in settings or data, 3 for a training that was stopped and can go on.
+        Exit status: 0 done, 2 for an error in settings or data, 3 for a training that was stopped and can be resumed.
     """
     if {"-h", "--help"} & set(tokens):
         print(USAGE, end="")
@@ -39,31 +39,31 @@ def main(tokens: list[str]) -> int:
             lines = [f"{name}: {value}" for name, value in {**result.outputs, **result.metrics}.items()]
             lines, status = [*lines, *result.notes], 3 if result.partial else 0
     except UserError as error:
-        if first_to_say(str(error)):
+        if is_first_to_report(str(error)):
             print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        lines, status = ["stopped; the same command with --resume goes on from the last checkpoint"], 3
+        lines, status = ["stopped; the same command with --resume continues from the last checkpoint"], 3
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print("\n".join(lines))
     return status
 
 
-def first_to_say(message: str) -> bool:
-    """Return whether no other process of this training has said the same.
+def is_first_to_report(message: str) -> bool:
+    """Return whether no other process of this training has reported the same error.
 
-    A mistake in the settings stops all processes alike; a damaged clip stops one, and not always the first.
+    An error in the settings stops all processes; a damaged clip stops one, and not always the first.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return True
     from torch.distributed import TCPStore
 
     try:
-        # The launcher's own store outlives the processes.
+        # The store of the launcher outlives the processes.
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5)).add(message, 1) == 1
     except (KeyError, RuntimeError):
-        return True  # said twice is better than not at all
+        return True  # reporting twice is better than not at all
 
 
 if __name__ == "__main__":

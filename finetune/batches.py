@@ -1,31 +1,29 @@
-"""The samples of a training, read and put into batches ahead of the step that needs them.
-
-Axes: B batch, C latent channels, T latent frames, H height, W width.
-"""
+"""The batches of a training, read ahead of the step that needs them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dreamgen.config.settings import FinetuneSettings, Settings
-from finetune.flow import draw_batch, latent_shape
+from dreamgen.config.settings import Settings
+from dreamgen.models.trainable import Noise, TrainableWorldModel
 from finetune.windows import TrainingClip, Window, choose_window
 
 
 class WindowDataset(Dataset):
-    """The samples of a whole training, by their index.
+    """The samples of a whole training, by index.
 
     Args:
         clips: The training set.
         num_frames: Of a window.
-        num_samples: Windows that the training sees.
+        num_samples: Windows that the training uses.
         seed: Of the run.
         windows_per_clip: As `choose_window` takes it.
-        read: Returns a window's tensor: its frames or its cached latent.
+        read: Returns a window's tensor: its frames or its cached encoding.
     """
 
     def __init__(
@@ -48,46 +46,46 @@ class WindowDataset(Dataset):
         return {"sample_index": sample_index, "prompt": window.clip.prompt, "content": self.read(window)}
 
 
-class BatchMaker:
-    """Stacks samples into a batch and draws its noise, where the reading is done: ahead of the step that needs it.
+@dataclass(frozen=True)
+class Collate:
+    """Stacks samples into a batch and draws its noise, in the process that reads them.
 
     Args:
-        seed: Of the run.
-        shape_CTHW: Of one clean latent.
-        tune: Probabilities and the shift.
+        noise_sampler: From `TrainableWorldModel.noise_sampler`.
     """
 
-    def __init__(self, seed: int, shape_CTHW: Sequence[int], tune: FinetuneSettings) -> None:
-        self.seed, self.shape_CTHW, self.tune = seed, shape_CTHW, tune
+    noise_sampler: Callable[[Sequence[int]], Noise]
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return `sample_index` and `prompt`, lists; `content`, stacked; `draws`, of `draw_batch`."""
+        """Return `sample_index` and `prompt`, lists; `content`, stacked; and `noise`."""
         indices = [sample["sample_index"] for sample in samples]
         return {
             "sample_index": indices,
             "prompt": [sample["prompt"] for sample in samples],
             "content": torch.stack([sample["content"] for sample in samples]),
-            "draws": draw_batch(self.seed, indices, self.shape_CTHW, self.tune),
+            "noise": self.noise_sampler(indices),
         }
 
 
 def make_loader(
     settings: Settings,
+    model: TrainableWorldModel,
     clips: list[TrainingClip],
     num_samples: int,
     read: Callable[[Window], torch.Tensor],
     device: torch.device,
     first_sample: int = 0,
 ) -> DataLoader:
-    """Return the batches of a whole training, before accelerate gives each GPU its own.
+    """Return the batches of a whole training, before accelerate distributes them over GPUs.
 
     Args:
         settings: Of the run.
+        model: Draws the noise.
         clips: The training set.
-        num_samples: Windows that the training sees.
+        num_samples: Windows that the training uses.
         read: As `WindowDataset` takes it.
-        device: Where the batches will go.
-        first_sample: Those before it are left out: a training that is gone on with has seen them.
+        device: Device of the batches.
+        first_sample: Earlier samples are skipped: a resumed training has used them.
     """
     tune, cached = settings.finetune, settings.finetune.cache == "disk"
     windows_per_clip = tune.windows_per_clip if cached else None
@@ -98,6 +96,6 @@ def make_loader(
         tune.batch_size,
         sampler=range(first_sample, num_samples),
         num_workers=num_workers,
-        collate_fn=BatchMaker(settings.seed, latent_shape(settings.video), tune),
+        collate_fn=Collate(model.noise_sampler()),
         pin_memory=device.type == "cuda",
     )

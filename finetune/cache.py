@@ -1,12 +1,9 @@
-"""What the frozen VAE and text encoder make of a training set, kept on disk by content.
+"""The encoded windows and prompts of a training set, kept on disk by content.
 
-A latent's name hashes the clip's bytes, the window, the size and the model; a text's name the prompt and the model. So
-whatever changes is encoded again and nothing else is, and several runs can share one cache. Latents are kept as the
-VAE gives them, in its dtype and not yet normalised: a bfloat16 model's take 2 bytes a value and lose nothing
-(16 x 24 x 54 x 96 values, 4 MB, at 432 x 768 x 93); a float32 model's take 4. A prompt of the 2B model takes 1 MB in
-bfloat16.
+A window's file name hashes the clip's bytes, its start, the size and the model; a prompt's the text and the model. So
+only what changed is encoded again, and several runs can share one cache.
 
-Axes: C latent channels, T latent frames, H height, W width, L tokens, D features.
+Axes: B batch, L tokens, D features. An encoded window has the model's own shape.
 """
 
 from __future__ import annotations
@@ -18,80 +15,76 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from diffusers import Cosmos2_5_PredictBasePipeline
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dreamgen.config.settings import Settings
 from dreamgen.errors import UserError
-from dreamgen.models.cosmos_predict25.loading import WorldModelSource, torch_dtype
-from dreamgen.models.cosmos_predict25.text import NUM_TOKENS, encode_text
+from dreamgen.models.trainable import TrainableWorldModel
+from dreamgen.models.world_model import WorldModelSource
 from dreamgen.run.files import atomic_file, sha256_of_file
-from finetune.flow import latent_shape, vae_means
 from finetune.windows import Window, read_window
 
 NAME = "values"
-FORMAT = 1  # of the files and of how they are made; another number makes all of them anew
+FORMAT = 1  # of the files and their encoding; a new number encodes everything again
 
 
 class Cache:
-    """Reads and writes latents and projected texts by what they are made from.
+    """Reads and writes encoded windows and prompts by what they are encoded from.
 
     Args:
-        root: Folder, shared between runs or not.
+        root: Folder; several runs may share it.
         source: The world model.
         settings: Size, length and precision.
+        model: Encodes and checks the entries.
     """
 
-    def __init__(self, root: Path, source: WorldModelSource, settings: Settings) -> None:
-        self.root, self._video = root, settings.video
-        self._dtype = settings.model.dtype
-        self._model = {"format": FORMAT, "model": source.sha256, "dtype": self._dtype}
+    def __init__(self, root: Path, source: WorldModelSource, settings: Settings, model: TrainableWorldModel) -> None:
+        self.root, self.model, self.video = root, model, settings.video
+        self._content = {"format": FORMAT, "model": source.sha256, "dtype": settings.model.dtype}
         self._clip_sha256: dict[Path, str] = {}
 
-    def latent_file(self, window: Window) -> Path:
-        """Return where a window's latent lies."""
+    def window_file(self, window: Window) -> Path:
+        """Return the file of a window."""
         path = window.clip.path
         if path not in self._clip_sha256:
             self._clip_sha256[path] = sha256_of_file(path)
-        video = self._video
+        video = self.video
         shape = {"num_frames": video.num_frames, "height": video.height, "width": video.width}
         return self._file("latents", {"clip": self._clip_sha256[path], "start": window.start, **shape})
 
-    def text_file(self, prompt: str | None) -> Path:
-        """Return where a prompt's projected text lies; None stands for a dropped text."""
+    def prompt_file(self, prompt: str | None) -> Path:
+        """Return the file of a prompt; None stands for a dropped prompt."""
         return self._file("texts", {"prompt": prompt})
 
-    def read_latent(self, window: Window) -> torch.Tensor:
-        """Return mean_CTHW, the VAE's mean in its dtype.
+    def read_window(self, window: Window) -> torch.Tensor:
+        """Return an encoded window, without the batch axis.
 
         Raises:
-            UserError: if the file is gone or damaged.
+            UserError: if the file is missing or damaged.
         """
-        return self._need(self.latent_file(window))
+        return self._need(self.window_file(window))
 
-    def read_text(self, prompt: str | None) -> torch.Tensor:
-        """Return text_1LD in the model's dtype.
+    def read_prompt(self, prompt: str | None) -> torch.Tensor:
+        """Return text_1LD of a prompt.
 
         Raises:
-            UserError: if the file is gone or damaged.
+            UserError: if the file is missing or damaged.
         """
-        return self._need(self.text_file(prompt))
+        return self._need(self.prompt_file(prompt))
 
-    def has_latent(self, window: Window) -> bool:
-        """Say whether a window's latent is there and whole, and of the right shape."""
-        mean_CTHW = read_tensor(self.latent_file(window))
-        wanted = (latent_shape(self._video), torch_dtype(self._dtype))
-        return mean_CTHW is not None and (tuple(mean_CTHW.shape), mean_CTHW.dtype) == wanted
+    def has_window(self, window: Window) -> bool:
+        """Return whether a window's file is complete and fits the model."""
+        encoded = read_tensor(self.window_file(window))
+        return encoded is not None and self.model.is_encoded_window(encoded)
 
-    def has_text(self, prompt: str | None) -> bool:
-        """Say whether a prompt's text is there and whole, and of the right length."""
-        text_1LD = read_tensor(self.text_file(prompt))
-        wanted = (3, 1, NUM_TOKENS, torch_dtype(self._dtype))
-        return text_1LD is not None and (text_1LD.ndim, *text_1LD.shape[:2], text_1LD.dtype) == wanted
+    def has_prompt(self, prompt: str | None) -> bool:
+        """Return whether a prompt's file is complete and fits the model."""
+        text_1LD = read_tensor(self.prompt_file(prompt))
+        return text_1LD is not None and self.model.is_encoded_prompt(text_1LD)
 
     def _file(self, kind: str, content: dict[str, object]) -> Path:
-        text = json.dumps({**self._model, **content}, sort_keys=True)
+        text = json.dumps({**self._content, **content}, sort_keys=True)
         key = hashlib.sha256(text.encode("utf-8")).hexdigest()
         return self.root / kind / key[:2] / f"{key}.safetensors"
 
@@ -109,41 +102,42 @@ class Cache:
 def missing_share(
     cache: Cache, windows: Iterable[Window], prompts: Iterable[str | None], rank: int = 0, num_ranks: int = 1
 ) -> tuple[list[Window], list[str | None]]:
-    """Find what one of several processes has to encode, reading its share of the cache through.
+    """Find what one of several processes has to encode, by reading its share of the cache.
 
-    A share is made of places in the whole lists, so that processes which look at different moments, while others
-    write, still leave nothing out.
+    A share consists of positions in the whole lists, so that processes which look at different moments, while others
+    write, still omit nothing.
 
     Args:
-        cache: Where to look.
-        windows: All that a training needs.
-        prompts: All that a training needs; None stands for a dropped text.
+        cache: To look in.
+        windows: All windows of a training.
+        prompts: All prompts of a training; None stands for a dropped prompt.
         rank: Of this process, from 0.
-        num_ranks: How many processes share the work.
+        num_ranks: Number of processes.
 
     Returns:
         Windows and prompts that are missing or damaged.
     """
-    own_windows, own_prompts = (list(dict.fromkeys(items))[rank::num_ranks] for items in (windows, prompts))
+    own_windows = list(dict.fromkeys(windows))[rank::num_ranks]
+    own_prompts = list(dict.fromkeys(prompts))[rank::num_ranks]
     return (
-        [window for window in own_windows if not cache.has_latent(window)],
-        [prompt for prompt in own_prompts if not cache.has_text(prompt)],
+        [window for window in own_windows if not cache.has_window(window)],
+        [prompt for prompt in own_prompts if not cache.has_prompt(prompt)],
     )
 
 
-def encode_latent(cache: Cache, pipe: Cosmos2_5_PredictBasePipeline, window: Window, num_frames: int) -> None:
-    """Encode a window into the cache.
+def encode_window(cache: Cache, window: Window) -> None:
+    """Encode a window into the cache; its model's encoders are loaded.
 
     Raises:
         UserError: if the clip is damaged.
     """
-    video_THWC = read_window(window, num_frames)
-    write_tensor(cache.latent_file(window), vae_means(pipe.vae, video_THWC[None].to(pipe.vae.device))[0])
+    video_THWC = read_window(window, cache.video.num_frames)
+    write_tensor(cache.window_file(window), cache.model.encode_windows(video_THWC[None])[0])
 
 
-def encode_prompt(cache: Cache, pipe: Cosmos2_5_PredictBasePipeline, prompt: str | None) -> None:
-    """Encode a prompt into the cache, projected; None stands for a dropped text."""
-    write_tensor(cache.text_file(prompt), encode_text(pipe, prompt))
+def encode_prompt(cache: Cache, prompt: str | None) -> None:
+    """Encode a prompt into the cache; None stands for a dropped prompt."""
+    write_tensor(cache.prompt_file(prompt), cache.model.encode_prompt(prompt))
 
 
 def write_tensor(path: Path, tensor: torch.Tensor) -> None:
@@ -154,7 +148,7 @@ def write_tensor(path: Path, tensor: torch.Tensor) -> None:
 
 
 def read_tensor(path: Path) -> torch.Tensor | None:
-    """Return a tensor that `write_tensor` wrote, or None if it is missing or damaged."""
+    """Return a tensor from `write_tensor`, or None if it is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as stream:
             tensor, stated = stream.get_tensor(NAME), (stream.metadata() or {}).get("crc32")

@@ -1,4 +1,4 @@
-"""The adapter's card: what it was trained on, how its loss went, and how a plain diffusers pipeline loads it."""
+"""The adapter's card: its training data, settings and loss curves, and how to load it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any
 import yaml
 
 from dreamgen.config.settings import Settings
-from dreamgen.models.cosmos_predict25.adapter import WEIGHTS_NAME
-from dreamgen.models.cosmos_predict25.loading import WorldModelSource
+from dreamgen.data.svg_plot import Line, line_plot, svg_document
+from dreamgen.models.world_model import WorldModelSource
 from dreamgen.run.files import write_text
 from dreamgen.run.run_folder import RunFolder, as_plain
-from finetune.curves import curves_svg
 from finetune.training_log import read_steps
 
 NUM_ROWS = 10
 CURVES_NAME = "loss.svg"
-# Where a run happens and goes: nobody else's business, and no part of how the adapter was made.
+# Where a run happens and where it uploads to is private, and no part of how the adapter was trained.
 PRIVATE = {"cache_dir", "resume_from", "push_to_hub", "tracker", "num_workers"}
 
 CARD = """\
@@ -34,13 +33,13 @@ Made by DreamGen from {num_clips} clips: {num_windows} windows of {num_frames} f
 |---|---|
 {table}
 
-## Load it in diffusers
+## Load it
 
 ```python
 {snippet}
 ```
 
-The prompt begins with the words that the training used: `{prompt_prefix}`.
+The prompt begins with the prefix of the training: `{prompt_prefix}`.
 
 ## Curves
 
@@ -62,12 +61,12 @@ def write_card(
     """Write an adapter's README.md and loss.svg, from the run's loss.csv and validation.csv.
 
     Args:
-        folder: With the adapter's weights; it need not have its final name yet.
+        folder: With the adapter's weights; it may still have a temporary name.
         settings: Of the training.
         source: The base model.
-        device: Kind of device that it was trained on: cpu or cuda.
+        device: Type of the training device: cpu or cuda.
         counts: num_clips, num_windows, num_samples and num_epochs.
-        final_loss: Mean of the last log line.
+        final_loss: Loss of the last line of loss.csv.
     """
     run = RunFolder.of(settings)
     logs, facts = run.finetune_logs, (settings, source, run.adapter, device, counts, final_loss)
@@ -76,7 +75,7 @@ def write_card(
         "training": [(int(row["step"]), float(row["loss"])) for row in training],
         "validation": [(step, sum(losses.values()) / len(losses)) for step, losses in validation.items()],
     }
-    write_text(folder / CURVES_NAME, curves_svg(curves))
+    write_text(folder / CURVES_NAME, loss_plot(curves))
     write_text(folder / "README.md", adapter_card(*facts, training, validation))
 
 
@@ -95,23 +94,23 @@ def adapter_card(
     Args:
         settings: Of the training.
         source: The base model.
-        adapter: The folder that it will be loaded from, unless it goes to a hub.
-        device: Kind of device that it was trained on: cpu or cuda.
+        adapter: Folder that it will be loaded from, unless it is uploaded to a hub.
+        device: Type of the training device: cpu or cuda.
         counts: num_clips, num_windows, num_samples and num_epochs.
-        final_loss: Mean of the last log line.
+        final_loss: Loss of the last line of loss.csv.
         training: Rows of loss.csv.
         validation: From `validation_table`.
 
     Returns:
-        Markdown with the front matter that hubs read.
+        Markdown with YAML front matter, as hubs read it.
     """
     tune, video, is_full = settings.finetune, settings.video, settings.finetune.method == "full"
     front: dict[str, Any] = {
         "library_name": "diffusers",
         "pipeline_tag": "image-to-video",
-        "tags": sorted({tune.method, "cosmos", "image-to-video"} | (set() if is_full else {"lora"})),
+        "tags": sorted({tune.method, model_tag(source), "image-to-video"} | (set() if is_full else {"lora"})),
     }
-    if source.revision is not None:  # only a hub's model can be named to a hub
+    if source.revision is not None:  # a hub knows only its own models
         front |= {"base_model": source.path, "base_model_relation": "finetune" if is_full else "adapter"}
     rows = {
         "base model": source.path if tune.push_to_hub is None else source.name,
@@ -152,11 +151,26 @@ def adapter_card(
         height=video.height,
         fps=video.fps,
         table="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
-        snippet=loading_snippet(settings, source, tune.push_to_hub or adapter, device),
+        snippet=source.load_class().loading_snippet(settings, source, tune.push_to_hub or adapter, device),
         prompt_prefix=settings.prompt_prefix,
         curves="\n\n".join(filter(None, [_training_rows(training), _validation_rows(validation)])),
         settings=yaml.safe_dump({"seed": settings.seed, "finetune": kept}, sort_keys=False).strip(),
     )
+
+
+def loss_plot(curves: dict[str, list[tuple[int, float]]]) -> str:
+    """Draw losses over optimizer steps, one line for each name, as an SVG document."""
+    lines = [
+        Line([step for step, _ in points], [loss for _, loss in points], f"c{index}", name)
+        for index, (name, points) in enumerate(curves.items())
+    ]
+    num_steps = max((step for points in curves.values() for step, _ in points), default=0)
+    return svg_document(line_plot(lines, f"Loss over {num_steps} steps", "optimizer steps"))
+
+
+def model_tag(source: WorldModelSource) -> str:
+    """Return the first word of the model type's name, such as "cosmos", as a tag."""
+    return source.type.partition("_")[0]
 
 
 def validation_table(rows: Sequence[dict[str, str]]) -> dict[int, dict[str, float]]:
@@ -172,39 +186,6 @@ def spread(items: Sequence[Any], number: int) -> list[Any]:
     if len(items) <= number:
         return list(items)
     return [items[round(index * (len(items) - 1) / (number - 1))] for index in range(number)]
-
-
-def loading_snippet(settings: Settings, source: WorldModelSource, adapter: Path | str, device: str) -> str:
-    """Return at most ten lines of Python that dream a clip with the adapter and use nothing of ours."""
-    video, guarded, is_full = settings.video, settings.model.safety_checker, settings.finetune.method == "full"
-    whole = f'{str(adapter)!r}, subfolder="transformer", torch_dtype=torch.{settings.model.dtype}'
-    options = {
-        "revision": repr(source.revision) if source.revision is not None else "",
-        "torch_dtype": f"torch.{settings.model.dtype}",
-        "transformer": "trained" if is_full else "",
-        # The pipeline insists on a checker; without `guarded` the run's settings say that this model has none.
-        "safety_checker": "" if guarded else "Unguarded()",
-    }
-    given = ", ".join([repr(source.path), *(f"{name}={value}" for name, value in options.items() if value)])
-    moved = "" if device == "cpu" else f'.to("{device}")'
-    asked = f"prompt={settings.prompt_prefix + '...'!r}, height={video.height}, width={video.width}"
-    # Offline, diffusers 0.39 does not look into a folder for the file's name.
-    named = f", weight_name={WEIGHTS_NAME!r}" if isinstance(adapter, Path) else ""
-    lines = {
-        "import torch": True,
-        "from diffusers import Cosmos2_5_PredictBasePipeline": not is_full,
-        "from diffusers import Cosmos2_5_PredictBasePipeline, CosmosTransformer3DModel": is_full,
-        "from diffusers.utils import export_to_video, load_image": True,
-        "class Unguarded:": not guarded,
-        "    to = staticmethod(lambda device: None)": not guarded,
-        "    check_text_safety = staticmethod(lambda text: True)": not guarded,
-        f"trained = CosmosTransformer3DModel.from_pretrained({whole})": is_full,
-        f"pipe = Cosmos2_5_PredictBasePipeline.from_pretrained({given}){moved}": True,
-        f"pipe.load_lora_weights({str(adapter)!r}{named})": not is_full,
-        f'clip = pipe(load_image("first_frame.png"), {asked}, num_frames={video.num_frames}).frames[0]': True,
-        f'export_to_video(clip, "dream.mp4", fps={video.fps})': True,
-    }
-    return "\n".join(line for line, wanted in lines.items() if wanted)
 
 
 def _training_rows(training: Sequence[dict[str, str]]) -> str:

@@ -1,8 +1,8 @@
-"""Checkpoints: `finetune/checkpoints/step-000500/`, all that a training needs to go on as if it had never stopped.
+"""Checkpoints, `finetune/checkpoints/step-000500/`: everything that a training needs to continue exactly.
 
-A folder of that name is whole, because it is renamed into place when everything in it is on the disk. So the highest
-number is the one to go on from; no second record has to agree with it. The link `last` is for people and scripts.
-Everything is a tensor in safetensors or a number in JSON: loading runs no code.
+A folder of that name is complete, because it is renamed into place when everything in it is on the disk. So training
+continues from the highest number, without a second record that would have to agree. The link `last` is for people and
+scripts. Everything is a tensor in safetensors or a number in JSON: loading runs no code.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import CosmosTransformer3DModel
-from peft import set_peft_model_state_dict
+from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dreamgen.errors import UserError
-from dreamgen.models.cosmos_predict25.adapter import ADAPTER_NAME, FULL_NAME, WEIGHTS_NAME, is_full, save_adapter
+from dreamgen.models.adapter_files import weight_files
+from dreamgen.models.trainable import TrainableWorldModel
 from dreamgen.run.files import atomic_folder, read_json, write_json
-from finetune.ema import ParameterAverage
+from finetune.ema import averaged
 from finetune.random_state import random_states, set_random_states
 from finetune.stopping import on_main_process
 
@@ -35,14 +35,14 @@ NAME = re.compile(r"step-(\d{6,})")
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where a training stands between two optimizer steps, as far as no tensor holds it.
+    """The state of a training between two optimizer steps, except for tensors.
 
     Args:
-        step: Optimizer steps done. The schedule follows from it.
-        sample_index: The first sample that no step has seen.
-        fixed: What may not change until the end, by name, as text.
+        step: Optimizer steps done. It determines the learning rate.
+        sample_index: The first sample that no step has used.
+        fixed: Values that may not change until the end, by name, as text.
         tracker_run: The tracker's id of this training.
-        losses: Of the batches since the last line of loss.csv, in the order of their samples.
+        losses: Losses of the batches since the last line of loss.csv, in the order of their samples.
     """
 
     step: int = 0
@@ -54,31 +54,31 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class TrainableState:
-    """What the steps of a training change.
+    """What optimizer steps change.
 
     Args:
-        transformer: With its adapter if it has one, outside any wrapper.
-        optimizer: Of the parameters that are trained.
-        average: Their moving average, where one is kept.
+        model: Its `network` holds the trained parameters.
+        optimizer: Of the trained parameters.
+        average: Their moving average, if there is one.
     """
 
-    transformer: CosmosTransformer3DModel
+    model: TrainableWorldModel
     optimizer: torch.optim.Optimizer
-    average: ParameterAverage | None = None
+    average: EMAModel | None = None
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Return the parameters that are trained, by name."""
-        return {name: value for name, value in self.transformer.named_parameters() if value.requires_grad}
+        """Return the trained parameters by name."""
+        return {name: value for name, value in self.model.network.named_parameters() if value.requires_grad}
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Put the average in place of the trained values, where there is one, while the body runs."""
-        with nullcontext() if self.average is None else self.average.in_place():
+        """Replace the trained parameters by their average, if there is one, while the body runs."""
+        with nullcontext() if self.average is None else averaged(self.average, self.parameters().values()):
             yield
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, oldest first; what a killed process left unfinished is none."""
+    """Return the complete checkpoints in a folder, oldest first."""
     return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), key=step_of)
 
 
@@ -90,18 +90,18 @@ def step_of(checkpoint: Path) -> int:
 def write_checkpoint(
     accelerator: Accelerator, folder: Path, state: TrainingState, trained: TrainableState, keep: int, spare: Path | None
 ) -> Path:
-    """Write a checkpoint, then let go of old ones; all processes call it and return when it is there.
+    """Write a checkpoint, then delete old ones; all processes call it and return when it is written.
 
     Args:
         accelerator: Of the training.
         folder: Of all checkpoints.
-        state: Where the training stands.
+        state: State of the training.
         trained: What its steps changed.
-        keep: How many checkpoints to keep.
-        spare: One that is never let go of: where this training went on from.
+        keep: Number of checkpoints to keep.
+        spare: A checkpoint that is never deleted: the one that this training continued from.
 
     Returns:
-        The checkpoint's folder, whole.
+        The checkpoint's folder.
 
     Raises:
         UserError: in all processes, if the main one cannot write.
@@ -110,11 +110,12 @@ def write_checkpoint(
 
     def write() -> None:
         with atomic_folder(path) as temporary:
-            save_adapter(trained.transformer, temporary)
+            trained.model.save_adapter(temporary)
             _save(_optimizer_tensors(trained), temporary / OPTIMIZER)
             _save(states, temporary / RANDOM)
             if trained.average is not None:
-                _save(trained.average.tensors(), temporary / AVERAGE)
+                averages = dict(zip(trained.parameters(), trained.average.shadow_params, strict=True))
+                _save(averages, temporary / AVERAGE)
             write_json(temporary / STATE, asdict(state))
         point_last(path)
         _prune(folder, keep, spare)
@@ -124,7 +125,7 @@ def write_checkpoint(
 
 
 def read_state(checkpoint: Path) -> TrainingState:
-    """Read where a checkpoint stands.
+    """Read the state of a checkpoint.
 
     Raises:
         UserError: if the file is missing or damaged.
@@ -133,15 +134,15 @@ def read_state(checkpoint: Path) -> TrainingState:
     try:
         return TrainingState(**{**values, "losses": tuple(values["losses"])})
     except (TypeError, KeyError) as error:
-        raise UserError(f"{checkpoint / STATE} is not a training's state", actual=str(error)) from None
+        raise UserError(f"{checkpoint / STATE} is not the state of a training", actual=str(error)) from None
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, trained: TrainableState) -> None:
-    """Put a training back to where a checkpoint was written.
+    """Restore a training from a checkpoint.
 
     Args:
-        accelerator: Of the training. With another number of processes the random generators stay as they are.
-        checkpoint: A whole one, of a training with the same settings.
+        accelerator: Of the training. With another number of processes the random generators are not restored.
+        checkpoint: Of a training with the same settings.
         trained: Changed in place; accelerate may have wrapped it already, as its parameters stay the same objects.
 
     Raises:
@@ -162,7 +163,9 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, trained: Trainab
     if trained.average is not None:
         averages = _load(checkpoint / AVERAGE)
         _check_fits(checkpoint / AVERAGE, averages.keys() ^ parameters.keys())
-        trained.average.load(averages)
+        for name, shadow in zip(parameters, trained.average.shadow_params, strict=True):
+            shadow.copy_(averages[name])
+        trained.average.optimization_step = read_state(checkpoint).step
     states = _load(checkpoint / RANDOM)
     _check_fits(checkpoint / RANDOM, {"torch", "python", "numpy"} - states.keys())
     if len(states["torch"]) == accelerator.num_processes:
@@ -170,7 +173,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, trained: Trainab
 
 
 def point_last(checkpoint: Path) -> None:
-    """Let the link `last` beside a checkpoint lead to it, in one step."""
+    """Point the link `last` beside a checkpoint to it, atomically."""
     temporary = checkpoint.with_name(f".last.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(checkpoint.name, target_is_directory=True)
@@ -178,20 +181,11 @@ def point_last(checkpoint: Path) -> None:
 
 
 def _load_weights(trained: TrainableState, checkpoint: Path) -> None:
-    parameters = trained.parameters()
-    if not is_full(checkpoint):
-        path = checkpoint / WEIGHTS_NAME
-        weights = {name.removeprefix("transformer."): value for name, value in _load(path).items()}
-        report = set_peft_model_state_dict(trained.transformer, weights, adapter_name=ADAPTER_NAME)
-        _check_fits(path, [*report.unexpected_keys, *(name for name in report.missing_keys if name in parameters)])
-        return
-    weights = {}
-    for shard in sorted((checkpoint / FULL_NAME).glob("*.safetensors")):
-        weights |= _load(shard)
-    _check_fits(checkpoint / FULL_NAME, parameters.keys() - weights.keys())
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+    files = weight_files(checkpoint)
+    weights: dict[str, torch.Tensor] = {}
+    for path in files:
+        weights |= _load(path)
+    _check_fits(files[0], trained.model.load_adapter(weights))
 
 
 def _optimizer_tensors(trained: TrainableState) -> dict[str, torch.Tensor]:
@@ -207,7 +201,7 @@ def _optimizer_tensors(trained: TrainableState) -> dict[str, torch.Tensor]:
 def _prune(folder: Path, keep: int, spare: Path | None) -> None:
     for old in whole_checkpoints(folder)[:-keep]:
         if spare is None or not old.samefile(spare):
-            # Under its name it is whole; renamed first, so that a kill in between leaves nothing that looks so.
+            # Renamed first, so that a kill in between leaves no incomplete folder with a checkpoint's name.
             shutil.rmtree(old.rename(old.with_name(f".{old.name}.old.tmp")))
 
 
@@ -222,7 +216,7 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(
             f"{path} is missing or damaged",
             actual=str(error),
-            next_step=f"go on from another checkpoint: --finetune.resume_from={path.parent.parent}/step-NNNNNN",
+            next_step=f"continue from another checkpoint: --finetune.resume_from={path.parent.parent}/step-NNNNNN",
         ) from None
 
 

@@ -1,68 +1,36 @@
-"""A moving average of the adapter's parameters over the optimizer steps."""
+"""The exponential moving average of the trained parameters, by diffusers' `EMAModel`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
+from diffusers.training_utils import EMAModel
 
 
-class ParameterAverage:
-    """The exponential moving average of named parameters, in float32, on their own device.
+def parameter_average(parameters: Iterable[torch.nn.Parameter], decay: float) -> EMAModel:
+    """Begin the moving average of parameters, in float32.
 
-    Args:
-        parameters: By name, as they are before the first step.
-        decay: Share of the average that a step keeps, once the first steps are over.
-    """
-
-    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], decay: float) -> None:
-        self._parameters, self._decay = dict(parameters), decay
-        self._averages = [parameter.detach().float().clone() for parameter in self._parameters.values()]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the parameters after an optimizer step.
-
-        Args:
-            step: 1 for the first.
-        """
-        current = [parameter.detach().float() for parameter in self._parameters.values()]
-        torch._foreach_lerp_(self._averages, current, 1 - ramped_decay(step, self._decay))
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Put the average into the parameters while the body runs, and the trained values back after it."""
-        trained = [parameter.detach().clone() for parameter in self._parameters.values()]
-        self._fill(self._averages)
-        try:
-            yield
-        finally:
-            self._fill(trained)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the averages by their parameters' names."""
-        return dict(zip(self._parameters, self._averages, strict=True))
-
-    @torch.no_grad()
-    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Go on from averages that `tensors` returned; the names must be the same."""
-        for name, average in self.tensors().items():
-            average.copy_(tensors[name])
-
-    @torch.no_grad()
-    def _fill(self, values: list[torch.Tensor]) -> None:
-        for parameter, value in zip(self._parameters.values(), values, strict=True):
-            parameter.copy_(value)
-
-
-def ramped_decay(step: int, decay: float) -> float:
-    """Return min(decay, (1 + step) / (10 + step)), so that the untrained start is soon forgotten.
-
-    The ramp is that of TensorFlow's `ExponentialMovingAverage(num_updates=...)`.
+    The decay of a step is min(decay, (1 + step) / (10 + step)), step 1 being the first, so that the untrained start is
+    soon forgotten.
 
     Args:
-        step: 1 for the first.
-        decay: The limit.
+        parameters: As they are before the first step.
+        decay: Share of the average that a step keeps once training is under way.
     """
-    return min(decay, (1 + step) / (10 + step))
+    average = EMAModel(parameters, decay, update_after_step=-1, foreach=True)  # -1: the first step has a decay too
+    average.to(dtype=torch.float32)
+    return average
+
+
+@contextmanager
+def averaged(average: EMAModel, parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
+    """Replace parameters by their average while the body runs, and restore them after it."""
+    parameters = list(parameters)
+    average.store(parameters)
+    average.copy_to(parameters)
+    try:
+        yield
+    finally:
+        average.restore(parameters)

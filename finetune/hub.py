@@ -9,7 +9,7 @@ from dreamgen.errors import Problems
 
 
 def check_can_push(repo_id: str | None, problems: Problems) -> None:
-    """Note what would keep an adapter from being uploaded; takes `finetune.push_to_hub`."""
+    """Add the problems that would prevent an upload to `finetune.push_to_hub`."""
     hub.check_can_push("finetune.push_to_hub", repo_id, "the adapter", problems)
 
 

@@ -1,4 +1,4 @@
-"""What inverse dynamics trains on: the training set's clips, small, each with its actions and states.
+"""The episodes that inverse dynamics trains on: small clips of the training set with their actions and states.
 
 Axes: T frames, H height, W width, C channels, A action, S state, D dimensions of one vector.
 """
@@ -14,26 +14,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dreamgen.config.settings import Settings
+from dreamgen.data.seeds import derived_seed
 from dreamgen.data.video import iter_frames
 from dreamgen.errors import Problems, UserError
 from dreamgen.models.idm.model import small_frames
 from dreamgen.progress import Progress, log
 from dreamgen.run.run_folder import RunFolder
-from finetune.seeds import derived_seed
 from finetune.windows import TrainingClip, read_training_set
 
-MAX_MEMORY_SHARE = 0.5  # of the machine's, for all small frames together
+MAX_RAM_SHARE = 0.5  # of the machine's RAM, for all small frames together
 
 
 @dataclass(frozen=True)
 class IdmEpisode:
-    """A clip of the training set with what the robot did.
+    """A clip of the training set with the robot's actions and states.
 
     Args:
         name: Of the clip.
         small_TCHW: uint8, RGB, from `small_frames`.
-        action_TA: float32, the robot's units.
-        state_TS: Likewise, or None.
+        action_TA: float32, in the robot's units.
+        state_TS: float32, in the robot's units, or None.
     """
 
     name: str
@@ -48,24 +48,22 @@ class IdmEpisode:
 
 
 def read_episodes(run: RunFolder, settings: Settings) -> list[IdmEpisode]:
-    """Decode every clip that has actions, once, and keep it small in memory.
+    """Decode every clip that has actions, once, and keep it at a small size in RAM.
 
     Raises:
-        UserError: if no clip has actions, a trajectory does not fit its clip or the others, or memory is too small.
+        UserError: if no clip has actions, a trajectory does not fit its clip or the others, or the RAM is too small.
     """
     clips = read_training_set(run, settings.video)
     tables = {clip: run.train / "trajectories" / f"{clip.path.stem}.parquet" for clip in clips}
     with_actions = [clip for clip in clips if tables[clip].is_file() and "action" in pq.read_schema(tables[clip]).names]
     if not with_actions:
         raise UserError(
-            f"{run.train / 'trajectories'} has no actions: label has nothing to learn from",
+            f"{run.train / 'trajectories'} has no actions, so label has no model to train",
             allowed="demonstrations with an action for each frame, such as a LeRobot dataset",
             next_step="dreamgen prepare --out NEW_RUN --demos DATASET_WITH_ACTIONS",
         )
     if len(with_actions) < len(clips):
-        log(
-            f"inverse dynamics: {len(clips) - len(with_actions)} of {len(clips)} clips have no actions and are left out"
-        )
+        log(f"inverse dynamics: {len(clips) - len(with_actions)} of {len(clips)} clips have no actions and are skipped")
     vectors = _read_all_vectors(with_actions, tables, settings.idm.predict_state)
     image_px, episodes = settings.idm.image_px, []
     _check_memory(sum(clip.num_frames for clip in with_actions), image_px)
@@ -80,18 +78,18 @@ def read_episodes(run: RunFolder, settings: Settings) -> list[IdmEpisode]:
 def split_episodes(
     episodes: list[IdmEpisode], share: float, seed: int
 ) -> tuple[list[IdmEpisode], list[IdmEpisode], str]:
-    """Keep episodes out of training, at least one; of a single episode its last part.
+    """Hold out episodes, at least one; of a single episode, its last part.
 
     Args:
         episodes: All, in the training set's order.
-        share: Of the episodes to hold out.
-        seed: Chooses which.
+        share: Share of the episodes to hold out.
+        seed: Selects them.
 
     Returns:
-        Those to train on, those held out, and how in words.
+        Episodes to train on, held-out episodes, and a description of the split.
 
     Raises:
-        UserError: if the only episode is too short to be divided.
+        UserError: if the only episode is too short to split.
     """
     if len(episodes) == 1:
         (only,) = episodes
@@ -130,7 +128,7 @@ def _read_all_vectors(
                 actual=", ".join(sorted(str(shape or "missing") for shape in shapes)),
                 allowed="one number of dimensions",
             )
-    problems.raise_if_any("trajectories that cannot be learnt from")
+    problems.raise_if_any("trajectories that cannot be trained on")
     return vectors
 
 
@@ -160,11 +158,11 @@ def _stacked(table: pa.Table, name: str, path: Path) -> np.ndarray:
 
 def _check_memory(num_frames: int, image_px: int) -> None:
     needed_gib = num_frames * 3 * image_px**2 / 2**30
-    limit_gib = MAX_MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    log(f"inverse dynamics: {num_frames} frames of {image_px} px take {needed_gib:.2f} GiB of memory")
+    limit_gib = MAX_RAM_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    log(f"inverse dynamics: {num_frames} frames of {image_px} px take {needed_gib:.2f} GiB of RAM")
     if needed_gib > limit_gib:
         raise UserError(
-            "the demonstrations do not fit into memory for inverse dynamics",
+            "the demonstrations do not fit into RAM for inverse dynamics",
             actual=f"{needed_gib:.1f} GiB", allowed=f"{limit_gib:.1f} GiB",
             next_step=f"lower --idm.image_px ({image_px}), or use fewer episodes with --prepare.max_episodes",
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""How wrong inverse dynamics is on episodes that it was not trained on, beside guesses that need no model.
+"""The error of inverse dynamics on held-out episodes, compared with baselines that need no model.
 
 Axes: T frames, D dimensions of one vector.
 """
@@ -6,49 +6,52 @@ Axes: T frames, D dimensions of one vector.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 
+from dreamgen.data.svg_plot import Strip, strip_plot, svg_document
 from dreamgen.models.idm.model import InverseDynamics
 from dreamgen.models.idm.vector_stats import VectorStats
 from finetune.idm_episodes import IdmEpisode
 
 MAX_CURVES = 12
-CURVE_WIDTH_PX, CURVE_HEIGHT_PX, MARGIN_PX = 640, 90, 12
+CURVE_WIDTH_PX, CURVE_HEIGHT_PX = 760, 90
 
 
 def predict_episode(model: InverseDynamics, episode: IdmEpisode, num_frames: int) -> list[np.ndarray]:
-    """Label a whole episode in pieces as long as the clips that label will see.
+    """Label a whole episode in pieces as long as the clips that label processes.
 
     Returns:
-        action_TA and, where the model has states, state_TS.
+        action_TA and, if the model has states, state_TS.
     """
     video_THWC = episode.small_TCHW.transpose(0, 2, 3, 1)
     pieces = [model.predict(video_THWC[start : start + num_frames]) for start in range(0, len(video_THWC), num_frames)]
     return [np.concatenate(parts) for parts in zip(*pieces, strict=True) if parts[0] is not None]
 
 
-def vector_errors(truths: Sequence[np.ndarray], guesses: Sequence[np.ndarray], stats: VectorStats) -> dict[str, Any]:
-    """Compare predictions with the truth, in the robot's units.
+def vector_errors(
+    truths: Sequence[np.ndarray], predictions: Sequence[np.ndarray], stats: VectorStats
+) -> dict[str, Any]:
+    """Compare predictions with the ground truth, in the robot's units.
 
     `r2` is the out-of-sample R^2 of Campbell and Thompson (2008): 1 - sum (y - f)^2 / sum (y - m)^2, where m is the
     mean of the training demos. Above 0 the model is better than that mean; 1 is perfect.
 
     Args:
         truths: values_TD of each held-out episode.
-        guesses: Predictions of the same shapes.
+        predictions: Of the same shapes.
         stats: Of the training demos.
 
     Returns:
         `mae` (over the dimensions that change), `mae_per_dim`, `r2` (over the varied ones: a gripper's large steps
-        would drown the arm), `r2_per_dim` (None where it has no meaning), `binary_accuracy`, `spread` (spread of the
-        predictions over that of the truth, median over dimensions; actions that are too small show as less than 1),
-        and `baselines`: the mae of predicting the demos' mean and of an episode that never leaves its first row, and
-        the accuracy of always giving a binary dimension its commoner value.
+        would dominate the arm), `r2_per_dim` (None if it is undefined), `binary_accuracy`, `spread`
+        (standard deviation of the predictions over that of the truth, median over dimensions; below 1 if actions are
+        too small),
+        and `baselines`: the mae of predicting the demos' mean and of repeating an episode's first row, and the
+        accuracy of always predicting the more frequent value of a binary dimension.
     """
-    truth_TD, guess_TD = (np.concatenate(values).astype(np.float64) for values in (truths, guesses))
+    truth_TD, guess_TD = (np.concatenate(values).astype(np.float64) for values in (truths, predictions))
     mean_TD = np.broadcast_to(np.asarray(stats.mean), truth_TD.shape)
     still_TD = np.concatenate([np.broadcast_to(values[:1], values.shape) for values in truths])
     moving, binary = stats.moving(), np.flatnonzero(stats.binary())
@@ -78,44 +81,33 @@ def vector_errors(truths: Sequence[np.ndarray], guesses: Sequence[np.ndarray], s
 
 
 def previous_state_mae(episodes: Sequence[IdmEpisode], stats: VectorStats, state_names: Sequence[str]) -> float | None:
-    """Return the error of `action = the state before`, which asks for true states that label does not have.
+    """Return the error of predicting the previous state, which needs true states that label does not have.
 
     Returns:
-        The mean absolute error over the dimensions that change; None where states are missing or are not the same
-        joints as actions.
+        The mean absolute error over the dimensions that change; None if states are missing or are other joints than
+        the actions.
     """
-    if tuple(state_names) != stats.names or any(episode.state_TS is None for episode in episodes):
+    with_states = [(episode, episode.state_TS) for episode in episodes if episode.state_TS is not None]
+    if tuple(state_names) != stats.names or len(with_states) < len(episodes):
         return None
     moving, errors = stats.moving(), []
-    for episode in episodes:
-        before_TS = np.concatenate([episode.state_TS[:1], episode.state_TS[:-1]])
+    for episode, state_TS in with_states:
+        before_TS = np.concatenate([state_TS[:1], state_TS[:-1]])
         errors.append(np.abs(before_TS - episode.action_TA)[:, moving])
     return float(np.concatenate(errors).mean())
 
 
 def curves_svg(truth_TD: np.ndarray, guess_TD: np.ndarray, stats: VectorStats, title: str) -> str:
-    """Draw truth (grey) and prediction (blue) over the frames, for the dimensions that change most in the demos.
+    """Draw truth (gray) and prediction (blue) over the frames, for the dimensions that change most in the demos.
 
     Returns:
-        An SVG page, self-contained.
+        An SVG document.
     """
     order = sorted(stats.moving().tolist(), key=lambda d: -stats.std[d])[:MAX_CURVES]
-    height = 40 + len(order) * (CURVE_HEIGHT_PX + MARGIN_PX)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {CURVE_WIDTH_PX} {height}" font-family="sans-serif" '
-        f'font-size="11"><text x="4" y="16">{escape(title)}: truth grey, prediction blue</text>'
-    ]
-    for number, d in enumerate(order):
-        top = 40 + number * (CURVE_HEIGHT_PX + MARGIN_PX)
-        both = np.concatenate([truth_TD[:, d], guess_TD[:, d]]).astype(np.float64)
-        low, high = float(both.min()), float(both.max())
-        parts.append(f'<text x="4" y="{top - 2}">{escape(stats.names[d])}  {low:.3g} to {high:.3g}</text>')
-        for values, colour in ((truth_TD[:, d], "#999"), (guess_TD[:, d], "#06c")):
-            x = np.linspace(0, CURVE_WIDTH_PX, len(values))
-            y = top + CURVE_HEIGHT_PX * (1 - (values.astype(np.float64) - low) / max(high - low, 1e-12))
-            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-            parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{points}"/>')
-    return "\n".join([*parts, "</svg>\n"])
+    strips = [Strip(stats.names[d], (truth_TD[:, d].tolist(), guess_TD[:, d].tolist())) for d in order]
+    label = f"{title}: truth in gray, prediction in blue"
+    x_labels = (label, f"frame {len(truth_TD)}")
+    return svg_document(strip_plot(strips, label, x_labels, ("faint", "c0"), CURVE_WIDTH_PX, CURVE_HEIGHT_PX))
 
 
 def _mae(guess_TD: np.ndarray, truth_TD: np.ndarray, dims: np.ndarray) -> float:

@@ -1,138 +1,145 @@
-"""Where a training step's latents and texts come from: the cache, or the frozen encoders themselves.
+"""Encoded windows and prompts of a training step: from the cache, or from the frozen encoders themselves.
 
 Axes: B batch, T frames, H height, W width, C channels, L tokens, D features.
 """
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers import Cosmos2_5_PredictBasePipeline, CosmosTransformer3DModel
 
 from dreamgen.config.settings import Settings
-from dreamgen.models.cosmos_predict25.loading import WorldModelSource, latent_statistics, load_world_model
-from dreamgen.models.cosmos_predict25.text import ProjectedTexts, encode_text
+from dreamgen.models.trainable import TrainableWorldModel
+from dreamgen.models.world_model import WorldModelSource
 from dreamgen.progress import Progress
 from dreamgen.run.run_folder import RunFolder
-from finetune.cache import Cache, encode_latent, encode_prompt, missing_share
-from finetune.flow import LatentScale, vae_means
+from finetune.cache import Cache, encode_prompt, encode_window, missing_share
 from finetune.windows import Window, read_window
 
-# Processes meet after so many items. None is then ever more than these ahead, and a process group's time limit, by
-# which a hang is noticed, can stay as it is.
-ITEMS_BETWEEN_MEETINGS = 32
+# Processes synchronize after this many items. None is ever further ahead of the others, so the process group's timeout,
+# which detects a hang, need not be raised.
+ITEMS_BETWEEN_BARRIERS = 32
+RAM_GIB = 4.0  # for prompts; a prompt is 1 MB in a 2B model
+
+
+class EncodedPrompts:
+    """Returns encoded prompts, each read or encoded once and kept in RAM.
+
+    Args:
+        read: Returns text_1LD of a prompt, or of a dropped one for None.
+        device: Device of the step.
+        ram_gib: RAM for kept prompts; beyond this, prompts are read or encoded again.
+    """
+
+    def __init__(
+        self, read: Callable[[str | None], torch.Tensor], device: torch.device, ram_gib: float = RAM_GIB
+    ) -> None:
+        self._read, self._device, self._free_bytes = read, device, ram_gib * 2**30
+        self._kept: dict[str | None, torch.Tensor] = {}
+
+    def __call__(self, prompts: Sequence[str | None]) -> torch.Tensor:
+        """Return text_BLD on the device; None stands for a dropped prompt."""
+        return torch.cat([self._one(prompt).to(self._device, non_blocking=True) for prompt in prompts])
+
+    def _one(self, prompt: str | None) -> torch.Tensor:
+        if prompt in self._kept:
+            return self._kept[prompt]
+        text_1LD = self._read(prompt)
+        if text_1LD.nbytes <= self._free_bytes:
+            self._free_bytes -= text_1LD.nbytes
+            text_1LD = text_1LD.cpu()
+            # Only a copy from pinned memory overlaps with the GPU's work.
+            self._kept[prompt] = text_1LD.pin_memory() if self._device.type == "cuda" else text_1LD
+        return text_1LD
 
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What a step asks for its latents and texts.
+    """Where a training step gets windows and prompts from.
 
     Args:
-        read: Returns a window's content, on the CPU: its frames, or its cached latent.
-        clean: Turns contents, stacked and on the device, into clean_BCTHW, float32.
-        texts: Returns text_BLD of prompts.
-        num_encoded: Windows and prompts that had to be encoded for the cache, by all processes.
+        read: Returns a window's content, on the CPU: its frames, or its cached encoding.
+        encode: Turns contents, stacked and on the device, into encoded windows.
+        prompts: Returns text_BLD of prompts.
+        num_encoded: Windows and prompts that were encoded for the cache, by all processes.
     """
 
     read: Callable[[Window], torch.Tensor]
-    clean: Callable[[torch.Tensor], torch.Tensor]
-    texts: ProjectedTexts
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    prompts: EncodedPrompts
     num_encoded: tuple[int, int] = (0, 0)
 
 
 def prepare_inputs(
     settings: Settings,
     source: WorldModelSource,
-    transformer: CosmosTransformer3DModel,
+    model: TrainableWorldModel,
     windows: list[Window],
     prompts: list[str],
     accelerator: Accelerator,
 ) -> StepInputs:
-    """Fill the cache and let go of the encoders, or keep them where nothing is cached.
+    """Fill the cache and unload the encoders, or keep them loaded if nothing is cached.
 
     Args:
         settings: Of the run.
         source: The world model.
-        transformer: On the device, for its projection of the text.
-        windows: All that the training may draw, and those that it is validated on.
+        model: On the device, before anything is trained.
+        windows: All that the training or its validation may read.
         prompts: Theirs.
         accelerator: Every process calls this.
 
     Raises:
         UserError: if a clip or the model cannot be read.
     """
-    # Nothing is dreamed here, so the guardrail has nothing to guard.
-    model, device = replace(settings.model, safety_checker=False), accelerator.device
-    load = partial(load_world_model, source, model, device=device, transformer=transformer)
-    scale = LatentScale(*latent_statistics(source), device)
     if settings.finetune.cache == "none":
-        pipe = load()
+        model.load_encoders(text_encoder=True)
         read = partial(read_window, num_frames=settings.video.num_frames)
-        texts = ProjectedTexts(partial(encode_text, pipe), device)
-        return StepInputs(read, lambda video_BTHWC: scale(vae_means(pipe.vae, video_BTHWC)), texts)
-    cache = Cache(cache_folder(settings), source, settings)
-    num_encoded = fill(cache, windows, [*prompts, None], load, settings.video.num_frames, accelerator)
-    return StepInputs(cache.read_latent, scale, ProjectedTexts(cache.read_text, device), num_encoded)
+        return StepInputs(read, model.encode_windows, EncodedPrompts(model.encode_prompt, accelerator.device))
+    cache = Cache(cache_folder(settings), source, settings, model)
+    num_encoded = fill(cache, windows, [*prompts, None], accelerator)
+    texts = EncodedPrompts(cache.read_prompt, accelerator.device)
+    return StepInputs(cache.read_window, lambda encoded_B: encoded_B, texts, num_encoded)
 
 
-def fill(
-    cache: Cache,
-    windows: list[Window],
-    prompts: list[str | None],
-    load: Callable[..., Cosmos2_5_PredictBasePipeline],
-    num_frames: int,
-    accelerator: Accelerator,
-) -> tuple[int, int]:
-    """Encode what the cache lacks, each process its share; every process returns when all of it is there.
+def fill(cache: Cache, windows: list[Window], prompts: list[str | None], accelerator: Accelerator) -> tuple[int, int]:
+    """Encode what the cache lacks, each process its share; every process returns when all of it is written.
 
-    The encoders are loaded only where something is missing, the text encoder only for a prompt, and are gone
+    The encoders are loaded only if something is missing, the text encoder only for a prompt, and are unloaded
     afterwards.
 
     Returns:
-        How many windows and prompts all processes together encoded.
+        Number of windows and prompts that all processes encoded.
     """
     share = missing_share(cache, windows, prompts, accelerator.process_index, accelerator.num_processes)
     counts = gather_object([tuple(map(len, share))])
-    _encode_share(cache, *share, max(map(sum, counts)), load, num_frames, accelerator)
-    release_memory()
+    _encode_share(cache, *share, max(map(sum, counts)), accelerator)
     return sum(count[0] for count in counts), sum(count[1] for count in counts)
 
 
 def _encode_share(
-    cache: Cache,
-    windows: list[Window],
-    prompts: list[str | None],
-    most: int,
-    load: Callable[..., Cosmos2_5_PredictBasePipeline],
-    num_frames: int,
-    accelerator: Accelerator,
+    cache: Cache, windows: list[Window], prompts: list[str | None], largest_share: int, accelerator: Accelerator
 ) -> None:
-    pipe = load(text_encoder=any(prompt is not None for prompt in prompts)) if windows or prompts else None
-    todo = [partial(encode_prompt, cache, pipe, prompt) for prompt in prompts]
-    todo += [partial(encode_latent, cache, pipe, window, num_frames) for window in windows]
+    if windows or prompts:
+        cache.model.load_encoders(text_encoder=any(prompt is not None for prompt in prompts))
+    todo = [partial(encode_prompt, cache, prompt) for prompt in prompts]
+    todo += [partial(encode_window, cache, window) for window in windows]
     with Progress("encode", len(todo), "windows and prompts") as progress:
-        for first in range(0, most, ITEMS_BETWEEN_MEETINGS):
-            for encode in todo[first : first + ITEMS_BETWEEN_MEETINGS]:
+        for first in range(0, largest_share, ITEMS_BETWEEN_BARRIERS):
+            for encode in todo[first : first + ITEMS_BETWEEN_BARRIERS]:
                 encode()
                 if accelerator.is_main_process:
                     progress.add()
             accelerator.wait_for_everyone()
-
-
-def release_memory() -> None:
-    """Give back what is no longer referred to, also the GPU's; models refer to themselves in circles."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if todo:
+        cache.model.unload_encoders()
 
 
 def cache_folder(settings: Settings) -> Path:
-    """Return the settings' cache folder, or the run's own."""
+    """Return the cache folder of the settings, or the run's own."""
     return Path(settings.finetune.cache_dir) if settings.finetune.cache_dir else RunFolder.of(settings).cache

@@ -1,4 +1,4 @@
-"""Training set -> the inverse-dynamics model that labels dreamed clips, with its error on held-out demonstrations.
+"""Training set -> the inverse-dynamics model that labels generated clips, with its error on held-out demonstrations.
 
 Axes: N pairs of frames, K rows of a pair, T frames, H height, W width, C channels, D dimensions, P network outputs.
 """
@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from dreamgen.config.settings import IdmSettings, Settings
+from dreamgen.data.seeds import derived_seed
 from dreamgen.errors import UserError
-from dreamgen.models.cosmos_predict25.loading import resolve_device
+from dreamgen.models.devices import resolve_device
 from dreamgen.models.idm.model import InverseDynamics
 from dreamgen.models.idm.network import STRIDE_PX, IdmConfig, pair_loss, to_unit
 from dreamgen.models.idm.vector_stats import VectorStats
@@ -23,21 +24,20 @@ from dreamgen.run.records import RobotFeatures, StageResult
 from dreamgen.run.run_folder import RunFolder
 from finetune.idm_episodes import IdmEpisode, read_episodes, split_episodes
 from finetune.idm_errors import curves_svg, predict_episode, previous_state_mae, vector_errors
-from finetune.seeds import derived_seed
 
-BACKGROUND_FRAMES = 8  # of a window, averaged: labelling averages all, training a sample
+BACKGROUND_FRAMES = 8  # of a window, averaged: labeling averages all frames, training a sample of them
 WEIGHT_DECAY, MAX_GRAD_NORM, WARMUP_SHARE = 1e-2, 1.0, 0.1
-COLOUR_MIX, COLOUR_SHIFT, MAX_SHIFT_SHARE = 0.5, 0.2, 0.04  # chosen by leaving out GR1 episodes in turn
+COLOR_MIX, COLOR_SHIFT, MAX_SHIFT_SHARE = 0.5, 0.2, 0.04  # chosen by cross-validation on GR1 episodes
 
 
 def train_inverse_dynamics(settings: Settings) -> StageResult:
-    """Train on the demonstrations' own actions and states and write `idm/`, whole or not at all.
+    """Train on the demonstrations' actions and states and write `idm/`, whole or not at all.
 
     Args:
-        settings: Of the run; `idm` holds the model's shape and training.
+        settings: Of the run; `idm` holds the settings of model and training.
 
     Returns:
-        The model with its held-out errors; a note says so when it is no better than the demonstrations' mean.
+        The model with its held-out errors; a note warns if it is no better than the demonstrations' mean.
 
     Raises:
         UserError: if the training set has no actions or cannot be used, or the run has a model already.
@@ -71,14 +71,14 @@ def train_inverse_dynamics(settings: Settings) -> StageResult:
     }
     metrics = {name: value for name, value in metrics.items() if value is not None}
     outputs = {"idm": run.idm, "curves": run.idm / "held_out.svg"}
-    return StageResult("inverse dynamics", outputs, metrics, verdict_in_words(action, how))
+    return StageResult("inverse dynamics", outputs, metrics, describe_errors(action, how))
 
 
 def check_can_start(run: RunFolder, idm: IdmSettings) -> None:
-    """Refuse what would fail after minutes.
+    """Refuse early what would fail after minutes.
 
     Raises:
-        UserError: if the model exists, or its pictures have a size that the encoder cannot take.
+        UserError: if the model exists, or its image size does not fit the encoder.
     """
     if run.idm.exists():
         raise UserError(
@@ -89,7 +89,7 @@ def check_can_start(run: RunFolder, idm: IdmSettings) -> None:
 
 
 def describe_robot(run: RunFolder, settings: Settings, train: list[IdmEpisode]) -> IdmConfig:
-    """Measure the training episodes' actions and states: nothing of the held-out ones goes into the model.
+    """Measure the actions and states of the training episodes, and of no held-out one.
 
     Raises:
         UserError: if no action ever changes.
@@ -97,23 +97,23 @@ def describe_robot(run: RunFolder, settings: Settings, train: list[IdmEpisode]) 
     features = RobotFeatures.from_dict(read_json(run.need(run.train / "features.json", "prepare")))
     actions = VectorStats.measure(np.concatenate([e.action_TA for e in train]), features.action_names)
     states = None
-    if train[0].state_TS is not None:
-        states = VectorStats.measure(np.concatenate([e.state_TS for e in train]), features.state_names)
+    if state_vectors := states_of(train):
+        states = VectorStats.measure(np.concatenate(state_vectors), features.state_names)
     if not len(actions.moving()):
-        raise UserError("no action of the training demonstrations ever changes: there is nothing to learn")
-    # A pair lies within one clip.
+        raise UserError("no action of the training demonstrations ever changes, so there is nothing to learn")
+    # Both frames of a pair are in one clip.
     horizon = min(settings.idm.horizon, settings.video.num_frames - 1)
     return IdmConfig(horizon, settings.idm.image_px, settings.idm.width, settings.video.fps, actions, states)
 
 
 def fit(config: IdmConfig, train: list[IdmEpisode], settings: Settings, device: torch.device) -> InverseDynamics:
-    """Train a fresh network; on a CPU the same seed gives the same weights.
+    """Train a new network; on a CPU the same seed gives the same weights.
 
     Args:
         config: From `describe_robot`.
         train: Episodes to draw pairs of frames from.
         settings: Of the run.
-        device: Where to train.
+        device: To train on.
 
     Returns:
         The model on the device.
@@ -130,8 +130,8 @@ def fit(config: IdmConfig, train: list[IdmEpisode], settings: Settings, device: 
     )
     with Progress("inverse dynamics: train", idm.num_steps, "steps") as progress:
         for _ in range(idm.num_steps):
-            pictures, target_NKP, gap_N = draw_batch(train, targets, config, settings, random)
-            first, last, background = change_colours(to_unit(pictures.to(device)), random)
+            pictures, target_NKP, gap_N = draw_pairs(train, targets, config, settings, random)
+            first, last, background = change_colors(to_unit(pictures.to(device)), random)
             target_NKP, gap_N = target_NKP.to(device), gap_N.to(device)
             features = network.encode(torch.cat([first, last]), torch.cat([background, background]))
             loss = pair_loss(network.rows(*features.chunk(2), gap_N), target_NKP, gap_N, votes_P)
@@ -144,17 +144,17 @@ def fit(config: IdmConfig, train: list[IdmEpisode], settings: Settings, device: 
     return model
 
 
-def draw_batch(
+def draw_pairs(
     train: list[IdmEpisode],
     targets: list[np.ndarray],
     config: IdmConfig,
     settings: Settings,
     random: np.random.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Draw pairs of frames, each within a window as long as a clip, as labelling will meet them.
+    """Draw pairs of frames, each within a window as long as a clip, as in labeling.
 
-    Half of the pairs are as far apart as the horizon allows, which labelling uses most; the others anything below.
-    Each is shifted by a few pixels, as no camera is mounted exactly where the demos' was.
+    Half of the pairs are as far apart as the horizon allows, which labeling uses most; the others are closer. Each is
+    shifted by a few pixels, as no camera is mounted exactly where that of the demos was.
 
     Returns:
         pictures (first, last and background: 3, N, C, H, W, 0-255), target_NKP and gap_N.
@@ -182,19 +182,19 @@ def draw_batch(
     return torch.from_numpy(stacked), torch.from_numpy(np.stack(rows)), torch.tensor(gaps)
 
 
-def change_colours(pictures: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
-    """Mix and shift the colours, alike in a pair and its background: light and material differ in dreamed clips.
+def change_colors(pictures: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+    """Mix and shift colors, equally in a pair and its background: light and material differ in generated clips.
 
     Args:
         pictures: (3, N, C, H, W), -1..1.
-        random: Draws one change a pair.
+        random: Draws one change for each pair.
 
     Returns:
         The same shape.
     """
     num = pictures.shape[1]
-    mix = np.eye(3) + COLOUR_MIX * random.standard_normal((num, 3, 3))
-    shift = COLOUR_SHIFT * random.standard_normal((num, 3, 1))
+    mix = np.eye(3) + COLOR_MIX * random.standard_normal((num, 3, 3))
+    shift = COLOR_SHIFT * random.standard_normal((num, 3, 1))
     mix, shift = (torch.tensor(x, dtype=torch.float32, device=pictures.device) for x in (mix, shift))
     return (mix @ pictures.flatten(3) + shift).view_as(pictures)
 
@@ -202,47 +202,52 @@ def change_colours(pictures: torch.Tensor, random: np.random.Generator) -> torch
 def measure(
     model: InverseDynamics, train: list[IdmEpisode], held_out: list[IdmEpisode], num_frames: int
 ) -> dict[str, Any]:
-    """Label the held-out episodes as clips are labelled, and compare with what the robot did.
+    """Label the held-out episodes as clips are labeled, and compare with the robot's actions.
 
     Args:
         model: Trained.
-        train: What it was trained on: whether it learned even that.
-        held_out: What it was not trained on.
+        train: Training episodes, for the training error.
+        held_out: Held-out episodes.
         num_frames: Of a clip.
 
     Returns:
-        `action` and, where there are states, `state`: see `vector_errors`; with `train_mae` of the actions.
+        `action` and, if there are states, `state`, from `vector_errors`; `action` also has `train_mae`.
     """
     config = model.config
     guesses = [predict_episode(model, episode, num_frames) for episode in held_out]
     action = vector_errors([e.action_TA for e in held_out], [g[0] for g in guesses], config.actions)
     state_names = config.states.names if config.states else ()
     action["baselines"]["previous_state"] = previous_state_mae(held_out, config.actions, state_names)
-    trained = [predict_episode(model, episode, num_frames)[0] for episode in train]
-    action["train_mae"] = vector_errors([e.action_TA for e in train], trained, config.actions)["mae"]
+    train_predictions = [predict_episode(model, episode, num_frames)[0] for episode in train]
+    action["train_mae"] = vector_errors([e.action_TA for e in train], train_predictions, config.actions)["mae"]
     measured = {
         "episodes": [episode.name for episode in held_out],
         "num_frames": sum(len(episode.action_TA) for episode in held_out),
         "action": action,
     }
     if config.states:
-        measured["state"] = vector_errors([e.state_TS for e in held_out], [g[1] for g in guesses], config.states)
+        measured["state"] = vector_errors(states_of(held_out), [g[1] for g in guesses], config.states)
     return measured
 
 
-def verdict_in_words(action: dict[str, Any], how: str) -> list[str]:
-    """Say how good the model is, and plainly when it is not."""
+def describe_errors(action: dict[str, Any], how: str) -> list[str]:
+    """Describe the held-out error, with a warning if the model is no better than the mean."""
     mae, mean_mae, r2 = action["mae"], action["baselines"]["demo_mean"], action["r2"]
-    said = f"held-out error ({how}): {mae:.4g} in the robot's units; the demos' mean has {mean_mae:.4g}"
-    said += "" if r2 is None else f"; R^2 of what is not binary {r2:.2f} (0 is the mean, 1 perfect)"
+    summary = f"held-out error ({how}): {mae:.4g} in the robot's units; the demos' mean has {mean_mae:.4g}"
+    summary += "" if r2 is None else f"; R^2 of what is not binary {r2:.2f} (0 is the mean, 1 perfect)"
     if mae >= mean_mae or (r2 is not None and r2 <= 0):
         return [
-            said,
+            summary,
             "the model is NO BETTER than the demos' mean: add demonstrations or steps before using its labels",
         ]
-    return [said]
+    return [summary]
+
+
+def states_of(episodes: list[IdmEpisode]) -> list[np.ndarray]:
+    """Return state_TS of each episode; empty if the demonstrations have no states."""
+    return [episode.state_TS for episode in episodes if episode.state_TS is not None]
 
 
 def _targets(config: IdmConfig, episode: IdmEpisode) -> np.ndarray:
-    vectors = zip(config.vectors(), (episode.action_TA, episode.state_TS), strict=False)
+    vectors = zip(config.vectors(), [episode.action_TA, *states_of([episode])], strict=False)
     return np.concatenate([stats.to_network(values_TD) for stats, values_TD in vectors], axis=1)

@@ -1,7 +1,7 @@
 """`python -m finetune.launch --out runs/NAME ...`: the adapter's training on all GPUs of this machine.
 
-As `accelerate launch -m finetune`, which ends with its own status 1 and a traceback whatever the training said: here a
-mistake is told once, and the status is the training's.
+Like `accelerate launch -m finetune`, which ends a failed training with status 1 and a traceback: here an error is
+printed once, and the exit status is the training's.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ FLAG = "--num_processes"
 
 
 def main(words: list[str]) -> int:
-    """Start a process a GPU, wait for them, and return the status of the first that failed.
+    """Start one process for each GPU, wait for them, and return the status of the first that failed.
 
     Args:
-        words: Those of `python -m finetune`, and `--num_processes=N`.
+        words: Arguments of `python -m finetune`, and `--num_processes=N`.
 
     Returns:
-        Exit status: 0 done, 2 for a mistake in settings or data, 3 for a training that was stopped and can go on.
+        Exit status: 0 done, 2 for an error in settings or data, 3 for a training that was stopped and can be resumed.
     """
     if {"-h", "--help"} & set(words):
         print(USAGE.replace("accelerate launch -m finetune", f"python -m finetune.launch [{FLAG}=N]"), end="")
@@ -37,22 +37,22 @@ def main(words: list[str]) -> int:
     from torch.distributed.run import get_args_parser, run
 
     num_processes = num_processes or max(1, torch.cuda.device_count())
-    # The processes have said what is wrong; the launcher would add where it noticed.
+    # The processes have printed the error; the launcher would add where it noticed it.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     launcher = ["--standalone", f"--nproc_per_node={num_processes}", "-m", "finetune", *rest]
     try:
         run(get_args_parser().parse_args(launcher))
     except ChildFailedError as error:
         status = error.get_first_failure()[1].exitcode
-        return status if status > 0 else 128 - status  # as a shell tells of a signal
+        return status if status > 0 else 128 - status  # as a shell reports a signal
     return 0
 
 
 def take_number(words: list[str]) -> tuple[int | None, list[str]]:
-    """Take the number of processes out of the words; None where none is given.
+    """Remove the number of processes from the words; None if it is not given.
 
     Raises:
-        UserError: if it is not a number from 1.
+        UserError: if it is not a positive number.
     """
     queue, number, rest = list(words), None, []
     while queue:

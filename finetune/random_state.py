@@ -1,13 +1,14 @@
 """The random generators of every process, as tensors.
 
-Every random choice of a training is drawn from the run's seed and the sample's index, so none depends on these. They
-are kept for what may come: a layer with dropout, or a library that draws without being asked.
+Every random choice of a training is derived from the run's seed and the sample's index, so none depends on these. They
+are saved for other uses: a layer with dropout, or a library that draws random numbers of its own.
 """
 
 from __future__ import annotations
 
 import random
 import struct
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,18 +16,19 @@ from accelerate import Accelerator
 
 
 def random_states(accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    """Return the states of all processes' generators, one row a process; all processes must call it."""
+    """Return the states of all processes' generators, one row for each process; all processes must call it."""
     rows = {name: state[None].to(accelerator.device) for name, state in _states(accelerator.device).items()}
-    return {name: accelerator.gather(row).cpu() for name, row in rows.items()}
+    gather: Any = accelerator.gather  # typed for nested containers
+    return {name: gather(row).cpu() for name, row in rows.items()}
 
 
 def set_random_states(states: dict[str, torch.Tensor], process: int, device: torch.device) -> None:
-    """Put one process's generators where they were.
+    """Restore the generators of one process.
 
     Args:
         states: From `random_states`.
         process: Its rank.
-        device: That it computes on; a GPU's generator is set where the states hold one.
+        device: That it computes on; a GPU's generator is restored if the states hold one.
     """
     own = {name: rows[process] for name, rows in states.items()}
     torch.set_rng_state(own["torch"])
@@ -39,13 +41,14 @@ def set_random_states(states: dict[str, torch.Tensor], process: int, device: tor
 
 
 def _states(device: torch.device) -> dict[str, torch.Tensor]:
-    # Both libraries draw normal numbers in pairs and keep the second one.
+    # Both libraries draw normal numbers in pairs and store the second one.
     _, words, normal = random.getstate()
     states = {
         "torch": torch.get_rng_state(),
         "python": torch.tensor([int(normal is not None), _bits_of(normal or 0.0), *words]),
     }
-    _, words, position, has_normal, normal = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    _, words, position, has_normal, normal = numpy_state
     states["numpy"] = torch.tensor([has_normal, _bits_of(normal), position, *words.tolist()])
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 

@@ -1,4 +1,4 @@
-"""Going on with an interrupted training: from which checkpoint, whether that is allowed, and what is cut off first."""
+"""Resuming an interrupted training: the checkpoint to continue from, whether it fits, and what is set aside."""
 
 from __future__ import annotations
 
@@ -9,31 +9,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dreamgen.config.paths import get_path, setting_paths
+from dreamgen.config.paths import get_path, paths_that_invalidate
 from dreamgen.config.settings import Settings
 from dreamgen.errors import UserError
 from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
 from finetune.checkpoint import STATE, TrainingState, point_last, read_state, step_of, whole_checkpoints
 from finetune.windows import TrainingClip
-
-# These may change when a training goes on; any other setting of finetune would change what it learns.
-FREE = {
-    "finetune.gradient_accumulation_steps",  # its product with the number of processes may not
-    "finetune.memory_gib",
-    "finetune.compile",
-    "finetune.checkpoint_every",
-    "finetune.keep_checkpoints",
-    "finetune.resume_from",
-    "finetune.log_every",
-    "finetune.tracker",
-    "finetune.cache_dir",
-    "finetune.num_workers",
-    "finetune.validate_every",
-    "finetune.sample_every",
-    "finetune.push_to_hub",
-}
-SHARED = ("seed", "prompt_prefix", "model.dtype", "video.height", "video.width", "video.num_frames", "video.fps")
 
 
 def checkpoints_of(run: RunFolder) -> Path:
@@ -42,61 +24,60 @@ def checkpoints_of(run: RunFolder) -> Path:
 
 
 def find_checkpoint(settings: Settings, resume: bool = False) -> Path | None:
-    """Find the checkpoint that a training should go on from.
+    """Find the checkpoint that a training continues from.
 
     Args:
         settings: `finetune.resume_from` is "latest", a folder, or None.
-        resume: Go on from the latest one where there is one.
+        resume: Continue from the latest one if there is one.
 
     Returns:
-        A whole checkpoint, or None to begin at the beginning.
+        A complete checkpoint, or None to start anew.
 
     Raises:
-        UserError: if the settings name one that is not there.
+        UserError: if the settings name one that does not exist.
     """
-    folder, asked = checkpoints_of(RunFolder.of(settings)), settings.finetune.resume_from
+    folder, wanted = checkpoints_of(RunFolder.of(settings)), settings.finetune.resume_from
     found = whole_checkpoints(folder)
-    if asked == "latest" and not found:
+    if wanted == "latest" and not found:
         raise UserError(
-            f"there is no checkpoint to go on from in {folder}",
+            f"there is no checkpoint to continue from in {folder}",
             allowed="a run whose training was stopped after its first checkpoint",
-            next_step=f"leave resume_from out to begin:  dreamgen finetune --out {settings.out}",
+            next_step=f"omit resume_from to start anew:  dreamgen finetune --out {settings.out}",
         )
-    if asked not in (None, "latest"):
-        checkpoint = Path(asked).resolve()  # `last` is a link
+    if wanted not in (None, "latest"):
+        checkpoint = Path(wanted).resolve()  # `last` is a link
         if not (checkpoint / STATE).is_file():
             raise UserError(
                 f"finetune.resume_from is not a checkpoint: it has no {STATE}",
-                actual=asked,
+                actual=wanted,
                 allowed=", ".join(["latest", *map(str, found)]),
             )
         return checkpoint
-    return found[-1] if found and (resume or asked) else None
+    return found[-1] if found and (resume or wanted) else None
 
 
 def fixed_values(
     settings: Settings, clips: Sequence[TrainingClip], base_sha256: str, num_processes: int
 ) -> dict[str, str]:
-    """Return, by name and as text, what decides what a training learns.
+    """Return, by name and as text, the values that determine the result of a training.
 
     Args:
         settings: Of the run.
         clips: The training set.
         base_sha256: Fingerprint of the base model.
-        num_processes: Of this training; half as many with twice the accumulation make the same steps.
+        num_processes: Of this training; half as many with twice the accumulation give the same steps.
     """
-    paths = [path for path, _ in setting_paths(Settings) if path.startswith("finetune.") and path not in FREE]
-    seen = json.dumps([(clip.path.name, clip.prompt, clip.num_frames) for clip in clips])
-    values = {path: get_path(settings, path) for path in (*paths, *SHARED)} | {
+    training_set = json.dumps([(clip.path.name, clip.prompt, clip.num_frames) for clip in clips])
+    values = {path: get_path(settings, path) for path in paths_that_invalidate("finetune")} | {
         "processes x gradient_accumulation_steps": num_processes * settings.finetune.gradient_accumulation_steps,
         "base model": base_sha256,
-        "training set": hashlib.sha256(seen.encode("utf-8")).hexdigest()[:16],
+        "training set": hashlib.sha256(training_set.encode("utf-8")).hexdigest()[:16],
     }
     return {name: repr(value) for name, value in values.items()}
 
 
 def state_of(checkpoint: Path | None, fixed: Mapping[str, str]) -> TrainingState:
-    """Return where a training goes on, or the beginning where there is no checkpoint.
+    """Return the state that a training continues from, or the initial state without a checkpoint.
 
     Args:
         checkpoint: From `find_checkpoint`.
@@ -117,17 +98,17 @@ def state_of(checkpoint: Path | None, fixed: Mapping[str, str]) -> TrainingState
         raise UserError(
             f"{checkpoint} was trained with other settings or data",
             actual="; ".join(changes),
-            allowed="the same, so that the training ends as it would have",
+            allowed="the same settings and data, so that the result is that of an uninterrupted training",
             next_step="undo the change, or train into a new --out",
         )
     return state
 
 
 def make_folder(run: RunFolder, checkpoint: Path | None) -> list[str]:
-    """Make `finetune/` ready for a training that begins, or goes on from a checkpoint in it.
+    """Prepare `finetune/` for a new training, or for one that continues from a checkpoint in it.
 
-    Files of a training that is not gone on with are renamed, never deleted, and so are checkpoints after the one to go
-    on from. The log itself cuts its rows of steps that will be made again.
+    Files of a training that is not resumed are renamed, never deleted, and so are checkpoints after the one to continue
+    from. The log itself drops its rows of steps that will be repeated.
 
     Returns:
         Notes for the user.
@@ -140,7 +121,7 @@ def make_folder(run: RunFolder, checkpoint: Path | None) -> list[str]:
                 number = 1 + len(list(folder.glob(f"{later.name}.left-*")))
                 notes.append(f"a later checkpoint is now {later.rename(f'{later}.left-{number}')}")
         point_last(folder / checkpoint.name)
-        notes.insert(0, f"went on from {checkpoint}")
+        notes.insert(0, f"resumed from {checkpoint}")
     elif run.finetune_logs.exists():
         number = 1 + len(list(run.root.glob("finetune.interrupted-*")))
         aside = run.finetune_logs.rename(run.root / f"finetune.interrupted-{number}")
@@ -150,16 +131,16 @@ def make_folder(run: RunFolder, checkpoint: Path | None) -> list[str]:
 
 
 def interrupted(settings: Settings, checkpoint: Path, num_processes: int, notes: list[str]) -> StageResult:
-    """Return the result of a training that a signal stopped: how far it is and the command to go on."""
+    """Return the result of a training that a signal stopped: its progress, and the command that resumes it."""
     command = "dreamgen finetune" if num_processes == 1 else "accelerate launch -m finetune"
     step, num_steps = step_of(checkpoint), settings.finetune.num_steps
     metrics = {"interrupted": True, "step": step, "num_steps": num_steps}
-    go_on = f"stopped after step {step} of {num_steps}; go on with:  {command} --out {settings.out} --resume"
-    return StageResult("finetune", {"checkpoint": checkpoint}, metrics, [*notes, go_on], partial=True)
+    how_to_resume = f"stopped after step {step} of {num_steps}; continue with:  {command} --out {settings.out} --resume"
+    return StageResult("finetune", {"checkpoint": checkpoint}, metrics, [*notes, how_to_resume], partial=True)
 
 
 def _clear(folder: Path) -> None:
-    """Remove what killed processes left half written or half removed."""
+    """Remove what killed processes left half written or half deleted."""
     for left in folder.glob(".*.tmp"):
         if left.is_symlink():
             left.unlink()

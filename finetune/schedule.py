@@ -8,7 +8,7 @@ from dreamgen.config.settings import FinetuneSettings
 def learning_rate(step: int, tune: FinetuneSettings) -> float:
     """Return the learning rate of one optimizer step: linear warm-up, then linear decay to the last step.
 
-    It counts optimizer steps, so it is the same on any number of GPUs. The warm-up is cut to half of a short training.
+    It counts optimizer steps, so it is the same on any number of GPUs. The warm-up is at most half of the training.
 
     Args:
         step: 0 for the first.

@@ -1,4 +1,4 @@
-"""Stopping between two optimizer steps: Ctrl-C, SIGTERM, and failures of the main process, agreed by all processes."""
+"""Stopping all processes between two optimizer steps on Ctrl-C, SIGTERM or a failure of the main process."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,37 +22,37 @@ def stop_signals(accelerator: Accelerator) -> Iterator[Callable[[], bool]]:
     """Turn SIGTERM and the first Ctrl-C into a flag; the second Ctrl-C interrupts as usual.
 
     Yields:
-        A function that every process calls after each optimizer step. It is True in all of them after the same step,
-        once any of them got a signal. Between processes it exchanges one number on the CPU through gloo, so it waits
-        for no GPU.
+        A function that every process calls after each optimizer step. It returns True in all of them after the same
+        step, once any of them got a signal. Processes exchange one number on the CPU through gloo, without waiting for
+        a GPU.
     """
-    asked = threading.Event()
+    requested = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and asked.is_set():
+        if number == signal.SIGINT and requested.is_set():
             raise KeyboardInterrupt
-        asked.set()
+        requested.set()
         if accelerator.is_local_main_process:
             # Not print: a signal may arrive inside of one.
-            os.write(2, b"\nstopping: the step in hand is finished and saved. Ctrl-C once more stops at once.\n")
+            os.write(2, b"\nstopping: the current step is finished and saved. Press Ctrl-C again to stop at once.\n")
 
     group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
     before = {}
     if threading.current_thread() is threading.main_thread():  # no other thread may handle signals
         before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: asked.is_set() if group is None else _any_process(asked.is_set(), group)
+        yield lambda: requested.is_set() if group is None else _any_process(requested.is_set(), group)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def on_main_process(accelerator: Accelerator, write: Callable[[], None]) -> None:
-    """Let the main process write something; every process returns when it is done, or fails where it failed.
+    """Let the main process write something; every process returns when it is done, or fails if it failed.
 
     Raises:
-        UserError: as `write` raised it, or for a file that cannot be written, such as on a full disk. The processes
-            that only waited raise one too, so that none is left waiting.
+        UserError: from `write`, or for a file that cannot be written, such as on a full disk. The processes that only
+            waited raise one too, so that none keeps waiting.
     """
     error = None
     if accelerator.is_main_process:
@@ -63,18 +64,18 @@ def on_main_process(accelerator: Accelerator, write: Callable[[], None]) -> None
             error = UserError(
                 "a checkpoint or adapter cannot be written",
                 actual=str(raised),
-                next_step="make room, then the same command with --resume goes on from the last checkpoint",
+                next_step="free disk space; then the same command with --resume continues from the last checkpoint",
             )
-    failed = torch.tensor(int(error is not None), device=accelerator.device)
+    failed: Any = torch.tensor(int(error is not None), device=accelerator.device)
     if accelerator.num_processes > 1:
         failed = accelerator.reduce(failed, "sum")
         if error is None and failed.item():
-            error = UserError("the main process could not write its files", next_step="read its message")
+            error = UserError("the main process could not write its files", next_step="see its message")
     if error is not None:
         raise error
 
 
-def _any_process(here: bool, group: torch.distributed.ProcessGroup) -> bool:
+def _any_process(here: bool, group: Any) -> bool:
     flag = torch.tensor(int(here))
     torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=group)
     return bool(flag)

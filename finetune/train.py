@@ -1,6 +1,6 @@
-"""Training set -> adapter: LoRA or DoRA on the frozen world model, by the published recipe.
+"""Training set -> adapter of a world model.
 
-Axes: B batch, T frames, H height, W width, C channels, L tokens, D features.
+Axes: B batch, L tokens, D features.
 """
 
 from __future__ import annotations
@@ -13,29 +13,25 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import CosmosTransformer3DModel
 from torch.utils.data import DataLoader
 
 from dreamgen.config.settings import FinetuneSettings, Settings
-from dreamgen.models.cosmos_predict25.adapter import save_adapter
-from dreamgen.models.cosmos_predict25.loading import WorldModelSource, load_transformer, resolve_world_model
+from dreamgen.models.trainable import TrainableWorldModel
+from dreamgen.models.world_model import WorldModelSource, check_size, resolve_world_model
 from dreamgen.run.files import atomic_folder
 from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
 from finetune.batches import make_loader
 from finetune.card import write_card
 from finetune.checkpoint import TrainableState, TrainingState, load_checkpoint, write_checkpoint
-from finetune.ema import ParameterAverage
-from finetune.estimate import blocks_for, check_memory, count, describe
-from finetune.flow import VelocityModel, flow_input, flow_loss
+from finetune.ema import parameter_average
+from finetune.estimate import check_memory, count, describe
 from finetune.hub import push_adapter
 from finetune.inputs import StepInputs, prepare_inputs
-from finetune.metrics import training_flops
 from finetune.resume import checkpoints_of, find_checkpoint, fixed_values, interrupted, state_of
 from finetune.samples import Samples
 from finetune.schedule import learning_rate
-from finetune.setup import check_can_start, end_logs, make_accelerator, make_trainable, start_logs
-from finetune.sizes import TransformerSize
+from finetune.setup import check_can_start, end_logs, make_accelerator, start_logs
 from finetune.stopping import on_main_process, stop_signals
 from finetune.training_log import TrainingLog
 from finetune.validate import Validation, hold_out
@@ -44,24 +40,24 @@ from finetune.windows import TrainingClip, Window, all_windows, read_training_se
 
 @dataclass(frozen=True)
 class Training:
-    """All that the steps of a training need.
+    """Everything that the steps of a training need.
 
     Args:
         settings: Of the run.
-        accelerator: That prepared the model, the optimizer and the loader.
-        model: `VelocityModel`, as accelerate wrapped it.
-        inputs: Gives clean latents and texts.
-        loader: The batches that no step has seen.
+        accelerator: Prepared the module, the optimizer and the loader.
+        forward_module: Of the model, as accelerate wrapped it.
+        inputs: Encoded windows and prompts.
+        loader: The batches that no step has used.
         trained: What the steps change.
-        start: Where they begin.
-        checkpoint: That it goes on from.
-        validation: Measures the held-out clips' loss.
-        samples: Dreams from one of them.
+        start: State before the first of them.
+        checkpoint: The one that the training continues from.
+        validation: Measures the loss of held-out clips.
+        samples: Generates from one of them.
     """
 
     settings: Settings
     accelerator: Accelerator
-    model: torch.nn.Module
+    forward_module: torch.nn.Module
     inputs: StepInputs
     loader: DataLoader
     trained: TrainableState
@@ -77,16 +73,17 @@ def finetune(settings: Settings, dry_run: bool = False, resume: bool = False) ->
     Args:
         settings: Of the run. Under `accelerate launch` every process calls this with the same settings.
         dry_run: Check the input and count, without loading the model or writing.
-        resume: Go on from the last checkpoint where there is one.
+        resume: Continue from the last checkpoint if there is one.
 
     Returns:
-        The adapter and its loss curve, with counts; or, after Ctrl-C or SIGTERM, the checkpoint to go on from, with
-        `figures["interrupted"]`.
+        The adapter and its loss curve, with counts; or, after Ctrl-C or SIGTERM, the checkpoint to continue from, with
+        `metrics["interrupted"]`.
 
     Raises:
         UserError: if the training set, the output folder, a checkpoint or a setting cannot be used.
     """
     run, tune = RunFolder.of(settings), settings.finetune
+    check_size(settings)
     check_can_start(settings)
     clips = read_training_set(run, settings.video, tune.validation_clips)
     clips, held_out = hold_out(clips, tune.validation_clips, settings.seed)
@@ -97,27 +94,31 @@ def finetune(settings: Settings, dry_run: bool = False, resume: bool = False) ->
     check_memory(settings)
     checkpoint = find_checkpoint(settings, resume)
     accelerator = make_accelerator(settings, run)
-    with accelerator.main_process_first():  # which builds the mini model where it is not there yet
+    with accelerator.main_process_first():  # it builds the mini model if it does not exist yet
         source = resolve_world_model(settings.model, run)
     start = state_of(checkpoint, fixed_values(settings, clips, source.sha256, accelerator.num_processes))
-    transformer = load_transformer(source, settings.model, accelerator.device)
-    inputs = prepare_inputs(settings, source, transformer, *needed(settings, clips, held_out), accelerator)
-    parameters = make_trainable(transformer, settings)
-    model = VelocityModel(transformer, blocks_for(transformer, settings, accelerator.device))
+    model = source.load_class().for_training(source, settings, accelerator.device)
+    inputs = prepare_inputs(settings, source, model, *needed(settings, clips, held_out), accelerator)
+    parameters = model.make_trainable()
     counts = count(settings, clips, held_out, accelerator.num_processes)
-    loader = make_loader(settings, clips, counts["num_samples"], inputs.read, accelerator.device, start.sample_index)
+    loader = make_loader(
+        settings, model, clips, counts["num_samples"], inputs.read, accelerator.device, start.sample_index
+    )
     optimizer = torch.optim.AdamW(
         parameters, lr=tune.learning_rate, weight_decay=tune.weight_decay, fused=accelerator.device.type == "cuda"
     )
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    trained = make_trainable_state(transformer, optimizer, tune)
+    forward_module, optimizer, loader = accelerator.prepare(model.forward_module, optimizer, loader)
+    trained = make_trainable_state(model, optimizer, tune)
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint, trained)
     notes = start_logs(accelerator, run, settings, start, checkpoint)
-    validation = Validation(accelerator, model, trained, held_out, inputs, settings, start.step)
-    samples = Samples(accelerator, model, trained, held_out, inputs, source, settings)
-    training = Training(settings, accelerator, model, inputs, loader, trained, start, checkpoint, validation, samples)
-    flops = training_flops(TransformerSize.from_config(transformer.config), settings.video, tune)
+    watched = (accelerator, forward_module, trained, held_out, inputs, settings)
+    training = Training(
+        settings, accelerator, forward_module, inputs, loader, trained, start, checkpoint,
+        Validation(*watched, start.step), Samples(*watched),
+    )  # fmt: skip
+    cost = source.load_class().training_cost(settings)
+    flops = None if cost is None else cost.window_flops
     with TrainingLog(
         accelerator, run.finetune_logs / "loss.csv", tune, flops, start.step, pending_losses=start.losses
     ) as log:
@@ -131,26 +132,24 @@ def finetune(settings: Settings, dry_run: bool = False, resume: bool = False) ->
 
 
 def take_steps(training: Training, log: TrainingLog) -> Path | None:
-    """Make the optimizer steps that are left, with a checkpoint every so often.
+    """Make the remaining optimizer steps, with a checkpoint every so many.
 
     Args:
         training: Its model, optimizer and average are changed.
-        log: Told of every batch and step.
+        log: Receives every loss and step.
 
     Returns:
         The checkpoint that was written when a signal stopped the training; None when all steps are made.
     """
     accelerator, tune, optimizer = training.accelerator, training.settings.finetune, training.trained.optimizer
-    parameters, average, step = (
-        list(training.trained.parameters().values()),
-        training.trained.average,
-        training.start.step,
-    )
+    parameters, average = list(training.trained.parameters().values()), training.trained.average
+    step, rate = training.start.step, 0.0
+    grad_norm: Any = None
     training.validation.step(step, log)
-    with stop_signals(accelerator) as stop_asked:
+    with stop_signals(accelerator) as stop_requested:
         for batch in training.loader:
-            with accelerator.accumulate(training.model):
-                loss = batch_loss(batch, training.model, training.inputs, tune)
+            with accelerator.accumulate(training.forward_module):
+                loss = batch_loss(batch, training.trained.model, training.forward_module, training.inputs)
                 accelerator.backward(loss)
                 log.add(loss)
                 if accelerator.sync_gradients:
@@ -163,11 +162,11 @@ def take_steps(training: Training, log: TrainingLog) -> Path | None:
                 continue
             step += 1
             if average is not None:
-                average.update(step)
+                average.step(parameters)
             log.step(step, rate, grad_norm)
             training.validation.step(step, log)
             training.samples.step(step, log)
-            stop = stop_asked()
+            stop = stop_requested()
             if step < tune.num_steps and (stop or step % tune.checkpoint_every == 0):
                 written = save_checkpoint(training, log, step)
                 if stop:
@@ -188,77 +187,75 @@ def save_checkpoint(training: Training, log: TrainingLog, step: int) -> Path:
 
 
 def make_trainable_state(
-    transformer: CosmosTransformer3DModel, optimizer: torch.optim.Optimizer, tune: FinetuneSettings
+    model: TrainableWorldModel, optimizer: torch.optim.Optimizer, tune: FinetuneSettings
 ) -> TrainableState:
-    """Put together what the steps change, with its moving average where one is asked for."""
-    trained = TrainableState(transformer, optimizer)
+    """Return what the steps change, with its moving average if the settings want one."""
+    trained = TrainableState(model, optimizer)
     if tune.ema_decay is None:
         return trained
-    return replace(trained, average=ParameterAverage(trained.parameters(), tune.ema_decay))
+    return replace(trained, average=parameter_average(trained.parameters().values(), tune.ema_decay))
 
 
 def batch_loss(
-    batch: dict[str, Any], model: torch.nn.Module, inputs: StepInputs, tune: FinetuneSettings
+    batch: dict[str, Any], model: TrainableWorldModel, forward_module: torch.nn.Module, inputs: StepInputs
 ) -> torch.Tensor:
-    """Return the mean rectified-flow loss of a batch of windows, with its graph.
+    """Return the mean loss of a batch of windows, with its graph.
 
     Args:
-        batch: From `BatchMaker`, its tensors on the model's device.
-        model: `VelocityModel`, as accelerate prepared it.
-        inputs: Gives clean latents and texts.
-        tune: For the conditioning frames' time.
+        batch: From `Collate`, its tensors on the model's device.
+        model: Computes the loss.
+        forward_module: Of the model, as accelerate prepared it.
+        inputs: Encoded windows and prompts.
 
     Returns:
         A scalar, float32.
     """
-    draws = batch["draws"]
-    flow = flow_input(inputs.clean(batch["content"]), draws, tune.conditional_frame_timestep)
-    prompts = zip(batch["prompt"], draws.drop_text, strict=True)
-    text_BLD = inputs.texts([None if dropped else prompt for prompt, dropped in prompts])
-    velocity_BCTHW = model(flow.hidden_states_BCTHW, flow.condition_mask_B1THW, flow.timestep_BT, text_BLD)
-    return flow_loss(velocity_BCTHW, flow).mean()
+    noise = batch["noise"]
+    prompts = zip(batch["prompt"], noise.drop_text, strict=True)
+    text_BLD = inputs.prompts([None if dropped else prompt for prompt, dropped in prompts])
+    return model.loss(forward_module, inputs.encode(batch["content"]), text_BLD, noise).mean()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of the coming step; accelerate would step a prepared scheduler once for each GPU."""
+    """Set the rate of the next step; accelerate would step a prepared scheduler once for each GPU."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 def write_adapter(training: Training, source: WorldModelSource, counts: dict[str, Any], final_loss: float) -> None:
-    """Write the finished adapter, the average of its steps where one is kept, with its card, whole or not at all.
+    """Write the finished adapter, or its moving average if there is one, with its card, whole or not at all.
 
     Args:
-        training: That is done; every process calls this and returns when the adapter is there.
+        training: A finished one; every process calls this and returns when the adapter is written.
         source: The base model.
-        counts: Of what was seen.
-        final_loss: Of the last line.
+        counts: From `count`.
+        final_loss: Loss of the last line of loss.csv.
     """
     accelerator, settings = training.accelerator, training.settings
 
     def write() -> None:
         with atomic_folder(RunFolder.of(settings).adapter) as temporary, training.trained.averaged():
-            save_adapter(training.trained.transformer, temporary)
+            training.trained.model.save_adapter(temporary)
             write_card(temporary, settings, source, accelerator.device.type, counts, final_loss)
 
     on_main_process(accelerator, write)
 
 
 def finished(training: Training, counts: dict[str, Any], log: TrainingLog, notes: list[str]) -> StageResult:
-    """Upload the adapter where that is asked for, and return the result; an upload that failed makes it partial."""
+    """Upload the adapter if the settings want it, and return the result; a failed upload makes it partial."""
     run, tune = RunFolder.of(training.settings), training.settings.finetune
     metrics = {**counts, "final_loss": log.last_loss, "step_s": round(log.elapsed_s / tune.num_steps, 3)}
-    told, is_whole = [], True
+    upload_notes, is_uploaded = [], True
     if tune.push_to_hub is not None and training.accelerator.is_main_process:
-        sentence, is_whole = push_adapter(run.adapter, tune.push_to_hub)
-        told.append(sentence)
+        note, is_uploaded = push_adapter(run.adapter, tune.push_to_hub)
+        upload_notes.append(note)
     outputs = {"adapter": run.adapter, "loss": run.finetune_logs / "loss.csv"}
-    return StageResult("finetune", outputs, metrics, [*notes, *told], partial=not is_whole)
+    return StageResult("finetune", outputs, metrics, [*notes, *upload_notes], partial=not is_uploaded)
 
 
 def needed(
     settings: Settings, clips: list[TrainingClip], held_out: Sequence[Window] = ()
 ) -> tuple[list[Window], list[str]]:
-    """Return the windows that the training may read from the cache, the held-out ones too, and all prompts."""
+    """Return the windows that the training and its validation may read, and all prompts."""
     windows = all_windows(clips, settings.video.num_frames, settings.finetune.windows_per_clip)
     return [*windows, *held_out], [*(clip.prompt for clip in clips), *(window.clip.prompt for window in held_out)]

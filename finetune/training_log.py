@@ -1,4 +1,4 @@
-"""What a training says while it runs: loss.csv, the trackers' curves and the progress line."""
+"""The log of a training: loss.csv, the trackers' curves and the progress line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
@@ -24,20 +24,20 @@ COLUMNS = ("step", *TRACKED, "seconds")
 
 
 class TrainingLog:
-    """Averages the loss between log lines, over accumulated batches and over GPUs; the main process writes it down.
+    """Averages the loss between log lines, over accumulated batches and over GPUs; the main process writes it.
 
     Only a log line waits for the GPU. The file's columns: step; mean loss since the line before; learning rate and
     gradient norm (before clipping) of the step; windows a second over all GPUs since the line before; MFU, the share
-    of the GPUs' peak that these make use of (nan where the peak is not known); the most memory that any GPU has used;
-    seconds since the training began, over all its parts where it was resumed.
+    of the GPUs' peak that these use (nan if the peak is not known); the most memory that any GPU has used;
+    seconds of training, summed over all its parts if it was resumed.
 
     Args:
         accelerator: With its trackers started.
         path: `loss.csv`.
         tune: Steps, and how often to write.
-        window_flops: From `metrics.training_flops`; None leaves MFU out.
-        done_steps: Steps of the training that is resumed; the file's lines up to there are kept.
-        pending_losses: What `pending_losses` returned then.
+        window_flops: Operations of training on one window; None omits MFU.
+        done_steps: Steps that a resumed training has done; the file's lines up to there are kept.
+        pending_losses: From `pending_losses` at that step.
     """
 
     def __init__(
@@ -68,15 +68,15 @@ class TrainingLog:
         self._line_step, self._line_s = done_steps, time.monotonic()
 
     def add(self, loss: torch.Tensor) -> None:
-        """Note the loss of one batch; it stays on its device until the next line."""
+        """Record the loss of one batch; it stays on its device until the next line."""
         self._losses.append(loss.detach())
 
     def step(self, step: int, learning_rate: float, grad_norm: torch.Tensor | float) -> None:
-        """Count an optimizer step and, where a line is due, write it.
+        """Count an optimizer step, and write a line if one is due.
 
         Args:
             step: 1 for the first.
-            learning_rate: That it was made with.
+            learning_rate: Of the step.
             grad_norm: Before clipping.
 
         Raises:
@@ -89,7 +89,7 @@ class TrainingLog:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave what is done inside (validation, a checkpoint) out of the training's speed."""
+        """Exclude what is done inside (validation, a checkpoint) from the training's speed."""
         start_s = time.monotonic()
         yield
         self._line_s += time.monotonic() - start_s
@@ -97,22 +97,23 @@ class TrainingLog:
     def pending_losses(self) -> tuple[float, ...]:
         """Return the losses since the last line, of all processes in the order of their samples; all must call it.
 
-        A checkpoint between two lines keeps them, so that the resumed training's next line is what it would have been.
+        A checkpoint between two lines stores them, so that the next line of a resumed training is the same as without
+        the interruption.
         """
         if not self._losses:
             return ()
-        losses_PN = self._accelerator.gather(torch.stack(self._losses)[None])  # P processes, N batches each
+        losses_PN: Any = self._accelerator.gather(torch.stack(self._losses)[None])  # P processes, N batches each
         return tuple(losses_PN.T.flatten().tolist())
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the training began."""
+        """Seconds of training."""
         return time.monotonic() - self._start_s
 
     def __enter__(self) -> TrainingLog:
         return self
 
-    def __exit__(self, *details: object) -> None:
+    def __exit__(self, *details: Any) -> None:
         if self._stream is not None:
             self._stream.close()
         if self._progress is not None:
@@ -121,8 +122,8 @@ class TrainingLog:
     def _write_line(self, step: int, learning_rate: float, grad_norm: torch.Tensor | float) -> None:
         mean = torch.stack(self._losses).mean()
         memory_gib = torch.tensor(peak_memory_gib(self._accelerator.device)).to(mean)
-        gathered_N2 = self._accelerator.gather(torch.stack([mean, memory_gib])[None])  # N: one row a process
-        self.last_loss = gathered_N2[:, 0].mean().item()  # waits until the steps are done: the clock is read after it
+        gathered_N2: Any = self._accelerator.gather(torch.stack([mean, memory_gib])[None])  # N: one row a process
+        self.last_loss = gathered_N2[:, 0].mean().item()  # waits until the steps are done; read the clock after it
         self._losses.clear()
         windows_a_s = (step - self._line_step) * self._windows_a_step / (time.monotonic() - self._line_s)
         mfu = windows_a_s / self._windows_a_s_at_peak if self._windows_a_s_at_peak else math.nan
@@ -155,13 +156,13 @@ def read_steps(path: Path, up_to_step: int | None = None) -> list[dict[str, str]
 
 
 def start_table(path: Path, columns: Sequence[str], rows: Sequence[dict[str, str]] = ()) -> TextIO:
-    """Write a table with the rows that are kept, atomically, and return it open for more."""
+    """Write a table with the rows to keep, atomically, and return it open for more."""
     lines = [",".join(columns), *(",".join(row.get(name, "") for name in columns) for row in rows)]
     write_text(path, "\n".join(lines) + "\n")
     return path.open("a", newline="", encoding="utf-8")
 
 
 def append_row(stream: TextIO, row: Sequence[object]) -> None:
-    """Write one row where a reader finds it at once."""
+    """Write one row and flush it."""
     csv.writer(stream, lineterminator="\n").writerow(row)
     stream.flush()

@@ -1,4 +1,4 @@
-"""The training set as an endless, seeded stream of windows: runs of consecutive frames of its clips.
+"""The training set as an endless, seeded stream of windows: consecutive frames of its clips.
 
 Axes: B batch, T frames, H height, W width, C channels. A `video_THWC` is uint8, 0-255, RGB.
 """
@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from dreamgen.config.settings import VideoSettings
+from dreamgen.data.seeds import derived_seed
 from dreamgen.data.video import VideoInfo, decode_frames, probe
 from dreamgen.errors import Problems, UserError
 from dreamgen.run.files import inside
 from dreamgen.run.run_folder import RunFolder
-from finetune.seeds import derived_seed
 
 FPS_TOLERANCE = 0.005  # relative; containers round their time base
 
@@ -30,7 +30,7 @@ class TrainingClip:
 
     Args:
         path: Its mp4.
-        prompt: What the model reads, prefix included.
+        prompt: With the prefix.
         num_frames: Counted.
     """
 
@@ -41,26 +41,26 @@ class TrainingClip:
 
 @dataclass(frozen=True)
 class Window:
-    """A run of consecutive frames of a clip: number `start` and those that follow."""
+    """Consecutive frames of a clip, from frame number `start`."""
 
     clip: TrainingClip
     start: int
 
 
 def read_training_set(run: RunFolder, video: VideoSettings, num_held_out: int = 0) -> list[TrainingClip]:
-    """Read `train/metadata.csv` and check every clip that it names.
+    """Read `train/metadata.csv` and check every clip that it lists.
 
     Args:
-        run: With the folder that prepare writes.
-        video: The size, rate and length that a window must have.
-        num_held_out: Videos that will be kept out of training; at least one must be left.
+        run: With the training set that prepare writes.
+        video: Size, frame rate and length of a window.
+        num_held_out: Videos that will be held out; at least one must remain.
 
     Returns:
         The clips in the file's order.
 
     Raises:
-        UserError: listing every clip that is missing, damaged, too short, of another size or rate, or without a
-            prompt. None is left out or replaced.
+        UserError: listing every clip that is missing, damaged, too short, of another size or frame rate, or without a
+            prompt. None is skipped or replaced.
     """
     metadata = run.need(run.train / "metadata.csv", "prepare")
     problems, clips, rows = Problems(), [], _read_rows(metadata)
@@ -75,7 +75,7 @@ def read_training_set(run: RunFolder, video: VideoSettings, num_held_out: int = 
             continue
         _check_video(info, row.get("num_frames"), video, problems)
         clips.append(TrainingClip(info.path, prompt, info.num_frames))
-    num_videos = len({clip.path for clip in clips}) + len(rows) - len(clips)  # the unreadable ones may be mended
+    num_videos = len({clip.path for clip in clips}) + len(rows) - len(clips)  # the unreadable ones may be repaired
     if num_held_out and num_held_out >= num_videos:
         problems.add(
             "finetune.validation_clips leaves no clip to train on",
@@ -90,7 +90,7 @@ def read_training_set(run: RunFolder, video: VideoSettings, num_held_out: int = 
 
 
 def all_windows(clips: list[TrainingClip], num_frames: int, windows_per_clip: int | None = None) -> list[Window]:
-    """Return every window that `choose_window` may choose, clip by clip."""
+    """Return all windows that `choose_window` may choose, clip by clip."""
     return [Window(clip, start) for clip in clips for start in window_starts(clip, num_frames, windows_per_clip)]
 
 
@@ -105,10 +105,10 @@ def window_starts(clip: TrainingClip, num_frames: int, windows_per_clip: int | N
     Args:
         clip: At least `num_frames` long.
         num_frames: Of a window.
-        windows_per_clip: At most so many, evenly spaced from the first frame to the last; None: every start.
+        windows_per_clip: Maximum number, evenly spaced from the first frame to the last; None: every start.
 
     Returns:
-        First frames' numbers, ascending.
+        Numbers of the first frames, ascending.
     """
     num_starts = clip.num_frames - num_frames + 1
     if windows_per_clip is None or windows_per_clip >= num_starts:
@@ -119,17 +119,17 @@ def window_starts(clip: TrainingClip, num_frames: int, windows_per_clip: int | N
 def choose_window(
     clips: list[TrainingClip], num_frames: int, seed: int, sample_index: int, windows_per_clip: int | None = None
 ) -> Window:
-    """Choose the window of one sample: each clip once an epoch, in a new order, from a random start.
+    """Choose the window of one sample: each clip once per epoch, in a new order, from a random start.
 
     Args:
         clips: The training set.
         num_frames: Of a window.
         seed: Of the run.
         sample_index: Counts the samples of a whole training, across its steps and GPUs.
-        windows_per_clip: Draw among so many starts of a clip; None: among all.
+        windows_per_clip: Draw among this many starts of a clip; None: among all.
 
     Returns:
-        The window; the same arguments give the same one in any process.
+        The window; the same arguments give the same window in any process.
     """
     epoch, position = divmod(sample_index, len(clips))
     order = np.random.default_rng(derived_seed(seed, "order", epoch)).permutation(len(clips))
@@ -140,7 +140,7 @@ def choose_window(
 
 
 def read_window(window: Window, num_frames: int) -> torch.Tensor:
-    """Decode a window's frames; those before it are not converted to RGB and those after it not decoded.
+    """Decode a window's frames; earlier frames are not converted to RGB, and later ones not decoded.
 
     Returns:
         video_THWC, uint8, 0-255, RGB.
@@ -152,16 +152,16 @@ def read_window(window: Window, num_frames: int) -> torch.Tensor:
     frames = [frame.to_ndarray(format="rgb24") for frame in decoded]
     if len(frames) < num_frames:
         raise UserError(
-            f"{window.clip.path} is damaged: fewer frames can be decoded than it says",
+            f"{window.clip.path} is damaged: fewer frames can be decoded than it contains",
             actual=window.start + len(frames),
             allowed=window.clip.num_frames,
-            next_step="copy it again from its source, or take it out of the training set",
+            next_step="copy it again from its source, or remove it from the training set",
         )
     return torch.from_numpy(np.stack(frames))
 
 
 def _read_rows(metadata: Path) -> list[tuple[int, dict[str, str | None]]]:
-    # Bytes that are not UTF-8 come through as surrogates, so that the row they stand in can be named.
+    # Bytes that are not UTF-8 become surrogates, so that an error can name their row.
     with metadata.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.DictReader(stream)
         try:
@@ -204,14 +204,14 @@ def _check_video(info: VideoInfo, stated_frames: str | None, video: VideoSetting
         )
     if abs(float(info.fps) / video.fps - 1) > FPS_TOLERANCE:
         problems.add(
-            f"{info.path} has another frame rate: its motion would be learnt at the wrong speed",
+            f"{info.path} has another frame rate: its motion would be learned at the wrong speed",
             actual=f"{float(info.fps):g} fps",
             allowed=f"{video.fps} fps",
             next_step=again,
         )
     if stated_frames and stated_frames.isdecimal() and int(stated_frames) != info.num_frames:
         problems.add(
-            f"{info.path} is not whole: metadata.csv states another number of frames",
+            f"{info.path} is incomplete: metadata.csv states another number of frames",
             actual=info.num_frames,
             allowed=stated_frames,
             next_step="copy it again, or run dreamgen prepare into a new --out",
@@ -221,5 +221,5 @@ def _check_video(info: VideoInfo, stated_frames: str | None, video: VideoSetting
             f"{info.path} is shorter than a window",
             actual=f"{info.num_frames} frames",
             allowed=f"at least {video.num_frames} frames (video.num_frames)",
-            next_step="take the clip out of metadata.csv, or set a smaller --video.num_frames (4k + 1)",
+            next_step="remove the clip from metadata.csv, or set a smaller --video.num_frames (4k + 1)",
         )

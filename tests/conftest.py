@@ -6,13 +6,14 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
+os.environ.pop("RAY_ADDRESS", None)  # no test joins a cluster that is there
 
 from pathlib import Path
 
 import pytest
 
 from dreamgen.environment import set_library_defaults
-from tests.fixtures.hub import hub  # noqa: F401 a fixture of several rooms
+from tests.fixtures.hub import hub  # noqa: F401 a fixture of several packages
 
 set_library_defaults()
 

@@ -38,7 +38,7 @@ def finished_run(tmp_path_factory) -> Path:
     return folder / "run"
 
 
-def test_a_run_leaves_everything_that_it_promises(finished_run):
+def test_a_run_leaves_all_its_outputs(finished_run):
     for name in ("train/metadata.csv", "adapter/pytorch_lora_weights.safetensors", "idm/config.json", "jobs.parquet",
                  "scores/scores.parquet", "report.html", "run.yaml"):  # fmt: skip
         assert (finished_run / name).is_file(), name
@@ -67,7 +67,8 @@ def test_the_datasets_open_in_the_libraries_that_users_read_with(finished_run):
         assert results[0]["figures"]["num_errors"] == 0
 
 
-def test_two_cameras_are_dreamed_together_and_exported_apart(tmp_path):
+@pytest.mark.slow
+def test_two_cameras_are_generated_together_and_exported_apart(tmp_path):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     wrist = "observation.images.wrist"
@@ -81,6 +82,7 @@ def test_two_cameras_are_dreamed_together_and_exported_apart(tmp_path):
     dreamgen("check", tmp_path / "run/datasets/lerobot-v3.0")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_touched_without_resume_and_does_nothing_with_it(finished_run):
     before = {p: p.stat().st_mtime_ns for p in finished_run.glob("clips/*/*.mp4")}
     refused = dreamgen("run", *SMALL, "--out", finished_run, "--demos", finished_run / "x", status=2)
@@ -92,7 +94,8 @@ def test_a_finished_run_is_not_touched_without_resume_and_does_nothing_with_it(f
     assert "video.height: 64 -> 96" in changed.stderr
 
 
-def test_what_check_finds_is_told_and_ends_the_run_with_status_1(finished_run):
+@pytest.mark.slow
+def test_findings_of_check_are_shown_and_end_the_run_with_status_1(finished_run):
     stray = finished_run / "datasets" / "lerobot-v3.0" / "data" / "chunk-000" / "file-000.parquet"
     whole = stray.read_bytes()
     try:
@@ -115,6 +118,7 @@ def test_a_later_stage_cannot_change_what_the_clips_were_made_with(finished_run)
     assert [row["safety_checker"] for row in rows] == [False, False]
 
 
+@pytest.mark.slow
 def test_demonstrations_without_actions_end_in_clips_and_a_page(tmp_path):
     demos = write_plain(tmp_path / "plain", num_episodes=2, num_frames=12)
     done = dreamgen("run", *SMALL, "--curate.max_cut_score=0", "--demos", demos, "--out", tmp_path / "run")
@@ -123,6 +127,7 @@ def test_demonstrations_without_actions_end_in_clips_and_a_page(tmp_path):
     assert len(list((tmp_path / "run").glob("clips/*/*.mp4"))) == 2
 
 
+@pytest.mark.slow
 def test_a_run_in_which_nothing_is_accepted_still_gets_its_page(finished_run, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(finished_run, out)

@@ -1,12 +1,22 @@
-"""The texts of `dreamgen --help` and `dreamgen COMMAND --help`, from the commands' table and the settings."""
+"""The texts of `dreamgen --help` and `dreamgen COMMAND --help`, from the table of stages and the settings."""
 
 from __future__ import annotations
 
-import dataclasses
+import shutil
+import textwrap
+from collections.abc import Sequence
 
-from dreamgen.cli.table import COMMANDS, FLAG_HELP
-from dreamgen.config.paths import setting_paths
-from dreamgen.config.settings import Settings, default_of
+from dreamgen.config.paths import Setting, all_settings
+from dreamgen.stages import COMMANDS, Stage
+
+FLAG_HELP = {
+    "dry_run": "write nothing: show counts, sample prompts and estimates",
+    "resume": "continue in an existing run folder; finished work is kept",
+    "fix": "repair what is safe (totals, splits, statistics, index columns); a copy of the original stays beside it",
+    "json": "print the result as JSON",
+}
+NAME_WIDTH, MIN_WIDTH, MAX_WIDTH = 34, 80, 120
+SHARED_SECTIONS = ("model", "video")
 
 
 def overview() -> str:
@@ -17,47 +27,71 @@ def overview() -> str:
         "",
         "usage: dreamgen COMMAND [--config_path FILE] [--setting=value ...]",
         "",
-        *(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()),
+        *(f"  {name:<{width}}  {stage.summary}" for name, stage in COMMANDS.items()),
         "",
-        "dreamgen COMMAND --help shows its settings with their defaults.",
-        "Exit status: 0 all done, 1 failed, 2 wrong usage or input, 3 done in part.",
+        "dreamgen COMMAND --help shows the settings of a command with their defaults and bounds.",
+        "Exit status: 0 done, 1 failed, 2 wrong usage or input, 3 partly done.",
         "",
         "Try it without any data:  dreamgen demo",
     ]
     return "\n".join(lines)
 
 
-def command_help(name: str) -> str:
-    """Return the text of `dreamgen NAME --help`: switches, its own settings, then those that stages share."""
-    command = COMMANDS[name]
-    lines = [f"dreamgen {name}: {command.summary}", "", "example:", f"  {command.example}", "", "switches:"]
-    lines += [f"  --{flag:<36} {FLAG_HELP[flag]}" for flag in (*command.flags, "json")]
-    if name == "doctor":
-        return "\n".join([*lines, "  [OUT]: a run folder, whose disk is looked at"])
-    if name in ("check", "convert"):
-        what = {
-            "check": "PATH ...: datasets",
-            "convert": "SRC DST: a LeRobot dataset, and a folder that does not exist",
-        }
-        own = [_setting_line(path.partition(".")[2], setting) for path, setting in setting_paths(Settings)
-               if path.startswith(f"{name}.")]  # fmt: skip
-        return "\n".join([*lines, f"  {what[name]}", "", "settings:", *own])
-    if name == "demo":
-        return "\n".join([*lines, f"  --{'out FOLDER':<36} the run folder [runs/demo]"])
-    lines.append(f"  --{'config_path FILE':<36} a preset, or a run's run.yaml; the command line wins over it")
-    own, shared = [], []
-    for path, setting in setting_paths(Settings):
-        section, _, rest = path.partition(".")
-        if command.section is None or section == command.section:
-            own.append(_setting_line(rest if command.section else path, setting))
-        elif not rest or section in ("model", "video"):
-            shared.append(_setting_line(path, setting))
-    lines += ["", "settings:", *own]
-    lines += ["", "shared by all stages:", *shared] if shared else []
+def command_help(stage: Stage) -> str:
+    """Return the text of `dreamgen COMMAND --help`: its switches, its own settings, then the shared ones."""
+    lines = [f"dreamgen {stage.name}: {stage.summary}", "", "example:", f"  {stage.example}", ""]
+    if stage.paths:
+        lines += ["paths:", *_entry(" ".join(stage.paths), stage.paths_help), ""]
+    lines += ["switches:"]
+    for flag in (*stage.flags, "json"):
+        lines += _entry(f"--{flag}", FLAG_HELP[flag])
+    if stage.takes_all_settings:
+        lines += _entry("--config_path FILE", "a preset, or run.yaml of a run; the command line overrides it")
+    own, shared = _settings_of(stage)
+    for title, settings in (("settings:", own), ("shared by all stages:", shared)):
+        lines += ["", title] if settings else []
+        for name, setting in settings:
+            lines += _entry(f"--{name}", f"{setting.option.help} {_default_and_bounds(setting)}".strip())
     return "\n".join(lines)
 
 
-def _setting_line(path: str, setting: dataclasses.Field) -> str:
-    default = default_of(setting)
-    shown = "" if default is None else f" [{default}]"
-    return f"  --{path:<36} {setting.metadata['help']}{shown}"
+def _settings_of(stage: Stage) -> tuple[list[tuple[str, Setting]], list[tuple[str, Setting]]]:
+    """Return a command's own settings, by the name that it knows them by, and those that all stages share."""
+    own, shared = [], []
+    for path, setting in all_settings().items():
+        is_top = setting.section == path
+        if stage.settings or (stage.paths and not stage.section):
+            own += [(path, setting)] if path in stage.settings else []
+        elif stage.section is None:
+            own.append((path, setting))
+        elif setting.section == stage.section:
+            own.append((path.partition(".")[2], setting))
+        elif stage.takes_all_settings and (is_top or setting.section in SHARED_SECTIONS):
+            shared.append((path, setting))
+    return own, shared
+
+
+def _default_and_bounds(setting: Setting) -> str:
+    default = setting.default
+    shown = "" if default in (None, "", {}) else str(default)
+    if isinstance(default, list):
+        shown = ", ".join(default)
+    elif isinstance(default, bool):
+        shown = shown.lower()
+    elif isinstance(default, float):
+        shown = f"{default:.4g}"
+    parts = [f"default: {shown}"] if shown else []
+    parts += [bounds] if (bounds := setting.option.bounds()) else []
+    parts += [f"choices: {', '.join(map(str, setting.choices))}"] if setting.choices else []
+    return f"({'; '.join(parts)})" if parts else ""
+
+
+def _entry(name: str, text: str) -> Sequence[str]:
+    """Return a name with its text beside it, wrapped to the terminal."""
+    width = min(max(shutil.get_terminal_size((MAX_WIDTH, 0)).columns, MIN_WIDTH), MAX_WIDTH)
+    indent = " " * (NAME_WIDTH + 3)
+    lines = textwrap.wrap(text, width - len(indent), break_long_words=False, break_on_hyphens=False) or [""]
+    head = f"  {name:<{NAME_WIDTH}} "
+    if len(name) > NAME_WIDTH:
+        return [f"  {name}", *(indent + line for line in lines)]
+    return [head + lines[0], *(indent + line for line in lines[1:])]

@@ -1,4 +1,4 @@
-"""The commands: parse settings, call one stage, print its result. Heavy libraries are imported inside it only."""
+"""The command line: parse settings, call one stage, print its result. Heavy libraries are imported by stages only."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from dreamgen import __version__
-from dreamgen.cli.help import command_help, overview
-from dreamgen.cli.paths import check_command, convert_command, doctor_command
 from dreamgen.cli.results import ALL_DONE, DONE_IN_PART, FAILED, WRONG_USAGE, show
-from dreamgen.cli.table import COMMANDS
-from dreamgen.config.loading import parse_settings
 from dreamgen.errors import CannotWrite, UserError, closest_match
 from dreamgen.progress import log
 
@@ -19,8 +15,11 @@ from dreamgen.progress import log
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
+    Args:
+        arguments: Words after `dreamgen`; those of the process when not given.
+
     Returns:
-        Exit status: 0 all done, 1 failed, 2 wrong usage or input, 3 done in part.
+        Exit status: 0 done, 1 failed, 2 wrong usage or input, 3 partly done.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -29,20 +28,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log(f"error: {error}")
         return FAILED if isinstance(error, CannotWrite) else WRONG_USAGE
     except KeyboardInterrupt:
-        log("stopped. What was finished is kept; the same command with --resume goes on.")
+        log("stopped. Finished work is kept; the same command with --resume continues.")
         return DONE_IN_PART
     except BrokenPipeError:
-        # The reader of stdout (head, less) has gone; there is nobody left to tell.
+        # The reader of stdout (head, less) has closed it; nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
         if error.filename is None:
             raise
-        log(f"error: {error.filename}: {error.strerror}")  # no space, no permission: nothing that a traceback explains
+        log(f"error: {error.filename}: {error.strerror}")  # no space, no permission: a traceback would not help
         return FAILED
 
 
 def _dispatch(words: list[str]) -> int:
+    # Imported here because settings and help read extensions of other packages, whose errors are the user's to see.
+    from dreamgen.cli.arguments import read_arguments
+    from dreamgen.cli.help import command_help, overview
+    from dreamgen.pipeline import run_stage
+    from dreamgen.stages import COMMANDS
+
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return ALL_DONE if words else WRONG_USAGE
@@ -51,39 +56,22 @@ def _dispatch(words: list[str]) -> int:
         return ALL_DONE
     name, *rest = words
     if name not in COMMANDS:
-        nearest = closest_match(name, COMMANDS)
-        raise UserError(
-            f"unknown command: {name}",
-            allowed=", ".join(COMMANDS),
-            next_step=f"dreamgen {nearest or '--help'}",
-        )
-    command = COMMANDS[name]
+        near = closest_match(name, COMMANDS)
+        next_step = f"dreamgen {near or '--help'}"
+        raise UserError(f"unknown command: {name}", allowed=", ".join(COMMANDS), next_step=next_step)
+    stage = COMMANDS[name]
     if "-h" in rest or "--help" in rest:
-        print(command_help(name))
+        print(command_help(stage))
         return ALL_DONE
-    if name == "check":
-        return check_command(command, rest)
-    if name == "convert":
-        return convert_command(command, rest)
-    if name == "doctor":
-        return doctor_command(command, rest)
-    if name == "demo":
-        _only_out(rest)
-    settings, switches = parse_settings(rest, command.section, (*command.flags, "json"))
-    as_json = switches.pop("json")
-    results = command.load()(settings, **switches)
+    given = read_arguments(stage, rest)
+    as_json = given.switches.pop("json")
+    if stage.paths:
+        results = [stage.call(*call, **given.switches) for call in given.calls]
+    elif stage.section:
+        results = run_stage(name, given.settings, **given.switches)
+    else:
+        results = stage.call(given.settings, **given.switches)
     return show(results if isinstance(results, list) else [results], as_json)
-
-
-def _only_out(rest: list[str]) -> None:
-    """The demo is one fixed job: any other setting would be read and then not count."""
-    keys = [word[2:].partition("=")[0] for word in rest if word.startswith("--")]
-    for key in keys:
-        if key not in ("out", "json"):
-            raise UserError(
-                f"dreamgen demo does not take --{key}", allowed="--out FOLDER, --json",
-                next_step="dreamgen run --config_path mini takes every setting",
-            )  # fmt: skip
 
 
 if __name__ == "__main__":

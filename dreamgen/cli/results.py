@@ -1,4 +1,4 @@
-"""A stage's result on the terminal or as JSON, and the exit status that it means."""
+"""Print results on the terminal or as JSON, and map them to an exit status."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ALL_DONE, FAILED, WRONG_USAGE, DONE_IN_PART = 0, 1, 2, 3
 
 
 def show(results: Sequence[StageResult], as_json: bool) -> int:
-    """Print results on stdout and notes on stderr, and return the exit status."""
+    """Print results on stdout and return the exit status."""
     if as_json:
         print(json.dumps([_plain(result.to_dict()) for result in results], indent=2, ensure_ascii=False))
     else:
@@ -24,7 +24,7 @@ def show(results: Sequence[StageResult], as_json: bool) -> int:
 
 
 def result_text(result: StageResult) -> str:
-    """Return a stage's result as lines for a terminal."""
+    """Return a result as lines for a terminal."""
     if "markdown" in result.metrics:
         return str(result.metrics["markdown"])
     shown = {name: value for name, value in result.metrics.items() if not isinstance(value, list | dict)}

@@ -1,16 +1,16 @@
-"""The words after a command's name -> nested plain values and switches."""
+"""Parse the words after a command into nested plain values and switches."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import yaml
 
-from dreamgen.config.paths import setting_paths
+from dreamgen.config.paths import all_settings, nearest_setting
 from dreamgen.config.settings import Settings
-from dreamgen.errors import UserError
+from dreamgen.errors import UserError, closest_match
 
 
 def read_tokens(
@@ -19,15 +19,15 @@ def read_tokens(
     """Read tokens into values nested as `Settings` is.
 
     Args:
-        tokens: What follows the command's name: `--key=value` or `--key value`.
+        tokens: Words after the command: `--key=value` or `--key value`.
         stage: The section whose settings may be named without it; None for commands that run all stages.
-        flags: Names of the command's own switches.
+        flags: Names of the command's switches.
 
     Returns:
         The values that were given, and `config_path`; for each flag, whether it was given.
 
     Raises:
-        UserError: for a word that is no setting, a switch of another command, or a setting without its value.
+        UserError: for an unexpected word, a switch of another command, or a setting without its value.
     """
     given: dict[str, Any] = {}
     switches = dict.fromkeys(flags, False)
@@ -42,7 +42,7 @@ def read_tokens(
             switches[path] = True
             if not has_value and (not queue or queue[0].startswith("--")):
                 continue
-            path = "finetune.resume_from"  # `--resume latest`: with a value it insists on that checkpoint
+            path = "finetune.resume_from"  # `--resume latest`: with a value it requires that checkpoint
         elif path in switches and not has_value:
             switches[path] = True
             continue
@@ -50,7 +50,7 @@ def read_tokens(
             raise UserError(f"this command has no --{path}", allowed=", ".join(f"--{flag}" for flag in switches))
         if not has_value:
             if not queue or queue[0].startswith("--"):
-                raise UserError(f"--{path} has no value", allowed=f"--{path}=value")
+                raise _without_value(path, stage, switches)
             text = queue.pop(0)
         if stage is not None and path.split(".")[0] not in top:
             path = f"{stage}.{path}"
@@ -58,17 +58,26 @@ def read_tokens(
     return given, switches
 
 
+def _without_value(path: str, stage: str | None, switches: Iterable[str]) -> UserError:
+    if {path, f"{stage}.{path}"} & set(all_settings()):
+        return UserError(f"--{path} has no value", allowed=f"--{path}=value")
+    near = closest_match(path, switches) or nearest_setting(path)
+    return UserError(f"unknown setting: --{path}", allowed=f"did you mean --{near}?" if near else None,
+                     next_step="--help lists every switch and setting")  # fmt: skip
+
+
 def _parse_value(path: str, text: str) -> Any:
-    kinds = dict(setting_paths(Settings))
-    if path in kinds and str(kinds[path].type).startswith("str"):
-        return None if text in ("null", "none", "None") and "None" in str(kinds[path].type) else text
-    if path in kinds and kinds[path].type == "list[str]" and not text.startswith("["):
+    setting = all_settings().get(path)
+    kinds = setting.kinds if setting is not None else ()
+    if str in kinds:
+        return None if text in ("null", "none", "None") and type(None) in kinds else text
+    if list[str] in kinds and not text.startswith("["):
         return [text]
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(
-            f"--{path} is not a value", actual=f"{text}   ({' '.join(str(error).split())[:120]})",
+            f"--{path} cannot be read", actual=f"{text}   ({' '.join(str(error).split())[:120]})",
             allowed="a number, true or false, a word, or a list such as '[\"one\", \"two\"]'",
         ) from None  # fmt: skip
 

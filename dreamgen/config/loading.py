@@ -1,12 +1,12 @@
-"""From command line and YAML to `Settings`: command line over --config_path over the run's run.yaml over defaults."""
+"""Load `Settings`: the command line overrides --config_path, which overrides run.yaml of the run, then defaults."""
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import draccus
 import yaml
@@ -14,30 +14,24 @@ from draccus.utils import DraccusException
 from mergedeep import merge
 
 from dreamgen.config.command_tokens import read_tokens
-from dreamgen.config.paths import setting_paths
+from dreamgen.config.paths import Setting, all_settings, nearest_setting
 from dreamgen.config.rules import check_values
 from dreamgen.config.settings import Settings
-from dreamgen.errors import Problems, UserError, closest_match
+from dreamgen.errors import Problems, UserError
 from dreamgen.run.store import Store, is_url
 
-# Where a run happens, not what it makes: these may differ between two stages of one run.
-NOT_PART_OF_THE_RUN = {
-    "out", "demos", "model.device", "model.safety_checker",
-    "finetune.resume_from", "finetune.cache_dir", "finetune.num_workers", "export.num_workers", "export.keep_free_gib",
-    "export.push_to_hub", "convert.to", "convert.reencode", "convert.num_workers",
-    "check.fast", "check.num_workers",
-}  # fmt: skip
+SHARED = ("seed", "prompt_prefix", "model", "video")  # what all stages depend on
 
 
 def parse_settings(
     tokens: Sequence[str], stage: str | None, flags: Sequence[str] = ()
 ) -> tuple[Settings, dict[str, bool]]:
-    """Read settings from command-line tokens, with `--lora.rank=16` short for `--finetune.lora.rank=16` in its stage.
+    """Parse command-line tokens; in its own stage, `--lora.rank=16` is short for `--finetune.lora.rank=16`.
 
     Args:
-        tokens: What follows the command's name: `--key=value`, `--key value`, `--config_path FILE`.
+        tokens: Words after the command: `--key=value`, `--key value`, `--config_path FILE`.
         stage: The section whose settings may be named without it; None for commands that run all stages.
-        flags: Names of the command's own switches, such as `resume`; they take no value.
+        flags: Names of the command's switches, such as `resume`; they take no value.
 
     Returns:
         The settings and, for each flag, whether it was given.
@@ -47,16 +41,28 @@ def parse_settings(
     """
     given, switches = read_tokens(tokens, stage, flags)
     config_path = given.pop("config_path", None)
-    layers = [read_yaml(find_preset(config_path))] if config_path is not None else []
+    return load_settings(config_path, given), switches
+
+
+def load_settings(preset: str | None, given: dict[str, Any]) -> Settings:
+    """Merge values over a preset, over the run's run.yaml, over the defaults.
+
+    Args:
+        preset: Path of a YAML file, or the name of a shipped one.
+        given: Nested values; `out`, here or in the preset, names the run.
+
+    Raises:
+        UserError: as `parse_settings` does, and if there is no such preset.
+    """
+    layers = [read_yaml(find_preset(preset))] if preset is not None else []
     out = given.get("out") or (layers[0].get("out") if layers else None)
-    if out is not None and (recorded := _recorded(str(out))) is not None:
+    if out is not None and (recorded := recorded_settings(str(out))) is not None:
         layers.insert(0, recorded)
-    merged = merge({}, *layers, given)
-    settings = settings_from_dict(merged)
-    return settings, switches
+    return settings_from_dict(dict(merge({}, *layers, given)))
 
 
-def _recorded(out: str) -> dict[str, Any] | None:
+def recorded_settings(out: str) -> dict[str, Any] | None:
+    """Return run.yaml of a run folder, on this machine or in an object store; None if it has none."""
     if not is_url(out):
         path = Path(out) / "run.yaml"
         return read_yaml(path) if path.exists() else None
@@ -69,64 +75,74 @@ def _recorded(out: str) -> dict[str, Any] | None:
 
 
 def settings_from_dict(values: dict[str, Any]) -> Settings:
-    """Decode and check nested plain values.
+    """Decode and check nested plain values, and report all problems of a kind together.
 
     Raises:
-        UserError: naming every unknown key with its closest match, or the value that does not fit.
+        UserError: naming every unknown setting with its closest match, or every value that is not allowed.
     """
-    problems = Problems()
-    known = dict(setting_paths(Settings))
-    for path, value in _flatten(values):
-        if isinstance(value, bool) and path in known and "bool" not in str(known[path].type):
-            problems.add(f"{path} is not a yes-or-no setting", actual=value, allowed=known[path].type)
+    problems, known = Problems(), all_settings()
     for path in _paths_of(values, known):
         if path not in known and not any(name.startswith(path + ".") for name in known):
-            nearest = _nearest_setting(path, known)
+            nearest = nearest_setting(path)
             problems.add(
                 f"unknown setting: {path}",
                 allowed=f"did you mean {nearest}?" if nearest else None,
                 next_step="dreamgen run --help lists every setting",
             )
     problems.raise_if_any("settings that cannot be read")
-    try:
-        settings = draccus.decode(Settings, values)
-    except (DraccusException, TypeError, ValueError, AttributeError) as error:
-        # Its path is in backquotes or dots somewhere in the library's words; the last known name in it is the setting.
-        # A bare name counts only where no whole path is given: it may be the value ('fast' is a setting too).
-        whole = [path for path in known if path in str(error)]
-        named = whole or [path for path in known if f"'{path.split('.')[-1]}'" in str(error)]
-        raise UserError(
-            f"a setting has the wrong type{': ' + named[-1] if named else ''}",
-            actual=str(error).splitlines()[0],
-            allowed=str(known[named[-1]].type) if named else None,
-            next_step="see its help: dreamgen run --help",
-        ) from None
+    settings = _decode(Settings, values, "", problems)
+    problems.raise_if_any("settings that cannot be read")
     check_values(settings)
     return settings
 
 
-def _nearest_setting(path: str, known: dict[str, Any]) -> str | None:
-    """Find the setting that was meant, by its whole path or by its last name in whichever section."""
-    by_last = {name.split(".")[-1]: name for name in reversed(known)}
-    nearest = closest_match(path.split(".")[-1], by_last)
-    return by_last[nearest] if nearest else closest_match(path, known)
+def _decode(cls: type, values: Any, prefix: str, problems: Problems) -> Any:
+    """Build a settings class field by field, so that a value that does not fit is known by its path."""
+    decoded: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        path, setting = prefix + field.name, all_settings().get(prefix + field.name)
+        value = values.get(field.name)
+        if field.name not in values or (setting is None and value is None):  # an empty YAML section
+            continue
+        if setting is not None:
+            try:
+                decoded[field.name] = _decode_value(setting, value)
+            except UserError as error:
+                problems.errors.append(error)
+        elif isinstance(value, dict):
+            decoded[field.name] = _decode(cast(type, field.default_factory), value, path + ".", problems)
+        else:
+            problems.add(f"a setting has the wrong type: {path}", actual=value, allowed="a group of settings",
+                         next_step=f"--{path}.NAME=value")  # fmt: skip
+    return None if problems.errors else cls(**decoded)
+
+
+def _decode_value(setting: Setting, value: Any) -> Any:
+    if isinstance(value, bool) and bool not in setting.kinds:
+        raise UserError(f"{setting.path} is not a yes-or-no setting", actual=value, allowed=setting.type_name)
+    try:
+        return draccus.decode(setting.type, value)
+    except (DraccusException, TypeError, ValueError, AttributeError):
+        raise UserError(
+            f"a setting has the wrong type: {setting.path}", actual=repr(value), allowed=setting.type_name,
+            next_step="dreamgen run --help explains every setting",
+        ) from None  # fmt: skip
 
 
 def changed_settings(before: dict[str, Any], after: dict[str, Any], sections: Sequence[str]) -> list[str]:
     """List what differs between two nested dicts in `sections` and the values that all stages share.
 
     Returns:
-        Lines such as `video.height: 432 -> 480`, without settings that only say where a run happens.
+        Lines such as `video.height: 432 -> 480`, without settings whose scope is not the run.
     """
-    shared = [f.name for f in dataclasses.fields(Settings) if f.name in ("seed", "prompt_prefix", "model", "video")]
-    wanted = (*shared, *sections)
+    wanted, known = (*SHARED, *sections), all_settings()
     flat_before, flat_after = dict(_flatten(before)), dict(_flatten(after))
     return [
-        f"{path}: {flat_before[path]!r} -> {flat_after.get(path)!r}"
+        f"{path}: {flat_before[path]!r} -> {flat_after[path]!r}"
         for path in flat_before
-        if path.split(".")[0] in wanted
-        and path not in NOT_PART_OF_THE_RUN
+        if path.partition(".")[0] in wanted
         and path in flat_after
+        and (path not in known or known[path].option.scope == "run")
         and flat_before[path] != flat_after[path]
     ]
 
@@ -174,7 +190,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values or {}
 
 
-def _paths_of(values: dict[str, Any], known: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _paths_of(values: dict[str, Any], known: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in values.items():
         path = f"{prefix}{name}"
         if isinstance(value, dict) and path not in known:

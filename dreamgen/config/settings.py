@@ -1,70 +1,85 @@
-"""The settings of every stage with their defaults and help; the one place where a default is written down.
+"""The settings of every stage: the one place where a default, its help, its bounds and its scope are written down.
 
 A YAML preset has the same shape as `Settings`. Numbers that belong to one model or robot are not here but in configs/.
 """
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field
-from typing import Any, Literal
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from dreamgen.config.options import option, section
+from dreamgen.extensions.export_format import EXPORT_FORMATS
+from dreamgen.extensions.judge import JUDGES, threshold_settings
+from dreamgen.run.shard import Shard
+
+MAX_CRF = 63  # of AV1; h264 ends at 51
 
 
-def option(default: Any, text: str) -> Any:
-    """Declare a setting with its default and the help that `dreamgen STAGE --help` shows."""
-    if isinstance(default, list | dict):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
-
-
-def section(cls: type) -> Any:
-    """Declare a nested group of settings."""
-    return field(default_factory=cls)
+def _bound(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The world model that dreams."""
+    """The world model that generates clips."""
 
     path: str = option("nvidia/Cosmos-Predict2.5-2B", "hub id, local folder, or 'mini' (tiny, untrained, for a CPU)")
     revision: str | None = option("diffusers/base/post-trained", "hub revision; ignored for a local folder")
-    dtype: Literal["bfloat16", "float32"] = option("bfloat16", "precision of the frozen weights")
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    safety_checker: bool = option(True, "run the guardrail that the model's licence asks for (cosmos_guardrail)")
+    dtype: Literal["bfloat16", "float32"] = option(
+        "bfloat16", "precision of the frozen weights", invalidates=("finetune",)
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", scope="machine")
+    safety_checker: bool = option(
+        True, "run the guardrail that the model's license asks for (cosmos_guardrail)", scope="machine"
+    )
 
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """The shape of every clip, training and dreamed, and how it is encoded (once)."""
+    """The shape of every clip, prepared or generated, and how it is encoded (once)."""
 
-    height: int = option(432, "pixels, divisible by 16")
-    width: int = option(768, "pixels, divisible by 16")
-    num_frames: int = option(93, "frames a clip, 4k + 1")
-    fps: int = option(16, "frames a second that the model was trained at")
+    height: int = option(
+        432,
+        "height of a clip in pixels; the world model may allow fewer sizes",
+        ge=2,
+        multiple_of=2,
+        invalidates=("finetune",),
+    )
+    width: int = option(768, "width of a clip in pixels; likewise", ge=2, multiple_of=2, invalidates=("finetune",))
+    num_frames: int = option(93, "frames per clip; likewise", ge=2, invalidates=("finetune",))
+    fps: int = option(16, "frames per second that the model was trained at", ge=1, invalidates=("finetune",))
     codec: Literal["h264", "av1"] = option("h264", "codec of every written mp4; datasets copy the stream")
-    crf: int = option(18, "quality, lower is better and larger")
-    gop: int = option(2, "frames between key frames; small is fast to seek")
+    crf: int = option(18, "constant rate factor: lower is better and larger", ge=0, le=MAX_CRF, invalidates=("export",))
+    gop: int = option(2, "frames between key frames; small is fast to seek", ge=1, invalidates=("export",))
 
 
 @dataclass(frozen=True)
 class PrepareSettings:
     """Demonstrations -> training set."""
 
-    camera: str | None = option(None, "video feature to use; the only camera with files when not given")
-    cameras: list[str] | None = option(None, "several video features, in this order side by side in one picture")
-    fit: Literal["crop", "pad"] = option("crop", "how the aspect ratio is kept: cut the borders or add black ones")
-    max_episodes: int | None = option(None, "use only the first N episodes")
+    camera: str | None = option(None, "video feature to use; default: the only camera that has files")
+    cameras: list[str] | None = option(None, "several video features, placed side by side in this order in one picture")
+    fit: Literal["crop", "pad"] = option(
+        "crop", "how to reach the clip's aspect ratio: crop the borders or pad with black",
+        invalidates=("prepare", "export"),
+    )  # fmt: skip
+    max_episodes: int | None = option(None, "use only the first N episodes", ge=1)
     action_kind: Literal["absolute", "delta"] = option(
-        "absolute", "at another frame rate, absolute targets are picked; delta, changes a frame, are summed or shared"
-    )
+        "absolute", "resampling to another frame rate picks absolute targets, and sums or splits deltas",
+        invalidates=("prepare", "export"),
+    )  # fmt: skip
     caption_length: Literal["long", "medium", "short"] = option("long", "which text of captions/*.json to use")
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """The adapter's shape."""
+    """Shape of the adapter."""
 
-    rank: int = option(32, "rank of the low-rank update")
-    alpha: int = option(32, "scale: the update is multiplied by alpha / rank")
+    rank: int = option(32, "rank of the low-rank update", ge=1)
+    alpha: int = option(32, "scale: the update is multiplied by alpha / rank", ge=1)
     target_modules: list[str] = option(
         ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"], "linear layers that get an adapter"
     )
@@ -75,62 +90,84 @@ class FinetuneSettings:
     """Training set -> adapter (rectified flow, frozen base)."""
 
     method: Literal["lora", "dora", "full"] = option(
-        "lora", "low-rank update, the same with learned column norms, or full: all weights, in float32"
+        "lora", "lora: low-rank update; dora: the same with learned column norms; full: all weights, in float32"
     )
     lora: LoraSettings = section(LoraSettings)
-    num_steps: int = option(2000, "optimizer steps")
-    batch_size: int = option(1, "windows a step on each GPU")
-    gradient_accumulation_steps: int = option(1, "batches summed before one optimizer step")
-    learning_rate: float = option(2**-14.5, "AdamW peak learning rate")
-    weight_decay: float = option(1e-3, "AdamW weight decay")
-    max_grad_norm: float = option(1.0, "gradient clipping norm")
-    warmup_steps: int = option(1000, "optimizer steps of linear warm-up, at most half of num_steps")
-    decay_from: float = option(0.5, "learning-rate multiplier right after the warm-up")
-    decay_to: float = option(0.2, "learning-rate multiplier at the last step")
-    sigma_shift: float = option(5.0, "s in sigma = s t / (1 + (s - 1) t), t = sigmoid(normal)")
-    condition_on_one_latent: float = option(0.5, "probability of one conditioning latent frame; two otherwise")
-    conditional_frame_timestep: float = option(1e-4, "timestep of conditioning frames; negative: the noise's own")
-    text_dropout: float = option(0.2, "probability of training a window without its text")
-    cache: Literal["disk", "none"] = option(
-        "disk", "encode each window and prompt once and keep them; none: encode at every step, for data too large"
+    num_steps: int = option(2000, "optimizer steps", ge=1)
+    batch_size: int = option(1, "windows per batch on each GPU", ge=1)
+    gradient_accumulation_steps: int = option(
+        1, "batches accumulated for one optimizer step", ge=1, invalidates=()
+    )  # its product with the number of processes must stay the same when a training resumes
+    learning_rate: float = option(2**-14.5, "peak learning rate of AdamW", gt=0)
+    weight_decay: float = option(1e-3, "weight decay of AdamW", ge=0)
+    max_grad_norm: float = option(1.0, "gradient clipping norm", ge=0)
+    warmup_steps: int = option(1000, "optimizer steps of linear warm-up; at most half of num_steps are used", ge=0)
+    decay_from: float = option(0.5, "learning-rate multiplier right after the warm-up", ge=0)
+    decay_to: float = option(0.2, "learning-rate multiplier at the last step", ge=0)
+    sigma_shift: float = option(5.0, "s in sigma = s t / (1 + (s - 1) t), t = sigmoid(normal)", gt=0)
+    condition_on_one_latent: float = option(
+        0.5, "probability of one conditioning latent frame instead of two", ge=0, le=1
     )
-    cache_dir: str | None = option(None, "where, to share it between runs; the run's own cache/ when not given")
+    conditional_frame_timestep: float = option(
+        1e-4, "timestep of the conditioning frames; a negative value uses the timestep of the noise", le=1
+    )
+    text_dropout: float = option(0.2, "probability of training a window without its text", ge=0, le=1)
+    cache: Literal["disk", "none"] = option(
+        "disk", "disk: encode each window and prompt once and keep them; none: encode at every step, for large data"
+    )
+    cache_dir: str | None = option(
+        None, "folder of the cache, to share it between runs; default: cache/ of the run", scope="machine"
+    )
     windows_per_clip: int = option(
-        4, "cached windows of a clip, evenly spaced, of which each visit draws one: 4 MB each at 432 x 768 x 93 in bf16"
+        4, "cached windows per clip, evenly spaced; each visit draws one (4 MB each at 432 x 768 x 93 in bf16)", ge=1
     )
     num_workers: int | None = option(
-        None, "processes that read ahead on each GPU; when not given, 0 with the cache and 2 without"
+        None, "data loading processes per GPU; default: 0 with the cache and 2 without", ge=0, scope="machine"
     )
     memory_gib: float = option(
-        72.0, "GPU memory that a step may use: what fits is kept for the backward pass, the rest is computed again"
+        72.0, "GPU memory that a step may use; activations that do not fit are recomputed", ge=1, invalidates=()
     )
-    compile: bool = option(True, "compile the transformer's blocks on a GPU: faster from the second step on")
+    compile: bool = option(
+        True, "compile the transformer's blocks on a GPU; faster from the second step on", invalidates=()
+    )
     ema_decay: float | None = option(
-        None, "average the adapter over the steps, keeping this share at each (such as 0.999), and write the average"
+        None, "write an exponential moving average of the weights with this decay, such as 0.999", gt=0, lt=1
     )
-    checkpoint_every: int = option(500, "optimizer steps between checkpoints")
-    keep_checkpoints: int = option(2, "newest checkpoints to keep; 0.6 GB each for rank 32 on the 2B model")
-    resume_from: str | None = option(None, "checkpoint to go on from: 'latest' or a folder; it must be there")
-    log_every: int = option(10, "optimizer steps between loss lines")
-    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = option("tensorboard", "where the curves go")
-    validation_clips: int = option(0, "clips kept out of training to measure the loss on; chosen by the seed")
-    validate_every: int = option(500, "optimizer steps between measures of the held-out clips' loss")
-    sample_every: int = option(0, "optimizer steps between samples dreamed from a held-out clip; 0: none")
-    push_to_hub: str | None = option(None, "hub id that the finished adapter is uploaded to, private where it is new")
+    checkpoint_every: int = option(500, "optimizer steps between checkpoints", ge=1, invalidates=())
+    keep_checkpoints: int = option(
+        2, "newest checkpoints to keep (0.6 GB each for rank 32 on the 2B model)", ge=1, invalidates=()
+    )
+    resume_from: str | None = option(
+        None, "checkpoint to resume from: 'latest' or a folder; it must exist", scope="call"
+    )
+    log_every: int = option(10, "optimizer steps between logged losses", ge=1, invalidates=())
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = option(
+        "tensorboard", "experiment tracker that gets the curves", invalidates=()
+    )
+    validation_clips: int = option(0, "clips held out of training to measure the loss; chosen by the seed", ge=0)
+    validate_every: int = option(500, "optimizer steps between validations", ge=1, invalidates=())
+    sample_every: int = option(
+        0, "optimizer steps between clips generated from a held-out first frame; 0: none", ge=0, invalidates=()
+    )
+    push_to_hub: str | None = option(
+        None, "hub id that the finished adapter is uploaded to; a new repository is private", invalidates=()
+    )
 
 
 @dataclass(frozen=True)
 class IdmSettings:
     """The inverse-dynamics model: two frames -> the actions between them."""
 
-    horizon: int = option(16, "frames between the two that the model sees; it predicts the actions between")
-    image_px: int = option(64, "side of the square images that it sees, divisible by 16")
-    width: int = option(256, "hidden features")
-    num_steps: int = option(1500, "optimizer steps")
-    batch_size: int = option(32, "frame pairs a step")
-    learning_rate: float = option(1e-3, "AdamW peak learning rate")
-    held_out: float = option(0.2, "share of episodes kept out of training to measure the error; at least one")
-    predict_state: bool = option(True, "predict a state for each frame beside the action")
+    horizon: int = option(16, "frames between the two input frames; it predicts the actions between them", ge=1)
+    image_px: int = option(64, "side of its square input images in pixels", ge=16, multiple_of=16)
+    width: int = option(256, "hidden features", ge=1)
+    num_steps: int = option(1500, "optimizer steps", ge=1)
+    batch_size: int = option(32, "frame pairs per batch", ge=1)
+    learning_rate: float = option(1e-3, "peak learning rate of AdamW", gt=0)
+    held_out: float = option(
+        0.2, "share of episodes held out of training to measure the error; at least one episode", ge=0, le=1
+    )
+    predict_state: bool = option(True, "predict the state of each frame as well as the action", invalidates=("label",))
 
 
 @dataclass(frozen=True)
@@ -138,78 +175,104 @@ class PlanSettings:
     """First frames x instructions x seeds -> jobs."""
 
     first_frames: str | None = option(
-        None, "folder of NAME.txt + NAME.png|jpg, a .csv or .jsonl, or a LeRobot dataset; the demos when not given"
+        None, "folder of NAME.txt + NAME.png|jpg, a .csv or .jsonl, or a LeRobot dataset; default: the demonstrations"
     )
-    instructions: list[str] = option([], "new instructions, crossed with every first frame of a dataset")
-    num_first_frames: int | None = option(None, "use only the first N first frames")
-    num_seeds: int = option(1, "clips for each pair of first frame and instruction")
+    instructions: list[str] = option([], "new instructions; each is combined with every first frame of a dataset")
+    num_first_frames: int | None = option(None, "use only the first N first frames", ge=1)
+    num_seeds: int = option(1, "clips for each pair of first frame and instruction", ge=1)
     condition: Literal["image", "video", "text"] = option(
-        "image", "what a clip begins with: one frame, the first five frames of a video, or nothing but the text"
+        "image", "what conditions a clip besides its text: one frame, the first five frames of a video, or nothing"
     )
-    num_chunks: int = option(1, "long tasks: chain N clips, each beginning with the last frames of the one before")
-    chunk_overlap: Literal[1, 5] = option(5, "how many frames that is; they are in the joined clip once")
+    num_chunks: int = option(
+        1, "for long tasks: chain N clips, each beginning with the last frames of the one before", ge=1
+    )
+    chunk_overlap: Literal[1, 5] = option(5, "frames that two chained clips share; the joined clip has them once")
     adapter: str | None = option(
         None,
-        "adapter's folder, a blend FOLDER:WEIGHT,FOLDER:WEIGHT, or 'base'; the run's own adapter/ when not given; "
-        "plan again with another one to have several in one job",
+        "adapter folder, a blend FOLDER:WEIGHT,FOLDER:WEIGHT, or 'base'; default: adapter/ of the run; "
+        "plan again with another one to use several in one run",
     )
     level: Literal["exact", "balanced", "turbo"] = option(
-        "exact", "exact: the pipeline's own clip, faster; balanced and turbo leave out passes, at a measured cost"
+        "exact",
+        "exact: the pipeline's own clips, faster; balanced and turbo skip passes at a measured cost",
     )
     fp8: bool = option(
-        False, "make the transformer's large products in 8 bits, at any level: a little faster, at a cost in likeness"
+        False, "compute the transformer's large matrix products in 8 bits, at any level; a little faster, less exact"
     )
-    num_inference_steps: int = option(36, "denoising steps")
-    guidance_scale: float = option(7.0, "cond + g (cond - uncond); at most 1 turns guidance off")
-    negative_prompt: str | None = option(None, "what to avoid; the pipeline's own text when not given")
+    num_inference_steps: int = option(36, "denoising steps", ge=1)
+    guidance_scale: float = option(7.0, "g in cond + g (cond - uncond); 1 or less turns guidance off", ge=0)
+    negative_prompt: str | None = option(None, "what to avoid; default: the text of the pipeline")
 
 
 @dataclass(frozen=True)
 class GenerateSettings:
     """Jobs -> clips on Ray."""
 
-    num_workers: int | None = option(None, "replicas of the model; one a GPU when not given, one without a GPU")
-    gpus_per_worker: float = option(1.0, "GPUs of a replica (may be a fraction); 0 on a machine without one")
-    cpus_per_worker: float = option(1.0, "CPU cores that Ray sets aside for a replica")
+    num_workers: int | None = option(
+        None, "workers, each with a copy of the model; default: one per GPU, or one without a GPU", ge=1
+    )
+    gpus_per_worker: float = option(1.0, "GPUs per worker (may be a fraction); 0 on a machine without one", ge=0)
+    cpus_per_worker: float = option(1.0, "CPU cores that Ray reserves per worker", ge=0)
     resources_per_worker: dict[str, float] = option(
-        {}, "Ray's custom resources that a replica needs, to choose nodes: {accelerator_type:H100: 0.001}"
+        {}, "Ray's custom resources that a worker needs, to choose nodes: {accelerator_type:H100: 0.001}"
     )
-    threads_per_worker: int = option(1, "torch threads of a CPU replica; fixed, as it changes rounding")
-    max_attempts: int = option(3, "tries of a clip, each on another replica where there is one, before it is failed")
+    threads_per_worker: int = option(1, "torch threads of a CPU worker; fixed, because it changes rounding", ge=1)
+    max_attempts: int = option(
+        3, "attempts at a clip, each on another worker where there is one, before it counts as failed", ge=1
+    )
     clip_limit_s: float | None = option(
-        None,
-        "seconds at a clip after which a replica is replaced as hung; far above the slowest so far when not given",
-    )
-    compile: bool = option(True, "compile the transformer's blocks on a GPU: the first clip takes a minute longer")
-    limit: int | None = option(None, "stop after N clips")
-    shard: str = option("0/1", "i/n: make only the i-th of n shares of the clips; a driver for each share")
+        None, "timeout of a clip in seconds, after which its worker is replaced; default: far above the slowest so far",
+        ge=1,
+    )  # fmt: skip
+    compile: bool = option(True, "compile the transformer's blocks on a GPU; the first clip takes a minute longer")
+    limit: int | None = option(None, "stop after N clips", ge=1, scope="call")
+    shard: str = option(
+        "0/1", "i/n: generate only the i-th of n shares of the clips; start one driver per share",
+        parse=Shard.parse, scope="call",
+    )  # fmt: skip
     clips_per_gpu_hour: float | None = option(
-        None, "for --dry_run: a rate measured elsewhere; this run's own clips tell it when not given"
+        None, "for --dry_run: a rate measured elsewhere; default: the rate of this run's clips", gt=0, scope="call"
     )
 
 
 @dataclass(frozen=True)
-class CurateSettings:
-    """Thresholds behind each verdict; a figure outside its threshold rejects the clip."""
+class _JudgeSettings:
+    judges: list[str] = option([], "judges that watch each clip that the scores accept", choices=JUDGES.names)
 
-    min_motion: float = option(0.5, "mean change between frames half a clip apart (0-255) below which a clip is static")
-    min_first_frame_psnr_db: float = option(15.0, "likeness of the clip's first frame to the asked one")
-    max_cut_score: float = option(6.0, "most abrupt frame change over its neighbours', above which there is a cut")
+
+if TYPE_CHECKING:
+
+    class CurateSettings(_JudgeSettings):
+        """Thresholds of the curation scores; a clip whose score violates one is rejected."""
+
+        def __init__(self, **thresholds: Any) -> None: ...
+
+        def __getattr__(self, name: str) -> Any: ...
+else:
+    # Scores and judges, those of other packages among them, declare their thresholds themselves.
+    CurateSettings = dataclasses.make_dataclass(
+        "CurateSettings",
+        [(name, "float | None" if threshold.default is None else "float",
+          option(threshold.default, threshold.help, ge=_bound(threshold.low), le=_bound(threshold.high)))
+         for name, threshold in threshold_settings().items()],
+        bases=(_JudgeSettings,), frozen=True, module=__name__,
+    )  # fmt: skip
+    CurateSettings.__doc__ = "Thresholds of the curation scores; a clip whose score violates one is rejected."
 
 
 @dataclass(frozen=True)
 class Hdf5Settings:
-    """How the HDF5 formats, robomimic and aloha, hold pictures and lengths."""
+    """Images and lengths in the HDF5 formats, robomimic and aloha."""
 
     compression: Literal["lzf", "gzip", "none"] = option(
-        "lzf", "of pictures, a frame a chunk: none reads fastest, gzip is smallest, lzf (h5py only) lies between"
+        "lzf", "compression of images, one frame per chunk: none reads fastest, gzip is smallest, lzf needs h5py"
     )
-    next_obs: bool = option(False, "robomimic: write next_obs too, which doubles the file; for methods with values")
+    next_obs: bool = option(False, "robomimic: write next_obs too, which doubles the file; for value-based methods")
     jpeg_quality: int | None = option(
-        None, "aloha: hold frames as JPEG of this quality, 1 to 100, as ALOHA's `compress` does; pixels when not given"
+        None, "aloha: store frames as JPEG of this quality, like ALOHA's `compress`; default: pixels", ge=1, le=100
     )
     equal_length: bool = option(
-        False, "aloha: repeat the last frame up to the longest episode, for the first ACT, which takes one length only"
+        False, "aloha: repeat the last frame up to the longest episode, for the original ACT, which needs one length"
     )
 
 
@@ -218,42 +281,50 @@ class ExportSettings:
     """Accepted clips -> datasets."""
 
     formats: list[str] = option(
-        ["lerobot-v3.0", "lerobot-v2.1", "robomimic"], "datasets to write: these, and aloha, which ACT reads"
+        ["lerobot-v3.0", "lerobot-v2.1", "robomimic"], "datasets to write", choices=EXPORT_FORMATS.names, invalidates=()
     )
     camera: str = option("observation.images.ego_view", "name of the video feature in the dataset")
-    robot_type: str | None = option(None, "robot_type of info.json; the demos' own when not given")
+    robot_type: str | None = option(None, "robot_type of info.json; default: that of the demonstrations")
     robot: str | None = option(
         None,
-        "preset for modality.json: gr1, so100, franka, droid, new_embodiment; the demos' own when not given",
+        "preset for modality.json: gr1, so100, franka, droid, new_embodiment; default: that of the demonstrations",
     )
     include_state: bool = option(True, "write observation.state where labels have one")
     lerobot_sample: bool = option(
         False,
-        "count pictures' statistics over the frames that LeRobot's writer takes (all of a clip of up to 100), and not "
-        "over 16: an export takes about three times as long",
+        "compute image statistics over the frames that LeRobot's writer samples (all of a clip of up to 100) instead "
+        "of 16; an export takes about three times as long",
     )
     dream_prefix: bool = option(False, "put <DREAM> before each task (understood by GR00T-Dreams only)")
     append_to: str | None = option(
-        None, "LeRobot dataset whose episodes come first in the new one; clips that it holds are not added twice"
+        None, "LeRobot dataset whose episodes come first in the new one; clips that it has are not added twice"
     )
     mix_with: str | None = option(None, "LeRobot dataset of real episodes to mix in; it is only read")
     real_share: float | None = option(
-        None, "share of mix_with's episodes, 0 to 1: some of one kind are left out, by the seed; all when not given"
+        None, "share of mix_with's episodes; episodes of the other kind are left out by the seed; default: use all",
+        ge=0, le=1,
+    )  # fmt: skip
+    fps: int | None = option(
+        None, "frames per second of the datasets; clips of another rate are resampled and encoded again", ge=1
     )
-    fps: int | None = option(None, "frames a second of the datasets: clips of another rate are resampled and encoded")
-    height: int | None = option(None, "pixels of the datasets' pictures: clips of another size are encoded again")
-    width: int | None = option(None, "likewise")
+    height: int | None = option(
+        None, "image height of the datasets in pixels; clips of another size are encoded again", ge=16, multiple_of=2
+    )
+    width: int | None = option(
+        None, "image width of the datasets in pixels; clips of another size are encoded again", ge=16, multiple_of=2
+    )
     push_to_hub: str | None = option(
-        None,
-        "hub id that the datasets are uploaded to, private where new; with several formats each adds its name",
-    )
-    license: str | None = option(None, "licence of the datasets, such as cc-by-4.0: goes into card and provenance")
+        None, "hub id that the datasets are uploaded to, private if new; with several formats each adds its name",
+        scope="machine",
+    )  # fmt: skip
+    license: str | None = option(None, "license of the datasets, such as cc-by-4.0, for dataset card and provenance")
     num_workers: int | None = option(
-        None,
-        "processes that look at clips and write files, or tasks at a time where RAY_ADDRESS names a cluster; one a "
-        "core when not given",
+        None, "processes, or concurrent Ray tasks where RAY_ADDRESS names a cluster; default: one per core",
+        ge=1, scope="machine",
+    )  # fmt: skip
+    keep_free_gib: float = option(
+        1.0, "disk space in GiB that must remain free after the datasets are written", ge=0, scope="machine"
     )
-    keep_free_gib: float = option(1.0, "disk space that must remain free when the datasets are written")
     hdf5: Hdf5Settings = section(Hdf5Settings)
 
 
@@ -261,34 +332,42 @@ class ExportSettings:
 class ConvertSettings:
     """A LeRobot dataset -> the same in another version."""
 
-    to: Literal["v2.1", "v3.0"] | None = option(None, "version to write; v3.0 of v2.0 and v2.1, v2.1 of v3.0")
-    reencode: bool = option(False, "encode episodes again whose packets cannot be copied, and only these")
-    num_workers: int | None = option(None, "processes that write files; one a core when not given")
+    to: Literal["v2.1", "v3.0"] | None = option(
+        None, "version to write; default: v3.0 for v2.0 and v2.1, and v2.1 for v3.0", scope="call"
+    )
+    reencode: bool = option(False, "encode episodes again whose packets cannot be copied, and only these", scope="call")
+    num_workers: int | None = option(None, "processes that write files; default: one per core", ge=1, scope="machine")
 
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """A dataset, ours or not -> what a trainer would stumble over."""
+    """A dataset, from DreamGen or not -> problems that a trainer would run into."""
 
-    fast: bool = option(False, "read metadata, tables and the packets of videos, and decode no picture")
-    num_workers: int | None = option(None, "processes; one a core when not given")
+    fast: bool = option(False, "read metadata, tables and video packets, and decode no frame", scope="call")
+    num_workers: int | None = option(None, "processes; default: one per core", ge=1, scope="machine")
 
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """The run's page."""
+    """The run on one page."""
 
-    max_clips: int = option(24, "clips shown; accepted and rejected ones in their share")
+    max_clips: int = option(24, "clips shown, accepted and rejected in proportion", ge=0)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that a run is made from."""
+    """Everything that determines a run."""
 
-    out: str | None = option(None, "run folder, for example runs/pick-and-place")
-    demos: str | None = option(None, "demonstrations: a LeRobot dataset, a GR1 layout, or a folder of mp4 + txt")
-    seed: int = option(0, "seed of training and of the first of num_seeds clips")
-    prompt_prefix: str = option("The robot arm is performing a task. ", "put before every instruction")
+    out: str | None = option(None, "run folder, such as runs/pick-and-place", scope="machine")
+    demos: str | None = option(
+        None, "demonstrations: a LeRobot dataset, a GR1 layout, or a folder of mp4 + txt", scope="machine"
+    )
+    seed: int = option(
+        0, "seed of training and of the first of num_seeds clips", ge=0, le=2**62, invalidates=("finetune", "export")
+    )  # and a few more for num_seeds: jobs.parquet holds 64 bits
+    prompt_prefix: str = option(
+        "The robot arm is performing a task. ", "put before every instruction", invalidates=("finetune",)
+    )
     model: ModelSettings = section(ModelSettings)
     video: VideoSettings = section(VideoSettings)
     prepare: PrepareSettings = section(PrepareSettings)
@@ -301,8 +380,3 @@ class Settings:
     convert: ConvertSettings = section(ConvertSettings)
     check: CheckSettings = section(CheckSettings)
     report: ReportSettings = section(ReportSettings)
-
-
-def default_of(setting: Any) -> Any:
-    """Return the default of a dataclass field, whichever way it was declared."""
-    return setting.default if setting.default is not MISSING else setting.default_factory()

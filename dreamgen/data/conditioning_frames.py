@@ -13,6 +13,8 @@ from dreamgen.errors import UserError
 from dreamgen.run.records import Job
 from dreamgen.run.run_folder import RunFolder
 
+NUM_STORED_FRAMES = 5  # that prepare keeps of each demonstration: a clip that goes on from a video begins with five
+
 
 def read_conditioning_frames(run: RunFolder, job: Job) -> np.ndarray | None:
     """Read the frames that a job begins with and make sure that they are those that were planned.
@@ -35,4 +37,4 @@ def read_conditioning_frames(run: RunFolder, job: Job) -> np.ndarray | None:
             allowed=job.first_frame_sha256[:12],
             next_step=f"dreamgen plan --out {run} writes it anew",
         )
-    return stacked_HWC.reshape(job.num_given_frames, job.height, job.width, 3)
+    return stacked_HWC.reshape(job.num_conditioning_frames, job.height, job.width, 3)

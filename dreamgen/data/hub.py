@@ -1,4 +1,4 @@
-"""Uploading a finished folder to the hub: refused early where it cannot succeed, never at the folder's cost."""
+"""Upload a finished folder to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dreamgen.errors import Problems
 
 
 def check_can_push(setting: str, repo_id: str | None, what: str, problems: Problems) -> None:
-    """Note what would keep a folder from being uploaded, as far as this machine knows without asking the hub.
+    """Report what would prevent an upload, without contacting the hub.
 
     Args:
-        setting: The setting that asks for it.
-        repo_id: Its value; None: nothing is uploaded.
+        setting: Path of the setting that asks for the upload.
+        repo_id: Value of the setting. None: nothing is uploaded.
         what: What would be uploaded, such as "the adapter".
-        problems: They are added here.
+        problems: Problems are added here.
     """
     if repo_id is None:
         return
@@ -43,18 +43,18 @@ def check_can_push(setting: str, repo_id: str | None, what: str, problems: Probl
 def push_folder(
     folder: Path, repo_id: str, what: str, message: str, repo_type: str = "model", tag: str | None = None
 ) -> tuple[str, bool]:
-    """Upload a folder; a failure is only reported, because the folder itself is complete.
+    """Upload a folder. A failure is reported and not raised, because the local folder is complete.
 
     Args:
         folder: The finished folder.
-        repo_id: Made where it is new, and private then.
-        what: What it is, such as "the adapter".
-        message: Of the commit.
-        repo_type: model or dataset.
-        tag: Given to what was uploaded; readers of LeRobot datasets look for their version's.
+        repo_id: The repository; created, as a private one, if it does not exist.
+        what: What is uploaded, such as "the adapter".
+        message: Commit message.
+        repo_type: "model" or "dataset".
+        tag: Git tag for the upload; readers of LeRobot datasets look for the tag of their version.
 
     Returns:
-        A sentence for the user, and whether the upload is done.
+        A sentence for the user, and whether the upload succeeded.
     """
     import httpx
     from huggingface_hub import HfApi
@@ -65,7 +65,7 @@ def push_folder(
         done = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, repo_type=repo_type)
         if tag is not None:
             api.create_tag(repo_id, tag=tag, repo_type=repo_type, exist_ok=True)
-    except (httpx.HTTPError, OSError, RuntimeError) as error:  # the last from xet, its storage
+    except (httpx.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: from xet, the hub's storage
         reason = str(error).splitlines()[0]
-        return f"the upload failed ({reason}); {what} is whole: hf upload {repo_id} {folder}{kind}", False
+        return f"the upload failed ({reason}); {what} is complete: hf upload {repo_id} {folder}{kind}", False
     return f"uploaded to {done.repo_url}", True

@@ -12,7 +12,7 @@ def frame_time_s(frame_index: int, fps: int | Fraction) -> float:
     return float(Fraction(frame_index) / Fraction(fps))
 
 
-def frame_index_at(time_s: float, fps: int | Fraction) -> int:
+def frame_index_at(time_s: float | Fraction, fps: int | Fraction) -> int:
     """Return the frame that is shown nearest to a time, in seconds from the first."""
     return round(Fraction(time_s) * Fraction(fps))
 

@@ -17,6 +17,7 @@ from dreamgen.errors import UserError
 from dreamgen.run.files import atomic_file
 
 STATE, ACTION = "observation.state", "action"
+SMALL_FILE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,9 @@ class Trajectory:
 
 
 def read_trajectory(
-    path: Path, state_dim: int | None = None, action_dim: int | None = None, episode_index: int | None = None
-) -> Trajectory:
+    path: Path, state_dim: int | None = None, action_dim: int | None = None, episode_index: int | None = None,
+    include_state: bool = True,
+) -> Trajectory:  # fmt: skip
     """Read `observation.state` and `action` where the file has them.
 
     Args:
@@ -66,6 +68,7 @@ def read_trajectory(
         state_dim: Features that the state must have; None: any.
         action_dim: Features that the action must have; None: any.
         episode_index: Only the rows of this episode, for files that hold several; None: all rows.
+        include_state: Whether to read the state.
 
     Raises:
         UserError: if the file is missing or damaged, a vector has the wrong length, or a value is not finite.
@@ -74,7 +77,8 @@ def read_trajectory(
     for name, dim in ((STATE, state_dim), (ACTION, action_dim)):
         if dim is not None and name not in there:
             raise UserError(f"{path} has no column {name}", actual=", ".join(there)[:200])
-    names = [name for name in (STATE, ACTION) if name in there]
+    wanted = (STATE, ACTION) if include_state else (ACTION,)
+    names = [name for name in wanted if name in there]
     filters = None if episode_index is None else [("episode_index", "=", episode_index)]
     table = read_columns(path, names or None, filters)
     return Trajectory(
@@ -117,7 +121,11 @@ def read_columns(path: Path, names: list[str] | None, filters: list | None = Non
         UserError: if it cannot be read.
     """
     try:
-        return pq.read_table(path, columns=names, filters=filters)
+        if filters is not None:
+            return pq.read_table(path, columns=names, filters=filters)
+        # A small file is read in this thread: to wake others takes longer than reading.
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            return file.read(names, use_threads=path.stat().st_size > SMALL_FILE_BYTES)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise UserError(f"{path} is damaged or is not parquet", actual=_first_line(error)) from None
 
@@ -142,8 +150,8 @@ def _vectors(table: pa.Table, name: str, dim: int | None, path: Path) -> np.ndar
         values, width = column, 1
     if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
         raise UserError(f"{path}: {name} is not a vector of numbers", actual=str(column.type))
-    if dim is not None and width != dim and len(column):
-        raise UserError(f"{path}: {name} has the wrong length", actual=width, allowed=dim)
+    if len(column) and (not width or dim not in (None, width)):
+        raise UserError(f"{path}: {name} has the wrong length", actual=width, allowed=dim or "at least 1")
     with np.errstate(over="ignore"):
         values_TD = values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), width)
     bad = np.argwhere(~np.isfinite(values_TD))

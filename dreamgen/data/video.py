@@ -155,8 +155,9 @@ def read_video(path: str | Path) -> np.ndarray:
 
 
 def write_video(
-    path: str | Path, frames: Iterable[np.ndarray], fps: int, codec: str = "h264", crf: int = 18, gop: int = 2
-) -> int:
+    path: str | Path, frames: Iterable[np.ndarray], fps: int | Fraction, codec: str = "h264", crf: int = 18,
+    gop: int = 2,
+) -> int:  # fmt: skip
     """Encode frames to an mp4 whose bytes depend on nothing but the arguments; written atomically.
 
     Args:
@@ -180,7 +181,7 @@ def write_video(
 
 @contextmanager
 def video_writer(
-    path: str | Path, fps: int, codec: str = "h264", crf: int = 18, gop: int = 2
+    path: str | Path, fps: int | Fraction, codec: str = "h264", crf: int = 18, gop: int = 2
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """Open an mp4 that is given frame by frame, so that several can be written of one pass over their source.
 

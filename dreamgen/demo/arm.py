@@ -1,7 +1,7 @@
-"""A planar robot arm in a small world: kinematics, motion and contact, for the demonstrations of `make demo`.
+"""A planar robot arm: kinematics, motion and contact, for the demonstrations of `dreamgen demo`.
 
-Axes: T control periods, A = (shoulder, elbow, wrist, gripper). Metres, radians, seconds. x goes right along the table,
-z up from its top. Angles are relative to the link before, from the horizontal, counter-clockwise.
+Axes: T control periods, A = (shoulder, elbow, wrist, gripper). Meters, radians, seconds. x points right along the
+table, z up from its top. Angles are relative to the previous link, from the horizontal, counterclockwise.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GRAVITY_M_S2 = 9.81
 
 @dataclass(frozen=True)
 class ArmScene:
-    """What stands on the table: blocks (one is the target) and a bin, by colour and place."""
+    """Objects on the table: two blocks, one of them the target, and a bin, by color and position in meters."""
 
     block_color: str
     bin_color: str
@@ -35,7 +35,7 @@ class ArmScene:
 
     @property
     def instruction(self) -> str:
-        """The task in words."""
+        """Return the task in words."""
         return f"pick the {self.block_color} block from the table and place it in the {self.bin_color} bin"
 
 
@@ -44,9 +44,9 @@ class ArmEpisode:
     """One demonstration as arrays.
 
     Args:
-        scene: What it was done in.
+        scene: Objects on the table.
         state_TA: Measured joint angles and gripper opening, float32.
-        action_TA: Targets given to the servos at the same moment, float32.
+        action_TA: Servo targets at the same time, float32.
         block_T2: x and z of the target block's centre, float64.
     """
 
@@ -57,13 +57,13 @@ class ArmEpisode:
 
 
 def joint_positions(joints: np.ndarray) -> np.ndarray:
-    """Forward kinematics: the points (shoulder, elbow, wrist, fingertips).
+    """Compute forward kinematics: the points (shoulder, elbow, wrist, fingertips).
 
     Args:
         joints: (shoulder, elbow, wrist, ...) in radians.
 
     Returns:
-        Points in metres, shape (4, 2).
+        Points in meters, shape (4, 2).
     """
     angles = np.cumsum(joints[:3])
     lengths = np.array([UPPER_ARM_M, FOREARM_M, HAND_M])
@@ -72,13 +72,13 @@ def joint_positions(joints: np.ndarray) -> np.ndarray:
 
 
 def inverse_kinematics(x: float, z: float, pitch_rad: float) -> np.ndarray:
-    """Joint angles that bring the fingertips to a point with the hand at a pitch, elbow up.
+    """Compute the joint angles that bring the fingertips to a point with the hand at a pitch, elbow up.
 
     The wrist lies one hand's length behind the fingertips; shoulder and elbow follow from the law of cosines.
 
     Args:
-        x: Fingertips, metres.
-        z: Fingertips, metres.
+        x: Position of the fingertips in meters.
+        z: Height of the fingertips in meters.
         pitch_rad: Direction of the hand; -pi/2 points down.
 
     Returns:
@@ -100,21 +100,21 @@ def inverse_kinematics(x: float, z: float, pitch_rad: float) -> np.ndarray:
 
 
 def minimum_jerk(num_steps: int) -> np.ndarray:
-    """Progress from 0 to 1 of a smooth reach: 10 s^3 - 15 s^4 + 6 s^5 (Flash and Hogan, 1985).
+    """Return the progress from 0 to 1 of a smooth reach: 10 s^3 - 15 s^4 + 6 s^5 (Flash and Hogan, 1985).
 
     Returns:
-        float64, shape (num_steps,); 0 is left out and 1 is its last value.
+        float64, shape (num_steps,); excludes 0 and ends at 1.
     """
     s = np.arange(1, num_steps + 1) / num_steps
     return 10 * s**3 - 15 * s**4 + 6 * s**5
 
 
 def pick_and_place(scene: ArmScene, rng: np.random.Generator) -> ArmEpisode:
-    """Approach, grasp, lift, carry, place and retreat; the arm tracks its targets and the block obeys the hand.
+    """Simulate approach, grasp, lift, carry, place and retreat; the arm tracks its targets, the block follows the hand.
 
     Args:
-        scene: Where things stand.
-        rng: Draws how fast, how high and from where, so that no two demonstrations are the same.
+        scene: Objects on the table.
+        rng: Draws pace, heights and start, so that no two demonstrations are the same.
 
     Returns:
         The episode, about four and a half seconds at `CONTROL_FPS`.
@@ -129,7 +129,7 @@ def pick_and_place(scene: ArmScene, rng: np.random.Generator) -> ArmEpisode:
         blocks.append(block)
         state = state + TRACKING * (action - state)
         tip = joint_positions(state)[3]
-        # Fingers hold the block once they are as close as it is wide and around it, and until they part again.
+        # The fingers hold the block while they are closed to its width, once they are around it.
         closed = state[3] <= BLOCK_M + 1e-3
         near = np.abs(tip - block).max() < BLOCK_M / 2
         if not closed:
@@ -150,7 +150,7 @@ def pick_and_place(scene: ArmScene, rng: np.random.Generator) -> ArmEpisode:
 
 
 def _planned_targets(scene: ArmScene, rng: np.random.Generator) -> np.ndarray:
-    """Servo targets from waypoints (x, z, pitch, gripper), each reached with a minimum-jerk profile; targets_TA."""
+    """Return targets_TA through waypoints (x, z, pitch, gripper), each reached with a minimum-jerk profile."""
     down, opened, closed = -np.pi / 2, GRIPPER_OPEN_M, BLOCK_M - 0.004
     home = (0.54 + rng.uniform(-0.03, 0.03), 0.40 + rng.uniform(-0.03, 0.03), np.deg2rad(-65), opened)
     above, carry = 0.17 + rng.uniform(0, 0.03), 0.22 + rng.uniform(0, 0.05)

@@ -1,4 +1,4 @@
-"""Demonstrations that the project makes itself, for `make demo`: a drawn arm picks blocks and places them in a bin."""
+"""Demonstrations for `dreamgen demo`: a drawn robot arm picks blocks and places them in a bin."""
 
 from __future__ import annotations
 
@@ -30,28 +30,29 @@ def write_demo_dataset(folder: Path, num_episodes: int = 6, seed: int = 0) -> Pa
     """Write pick-and-place demonstrations as a LeRobot v3.0 dataset with lerobot's own writer.
 
     Args:
-        folder: The dataset's root; made whole or not at all.
-        num_episodes: How many; each has its own colours, places and pace.
-        seed: Decides everything that is drawn by lot.
+        folder: Root of the dataset; complete or absent.
+        num_episodes: Number of episodes, each with its own colors, places and pace.
+        seed: Seed of everything random.
 
     Returns:
         `folder`.
 
     Raises:
-        UserError: if `folder` exists, or no episode is asked for.
+        UserError: if `folder` exists, or `num_episodes` is 0.
     """
     if num_episodes < 1:
         raise UserError("number of demo episodes", actual=num_episodes, allowed="at least 1")
     joints = {"dtype": "float32", "shape": (len(JOINT_NAMES),), "names": list(JOINT_NAMES)}
-    picture = {"dtype": "video", "shape": (SIZE_PX, SIZE_PX, 3), "names": ["height", "width", "channels"]}
+    image = {"dtype": "video", "shape": (SIZE_PX, SIZE_PX, 3), "names": ["height", "width", "channels"]}
     with atomic_folder(folder) as temporary, _quiet_libraries():
-        temporary.rmdir()  # lerobot's writer insists on making its root
+        temporary.rmdir()  # lerobot's writer creates its root and refuses one that exists
         dataset = LeRobotDataset.create(
             "dreamgen/demo",
             fps=CONTROL_FPS,
             root=temporary,
             robot_type=ROBOT_TYPE,
-            features={"observation.state": joints, "action": joints, CAMERA: picture},
+            features={"observation.state": joints, "action": joints, CAMERA: image},
+            video_backend="pyav",  # no torchcodec, which prints tracebacks on a machine without FFmpeg's libraries
             rgb_encoder=RGBEncoderConfig(vcodec="h264", crf=18, preset="veryfast", extra_options={"bf": 0}),
         )
         for index in range(num_episodes):
@@ -63,19 +64,19 @@ def write_demo_dataset(folder: Path, num_episodes: int = 6, seed: int = 0) -> Pa
                 dataset.add_frame({**row, "task": episode.scene.instruction})
             dataset.save_episode()
         dataset.finalize()
-        shutil.rmtree(temporary / "images", ignore_errors=True)  # where the writer kept frames before encoding
+        shutil.rmtree(temporary / "images", ignore_errors=True)  # the writer's frames before encoding
     return Path(folder)
 
 
 def demo_scene(index: int, seed: int) -> ArmScene:
-    """Return the scene of one demonstration: its task by turns, its places by lot.
+    """Return the scene of one demonstration: tasks in a shuffled order, random places.
 
     Args:
-        index: Which demonstration.
-        seed: Of the dataset.
+        index: Index of the demonstration.
+        seed: Seed of the dataset.
 
     Returns:
-        Two blocks of different colours and a bin, in three of the four places, each moved a little.
+        Two blocks of different colors and a bin, in three of the four places, with a small random offset.
     """
     rng = np.random.default_rng([seed, index, 1])
     tasks = _shuffled_tasks(seed)
@@ -87,17 +88,17 @@ def demo_scene(index: int, seed: int) -> ArmScene:
 
 
 def demo_instructions(num: int, seed: int) -> list[str]:
-    """Return instructions for planning that the first demonstrations of the same seed do not show.
+    """Return instructions that the first demonstrations of the same seed do not show, to plan with.
 
     Args:
-        num: How many, all different.
-        seed: Of the dataset.
+        num: Number of instructions, all different.
+        seed: Seed of the dataset.
 
     Returns:
-        Sentences of the demonstrations' form, from the far end of the order in which demonstrations take their tasks.
+        Sentences like those of the demonstrations, from the end of the shuffled order of tasks.
 
     Raises:
-        UserError: if there are fewer combinations of colours.
+        UserError: if there are fewer combinations of colors.
     """
     tasks = _shuffled_tasks(seed)
     if not 0 <= num <= len(tasks):
@@ -113,10 +114,10 @@ def _shuffled_tasks(seed: int) -> list[tuple[str, str]]:
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Keep the encoder's report on every episode, and a progress bar for each table, out of the terminal."""
+    """Silence the encoder's report on every episode and the progress bar of each table."""
     bars_shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
-    av.logging.set_libav_level(av.logging.ERROR)  # for good: lerobot's encoder has libav write to the terminal
+    av.logging.set_libav_level(av.logging.ERROR)  # stays set: lerobot's encoder makes libav write to the terminal
     try:
         yield
     finally:

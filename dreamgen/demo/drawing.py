@@ -1,6 +1,6 @@
-"""Pictures of the planar arm's world, drawn with OpenCV: what its camera sees.
+"""Camera images of the planar arm, drawn with OpenCV.
 
-Axes: H height, W width, C channels. A `frame_HWC` is uint8, 0-255, RGB. Lengths in metres become pixels in `_px`.
+Axes: H height, W width, C channels. A `frame_HWC` is uint8, 0-255, RGB. `_px` converts meters to pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dreamgen.demo.arm import BIN_FLOOR_M, BIN_WIDTH_M, BLOCK_M, GRIPPER_OPEN_M,
 SIZE_PX = 256
 OVERSAMPLE = 3  # drawn larger and reduced, so that edges are smooth and motion below a pixel is visible
 PX_PER_M = SIZE_PX * OVERSAMPLE
-TABLE_Z_PX = round(0.80 * PX_PER_M)  # row of the line on the table that things stand on
+TABLE_Z_PX = round(0.80 * PX_PER_M)  # row of the line on the table on which objects stand
 
 COLORS = {
     "red": (214, 57, 50),
@@ -31,23 +31,23 @@ COLORS = {
 WALL_TOP, WALL_BOTTOM = (226, 231, 236), (200, 208, 216)
 TABLE_FAR, TABLE_NEAR, TABLE_EDGE = (205, 178, 142), (188, 158, 120), (142, 114, 82)
 ARM, ARM_LIGHT, JOINT, METAL = (84, 96, 112), (122, 136, 154), (246, 158, 66), (150, 158, 168)
-DEPTH_PX = round(0.022 * PX_PER_M)  # how far a block's top and a bin's back reach up: the camera looks a little down
+DEPTH_PX = round(0.022 * PX_PER_M)  # visible depth of a block's top and a bin's back: the camera looks down a little
 
 
 def draw_episode(episode: ArmEpisode) -> Iterator[np.ndarray]:
-    """Draw what the camera sees, frame by frame.
+    """Draw the camera image of each control period.
 
     Yields:
         frame_HWC, uint8, 0-255, RGB, 256 x 256.
     """
-    background = _draw_room()
+    background = _draw_background()
     for state, block in zip(episode.state_TA, episode.block_T2, strict=True):
         canvas = background.copy()
         _draw_scene(canvas, episode, state.astype(np.float64), block)
         yield cv2.resize(canvas, (SIZE_PX, SIZE_PX), interpolation=cv2.INTER_AREA)
 
 
-def _draw_room() -> np.ndarray:
+def _draw_background() -> np.ndarray:
     canvas = np.empty((PX_PER_M, PX_PER_M, 3), np.uint8)
     far_px, near_px = TABLE_Z_PX - round(0.10 * PX_PER_M), TABLE_Z_PX + round(0.10 * PX_PER_M)
     canvas[:far_px] = _gradient(WALL_TOP, WALL_BOTTOM, far_px)

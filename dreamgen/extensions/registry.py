@@ -65,7 +65,7 @@ class Registry[T]:
             nearest = closest_match(name, self._entries)
             raise UserError(
                 f"unknown {self.kind}: {name}",
-                allowed=", ".join(self._entries),
+                allowed=", ".join(self._entries) or "none: no installed package registers one",
                 next_step=f"did you mean {nearest}?" if nearest else None,
             )
         entry = self._entries[name]

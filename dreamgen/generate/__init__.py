@@ -1,5 +1,5 @@
 """Jobs -> clips.
 
-`stage` is the story and `standing` says what is left. `clip` makes one with what `maker` holds and `texts` gives, and
-knows nothing of Ray; `pool` spreads clips over a cluster with `schedule`, `actors`, `worker`, `cluster` and `faults`.
+`stage` runs the stage and `clip_status` tells which clips are left. `clip` makes one clip with a `ClipGenerator` and
+the prompts that `texts` stores, without Ray; `worker` is the Ray actor around it, which `dreamgen.cluster` schedules.
 """

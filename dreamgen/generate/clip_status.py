@@ -1,7 +1,7 @@
-"""Which clips of a run are made and which are left, and what kills leave behind.
+"""Which clips of a run are done and which are left, and the temporary files of killed processes.
 
-A clip is done if its record and its file agree; for a million of them this reads two columns of the journal and lists
-256 folders, rather than asking for each file.
+A clip is done if its record and its file agree. For a million clips this reads two columns of the journal and lists 256
+folders, instead of checking each file.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ STALE_AFTER_S = 600.0
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How each planned clip of a share stands.
+    """The state of each planned clip of a shard.
 
     Args:
-        jobs: The share's jobs, in planned order.
-        states_N: LEFT, DONE, REJECTED or FAILED, one a job. A failed clip is tried again like one that is left.
+        jobs: Jobs of the shard, in planned order.
+        states_N: LEFT, DONE, REJECTED or FAILED for each job. A failed clip is retried like one that is left.
     """
 
     jobs: JobRows
@@ -44,11 +44,11 @@ class RunStatus:
 
     @property
     def left(self) -> JobRows:
-        """The jobs that are to be made."""
+        """The jobs whose clips are still to be made."""
         return self.jobs.where((self.states_N == LEFT) | (self.states_N == FAILED))
 
     def counts(self) -> dict[str, int]:
-        """Return how many there are of each state."""
+        """Return the number of clips in each state."""
         num_left, num_done, num_rejected, num_failed = np.bincount(self.states_N, minlength=4).tolist()
         return {
             "num_jobs": len(self.jobs), "num_done": num_done, "num_rejected": num_rejected, "num_failed": num_failed,
@@ -57,11 +57,11 @@ class RunStatus:
 
 
 def clip_status(run: RunFolder, shard: Shard | None = None) -> RunStatus:
-    """Find out what is done and what is left.
+    """Return which clips are done and which are left.
 
     Args:
         run: With jobs planned.
-        shard: Whose share; all jobs when not given.
+        shard: Of the driver; all jobs when not given.
     """
     ids = job_columns(run.jobs, ["clip_id"])["clip_id"].combine_chunks()
     rows = np.flatnonzero((shard or Shard()).holds(ids))
@@ -69,17 +69,17 @@ def clip_status(run: RunFolder, shard: Shard | None = None) -> RunStatus:
 
 
 def clip_states(run: RunFolder, ids: pa.Array) -> np.ndarray:
-    """Say how clips stand.
+    """Return the state of clips.
 
-    Done is a clip whose file is as large as its record says, or one that was rejected. A failed clip is not, nor a
-    record without its file, nor a file without its record.
+    A clip is done if its file has the size that its record states. A record without its file, or a file without its
+    record, is not done.
 
     Args:
-        run: Whose journal and clips.
+        run: With the journal and the clips.
         ids: Clip ids.
 
     Returns:
-        uint8, one an id: LEFT, DONE, REJECTED or FAILED.
+        uint8, one for each id: LEFT, DONE, REJECTED or FAILED.
     """
     records = latest_records(run.journal, STAGE, ("status", "num_bytes"))
     file_ids, sizes_F = clip_sizes(run)
@@ -97,16 +97,16 @@ def clip_states(run: RunFolder, ids: pa.Array) -> np.ndarray:
 
 
 def todo(run: RunFolder, jobs: Sequence[Job]) -> list[Job]:
-    """List those of the jobs that are not done, in their order."""
+    """Return the jobs that are not done, in their order."""
     states = clip_states(run, pa.array([job.clip_id for job in jobs], pa.string()))
     return [job for job, state in zip(jobs, states, strict=True) if state in (LEFT, FAILED)]
 
 
 def clip_sizes(run: RunFolder) -> tuple[pa.Array, np.ndarray]:
-    """List the clips' files.
+    """List the files of the clips.
 
     Returns:
-        Clip ids, and int64 bytes.
+        Clip ids, and their sizes in bytes, int64.
     """
     names: list[str] = []
     sizes: list[int] = []
@@ -118,12 +118,12 @@ def clip_sizes(run: RunFolder) -> tuple[pa.Array, np.ndarray]:
 
 
 def remove_stale_temporaries(run: RunFolder) -> int:
-    """Remove half-written clips of processes that are gone.
+    """Remove half-written clips of processes that no longer run.
 
-    A process on another machine cannot be seen from here, so a file that was written to lately is left alone.
+    Processes of other machines are not visible here, so recently written files are kept.
 
     Returns:
-        How many were removed.
+        Number of removed files.
     """
     num_removed = 0
     for folder in run.clips.glob("??"):
@@ -138,12 +138,12 @@ def remove_stale_temporaries(run: RunFolder) -> int:
 
 
 def mean_metric(records: Sequence[JournalRecord], *names: str) -> float | None:
-    """Return the mean, over the clips that were made, of the sum of the named figures; None without clips."""
+    """Return the mean over successful clips of the sum of the named metrics; None without clips."""
     sums = [sum(record.metrics[name] for name in names) for record in records if record.status == "ok"]
     return sum(sums) / len(sums) if sums else None
 
 
 def _found(ids: pa.Array, among: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Return where each id stands among others (null where it does not), and whether it does."""
+    """Return the position of each id in `among` (null if it is not there), and whether it is there."""
     places = pc.index_in(ids, value_set=among)
     return places, np.asarray(places.is_valid())

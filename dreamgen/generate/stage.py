@@ -1,6 +1,6 @@
-"""Jobs -> clips on Ray: the stage. The driver alone writes the journal, so a record is whole or absent.
+"""Jobs -> clips on Ray. Only the driver writes the journal, so a record is whole or absent.
 
-A run starts Ray on this machine, unless RAY_ADDRESS names a cluster; every node then needs this package and sees the
+A run starts Ray on this machine unless RAY_ADDRESS names a cluster, whose nodes then need this package and must see the
 run folder at the same path.
 """
 
@@ -32,11 +32,10 @@ from dreamgen.generate.clip_status import (
     mean_metric,
     remove_stale_temporaries,
 )
-from dreamgen.generate.texts import DETERMINE_A_TEXT, PromptTask, prompt_tasks
-from dreamgen.generate.worker import GenerationWorker, Load, adapter_of
-from dreamgen.models.adapter_choice import AdapterChoice, adapter_of_job, check_choice_fits
-from dreamgen.models.cosmos_predict25.adapter import is_full
-from dreamgen.models.cosmos_predict25.loading import WorldModelSource, empty_transformer, resolve_world_model
+from dreamgen.generate.texts import TEXT_FIELDS, PromptTask, prompt_tasks
+from dreamgen.generate.worker import GenerationWorker, LoadSpec, adapter_of
+from dreamgen.models.adapter_choice import AdapterChoice, adapter_of_job
+from dreamgen.models.world_model import WorldModelSource, resolve_world_model
 from dreamgen.progress import Progress, duration
 from dreamgen.run.jobs import JobRows
 from dreamgen.run.journal import Journal, latest_records, records_of
@@ -52,17 +51,17 @@ NUM_CLIPS_MEASURED = 1000
 
 
 def generate(settings: Settings, dry_run: bool = False) -> StageResult:
-    """Make the clips that are planned and not done.
+    """Make the clips that are planned and not done yet.
 
     Args:
-        settings: `generate` and `model` are used; what a clip is like stands in its job.
+        settings: `generate` and `model` are used; the jobs hold everything that determines a clip.
         dry_run: Write nothing; count, and estimate disk and time from the clips that this run has made.
 
     Returns:
-        Counts over all jobs. `partial` if clips failed or Ctrl-C stopped the run, `figures["interrupted"]` then.
+        Counts over all jobs. `partial` if clips failed or Ctrl-C stopped the run; then `metrics["interrupted"]` is set.
 
     Raises:
-        UserError: if nothing is planned, or the model, its adapter or a worker's share of the machine cannot be had.
+        UserError: if nothing is planned, or the model, its adapter or the workers' resources are not available.
     """
     run, shard = RunFolder.of(settings, may_be_remote=True), Shard.parse(settings.generate.shard)
     run.need(run.jobs, "plan")
@@ -81,14 +80,15 @@ def _generate(settings: Settings, run: RunFolder, shard: Shard, is_lost: Callabl
     fitting = left.where(_fits(left, source, settings.model.dtype, choices))
     if not len(fitting):
         raise _planned_for_another_model(next(iter(left)), source, run)
-    for choice in filter(None, choices.values()):
-        check_choice_fits(empty_transformer(source), choice)
+    folders = [folder for choice in choices.values() if choice for folder in choice.folders]
+    if folders:
+        source.load_class().check_adapters(source, folders)
 
     remove_stale_temporaries(run)
     wanted = fitting if settings.generate.limit is None else fitting.first(settings.generate.limit)
-    full = frozenset(sha256 for sha256, choice in choices.items() if choice and is_full(choice.parts[0][0]))
-    texts = prompt_tasks(run, wanted.distinct(DETERMINE_A_TEXT), full)
-    what = Load(
+    full = frozenset(choice.sha256 for choice in choices.values() if choice and choice.holds_all_weights)
+    texts = prompt_tasks(run, wanted.distinct(TEXT_FIELDS), full)
+    spec = LoadSpec(
         source, settings.model, run.absolute(),
         several_adapters=len(wanted.distinct(["adapter_sha256"])) > 1, compiled=settings.generate.compile,
     )  # fmt: skip
@@ -97,7 +97,7 @@ def _generate(settings: Settings, run: RunFolder, shard: Shard, is_lost: Callabl
         Journal(run.journal, STAGE) as journal,
         first_interrupt_stops() as stopped,
         ray_pool_size(options, settings.model.device) as size,
-        WorkerPool(size, options, GenerationWorker, what, adapter_of, cost_of) as pool,
+        WorkerPool(size, options, GenerationWorker, spec, adapter_of, cost_of) as pool,
     ):
         encode_texts(pool, texts, stopped)
         with Progress(STAGE, len(wanted)) as progress:
@@ -114,11 +114,11 @@ def _generate(settings: Settings, run: RunFolder, shard: Shard, is_lost: Callabl
     if pool.num_group_changes:
         notes.append(f"workers changed their adapter {pool.num_group_changes} times")
     if all_failed(progress):
-        notes.append(f"the first {progress.failed} clips all failed, so no more were begun")
+        notes.append(f"the first {progress.failed} clips all failed, so no more were started")
     if is_lost():
-        notes.append("another driver took this one for dead and makes these clips now, so no more were begun here")
+        notes.append("another driver took over these clips, as this one seemed dead; no more were started here")
     if was_interrupted:
-        notes.append(f"stopped by Ctrl-C; go on with:  dreamgen generate --out {run}{_shard_option(shard)}")
+        notes.append(f"stopped by Ctrl-C; continue with:  dreamgen generate --out {run}{_shard_option(shard)}")
     return _result(run, shard, notes, was_interrupted)
 
 
@@ -142,7 +142,7 @@ def cost_of(task: Job | PromptTask) -> float:
 
 
 def all_failed(progress: Progress) -> bool:
-    """Say whether so many clips failed, and none came out, that what is wrong is wrong with all of them."""
+    """Return whether so many clips failed, and none succeeded, that the cause must affect all of them."""
     return progress.done >= GIVE_UP_AFTER and progress.failed == progress.done
 
 
@@ -160,7 +160,7 @@ def first_interrupt_stops() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C into a flag; the second one interrupts as usual.
 
     Yields:
-        A function that says whether Ctrl-C was pressed.
+        A function that returns whether Ctrl-C was pressed.
     """
     pressed = threading.Event()
 
@@ -169,7 +169,7 @@ def first_interrupt_stops() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         pressed.set()
         # Not print: a signal may arrive inside of one.
-        os.write(2, b"\nCtrl-C: the clips in hand are finished, then the run stops. Once more to stop at once.\n")
+        os.write(2, b"\nCtrl-C: clips in progress are finished, then the run stops. Press again to stop at once.\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield pressed.is_set  # only the main thread may handle signals
@@ -182,10 +182,10 @@ def first_interrupt_stops() -> Iterator[Callable[[], bool]]:
 
 
 def encode_texts(pool: WorkerPool, tasks: Sequence[PromptTask], stopped: Callable[[], bool]) -> None:
-    """Have the workers encode the prompts that are not there yet; a prompt that cannot be encoded stops the run.
+    """Have the workers encode the missing prompts; a prompt that cannot be encoded stops the run.
 
     Raises:
-        UserError: with what the first failed one says.
+        UserError: with the error of the first prompt that failed.
     """
     with Progress("generate: texts", len(tasks)) as progress:
         for record in pool.run(tasks, stopped):
@@ -195,10 +195,10 @@ def encode_texts(pool: WorkerPool, tasks: Sequence[PromptTask], stopped: Callabl
 
 
 def adapters_of(run: RunFolder, jobs: Iterable[Job]) -> dict[str | None, AdapterChoice | None]:
-    """Find the adapters that jobs name; one that is gone, or is no longer the one that was planned for, is left out.
+    """Find the adapters that jobs name, without those that are missing or changed since they were planned.
 
     Returns:
-        Hash, as jobs carry it -> choice; None for the base model.
+        Hash, as jobs store it -> choice; None for the base model.
     """
     choices: dict[str | None, AdapterChoice | None] = {}
     for sha256, job in {job.adapter_sha256: job for job in jobs}.items():
@@ -214,7 +214,7 @@ def adapters_of(run: RunFolder, jobs: Iterable[Job]) -> dict[str | None, Adapter
 def _source_of(settings: Settings, run: RunFolder) -> WorldModelSource:
     source = resolve_world_model(settings.model, run)
     if Path(source.path).is_dir():
-        source = replace(source, path=str(Path(source.path).resolve()))  # workers have a folder of their own
+        source = replace(source, path=str(Path(source.path).resolve()))  # workers run in another folder
     return source
 
 
@@ -239,8 +239,7 @@ def _result(run: RunFolder, shard: Shard, notes: Sequence[str], was_interrupted:
     notes = [*notes, *_first_reasons(run, now, REJECTED, "rejected"), *_first_reasons(run, now, FAILED, "failed")]
     if metrics["num_failed"]:
         notes.append(
-            f"{metrics['num_failed']} clips failed; {run.journal} has their tracebacks; the same command tries them "
-            "again"
+            f"{metrics['num_failed']} clips failed; {run.journal} has their tracebacks; the same command retries them"
         )
     outputs = {"clips": run.shown(run.clips), "journal": run.journal}
     return StageResult(STAGE, outputs, metrics, notes, partial=was_interrupted or bool(metrics["num_failed"]))
@@ -266,11 +265,11 @@ def _preview(run: RunFolder, now: RunStatus, settings: GenerateSettings) -> Stag
         notes.append(f"from {len(made)} clips of this run: {duration(clip_s)} a clip on one worker")
     if settings.clips_per_gpu_hour is not None:
         metrics["gpu_hours"] = round(len(left) / settings.clips_per_gpu_hour, 3)
-        notes.append(f"gpu_hours at the {settings.clips_per_gpu_hour:g} clips an hour that were given")
+        notes.append(f"gpu_hours at {settings.clips_per_gpu_hour:g} clips an hour, as set")
     elif not made:
         notes.append(
             "disk and GPU hours are not known before a clip is made; "
-            f"measure one with:  dreamgen generate --out {run} --generate.limit 1, or give --clips_per_gpu_hour"
+            f"measure one with:  dreamgen generate --out {run} --generate.limit 1, or set --clips_per_gpu_hour"
         )
     prompts = [job.prompt for job in left.distinct(["prompt"]).first(NUM_PROMPTS_SHOWN)]
     notes.extend(f"prompt: {prompt[:300]}" for prompt in prompts)

@@ -1,4 +1,4 @@
-"""The actor: it loads once and calls the plain functions that make a text or a clip."""
+"""The Ray actor: it loads the model once and calls the plain functions that encode a prompt or make a clip."""
 
 from __future__ import annotations
 
@@ -16,26 +16,21 @@ from dreamgen.errors import UserError
 from dreamgen.generate.clip import encode_prompt, make_clip
 from dreamgen.generate.clip_generator import ClipGenerator
 from dreamgen.generate.texts import PromptTask
-from dreamgen.models.cosmos_predict25.loading import (
-    WorldModelSource,
-    drop_text_encoder,
-    load_text_encoder,
-    load_world_model,
-)
+from dreamgen.models.world_model import WorldModelSource
 from dreamgen.run.records import Job, JournalRecord
 from dreamgen.run.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadSpec:
     """What every worker loads.
 
     Args:
         source: The world model; a folder's path is absolute.
-        model: Precision, device and guardrail.
+        model: Precision, device and safety checker.
         run: With an absolute root.
-        several_adapters: Whether the jobs ask for more than one.
-        compiled: Compile the transformer's blocks where there is a GPU.
+        several_adapters: Whether the jobs use more than one adapter.
+        compiled: Compile the model if it runs on a GPU.
     """
 
     source: WorldModelSource
@@ -46,76 +41,76 @@ class Load:
 
 
 class GenerationWorker:
-    """Loads once, then encodes prompts or makes clips: one is sampled while the one before is encoded to mp4.
+    """Loads once, then encodes prompts or makes clips: one clip is sampled while the previous one is encoded to mp4.
 
     Ray calls `load` first and `make` from two threads.
     """
 
     def __init__(self) -> None:
-        # Here, not in `load`: only the process's first thread may. Ctrl-C is the driver's to handle; the clip in hand
-        # is finished.
+        # Here, not in `load`: only the main thread may set handlers. The driver handles Ctrl-C; a clip in progress is
+        # finished.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.is_withdrawn = threading.Event()
         self.loading = threading.Lock()
 
     def node(self) -> str:
-        """Return the node that it runs on."""
+        """Return the id of the node that the worker runs on."""
         return ray.get_runtime_context().get_node_id()
 
-    def load(self, what: Load, num_threads: int, without_gpu: bool) -> None:
-        """Load the model; a worker that Ray gave no GPU stays off the GPUs that it can see.
+    def load(self, spec: LoadSpec, num_threads: int, without_gpu: bool) -> None:
+        """Load the model; a worker without a GPU of its own does not use the GPUs that it can see.
 
         Raises:
-            UserError: as `load_world_model` does, or if the GPU has no room for the model.
+            UserError: if the model cannot be loaded or does not fit into the GPU's memory.
         """
         torch.set_num_threads(num_threads)
         device = torch.device("cpu") if without_gpu else None
-        self.what = what
-        with _room_for_the_model():
-            pipe = load_world_model(what.source, what.model, device=device, text_encoder=False)
-        compiled = what.compiled and pipe.device.type == "cuda"
-        self.maker = ClipGenerator(pipe, what.run, what.several_adapters, compiled)
+        with _out_of_memory_as_user_error():
+            model = spec.source.load_class().from_source(
+                spec.source, spec.model, device=device, compiled=spec.compiled, several_adapters=spec.several_adapters
+            )
+        self.generator = ClipGenerator(model, spec.run)
 
     def make(self, task: Job | PromptTask) -> JournalRecord | None:
-        """Encode a prompt or make a clip, and say how it went. All prompts come before the first clip.
+        """Encode a prompt or make a clip. All prompts come before the first clip.
 
         Returns:
-            None if the task was withdrawn before it was begun.
+            The record; None if the task was withdrawn before it began.
         """
-        with self.maker.gpu:
-            pass  # its turn has come: the clip before is sampled
+        with self.generator.gpu_lock:
+            pass  # wait until the previous clip is sampled
         if self.is_withdrawn.is_set():
             return None
         self._keep_text_encoder(isinstance(task, PromptTask))
-        return make_clip(self.maker, task) if isinstance(task, Job) else encode_prompt(self.maker, task)
+        return make_clip(self.generator, task) if isinstance(task, Job) else encode_prompt(self.generator, task)
 
     def withdraw(self) -> None:
-        """Begin nothing more; what is at work is finished."""
+        """Start nothing more; tasks in progress are finished."""
         self.is_withdrawn.set()
 
     def _keep_text_encoder(self, is_needed: bool) -> None:
-        pipe = self.maker.pipe
+        model = self.generator.model
         with self.loading:
-            if is_needed and pipe.text_encoder is None:
-                with _room_for_the_model():
-                    load_text_encoder(pipe, self.what.source, self.what.model)
-            elif not is_needed and pipe.text_encoder is not None:
-                drop_text_encoder(pipe)
+            if is_needed and not model.has_text_encoder:
+                with _out_of_memory_as_user_error():
+                    model.load_text_encoder()
+            elif not is_needed and model.has_text_encoder:
+                model.unload_text_encoder()
 
 
 def adapter_of(task: Job | PromptTask) -> Hashable:
-    """Return what a worker has to have fused for a task; a change costs it seconds."""
+    """Return the adapter that a task needs; changing it takes a worker seconds."""
     job = task if isinstance(task, Job) else task.projected_by
     return None if job is None else job.adapter_sha256
 
 
 @contextmanager
-def _room_for_the_model() -> Iterator[None]:
+def _out_of_memory_as_user_error() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
-            "the GPU has no room for a worker's copy of the model",
+            "a worker's copy of the model does not fit into the GPU's memory",
             actual=str(error).split(". ")[0],
             next_step="fewer workers a GPU (--generate.gpus_per_worker=1), or a GPU that nothing else uses",
         ) from None

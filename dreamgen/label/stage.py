@@ -1,4 +1,4 @@
-"""Clips -> the actions, and states where asked for, that the robot would have taken: one row a frame.
+"""Clips -> the actions, and states where wanted, that the robot would have taken: one row a frame.
 
 Axes: T frames, A action, S state. A `video_THWC` is uint8, 0-255, RGB.
 """
@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import os
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dreamgen.config.settings import Settings
-from dreamgen.data.video import read_video
+from dreamgen.data.clip_context import ClipContext
 from dreamgen.errors import UserError
-from dreamgen.models.cosmos_predict25.loading import resolve_device
+from dreamgen.models.devices import resolve_device
 from dreamgen.models.idm.model import WEIGHTS_NAME, InverseDynamics
-from dreamgen.progress import Progress, log
+from dreamgen.progress import log
+from dreamgen.run.clip_pass import process_clips
 from dreamgen.run.files import atomic_file, sha256_of_file
 from dreamgen.run.jobs import JobRows, done_jobs, with_records
 from dreamgen.run.journal import Journal
-from dreamgen.run.records import Job, JournalRecord, StageResult
+from dreamgen.run.records import Job, JournalRecord, StageResult, Status
 from dreamgen.run.run_folder import RunFolder
 
 STAGE = "label"
@@ -33,7 +35,7 @@ def label(settings: Settings) -> StageResult:
     """Label every generated clip that has no label by this run's inverse-dynamics model.
 
     Args:
-        settings: Of the run; `idm.predict_state` asks for states beside actions.
+        settings: Settings of the run; with `idm.predict_state`, states are predicted beside actions.
 
     Returns:
         The labels, with counts and the model's held-out error; partial when a clip failed.
@@ -41,36 +43,71 @@ def label(settings: Settings) -> StageResult:
     Raises:
         UserError: if there is no clip, no model, or the model was trained at another frame rate.
     """
-    run = RunFolder.of(settings)
-    jobs = done_jobs(run, "generate")
-    if not len(jobs):
-        raise UserError(f"{run.root} has no generated clip to label", next_step=f"dreamgen generate --out {run.root}")
-    model = InverseDynamics.load(run.need(run.idm, STAGE)).to(resolve_device(settings.model.device))
-    check_frame_rate(run, model, jobs)
-    want_state = settings.idm.predict_state and model.config.states is not None
-    made_by = {"idm_sha256": sha256_of_file(run.idm / WEIGHTS_NAME), "has_state": want_state}
-    todo = clips_to_label(run, jobs, made_by)
-    held_out_mae = model.config.held_out["action"]["mae"]
-    log(f"label: held-out error of the model: {held_out_mae:.4g} in the robot's units (mean absolute)")
-    num_failed = 0
-    with Journal(run.journal, STAGE) as journal, Progress(STAGE, len(todo)) as progress:
-        for job in todo:
-            record = label_clip(run, job, model, made_by)
-            journal.append(record)
-            failed = int(record.status == "failed")
-            num_failed += failed
-            progress.add(failed=failed)
-    notes = [] if want_state or not settings.idm.predict_state else ["no states: the demonstrations have none"]
-    if num_failed:
-        notes.append(f"{num_failed} clips could not be labelled; {run.journal} says why, running again tries again")
-    metrics = {
-        "num_labelled": len(todo) - num_failed,
-        "num_already_done": len(jobs) - len(todo),
-        "num_failed": num_failed,
-        "idm_held_out_mae": held_out_mae,
-        "idm_held_out_r2": model.config.held_out["action"]["r2"],
-    }
-    return StageResult(STAGE, {"labels": run.labels}, metrics, notes, partial=bool(num_failed))
+    (result,) = process_clips(Labeler(settings))
+    return result
+
+
+class Labeler:
+    """The label stage as a `ClipStage`: wants the clips without a label by this run's model.
+
+    Args:
+        settings: As `label` takes them.
+
+    Raises:
+        UserError: as `label` does.
+    """
+
+    name = STAGE
+
+    def __init__(self, settings: Settings) -> None:
+        self.run = run = RunFolder.of(settings)
+        generated = done_jobs(run, "generate")
+        if not len(generated):
+            raise UserError(
+                f"{run.root} has no generated clip to label", next_step=f"dreamgen generate --out {run.root}"
+            )
+        self._model = InverseDynamics.load(run.need(run.idm, STAGE)).to(resolve_device(settings.model.device))
+        check_frame_rate(run, self._model, generated)
+        self._wants_state = settings.idm.predict_state
+        has_state = self._wants_state and self._model.config.states is not None
+        self._made_by = {"idm_sha256": sha256_of_file(run.idm / WEIGHTS_NAME), "has_state": has_state}
+        self.jobs = clips_to_label(run, generated, self._made_by)
+        self._num_generated, self._num_failed, self._open = len(generated), 0, ExitStack()
+        held_out_mae = self._model.config.held_out["action"]["mae"]
+        log(f"label: held-out error of the model: {held_out_mae:.4g} in the robot's units (mean absolute)")
+
+    def __enter__(self) -> Self:
+        self._journal = self._open.enter_context(Journal(self.run.journal, STAGE))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
+
+    def process(self, clip: ClipContext) -> Status:
+        """Label one clip and record it."""
+        record = label_clip(clip, self._model, self._made_by)
+        self._journal.append(record)
+        self._num_failed += record.status == "failed"
+        return record.status
+
+    def result(self) -> StageResult:
+        """Return the labels, with counts and the model's held-out error."""
+        notes, held_out = [], self._model.config.held_out["action"]
+        if self._wants_state and not self._made_by["has_state"]:
+            notes.append("no states: the demonstrations have none")
+        if self._num_failed:
+            notes.append(
+                f"{self._num_failed} clips could not be labelled; {self.run.journal} has the errors, and the next "
+                "dreamgen label tries them again"
+            )
+        metrics = {
+            "num_labelled": len(self.jobs) - self._num_failed,
+            "num_already_done": self._num_generated - len(self.jobs),
+            "num_failed": self._num_failed,
+            "idm_held_out_mae": held_out["mae"],
+            "idm_held_out_r2": held_out["r2"],
+        }
+        return StageResult(STAGE, {"labels": self.run.labels}, metrics, notes, partial=bool(self._num_failed))
 
 
 def check_frame_rate(run: RunFolder, model: InverseDynamics, jobs: JobRows) -> None:
@@ -89,7 +126,7 @@ def check_frame_rate(run: RunFolder, model: InverseDynamics, jobs: JobRows) -> N
 
 
 def clips_to_label(run: RunFolder, jobs: JobRows, made_by: dict[str, Any]) -> JobRows:
-    """Return the jobs without a label file, or without an ok record for it that has the figures of `made_by`."""
+    """Return the jobs without a label file, or without an ok record for it that has the metrics of `made_by`."""
 
     def is_done(job: Job, record: JournalRecord | None) -> bool:
         is_by_this = record is not None and record.status == "ok" and made_by.items() <= record.metrics.items()
@@ -99,26 +136,26 @@ def clips_to_label(run: RunFolder, jobs: JobRows, made_by: dict[str, Any]) -> Jo
     return jobs.where(np.fromiter(found, bool, len(jobs)))
 
 
-def label_clip(run: RunFolder, job: Job, model: InverseDynamics, made_by: dict[str, Any]) -> JournalRecord:
-    """Label one clip; whatever goes wrong with it is in the record, and the other clips go on.
+def label_clip(clip: ClipContext, model: InverseDynamics, made_by: dict[str, Any]) -> JournalRecord:
+    """Label one clip; an error is recorded, and the other clips go on.
 
     Args:
-        run: The run folder.
-        job: Of the clip.
-        model: Of the run.
+        clip: The clip.
+        model: The run's model.
         made_by: `idm_sha256` of the model and `has_state`, whether states are wanted; they go into the record.
 
     Returns:
         The record: ok, once the file is written, or failed with type, message and traceback.
     """
-    worker, path = f"{os.uname().nodename}:{os.getpid()}", run.label_file(job.clip_id)
+    run, clip_id = clip.run, clip.job.clip_id
+    worker, path = f"{os.uname().nodename}:{os.getpid()}", run.label_file(clip_id)
     try:
-        action_TA, state_TS = model.predict(read_video(run.clip_file(job.clip_id)))
+        action_TA, state_TS = model.predict(clip.video_THWC)
         write_labels(path, action_TA, state_TS if made_by["has_state"] else None)
     except Exception as error:
         return JournalRecord(
-            job.clip_id, STAGE, "failed", error=f"{type(error).__name__}: {error}",
-            traceback=traceback.format_exc(), worker=worker,
+            clip_id, STAGE, "failed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc(),
+            worker=worker,
         )  # fmt: skip
     actions = model.config.actions
     margin_A = np.subtract(actions.high, actions.low) * 0.01 + 1e-6
@@ -131,7 +168,7 @@ def label_clip(run: RunFolder, job: Job, model: InverseDynamics, made_by: dict[s
         "action_outside_demos": float(outside_TA.mean()),
     }
     file = str(path.relative_to(run.root))
-    return JournalRecord(job.clip_id, STAGE, "ok", file=file, metrics=metrics, worker=worker)
+    return JournalRecord(clip_id, STAGE, "ok", file=file, metrics=metrics, worker=worker)
 
 
 def write_labels(path: Path, action_TA: np.ndarray, state_TS: np.ndarray | None) -> None:

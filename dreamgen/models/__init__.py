@@ -1,1 +1,1 @@
-"""The world model and its adapters, and the inverse-dynamics model. Imports core."""
+"""World models and their adapters, the inverse-dynamics model, and judges."""

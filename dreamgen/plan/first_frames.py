@@ -1,6 +1,6 @@
-"""The frames that a clip begins with: read, brought to the clip's size, and stored once by the hash of their pixels.
+"""Conditioning frames: read, resized to the clip's size, and stored once under the hash of their pixels.
 
-Axes: H height, W width, C channels. Frames are uint8, 0-255, RGB; several stand below one another in `stacked_HWC`.
+Axes: H height, W width, C channels. Frames are uint8, 0-255, RGB; `stacked_HWC` holds several below one another.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from dreamgen.config.settings import Settings
 from dreamgen.data.video import fit_frame, frame_sha256, iter_frames, read_image, write_png
 from dreamgen.data.views import View, places_told, short_name, tile
 from dreamgen.errors import UserError
+from dreamgen.models.world_model import model_type
 from dreamgen.run.run_folder import RunFolder
 
-CAMERA = "{camera}"  # in a file's name: each camera has one
+CAMERA = "{camera}"  # in a file name, stands for each camera's name
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 VIDEO_SUFFIXES = (".mp4",)
-# One latent frame is one frame; the next holds four more.
-NUM_GIVEN_FRAMES = {"image": 1, "video": 5, "text": 0}
 
 
-def fitted_frames(file: Path, settings: Settings, views: Sequence[View] = ()) -> np.ndarray:
-    """Read the frames that a clip is to begin with, at the clip's size.
+def fitted_frames(file: Path, settings: Settings, views: Sequence[View] = (), num_stacked: int = 1) -> np.ndarray:
+    """Read the conditioning frames of a clip, at the clip's size.
 
     Args:
-        file: Image, or video of which the first frames are taken; with `CAMERA` in its name, one of each camera.
-        settings: `plan.condition` says how many; `video` and `prepare.fit` the size.
-        views: Where the run's cameras are in its picture, if they are several.
+        file: Image, or video whose first frames are taken; with `CAMERA` in its name, one file for each camera.
+        settings: `plan.condition` gives their number; `video` and `prepare.fit` the size.
+        views: Tiles of the run's cameras; empty for one camera.
+        num_stacked: Frames that an image holds, below one another.
 
     Returns:
         stacked_HWC: the frames below one another.
 
     Raises:
-        UserError: if the file is missing, damaged, or too short, or no picture of the run's cameras.
+        UserError: if the file is missing, damaged or too short, or does not show the run's cameras.
     """
     video, fit = settings.video, settings.prepare.fit
     if CAMERA in file.name:
-        cameras = [_frames(of_camera(file, view), settings) for view in views]
+        cameras = [_read_frames(of_camera(file, view), settings, num_stacked) for view in views]
         fitted = [
             tile([fit_frame(f, v.height, v.width, fit) for f, v in zip(each, views, strict=True)],
                  views, video.height, video.width)
             for each in zip(*cameras, strict=True)
         ]  # fmt: skip
         return np.concatenate(fitted)
-    frames = _frames(file, settings)
+    frames = _read_frames(file, settings, num_stacked)
     height, width = frames[0].shape[:2]
     if views and (height, width) != (video.height, video.width):
         raise UserError(
@@ -60,14 +60,21 @@ def fitted_frames(file: Path, settings: Settings, views: Sequence[View] = ()) ->
 
 
 def of_camera(file: Path, view: View) -> Path:
-    """Return one camera's file of a name that stands for all."""
+    """Return one camera's file, for a name with `CAMERA` in it."""
     return file.with_name(file.name.replace(CAMERA, short_name(view.camera)))
 
 
-def _frames(file: Path, settings: Settings) -> list[np.ndarray]:
-    num = NUM_GIVEN_FRAMES[settings.plan.condition]
+def _read_frames(file: Path, settings: Settings, num_stacked: int) -> list[np.ndarray]:
+    num = model_type(settings.model).num_conditioning_frames[settings.plan.condition]
     if file.suffix.lower() in IMAGE_SUFFIXES:
-        frames = [read_image(file)]
+        stacked_HWC = read_image(file)
+        if len(stacked_HWC) % num_stacked:
+            raise UserError(
+                f"{file} does not hold {num_stacked} frames of one size",
+                actual=f"{len(stacked_HWC)} rows of pixels",
+                next_step="remove it: the first frames are then taken from the video",
+            )
+        frames = np.split(stacked_HWC, num_stacked)[:num]
     else:
         frames = list(itertools.islice(iter_frames(file), num))
     if len(frames) < num:
@@ -80,12 +87,14 @@ def _frames(file: Path, settings: Settings) -> list[np.ndarray]:
     return frames
 
 
-def store_frames(file: Path, settings: Settings, run: RunFolder | None, views: Sequence[View] = ()) -> str:
-    """Store a source's frames under the hash of their pixels, once.
+def store_frames(
+    file: Path, settings: Settings, run: RunFolder | None, views: Sequence[View] = (), num_stacked: int = 1
+) -> str:
+    """Store conditioning frames under the hash of their pixels, unless they are stored already.
 
     Args:
-        run: None stores nothing.
-        views: As `fitted_frames` takes them; `file` too.
+        file: As `fitted_frames` takes it, like the other arguments.
+        run: Where they are stored; None stores nothing.
 
     Returns:
         The hash.
@@ -93,7 +102,7 @@ def store_frames(file: Path, settings: Settings, run: RunFolder | None, views: S
     Raises:
         UserError: as `fitted_frames` does.
     """
-    stacked_HWC = fitted_frames(file, settings, views)
+    stacked_HWC = fitted_frames(file, settings, views, num_stacked)
     sha256 = frame_sha256(stacked_HWC)
     if run is not None:
         stored = run.fetch(run.first_frame_file(sha256))
@@ -107,4 +116,4 @@ def _holds(stored: Path, sha256: str) -> bool:
     try:
         return frame_sha256(read_image(stored)) == sha256
     except UserError:
-        return False  # damaged since; it is written anew
+        return False  # damaged: it is written again

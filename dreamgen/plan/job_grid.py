@@ -1,11 +1,12 @@
-"""Scenes x seeds -> rows of jobs, in pieces: what the settings make equal for all is written down once.
+"""Conditionings x seeds -> rows of jobs, in batches; values that are equal in all jobs are held once.
 
-Of each job only its id stays in memory, by which a plan finds what is asked for twice.
+Of each job only the id stays in memory, to find duplicates.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,19 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from diffusers.pipelines.cosmos.pipeline_cosmos2_5_predict import DEFAULT_NEGATIVE_PROMPT
 
-from dreamgen.config.settings import Settings
-from dreamgen.models.adapter_choice import AdapterChoice
-from dreamgen.models.cosmos_predict25.loading import WorldModelSource
-from dreamgen.models.cosmos_predict25.step_skipping import level_step_skipping
-from dreamgen.plan.first_frames import NUM_GIVEN_FRAMES
 from dreamgen.run.jobs import job_schema
-from dreamgen.run.records import NOT_IN_JOB_ID
-from dreamgen.run.run_folder import RunFolder
+from dreamgen.run.records import NOT_IN_JOB_ID, stored_name
 
-SCENES_A_PIECE = 2**14
-SCENE_SCHEMA = pa.schema(
+CONDITIONINGS_A_BATCH = 2**14
+CONDITIONING_SCHEMA = pa.schema(
     [("first_frame_sha256", pa.string()), ("instruction", pa.string()), ("seed", pa.int64()), ("source", pa.string())]
 )
 
@@ -37,10 +31,10 @@ class Conditioning:
     """A first frame with one instruction; each of its seeds becomes a job.
 
     Args:
-        first_frame_sha256: Of what the clip begins with, at its size; None for text alone.
-        instruction: Without prefix, on one line.
-        seed: The first one.
-        source: Where the frame came from.
+        first_frame_sha256: Hash of the conditioning frames at the clip's size; None for text alone.
+        instruction: The task in words, without prefix, on one line.
+        seed: The first seed.
+        source: Where the frame comes from, for people.
     """
 
     first_frame_sha256: str | None
@@ -51,106 +45,67 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Conditionings:
-    """Scenes on the disk, to be gone through once a seed.
+    """Conditionings on disk, read once for each seed.
 
     Args:
-        file: Arrow stream, from `spool_scenes`.
+        file: Arrow stream, from `spool_conditionings`.
     """
 
     file: Path
 
-    def pieces(self) -> Iterator[pa.Table]:
+    def tables(self) -> Iterator[pa.Table]:
         """Read them a few thousand at a time."""
         with pa.OSFile(str(self.file)) as source, pa.ipc.open_stream(source) as reader:
             for batch in reader:
                 yield pa.Table.from_batches([batch])
 
     def distinct(self, column: str) -> pa.Array:
-        """Return the distinct values of a column that are not null, in the order in which they come."""
-        seen = pa.array([], SCENE_SCHEMA.field(column).type)
-        for piece in self.pieces():
-            seen = pa.concat_arrays([seen, pc.unique(piece[column])]).unique()
+        """Return the distinct values of a column without nulls, in order of first occurrence."""
+        seen = pa.array([], CONDITIONING_SCHEMA.field(column).type)
+        for table in self.tables():
+            seen = pa.concat_arrays([seen, pc.unique(table[column])]).unique()
         return seen.drop_null()
 
 
-def spool_conditionings(scenes: Iterable[Conditioning], file: Path) -> Conditionings:
-    """Write scenes to a file as they come."""
-    held: list[Conditioning] = []
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, SCENE_SCHEMA) as writer:
-
-        def write() -> None:
-            columns = [[getattr(scene, name) for scene in held] for name in SCENE_SCHEMA.names]
-            writer.write_batch(pa.record_batch(columns, schema=SCENE_SCHEMA))
-            held.clear()
-
-        for scene in scenes:
-            held.append(scene)
-            if len(held) >= SCENES_A_PIECE:
-                write()
-        if held:
-            write()
+def spool_conditionings(conditionings: Iterable[Conditioning], file: Path) -> Conditionings:
+    """Write conditionings to a file as they come."""
+    names = CONDITIONING_SCHEMA.names
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, CONDITIONING_SCHEMA) as writer:
+        for batch in itertools.batched(conditionings, CONDITIONINGS_A_BATCH):
+            columns = [[getattr(conditioning, name) for conditioning in batch] for name in names]
+            writer.write_batch(pa.record_batch(columns, schema=CONDITIONING_SCHEMA))
     return Conditionings(file)
-
-
-def common_values(
-    settings: Settings, model: WorldModelSource, adapter: AdapterChoice | None, run: RunFolder
-) -> dict[str, Any]:
-    """Return the fields of `Job` that are equal in all jobs of one plan."""
-    video, plan, negative = settings.video, settings.plan, settings.plan.negative_prompt
-    return {
-        "num_given_frames": NUM_GIVEN_FRAMES[plan.condition],
-        "negative_prompt": DEFAULT_NEGATIVE_PROMPT if negative is None else negative,
-        "height": video.height,
-        "width": video.width,
-        # One chunk overlaps nothing: its clip does not depend on the setting.
-        "num_frames": plan.num_chunks * video.num_frames - (plan.num_chunks - 1) * plan.chunk_overlap,
-        "num_chunks": plan.num_chunks,
-        "chunk_overlap": plan.chunk_overlap if plan.num_chunks > 1 else 0,
-        "fps": video.fps,
-        "num_inference_steps": plan.num_inference_steps,
-        "guidance_scale": float(plan.guidance_scale),
-        "level": plan.level,
-        "shortcuts": level_step_skipping(plan.level, plan.fp8).to_json(),
-        "model": model.name,
-        "model_sha256": model.sha256,
-        "adapter": adapter and adapter.text(run),
-        "adapter_sha256": adapter and adapter.sha256,
-        "dtype": settings.model.dtype,
-        "codec": video.codec,
-        "crf": video.crf,
-        "gop": video.gop,
-    }
 
 
 @dataclass(frozen=True)
 class JobGrid:
-    """All jobs that the settings ask for; all scenes come with their first seed before any comes with its second.
+    """All jobs of the settings: every conditioning with its first seed, then every one with its second, and so on.
 
     Args:
-        scenes: What is dreamed from.
-        num_seeds: Clips a scene.
-        prefix: Before each instruction.
-        common: From `common_values`.
+        conditionings: First frames with instructions.
+        num_seeds: Clips of each conditioning.
+        prefix: Put before each instruction.
+        common: Values that are equal in all jobs, by field of `Job`, from `job_values`.
     """
 
-    scenes: Conditionings
+    conditionings: Conditionings
     num_seeds: int
     prefix: str
     common: dict[str, Any]
 
     def ids(self) -> pa.Array:
-        """Return the id of each job: `job_id` of its values, with what is equal in all written down once."""
-        pieces = [self._ids_of(table) for table in self._varying()]
-        return pa.concat_arrays(pieces) if pieces else pa.array([], pa.string())
+        """Return the id of each job, equal to `job_id` of its values."""
+        ids = [self._ids_of(table) for table in self._varying()]
+        return pa.concat_arrays(ids) if ids else pa.array([], pa.string())
 
     def tables(self, ids: pa.Array, keep_N: np.ndarray) -> Iterator[pa.Table]:
-        """Go through the jobs that are to be kept, with all columns.
+        """Yield the jobs to keep, with all columns of `jobs.parquet`.
 
         Args:
             ids: From `ids`.
             keep_N: bool, one a job.
         """
-        begin = 0
+        begin, common = 0, self._stored_common()
         for table in self._varying():
             kept = keep_N[begin : begin + len(table)]
             table = table.append_column("clip_id", ids.slice(begin, len(table))).filter(pa.array(kept))
@@ -158,14 +113,18 @@ class JobGrid:
             columns = [
                 table[field.name]
                 if field.name in table.column_names
-                else pa.repeat(pa.scalar(self.common[field.name], field.type), len(table))
+                else pa.repeat(pa.scalar(common[field.name], field.type), len(table))
                 for field in job_schema()
             ]
             yield pa.table(columns, schema=job_schema())
 
+    def _stored_common(self) -> dict[str, Any]:
+        return {stored_name(name): value for name, value in self.common.items()}
+
     def _varying(self) -> Iterator[pa.Table]:
+        """Yield the columns that differ between jobs."""
         for number in range(self.num_seeds):
-            for table in self.scenes.pieces():
+            for table in self.conditionings.tables():
                 prompts = pc.binary_join_element_wise(pa.scalar(self.prefix), table["instruction"], "")
                 seeds = pc.add(table["seed"], number)
                 table = table.append_column("prompt", prompts)
@@ -173,7 +132,7 @@ class JobGrid:
 
     def _ids_of(self, table: pa.Table) -> pa.Array:
         varying = [name for name in table.column_names if name not in NOT_IN_JOB_ID]
-        pieces, names = _canonical_pieces(self.common, varying)
+        pieces, names = _canonical_pieces(self._stored_common(), varying)
         texts = [[_json(value) for value in table[name].to_pylist()] for name in names]
         ids = []
         for values in zip(*texts, strict=True):
@@ -183,7 +142,7 @@ class JobGrid:
 
 
 def first_of_each(ids: pa.Array) -> np.ndarray:
-    """Say of each id whether it comes here for the first time; bool, one an id."""
+    """Return for each id whether this is its first occurrence; bool, one an id."""
     codes = ids.dictionary_encode().indices.to_numpy()
     is_first = np.zeros(len(codes), bool)
     is_first[np.unique(codes, return_index=True)[1]] = True
@@ -191,7 +150,11 @@ def first_of_each(ids: pa.Array) -> np.ndarray:
 
 
 def _canonical_pieces(common: dict[str, Any], varying: list[str]) -> tuple[list[str], list[str]]:
-    """Cut the canonical JSON of `job_id` where the varying values go: pieces around them, and their names in order."""
+    """Split the canonical JSON of `job_id` at the varying values.
+
+    Returns:
+        The text before, between and after these values, and their names in order.
+    """
     content = {name: value for name, value in common.items() if name not in NOT_IN_JOB_ID}
     pieces, names, text = [], [], "{"
     for number, name in enumerate(sorted([*content, *varying])):

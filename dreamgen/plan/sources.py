@@ -1,6 +1,6 @@
-"""Where first frames and instructions come from: pairs in a folder, a table, or a training set.
+"""Sources of first frames and instructions: pairs in a folder, a table, or a training set.
 
-Nothing is decoded here: a `FrameRow` names an image or video, and `plan_frames` opens it.
+Nothing is decoded here: a `FrameRow` names an image or video, and `fitted_frames` opens it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamgen.config.settings import Settings
+from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
 from dreamgen.data.views import View, check_views, places_told, short_name
 from dreamgen.errors import UserError, closest_match
 from dreamgen.plan.first_frames import CAMERA, IMAGE_SUFFIXES, VIDEO_SUFFIXES, of_camera
@@ -26,48 +27,49 @@ TEXT_COLUMNS = ("prompt", "instruction", "text")
 
 @dataclass(frozen=True)
 class FrameRow:
-    """One first frame that was asked for, with its own instruction where it has one.
+    """One first frame of a source, with its own instruction where it has one.
 
     Args:
-        file: Image, or video whose first frames are meant; with `{camera}` in its name, one of each camera. None for a
-            text alone.
-        instruction: The task in words, as it was written; None where the source gives none.
+        file: Image, or video whose first frames are used; with `{camera}` in its name, one file for each camera. None
+            for text alone.
+        instruction: The task in words, as the source has it; None if it has none.
         seed: The row's own first seed; None for the run's.
-        source: Where it stands, for people.
+        source: Where the row is, for people.
+        num_stacked: Frames that an image holds, below one another.
     """
 
     file: Path | None
     instruction: str | None
     seed: int | None
     source: str
+    num_stacked: int = 1
 
 
 @dataclass(frozen=True)
 class FrameRows:
-    """What a source holds.
+    """The rows of a source.
 
     Args:
-        kind: Which kind of source it was taken for, in words.
-        rows: In stable order, and for each that cannot be used its reason; it may be gone through several times. A
-            table's are read as they are gone through.
-        crosses: New instructions take the place of the rows' own, as in a training set.
-        views: Where the run's cameras are in its picture, if they are several.
+        kind: The kind of source, in words.
+        rows: Rows in stable order, with an error for each that cannot be used; can be iterated several times. Those
+            of a table are read while iterating.
+        crosses: Whether new instructions replace the rows' own, as for a training set.
+        views: Tiles of the run's cameras; empty for one camera.
+        notes: What the user should know of the source, a sentence each.
     """
 
     kind: str
     rows: Iterable[FrameRow | UserError]
     crosses: bool = False
     views: tuple[View, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def find_rows(settings: Settings, run: RunFolder) -> FrameRows:
-    """Recognise the source that `plan.first_frames` names and list what it asks for.
-
-    Returns:
-        The rows, an error for each that is broken among them.
+    """Recognize the source that `plan.first_frames` names and list its rows.
 
     Raises:
-        UserError: if there is no such source, or it is of no known kind, or shows other cameras than the run.
+        UserError: if it does not exist, is of no known kind, or shows other cameras than the run.
     """
     views = _views_of(run.fetch(run.train / "features.json").parent)
     check_views(views, settings.video.height, settings.video.width)
@@ -75,12 +77,12 @@ def find_rows(settings: Settings, run: RunFolder) -> FrameRows:
 
 
 def _find_rows(settings: Settings, run: RunFolder, views: tuple[View, ...]) -> FrameRows:
-    given, suffixes = settings.plan.first_frames, suffixes_of(settings)
-    if given is None and settings.plan.condition == "text" and settings.plan.instructions:
+    first_frames, suffixes = settings.plan.first_frames, suffixes_of(settings)
+    if first_frames is None and settings.plan.condition == "text" and settings.plan.instructions:
         return FrameRows("text alone", [FrameRow(None, None, None, "plan.instructions")], crosses=True)
-    if given is None:
+    if first_frames is None:
         return training_rows(run.need(run.train / "metadata.csv", "prepare").parent)
-    path = Path(given)
+    path = Path(first_frames)
     if path.suffix.lower() in (".csv", ".jsonl") and not path.is_dir():
         return table_rows(path, suffixes, views)
     existing_folder(path, "plan.first_frames")
@@ -98,17 +100,17 @@ def _find_rows(settings: Settings, run: RunFolder, views: tuple[View, ...]) -> F
 
 
 def suffixes_of(settings: Settings) -> tuple[str, ...]:
-    """Return which files may begin a clip, by the condition that is asked for."""
+    """Return the suffixes of files that a clip can begin with, by `plan.condition`."""
     return VIDEO_SUFFIXES if settings.plan.condition == "video" else IMAGE_SUFFIXES
 
 
 def folder_rows(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, views: Sequence[View] = ()) -> FrameRows:
-    """List a flat folder of NAME.png|jpg (or NAME.mp4, to go on from videos), each with its instruction in NAME.txt.
+    """List a flat folder of NAME.png|jpg (or NAME.mp4, to continue videos), each with its instruction in NAME.txt.
 
-    Of several cameras there may be a NAME.CAMERA.png each instead.
+    With several cameras, there may be a NAME.CAMERA.png for each instead.
 
     Raises:
-        UserError: if there is no such file in it.
+        UserError: if the folder has no such file.
     """
     kind = "videos" if suffixes == VIDEO_SUFFIXES else "images"
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
@@ -139,9 +141,9 @@ def folder_rows(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, views:
 
 
 def table_rows(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, views: tuple[View, ...] = ()) -> FrameRows:
-    """List a .csv or .jsonl; image paths are relative to its folder, and a row may have a seed of its own.
+    """List a .csv or .jsonl; image paths are relative to its folder, and a row may have its own seed.
 
-    Of several cameras a path may have `{camera}` in its name, which stands for each.
+    With several cameras, a path may have `{camera}` in its name, which stands for each.
 
     Raises:
         UserError: if the file cannot be read, or a column is missing.
@@ -163,7 +165,7 @@ def table_rows(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, views: tu
 
 @dataclass(frozen=True)
 class TableRows:
-    """The rows of a table, read anew each time that they are gone through."""
+    """The rows of a table, read again for each iteration."""
 
     path: Path
     columns: tuple[str, str | None]
@@ -181,12 +183,16 @@ class TableRows:
 
 
 def training_rows(folder: Path) -> FrameRows:
-    """List a training set in the published layout; the first frame of each video is meant.
+    """List a training set in the published layout; the first frame of each demonstration is used.
+
+    prepare keeps the first frames of the source without loss in `first_frames/`. A training set without that folder,
+    such as one of an older version or of another program, gives those of its encoded videos.
 
     Raises:
         UserError: if its metadata.csv cannot be read.
     """
-    table, num_usable = folder / "metadata.csv", 0
+    table, num_usable, num_encoded = folder / "metadata.csv", 0, 0
+    is_ours = (folder / "features.json").is_file()  # written by prepare
     rows: list[FrameRow | UserError] = []
     for number, values in csv_rows(table):
         try:
@@ -198,15 +204,20 @@ def training_rows(folder: Path) -> FrameRows:
             if not name or not file.is_file():
                 raise UserError(f"{table}, line {number}: no such video", actual=name or "an empty file_name")
             text = values.get("instruction") or values.get("prompt")
-            rows.append(FrameRow(file, text, None, f"{folder / relative}, first frame"))
-            num_usable += 1
+            lossless = inside(folder, Path("first_frames") / f"{file.stem}.png", f"{table}, line {number}")
+            frames, num_stacked = (lossless, NUM_STORED_FRAMES) if is_ours and lossless.is_file() else (file, 1)
+            rows.append(FrameRow(frames, text, None, f"{folder / relative}, first frame", num_stacked))
+            num_usable, num_encoded = num_usable + 1, num_encoded + (frames is file)
         except UserError as error:
             rows.append(error)
-    return FrameRows(f"the first frames of {num_usable} training clips", rows, crosses=True)
+    notes = ()
+    if num_encoded:
+        notes = (f"{num_encoded} first frames are read from encoded videos: {folder / 'first_frames'} lacks them",)
+    return FrameRows(f"the first frames of {num_usable} training clips", rows, crosses=True, notes=notes)
 
 
 def _rows_of_demos(path: Path, settings: Settings, run: RunFolder) -> FrameRows:
-    # Reading a dataset is prepare's work; its training set holds the same first frames at the clip's size.
+    # prepare reads datasets; its training set has the same first frames at the clip's size.
     if settings.demos is None or Path(settings.demos).resolve() != path.resolve():
         raise UserError(
             "plan.first_frames is a LeRobot dataset that this run did not prepare", actual=str(path),
@@ -255,7 +266,7 @@ def _table_row(table: TableRows, number: int, values: dict[str, Any]) -> FrameRo
     if file.suffix.lower() not in suffixes:
         kind = "a video" if suffixes == VIDEO_SUFFIXES else "an image"
         raise UserError(f"{where}: not {kind}", actual=image, allowed=", ".join(suffixes))
-    # An empty cell is a row without a text of its own, which new instructions may fill.
+    # An empty cell is a row without its own text, which new instructions may fill.
     return FrameRow(
         file, text if text and text.strip() else None, _seed(values.get("seed"), where), f"{where}: {image}"
     )

@@ -1,4 +1,4 @@
-"""First frames x instructions x seeds -> `jobs.parquet`, with an id for each clip that hashes what determines it.
+"""First frames x instructions x seeds -> `jobs.parquet`; a clip's id is a hash of everything that determines it.
 
 Axes: H height, W width, C channels. A `frame_HWC` is uint8, 0-255, RGB.
 """
@@ -18,10 +18,11 @@ from dreamgen.config.settings import Settings
 from dreamgen.data.prompts import bare_instruction
 from dreamgen.data.video import write_video
 from dreamgen.errors import Problems, UserError
-from dreamgen.models.adapter_choice import AdapterChoice, check_choice_fits, choose_adapter
-from dreamgen.models.cosmos_predict25.loading import WorldModelSource, empty_transformer, resolve_world_model
+from dreamgen.models.adapter_choice import AdapterChoice, choose_adapter
+from dreamgen.models.generation_request import job_values
+from dreamgen.models.world_model import WorldModelSource, check_size, model_type_name, resolve_world_model
 from dreamgen.plan.first_frames import fitted_frames, store_frames
-from dreamgen.plan.job_grid import Conditioning, JobGrid, common_values, first_of_each, spool_conditionings
+from dreamgen.plan.job_grid import Conditioning, JobGrid, first_of_each, spool_conditionings
 from dreamgen.plan.sources import FrameRow, FrameRows, find_rows
 from dreamgen.progress import log
 from dreamgen.run.jobs import iter_job_tables, job_columns, write_job_tables
@@ -35,19 +36,20 @@ NOT_BUILT = "not built yet"
 
 
 def plan(settings: Settings, dry_run: bool = False) -> StageResult:
-    """Write the jobs that the settings ask for beside those that were planned before.
+    """Add the jobs of the settings to those that were planned before.
 
     Args:
         settings: `plan`, `video`, `model`, `seed` and `prompt_prefix` are used.
-        dry_run: Write nothing; count, and show sample prompts and the disk that the clips will take.
+        dry_run: Write nothing; count, and show sample prompts and the disk space that the clips will take.
 
     Returns:
-        Counts of new and known jobs, and a note for each row that was refused.
+        Counts of new and known jobs, and a note for each row that is refused.
 
     Raises:
-        UserError: if the source or the model cannot be had, or no row is usable.
+        UserError: if the source or the model cannot be used, or no row is usable.
     """
     run = RunFolder.of(settings, may_be_remote=True)
+    check_size(settings)
     _check_can_plan(settings)
     run.fetch(run.jobs, anew=True)
     run.fetch_folder(run.adapter)
@@ -56,46 +58,54 @@ def plan(settings: Settings, dry_run: bool = False) -> StageResult:
     model = _model_of(settings, run, dry_run)
     adapter = choose_adapter(settings.plan.adapter, run)
     if adapter is not None and model.sha256 != NOT_BUILT:
-        check_choice_fits(empty_transformer(model), adapter)  # jobs for one that does not fit would stay
+        model.load_class().check_adapters(model, adapter.folders)  # jobs for one that does not fit would stay
     with tempfile.TemporaryDirectory() as folder:
-        tally = PlanCounts()
-        scenes = spool_conditionings(
-            read_conditionings(rows, settings, None if dry_run else run, tally), Path(folder) / "scenes"
+        counts, target = PlanCounts(), None if dry_run else run
+        conditionings = spool_conditionings(
+            read_conditionings(rows, settings, target, counts), Path(folder) / "conditionings"
         )
-        if not tally.num_scenes:
-            _raise_nothing_usable(tally, settings.plan.first_frames or str(run.train))
-        common = common_values(settings, model, adapter, run)
-        asked = JobGrid(scenes, settings.plan.num_seeds, settings.prompt_prefix, common)
-        ids = asked.ids()
-        known = job_columns(run.jobs, ["clip_id"])["clip_id"].combine_chunks() if run.jobs.exists() else ids.slice(0, 0)
-        is_first = first_of_each(ids)
-        is_new = is_first & ~np.asarray(pc.is_in(ids, value_set=known))
-        num_new, num_kept = int(is_new.sum()), len(known) - int(pc.sum(pc.is_in(known, value_set=ids)).as_py() or 0)
-        metrics = {
-            "num_jobs": len(known) + num_new,
-            "num_new": num_new,
-            "num_known": len(known),
-            "num_first_frames": len(scenes.distinct("first_frame_sha256")),
-            "num_instructions": len(scenes.distinct("instruction")),
-            "num_refused": tally.num_refused,
-        }
-        notes = _notes(rows, tally, settings, run, adapter) + _count_notes(int((~is_first).sum()), num_kept)
+        if not counts.num_conditionings:
+            _raise_nothing_usable(counts, settings.plan.first_frames or str(run.train))
+        common = job_values(settings, model, adapter, run)
+        grid = JobGrid(conditionings, settings.plan.num_seeds, settings.prompt_prefix, common)
+        ids = grid.ids()
+        is_first, is_new, metrics, num_kept = _compare(run, ids)
+        metrics["num_first_frames"] = len(conditionings.distinct("first_frame_sha256"))
+        metrics["num_instructions"] = len(conditionings.distinct("instruction"))
+        metrics["num_refused"] = counts.num_refused
+        notes = _notes(rows, counts, settings, run, adapter) + _count_notes(int((~is_first).sum()), num_kept)
         if dry_run:
-            metrics["max_disk_gib"] = round(_most_bytes_a_clip(rows, settings) * num_new / 2**30, 3)
-            texts = scenes.distinct("instruction")[:NUM_PROMPTS_SHOWN].to_pylist()
+            num_bytes = _most_bytes_a_clip(rows, settings) * metrics["num_new"]
+            metrics["max_disk_gib"] = round(num_bytes / 2**30, 3)
+            texts = conditionings.distinct("instruction")[:NUM_PROMPTS_SHOWN].to_pylist()
             return StageResult("plan", {}, metrics, [*notes, *_dry_run_notes(settings.prompt_prefix, texts)])
-        if num_new:
-            write_job_tables(run.jobs, _old_and_new(run, asked.tables(ids, is_new)))
+        if metrics["num_new"]:
+            write_job_tables(run.jobs, _old_and_new(run, grid.tables(ids, is_new)))
             run.publish(run.jobs)
-    outputs = {"jobs": run.shown(run.jobs), "first_frames": run.shown(run.first_frames)}
+    outputs: dict[str, Any] = {"jobs": run.shown(run.jobs), "first_frames": run.shown(run.first_frames)}
     return StageResult("plan", outputs, metrics, notes)
 
 
+def _compare(run: RunFolder, ids: pa.Array) -> tuple[np.ndarray, np.ndarray, dict[str, Any], int]:
+    """Compare a plan's ids with the jobs that were planned before.
+
+    Returns:
+        For each id whether it is its first occurrence and whether it is new (bool); counts; and how many known jobs
+        are not in this plan.
+    """
+    known = job_columns(run.jobs, ["clip_id"])["clip_id"].combine_chunks() if run.jobs.exists() else ids.slice(0, 0)
+    is_first = first_of_each(ids)
+    is_new = is_first & ~np.asarray(pc.is_in(ids, value_set=known))
+    num_new, num_kept = int(is_new.sum()), len(known) - int(pc.sum(pc.is_in(known, value_set=ids)).as_py() or 0)
+    counts = {"num_jobs": len(known) + num_new, "num_new": num_new, "num_known": len(known)}
+    return is_first, is_new, counts, num_kept
+
+
 class PlanCounts:
-    """What was counted while rows were gone through; of the refusals only the first are kept."""
+    """Counts of the rows that were read; only the first refusals are kept."""
 
     def __init__(self) -> None:
-        self.num_rows = self.num_own_instruction = self.num_scenes = self.num_refused = 0
+        self.num_rows = self.num_own_instruction = self.num_conditionings = self.num_refused = 0
         self.refusals: list[UserError] = []
 
     def refuse(self, error: UserError) -> None:
@@ -106,7 +116,7 @@ class PlanCounts:
 
 
 def read_conditionings(
-    rows: FrameRows, settings: Settings, run: RunFolder | None, tally: PlanCounts
+    rows: FrameRows, settings: Settings, run: RunFolder | None, counts: PlanCounts
 ) -> Iterator[Conditioning]:
     """Pair each usable first frame with its instructions, and store each distinct frame once.
 
@@ -114,44 +124,45 @@ def read_conditionings(
         rows: From `find_rows`.
         settings: Clip size, fit, prefix, new instructions and `num_first_frames`.
         run: Where frames are stored; None stores nothing.
-        tally: Takes the counts, and an error for each row that cannot be used.
+        counts: Updated while rows are read, with an error for each that cannot be used.
 
     Yields:
-        Scenes in the rows' order.
+        Conditionings in the rows' order.
     """
     is_text = settings.plan.condition == "text"
     most = None if is_text else settings.plan.num_first_frames
-    hashes: dict[str, str] = {}
+    hashes: dict[Path, str] = {}
     distinct: set[str] = set()
     for row in rows.rows:
         if isinstance(row, UserError):
-            tally.refuse(row)
+            counts.refuse(row)
             continue
-        tally.num_rows += 1
-        tally.num_own_instruction += row.instruction is not None
-        file = None if is_text or row.file is None else str(row.file)
+        counts.num_rows += 1
+        counts.num_own_instruction += row.instruction is not None
+        file = None if is_text else row.file
         if most is not None and len(distinct) >= most and file is not None and file not in hashes:
             continue
         try:
             instructions = instructions_of(row, rows.crosses, settings)
             if file is not None and file not in hashes:
-                hashes[file] = store_frames(row.file, settings, run, rows.views)
+                hashes[file] = store_frames(file, settings, run, rows.views, row.num_stacked)
                 distinct.add(hashes[file])
         except UserError as error:
-            tally.refuse(error)
+            counts.refuse(error)
             continue
         except OSError as error:
-            if told := storage_error(error, run.first_frames if run else row.file):
-                raise told from error
-            tally.refuse(UserError(f"{row.source}: cannot be read", actual=error.strerror))
+            if cannot_write := storage_error(error, run.first_frames if run else row.file or Path()):
+                raise cannot_write from error
+            counts.refuse(UserError(f"{row.source}: cannot be read", actual=error.strerror))
             continue
         first_seed = settings.seed if row.seed is None else row.seed
-        tally.num_scenes += len(instructions)
-        yield from (Conditioning(hashes.get(file), text, first_seed, row.source) for text in instructions)
+        counts.num_conditionings += len(instructions)
+        sha256 = None if file is None else hashes[file]
+        yield from (Conditioning(sha256, text, first_seed, row.source) for text in instructions)
 
 
 def instructions_of(row: FrameRow, crosses: bool, settings: Settings) -> list[str]:
-    """Return what is to be dreamed from a first frame: new instructions where they apply, otherwise its own.
+    """Return the instructions for a first frame: new ones where they apply, otherwise its own.
 
     Raises:
         UserError: if there is none, or it is empty.
@@ -176,7 +187,7 @@ def instructions_of(row: FrameRow, crosses: bool, settings: Settings) -> list[st
 def _count_notes(num_again: int, num_kept: int) -> list[str]:
     notes = []
     if num_again:
-        notes.append(f"{num_again} asked for the same first frame, instruction and seed: made once")
+        notes.append(f"{num_again} jobs have the same first frame, instruction and seed as another: made once")
     if num_kept:
         notes.append(f"{num_kept} jobs that were planned before with other settings are kept")
     return notes
@@ -185,7 +196,7 @@ def _count_notes(num_again: int, num_kept: int) -> list[str]:
 def _dry_run_notes(prefix: str, instructions: list[str]) -> list[str]:
     return [
         *(f"prompt: {(prefix + text)[:300]}" for text in instructions),
-        "max_disk_gib: as if every frame took as much as a first frame does alone; clips are smaller",
+        "max_disk_gib: an upper limit, with every frame as large as a key frame",
         "dry run: nothing was written",
     ]
 
@@ -208,21 +219,22 @@ def _check_can_plan(settings: Settings) -> None:
             actual=f"{wanted.chunk_overlap} of video.num_frames={video.num_frames}",
             allowed="fewer than a chunk's frames",
         )
-    problems.raise_if_any("what cannot be planned")
+    problems.raise_if_any("plan: settings that cannot work")
 
 
-def _raise_nothing_usable(tally: PlanCounts, source: str) -> NoReturn:
+def _raise_nothing_usable(counts: PlanCounts, source: str) -> NoReturn:
     problems = Problems()
-    problems.errors.extend(tally.refusals)
-    if tally.num_refused > len(tally.refusals):
-        problems.add(f"and {tally.num_refused - len(tally.refusals)} more")
+    problems.errors.extend(counts.refusals)
+    if counts.num_refused > len(counts.refusals):
+        problems.add(f"and {counts.num_refused - len(counts.refusals)} more")
     problems.raise_if_any("no first frame can be used")
     raise UserError("the source names no first frame", actual=source)
 
 
 def _model_of(settings: Settings, run: RunFolder, dry_run: bool) -> WorldModelSource:
     if dry_run and settings.model.path == "mini" and not run.model.exists():
-        return WorldModelSource("mini", str(run.model), None, NOT_BUILT)  # building it would write
+        # Building it would write.
+        return WorldModelSource("mini", str(run.model), None, NOT_BUILT, model_type_name(settings.model))
     return resolve_world_model(settings.model, run)
 
 
@@ -233,8 +245,8 @@ def _most_bytes_a_clip(rows: FrameRows, settings: Settings) -> int:
             if isinstance(row, UserError):
                 continue
             if row.file is None or settings.plan.condition == "text":
-                return 0  # no picture to judge from
-            frame_HWC = fitted_frames(row.file, settings, rows.views)[: video.height]
+                return 0  # there is no picture to estimate from
+            frame_HWC = fitted_frames(row.file, settings, rows.views, row.num_stacked)[: video.height]
         except (UserError, OSError):
             continue  # refused above, with its reason
         with tempfile.TemporaryDirectory() as folder:
@@ -245,20 +257,20 @@ def _most_bytes_a_clip(rows: FrameRows, settings: Settings) -> int:
 
 
 def _notes(
-    rows: FrameRows, tally: PlanCounts, settings: Settings, run: RunFolder, adapter: AdapterChoice | None
+    rows: FrameRows, counts: PlanCounts, settings: Settings, run: RunFolder, adapter: AdapterChoice | None
 ) -> list[str]:
-    notes = [f"first frames: {rows.kind}"]
-    if settings.plan.instructions and tally.num_own_instruction and not rows.crosses:
+    notes = [f"first frames: {rows.kind}", *rows.notes]
+    if settings.plan.instructions and counts.num_own_instruction and not rows.crosses:
         notes.append(
-            f"{tally.num_own_instruction} first frames keep their own instruction; plan.instructions went to the "
-            f"{tally.num_rows - tally.num_own_instruction} without one"
+            f"{counts.num_own_instruction} first frames keep their own instruction; plan.instructions went to the "
+            f"{counts.num_rows - counts.num_own_instruction} without one"
         )
     if adapter is None:
         missing = "plan.adapter=base" if settings.plan.adapter else f"no adapter in {run.adapter}"
-        notes.append(f"{missing}: the base model dreams (dreamgen finetune makes an adapter)")
+        notes.append(f"{missing}: the base model makes the clips (dreamgen finetune makes an adapter)")
     if 0 < settings.plan.guidance_scale <= 1:
-        notes.append(f"guidance_scale {settings.plan.guidance_scale:g} is at most 1, which the pipeline takes for off")
-    notes.extend("refused: " + str(error).replace("\n", "\n  ") for error in tally.refusals)
-    if tally.num_refused > NUM_REFUSALS_SHOWN:
-        notes.append(f"and {tally.num_refused - NUM_REFUSALS_SHOWN} more were refused")
+        notes.append(f"guidance_scale {settings.plan.guidance_scale:g} is at most 1, which turns guidance off")
+    notes.extend("refused: " + str(error).replace("\n", "\n  ") for error in counts.refusals)
+    if counts.num_refused > NUM_REFUSALS_SHOWN:
+        notes.append(f"and {counts.num_refused - NUM_REFUSALS_SHOWN} more were refused")
     return notes

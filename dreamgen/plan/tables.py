@@ -1,4 +1,4 @@
-"""Reading the rows of a CSV or JSONL one by one: a broken row is told by its line, the others go on."""
+"""Read the rows of a CSV or JSONL one by one; an error of one row names its line, and the others go on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
     """Read a CSV with a header.
 
     Yields:
-        Each row's line number, and its cells by column or what is wrong with it.
+        Each row's line number, and its cells by column or its error.
 
     Raises:
         UserError: if the file cannot be read.
@@ -27,7 +27,7 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
                 if None in values:
                     yield reader.line_num, UserError(
                         f"{path}, line {reader.line_num}: more cells than columns", actual=str(values[None]),
-                        allowed='text with commas stands between "quotes"',
+                        allowed='text with commas in "quotes"',
                     )  # fmt: skip
                 else:
                     yield reader.line_num, values

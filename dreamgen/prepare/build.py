@@ -1,11 +1,12 @@
-"""Writing the training set: each clip's video, text and trajectory, then the tables that list them.
+"""Write the training set: each clip's video, first frames, text and trajectory, then the tables that list them.
 
-Axes: H height, W width, C channels.
+Axes: H height, W width, C channels. Frames are uint8, 0-255, RGB.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -15,9 +16,10 @@ from typing import Literal
 import numpy as np
 
 from dreamgen.config.settings import Settings
+from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
 from dreamgen.data.frames import FrameReader
 from dreamgen.data.trajectory import write_trajectory
-from dreamgen.data.video import fit_frame, write_video
+from dreamgen.data.video import fit_frame, write_png, write_video
 from dreamgen.data.views import View, tile
 from dreamgen.errors import UserError, reason_of
 from dreamgen.prepare.survey import MAX_FRAMES_APART, SurveyedClip, check_length
@@ -31,18 +33,18 @@ SUMMARY_COLUMNS = (
 
 @dataclass(frozen=True)
 class ClipRow:
-    """What became of one source clip: a row of summary.csv, and of metadata.csv if it was not refused.
+    """The outcome of one source clip: a row of summary.csv, and of metadata.csv unless it is refused.
 
     Args:
         source: Where it is in the source.
         name: File stem in the training set.
-        status: used (as it was), changed or refused.
-        detail: How it was changed, or why it was refused.
+        status: used (unchanged), changed or refused.
+        detail: How it is changed, or why it is refused.
         num_source_frames: Frames of the source.
-        num_frames: Frames written; 0 when refused.
-        source_fps: Frames a second of the source; 0 when unknown.
-        height: Pixels of the source; 0 when unknown.
-        width: Pixels of the source; 0 when unknown.
+        num_frames: Frames written; 0 if refused.
+        source_fps: Frames a second of the source; 0 if unknown.
+        height: Pixels of the source; 0 if unknown.
+        width: Pixels of the source; 0 if unknown.
         instruction: The task in words.
     """
 
@@ -59,9 +61,9 @@ class ClipRow:
 
 
 def row_of(surveyed: SurveyedClip, refused: str | None = None) -> ClipRow:
-    """Return the row of a clip as the survey leaves it, or refused for a reason that came later."""
+    """Return the row of a surveyed clip; `refused` is a reason that was found after the survey."""
     clip, info = surveyed.clip, surveyed.infos[0] if surveyed.infos else None
-    given = clip.videos[0].num_frames if clip.videos else None
+    stated = clip.videos[0].num_frames if clip.videos else None
     refused = refused or surveyed.refused
     fps = surveyed.fps or clip.fps or (info.fps if info else None) or Fraction(0)
     return ClipRow(
@@ -69,7 +71,7 @@ def row_of(surveyed: SurveyedClip, refused: str | None = None) -> ClipRow:
         name=clip.name,
         status="refused" if refused else "changed" if surveyed.changes else "used",
         detail=refused or "; ".join(surveyed.changes),
-        num_source_frames=surveyed.num_source_frames or given or (info.num_frames if info else 0),
+        num_source_frames=surveyed.num_source_frames or stated or (info.num_frames if info else 0),
         num_frames=0 if refused else len(surveyed.indices),
         source_fps=round(float(fps), 4),
         height=info.height if info else 0,
@@ -81,23 +83,24 @@ def row_of(surveyed: SurveyedClip, refused: str | None = None) -> ClipRow:
 def build_clip(
     folder: Path, surveyed: SurveyedClip, readers: Sequence[FrameReader], settings: Settings, views: Sequence[View] = ()
 ) -> ClipRow:
-    """Write one clip into the training set; a clip that turns out to be bad leaves nothing behind.
+    """Write one clip into the training set; one that is found damaged leaves no files.
 
     Args:
         folder: The training set.
-        surveyed: A clip; one that the survey refused is only reported.
+        surveyed: The clip; one that the survey refused is only reported.
         readers: One a camera; each keeps a packed mp4 open between its episodes.
-        settings: Of the run.
-        views: Where the pictures of several cameras go.
+        settings: Settings of the run.
+        views: Tiles of several cameras; empty for one.
 
     Returns:
         Its row, with the frames that were counted.
     """
     if surveyed.refused:
         return row_of(surveyed)
-    name, video = surveyed.clip.name, folder / "videos" / f"{surveyed.clip.name}.mp4"
+    name = surveyed.clip.name
+    video, first_frames = folder / "videos" / f"{name}.mp4", folder / "first_frames" / f"{name}.png"
     try:
-        counted = _write_video(video, surveyed, readers, settings, views)
+        counted = _write_pictures(video, first_frames, surveyed, readers, settings, views)
         if surveyed.clip.load_trajectory is not None:
             trajectory = surveyed.clip.load_trajectory().first(counted.num_source_frames)
             trajectory = trajectory.at(counted.indices, settings.prepare.action_kind)
@@ -107,6 +110,7 @@ def build_clip(
         for reader in readers:
             reader.close()
         video.unlink(missing_ok=True)
+        first_frames.unlink(missing_ok=True)
         return row_of(surveyed, refused=reason_of(error))
     write_text(folder / "metas" / f"{name}.txt", settings.prompt_prefix + surveyed.clip.instruction)
     return row_of(counted)
@@ -130,15 +134,21 @@ def write_tables(folder: Path, rows: Sequence[ClipRow], features: RobotFeatures,
     write_json(folder / "features.json", asdict(features))
 
 
-def _write_video(
-    path: Path, surveyed: SurveyedClip, readers: Sequence[FrameReader], settings: Settings, views: Sequence[View]
+def _write_pictures(
+    path: Path,
+    first_frames: Path,
+    surveyed: SurveyedClip,
+    readers: Sequence[FrameReader],
+    settings: Settings,
+    views: Sequence[View],
 ) -> SurveyedClip:
-    """Encode the clip frame by frame and return the survey corrected by what was decoded."""
+    """Encode the clip frame by frame, keep its first frames without loss, and return the survey as decoded."""
     clip, shape, num_decoded = surveyed.clip, settings.video, surveyed.num_source_frames
     cameras = list(zip(readers, clip.videos, strict=True))
     frames = [reader.frames(video.path, video.from_frame, surveyed.indices) for reader, video in cameras]
     frames = [_part(of_camera, video.view) for of_camera, (_, video) in zip(frames, cameras, strict=True)]
     pictures = _tiled(frames, views, settings) if views else _fitted(frames[0], settings)
+    pictures = _with_first_frames(pictures, first_frames)
     num_written = write_video(path, pictures, shape.fps, shape.codec, shape.crf, shape.gop)
     for reader, video in cameras:
         found = reader.count_to(video.from_frame + surveyed.num_source_frames) - video.from_frame
@@ -154,6 +164,14 @@ def _write_video(
     check_length(indices, settings, num_decoded, surveyed.fps)
     changes = (f"the last {missing} frames could not be decoded",) if missing else ()
     return replace(surveyed, num_source_frames=num_decoded, indices=indices, changes=surveyed.changes + changes)
+
+
+def _with_first_frames(pictures: Iterator[np.ndarray], path: Path) -> Iterator[np.ndarray]:
+    """Pass pictures on, and write the first of them stacked below one another: a clip can begin with one or all."""
+    first = list(itertools.islice(pictures, NUM_STORED_FRAMES))
+    if first:
+        write_png(path, np.concatenate(first))
+    return itertools.chain(first, pictures)
 
 
 def _part(frames: Iterator[np.ndarray], view: View | None) -> Iterator[np.ndarray]:

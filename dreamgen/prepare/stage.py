@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dreamgen.config.settings import Settings
+from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
 from dreamgen.data.frames import FrameReader
 from dreamgen.data.views import tiled_views
 from dreamgen.errors import UserError
+from dreamgen.models.world_model import check_size
 from dreamgen.prepare.build import ClipRow, build_clip, row_of, write_tables
 from dreamgen.prepare.detect import open_source
 from dreamgen.prepare.sources.source import Source
@@ -22,22 +24,26 @@ from dreamgen.run.run_folder import RunFolder
 __all__ = ["inspect", "open_source", "prepare"]
 
 # H.264 at crf 18 with a key frame every two: 0.12 at 256x256 and 0.08 at 432x768, measured on simulated kitchen demos.
-BYTES_PER_PIXEL = 0.1
+VIDEO_BYTES_PER_PIXEL = 0.1
+PNG_BYTES_PER_PIXEL = 1.5
 NUM_SAMPLES = 3
 
 
-def prepare(settings: Settings) -> StageResult:
+def prepare(settings: Settings, dry_run: bool = False) -> StageResult:
     """Write the training set of a run: `train/`, whole or not at all.
 
     Args:
         settings: `demos`, `out`, `video`, `prepare` and `prompt_prefix` are used.
+        dry_run: Write nothing; see `inspect`.
 
     Returns:
-        Counts, and as notes the quirks of the source and each refused clip with its reason.
+        Counts; as notes, findings about the source and each refused clip with its reason.
 
     Raises:
         UserError: if the demos cannot be used, `train/` exists, or every clip is refused.
     """
+    if dry_run:
+        return inspect(settings)
     run = RunFolder.of(settings)
     if run.train.exists():
         raise UserError(
@@ -71,13 +77,13 @@ def prepare(settings: Settings) -> StageResult:
 
 
 def inspect(settings: Settings) -> StageResult:
-    """Say what `prepare` would do, without decoding or writing anything.
+    """Report what `prepare` would do, without decoding or writing anything.
 
     Args:
         settings: As for `prepare`; `out` may be missing.
 
     Returns:
-        Counts and an estimate of disk; as notes three sample prompts, quirks and refusals.
+        Counts and an estimate of disk space; as notes, three sample prompts, findings and refusals.
 
     Raises:
         UserError: if the demos cannot be used.
@@ -86,14 +92,17 @@ def inspect(settings: Settings) -> StageResult:
     surveyed = list(survey(source.clips, settings, source.features.views))
     rows = [row_of(clip) for clip in surveyed]
     metrics = _statistics(rows, settings)
-    num_bytes = metrics["frames"] * settings.video.height * settings.video.width * BYTES_PER_PIXEL
     kept = [row for row in rows if row.status != "refused"]
+    num_first_frames = len(kept) * NUM_STORED_FRAMES
+    bytes_per_pixel = metrics["frames"] * VIDEO_BYTES_PER_PIXEL + num_first_frames * PNG_BYTES_PER_PIXEL
+    num_bytes = settings.video.height * settings.video.width * bytes_per_pixel
     prompts = [f"prompt of {row.name}: {settings.prompt_prefix}{row.instruction}" for row in kept[:NUM_SAMPLES]]
     notes = [*prompts, *_findings(source, surveyed, settings), *_refusals(rows)]
     return StageResult("prepare", {}, {**metrics, "disk_mib": round(num_bytes / 2**20, 3)}, notes)
 
 
 def _open(settings: Settings, may_download: bool) -> Source:
+    check_size(settings)
     if not settings.demos:
         raise UserError("no demonstrations given", next_step="add --demos FOLDER")
     source = open_source(settings.demos, settings.prepare, settings.prompt_prefix, may_download)

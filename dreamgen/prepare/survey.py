@@ -1,10 +1,10 @@
-"""Looking at each clip before anything is decoded or written: which frames it will give, or why it is refused."""
+"""Check each clip before anything is decoded or written: which frames it gives, or why it is refused."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -16,29 +16,29 @@ from dreamgen.data.views import View, short_name
 from dreamgen.errors import UserError, reason_of
 from dreamgen.prepare.sources.source import SourceClip, SourceVideo
 
-# A recorder that stops between a row and its picture loses one or two; more means that they do not belong together.
+# A recorder that stops between a row and its picture loses one or two; a larger difference is a mismatch.
 MAX_FRAMES_APART = 2
 
 
 @dataclass(frozen=True)
 class SurveyedClip:
-    """A clip and what will be made of it.
+    """A clip with the frames that will be written.
 
     Args:
-        clip: As the source describes it.
-        infos: Its videos; none where one could not be opened.
-        fps: Frames a second of the source.
+        clip: The clip as the source describes it.
+        infos: Its videos; empty if one could not be opened.
+        fps: Frames a second of the source; 0 if it is refused.
         num_source_frames: Frames of the source that have both a picture and a row.
-        indices: Frame of the source for each frame that will be written, int64.
-        changes: How the clip differs from its source.
+        indices: Source frame of each frame that will be written, int64.
+        changes: How the clip differs from its source, a sentence each.
         refused: Why it cannot be used; None if it can.
     """
 
     clip: SourceClip
     infos: tuple[VideoInfo, ...] = ()
-    fps: Fraction | None = None
+    fps: Fraction = Fraction(0)
     num_source_frames: int = 0
-    indices: np.ndarray | None = None
+    indices: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     changes: tuple[str, ...] = ()
     refused: str | None = None
 
@@ -47,9 +47,9 @@ def survey(clips: Iterable[SourceClip], settings: Settings, views: tuple[View, .
     """Probe every clip's videos and check its trajectory; each file is probed once, however many clips share it.
 
     Args:
-        clips: In their order.
-        settings: Of the run.
-        views: Where several cameras' pictures go.
+        clips: Clips of the source.
+        settings: Settings of the run.
+        views: Tiles of several cameras; empty for one.
     """
     probe_once = functools.lru_cache(maxsize=None)(probe)
     for clip in clips:
@@ -65,7 +65,7 @@ def survey(clips: Iterable[SourceClip], settings: Settings, views: tuple[View, .
 
 
 def resampling_findings(surveyed: Iterable[SurveyedClip], settings: Settings) -> list[str]:
-    """Say how actions were resampled, where that would be wrong for another kind of action."""
+    """Report how actions were resampled, where that would be wrong for another kind of action."""
     if settings.prepare.action_kind == "delta":
         return []
     num_resampled = sum(
@@ -96,7 +96,7 @@ def check_length(indices: np.ndarray, settings: Settings, num_source_frames: int
 
 
 def rate(fps: Fraction) -> str:
-    """Return frames a second as people write them."""
+    """Format frames a second."""
     return f"{float(fps):.6g}"
 
 
@@ -130,8 +130,8 @@ def _survey_clip(
         if (source_height, source_width) != (height, width):
             same_aspect = source_height * width == source_width * height
             how = "" if same_aspect else {"crop": ", borders cut", "pad": ", black borders added"}[settings.prepare.fit]
-            whose = f"{view.camera} " if view else ""
-            changes.append(f"{whose}resized from {source_height}x{source_width} to {height}x{width}{how}")
+            camera = f"{view.camera} " if view else ""
+            changes.append(f"{camera}resized from {source_height}x{source_width} to {height}x{width}{how}")
     return SurveyedClip(clip, infos, fps, num_frames, indices, tuple(changes))
 
 
@@ -150,8 +150,8 @@ def _size_of(source: SourceVideo, info: VideoInfo) -> tuple[int, int]:
 def _num_common_frames(clip: SourceClip, infos: tuple[VideoInfo, ...]) -> int:
     counts = []
     for video, info in zip(clip.videos, infos, strict=True):
-        there = max(0, info.num_frames - video.from_frame)
-        counts.append(there if video.num_frames is None else min(there, video.num_frames))
+        available = max(0, info.num_frames - video.from_frame)
+        counts.append(available if video.num_frames is None else min(available, video.num_frames))
     if max(counts) - min(counts) > MAX_FRAMES_APART:
         raise UserError(
             "the cameras' videos do not belong together",

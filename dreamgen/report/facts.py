@@ -1,4 +1,4 @@
-"""The words and numbers at the head and foot of the page: headline figures, warnings, settings."""
+"""Summary tiles, warnings and settings of the report."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from dreamgen.report.stages import demos_used, num_ok, refused_demos
 
 
 def tiles(view: RunView) -> list[dict[str, str]]:
-    """Return the headline numbers: label, value and a line of context each."""
-    made, judged = num_ok(view, "generate"), view.count("accepted", "rejected")
-    refused, failed, rejected = len(refused_demos(view)), view.count("failed"), view.count("rejected")
+    """Return the summary tiles: label, value and one line of context each."""
+    num_generated, num_judged = num_ok(view, "generate"), view.count("accepted", "rejected")
+    share = f"{view.count('accepted') / num_judged:.0%}" if num_judged else ""
+    num_refused, num_failed, num_rejected = len(refused_demos(view)), view.count("failed"), view.count("rejected")
     return [
         _tile("Demonstrations used", f"{demos_used(view):,}" if view.demos else "–",
-              f"{refused:,} refused" if view.demos else "no summary"),
+              f"{num_refused:,} refused" if view.demos else "no summary"),
         _tile("Steps trained", f"{view.steps[-1].step:,}" if view.steps else "–",
               f"last loss {view.steps[-1].loss:.3g}" if view.steps else "no training log"),
-        _tile("Clips generated", f"{made:,}" if view.clips else "–",
-              f"of {len(view.clips):,} planned · {failed:,} failed" if view.clips else "no jobs"),
-        _tile("Clips accepted", f"{view.count('accepted'):,}" if judged else "–",
-              f"{rejected:,} rejected · {view.count('accepted') / judged:.0%} pass" if judged else "not judged yet"),
+        _tile("Clips generated", f"{num_generated:,}" if view.clips else "–",
+              f"of {len(view.clips):,} planned · {num_failed:,} failed" if view.clips else "no jobs"),
+        _tile("Clips accepted", f"{view.count('accepted'):,}" if num_judged else "–",
+              f"{num_rejected:,} rejected · {share} pass" if num_judged else "not judged yet"),
         _error_tile(view),
         _tile("Episodes exported", _episodes(view),
               f"in {len(view.datasets)} formats" if view.datasets else "no dataset"),
@@ -38,13 +39,13 @@ def _error_tile(view: RunView) -> dict[str, str]:
 
 
 def held_out_error(idm: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Return the inverse-dynamics model's error on held-out episodes, and that of guessing the demos' mean action.
+    """Return the inverse-dynamics model's error on held-out episodes, and that of the demonstrations' mean action.
 
     Args:
-        idm: Its config.json.
+        idm: config.json of the model.
 
     Returns:
-        Mean absolute errors in the robot's units; None where there are none.
+        Mean absolute errors in the robot's units; None where they were not measured.
     """
     action = (idm.get("held_out") or {}).get("action") or {}
     return action.get("mae"), (action.get("baselines") or {}).get("demo_mean")
@@ -60,27 +61,27 @@ def _tile(label: str, value: str, context: str) -> dict[str, str]:
 
 
 def notices(view: RunView) -> list[dict[str, str]]:
-    """Return what a reader must know before looking at the clips: a title and a sentence each."""
+    """Return warnings that matter for reading the clips: a title and a sentence each."""
     model = view.settings.get("model", {})
     found = []
     if {clip.job.model for clip in view.clips} == {"mini"} or (not view.clips and model.get("path") == "mini"):
         found.append({
             "title": "The mini model has untrained weights",
-            "text": "Its clips look like noise. This run proves that every stage works, not that the clips are good.",
+            "text": "Its clips look like noise. This run shows that every stage works, not that the clips are good.",
         })  # fmt: skip
     checked = [record.metrics.get("safety_checker") for record in view.journal.get("generate", {}).values()]
     if False in checked or (not view.clips and model.get("safety_checker") is False):
-        whom = f"{checked.count(False)} of {len(checked)} clips were" if False in checked else "Clips will be"
+        which = f"{checked.count(False)} of {len(checked)} clips were" if False in checked else "Clips will be"
         found.append({
             "title": "The safety checker was off",
-            "text": f"{whom} made without screening of prompt and picture. "
-                    "The real model's licence asks for its guardrail.",
+            "text": f"{which} generated without screening of prompts and frames. "
+                    "The license of the real model asks for its guardrail.",
         })  # fmt: skip
     error, mean_error = held_out_error(view.idm or {})
     if error is not None and mean_error is not None and error >= mean_error:
         found.append({
             "title": "The recovered actions are no better than a guess",
-            "text": f"On held-out demonstrations their error is {error:.3g}; always guessing the mean has "
+            "text": f"On held-out demonstrations their error is {error:.3g}; always predicting the mean has "
                     f"{mean_error:.3g}. More demonstrations or training steps help.",
         })  # fmt: skip
     if "av1" in {clip.job.codec for clip in view.clips}:
@@ -90,7 +91,7 @@ def notices(view: RunView) -> list[dict[str, str]]:
 
 
 def settings_by_section(recorded: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """Return run.yaml as rows of text, section by section; values that have no section come first as "run"."""
+    """Return run.yaml as rows of text by section; settings without a section come first, as "run"."""
     sections: dict[str, list[tuple[str, str]]] = {"run": []}
     for name, value in recorded.items():
         if isinstance(value, dict):
@@ -117,6 +118,6 @@ def _plain_text(value: Any) -> str:
 
 
 def last_activity(view: RunView) -> str | None:
-    """Return when the journal was last written, in UTC, or None without a journal."""
+    """Return the time of the journal's last record in UTC; None without a record."""
     times_s = [record.time_s for records in view.journal.values() for record in records.values()]
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(max(times_s))) if times_s else None

@@ -1,4 +1,4 @@
-"""What a run folder holds, as far as it got: everything the page shows, read through core and never changed."""
+"""Read everything that the report shows from a run folder, as far as it exists."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from typing import Any, Literal
 
 from dreamgen.config.loading import read_yaml
 from dreamgen.errors import UserError
+from dreamgen.extensions.export_format import reader_of
 from dreamgen.run.files import read_json
 from dreamgen.run.jobs import read_jobs
 from dreamgen.run.journal import read_journal
 from dreamgen.run.records import Job, JournalRecord, RobotFeatures
 from dreamgen.run.run_folder import RunFolder
+from dreamgen.stages import CLIP_STAGES
 
 Verdict = Literal["accepted", "rejected", "failed", "not judged", "waiting"]
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One job and what became of it.
+    """One job and its outcome.
 
     Args:
-        job: What was asked for.
-        verdict: accepted or rejected (results); failed (an error); not judged (curate has not seen it); waiting.
-        reasons: Why it was rejected.
-        figures: Measures of curate by name.
-        video: Its mp4, where there is one.
-        label: Its actions, where there are some.
+        job: The planned clip.
+        verdict: accepted or rejected (results); failed (an error); not judged (not curated); waiting (not generated).
+        reasons: Reasons for a rejection.
+        metrics: What curate recorded, by name.
+        video: The mp4 file; None if it is missing.
+        label: The file with its actions; None if it is missing.
     """
 
     job: Job
@@ -42,7 +44,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Failure:
-    """A clip that a stage could not make, with its error."""
+    """A clip at which a stage failed, with the error."""
 
     job: Job
     record: JournalRecord
@@ -50,7 +52,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Step:
-    """One line of the training log; the gradient's norm and the like are left out."""
+    """One row of the training log."""
 
     step: int
     loss: float
@@ -58,7 +60,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One exported dataset; `num_episodes` is None where its own metadata does not say."""
+    """One exported dataset; `num_episodes` is None where it is unknown."""
 
     name: str
     num_episodes: int | None
@@ -67,22 +69,22 @@ class Dataset:
 
 @dataclass(frozen=True)
 class RunView:
-    """A run as far as it got; what does not exist yet is empty or None.
+    """A run; what does not exist yet is empty or None.
 
     Args:
-        run: Its folder.
+        run: The run folder.
         settings: run.yaml, nested.
-        demos: One row a source demonstration, as prepare's summary has it.
-        features: What the demonstrations say of the robot.
-        steps: The training log.
-        adapter: The adapter's file.
-        idm: config.json of the inverse-dynamics model, with its held-out error.
-        jobs_planned: Whether there is a list of jobs.
-        clips: Every job in planned order.
+        demos: Rows of prepare's summary, one per demonstration.
+        features: The robot's features.
+        steps: Rows of the training log.
+        adapter: File of the adapter.
+        idm: config.json of the inverse-dynamics model.
+        jobs_planned: Whether jobs.parquet exists.
+        clips: All clips in planned order.
         failures: The latest error of every failed clip.
         journal: Stage -> clip id -> latest record.
-        datasets: What was exported.
-        unreadable: Files that are there and cannot be read, and why.
+        datasets: The exported datasets.
+        unreadable: Files that exist and cannot be read, with the reason.
     """
 
     run: RunFolder
@@ -105,7 +107,7 @@ class RunView:
 
 
 def gather(run: RunFolder) -> RunView:
-    """Read whatever of a run exists.
+    """Read what exists of a run.
 
     Raises:
         UserError: if the run folder does not exist.
@@ -117,7 +119,7 @@ def gather(run: RunFolder) -> RunView:
     unreadable: list[str] = []
 
     def attempt(path: Path, read: Callable[[Path], Any], missing: Any) -> Any:
-        """Read a file that may be absent or damaged; one broken file must not cost the whole page."""
+        """Read a file that may be missing or damaged, without giving up the rest of the page."""
         try:
             return read(path) if path.exists() else missing
         except UserError as error:
@@ -125,7 +127,7 @@ def gather(run: RunFolder) -> RunView:
             return missing
 
     jobs = attempt(run.jobs, read_jobs, [])
-    journal = {stage: read_journal(run.journal, stage) for stage in ("generate", "label", "curate")}
+    journal = {stage: read_journal(run.journal, stage) for stage in CLIP_STAGES}
     adapter = run.adapter / "pytorch_lora_weights.safetensors"
     return RunView(
         run=run,
@@ -145,8 +147,8 @@ def gather(run: RunFolder) -> RunView:
 
 
 def _clip(run: RunFolder, job: Job, journal: dict[str, dict[str, JournalRecord]]) -> Clip:
-    records = [journal[stage].get(job.clip_id) for stage in ("generate", "label", "curate")]
-    generated, _, judged = records
+    records = [records.get(job.clip_id) for records in journal.values()]
+    generated, judged = journal["generate"].get(job.clip_id), journal["curate"].get(job.clip_id)
     rejected = next((record for record in records if record is not None and record.status == "rejected"), None)
     if _failed(job, journal) is not None:
         verdict: Verdict = "failed"
@@ -168,7 +170,7 @@ def _clip(run: RunFolder, job: Job, journal: dict[str, dict[str, JournalRecord]]
 
 
 def _failed(job: Job, journal: dict[str, dict[str, JournalRecord]]) -> JournalRecord | None:
-    records = (journal[stage].get(job.clip_id) for stage in ("generate", "label", "curate"))
+    records = (records.get(job.clip_id) for records in journal.values())
     return next((record for record in records if record is not None and record.status == "failed"), None)
 
 
@@ -198,23 +200,6 @@ def _read_datasets(folder: Path) -> list[Dataset]:
     found = []
     for path in sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")):
         size_mb = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
-        found.append(Dataset(path.name, _num_episodes(path), size_mb))
+        reader = reader_of(path)
+        found.append(Dataset(path.name, None if reader is None else reader.num_episodes(path), size_mb))
     return found
-
-
-def _num_episodes(dataset: Path) -> int | None:
-    info = dataset / "meta" / "info.json"
-    if info.is_file():
-        return read_json(info).get("total_episodes")
-    files = [file for file in dataset.rglob("*.hdf5") if file.is_file()]
-    return sum(map(_num_demos, files)) if files else None
-
-
-def _num_demos(path: Path) -> int:
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            return len(file["data"]) if "data" in file else 1
-    except OSError as error:
-        raise UserError(f"{path} is not an HDF5 file", actual=str(error)) from None

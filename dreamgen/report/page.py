@@ -1,4 +1,4 @@
-"""From what a run holds to report.html: which clips are shown, how they are embedded, and the finished page."""
+"""Write report.html: choose the clips to show, embed them, and render the page."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from markupsafe import Markup
 from dreamgen.config.settings import Settings
 from dreamgen.data.video import iter_frames
 from dreamgen.errors import UserError
+from dreamgen.extensions.judge import curation_metrics
 from dreamgen.report.facts import last_activity, notices, settings_by_section, tiles
 from dreamgen.report.gather import Clip, RunView, gather
 from dreamgen.report.plots import action_strips, loss_curve
@@ -30,19 +31,37 @@ from dreamgen.run.run_folder import RunFolder
 
 MAX_EMBEDDED_BYTES = 40 * 10**6  # of base64; beyond it the page links its clips, which then must stay beside it
 POSTER_WIDTH_PX = 480
+NOT_MEASURES = ("num_frames", "wanted_num_frames")
 SHOWN_FIRST = ("accepted", "not judged", "rejected")
 
 
 @dataclass(frozen=True)
-class Card:
-    """One clip as the page shows it.
+class Measure:
+    """A number that curate recorded about a clip.
 
     Args:
-        clip: What it is.
+        name: In words.
+        value: With its unit.
+        limit: Its threshold in words; empty where it has none.
+        about: What it measures, and a judge's reason.
+    """
+
+    name: str
+    value: str
+    limit: str
+    about: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One clip on the page.
+
+    Args:
+        clip: The job and its outcome.
         poster: data: URL of its first frame.
         source: data: URL or relative path of its mp4; None when the file is missing.
         plot: The predicted actions.
-        measures: Curate's figures, each with its name, value and limit in words.
+        measures: What curate recorded.
         problems: Which of its files cannot be read, and why.
     """
 
@@ -50,18 +69,18 @@ class Card:
     poster: str | None
     source: str | None
     plot: Markup | None
-    measures: list[dict[str, str]]
+    measures: list[Measure]
     problems: list[str]
 
 
 def report(settings: Settings) -> StageResult:
-    """Write report.html from whatever of the run exists.
+    """Write report.html from what exists of the run.
 
     Args:
         settings: `out` names the run folder; `report.max_clips` bounds the clips shown.
 
     Returns:
-        The page, what it counts, and a note for each stage that is not done.
+        The page, counts of clips, and a note for each stage that is not done.
 
     Raises:
         UserError: if the run folder does not exist.
@@ -100,26 +119,26 @@ def report(settings: Settings) -> StageResult:
 
 
 def choose_clips(clips: Sequence[Clip], max_clips: int) -> list[Clip]:
-    """Choose the clips to show: each verdict in its share and at least once, spread evenly over the plan.
+    """Choose the clips to show: each verdict in proportion and at least once, spread evenly over the plan.
 
     Args:
-        clips: All of the run; those without a video or that failed are not shown.
-        max_clips: How many at most.
+        clips: All clips of the run; failed ones and those without a video are not shown.
+        max_clips: Largest number of clips.
 
     Returns:
-        Accepted first, then those not judged, then rejected; within these in planned order.
+        Accepted clips, then those not judged, then rejected ones; each group in planned order.
     """
     groups = [[c for c in clips if c.verdict == verdict and c.video is not None] for verdict in SHOWN_FIRST]
     total = sum(map(len, groups))
-    room = min(max_clips, total)
-    if room <= 0:
+    num_shown = min(max_clips, total)
+    if num_shown <= 0:
         return []
-    exact = [len(group) * room / total for group in groups]
+    exact = [len(group) * num_shown / total for group in groups]
     shares = [0] * len(groups)
-    for _ in range(room):
+    for _ in range(num_shown):
         open_groups = [i for i in range(len(groups)) if shares[i] < len(groups[i])]
-        neediest = max(open_groups, key=lambda i: (shares[i] == 0, exact[i] - shares[i]))
-        shares[neediest] += 1
+        next_group = max(open_groups, key=lambda i: (shares[i] == 0, exact[i] - shares[i]))
+        shares[next_group] += 1
     return [
         group[round(index * (len(group) - 1) / max(share - 1, 1))]
         for group, share in zip(groups, shares, strict=True)
@@ -129,13 +148,14 @@ def choose_clips(clips: Sequence[Clip], max_clips: int) -> list[Clip]:
 
 def _card(clip: Clip, view: RunView, embed: bool) -> Card:
     poster = source = plot = None
-    problems = []
+    problems, video, root = [], clip.video, view.run.root
+    assert video is not None, "choose_clips leaves out clips without a video"
     try:
-        first_frame_HWC = next(iter_frames(clip.video), None)
+        first_frame_HWC = next(iter_frames(video), None)
         if first_frame_HWC is None:
-            raise UserError(f"{clip.video} has 0 frames", next_step=f"dreamgen generate --out {view.run.root}")
+            raise UserError(f"{video} has 0 frames", next_step=f"dreamgen generate --out {root}")
         poster = _poster(first_frame_HWC)
-        source = _data_url("video/mp4", clip.video.read_bytes()) if embed else _relative_url(clip.video, view.run.root)
+        source = _data_url("video/mp4", video.read_bytes()) if embed else _relative_url(video, root)
     except UserError as error:
         problems.append(str(error))
     if clip.label is not None:
@@ -148,17 +168,22 @@ def _card(clip: Clip, view: RunView, embed: bool) -> Card:
     return Card(clip, poster, source, plot, _measures(clip.metrics), problems)
 
 
-def _measures(metrics: dict[str, Any]) -> list[dict[str, str]]:
-    """Pair each measure with the threshold that stands beside it as min_NAME or max_NAME."""
+def _measures(recorded: dict[str, Any]) -> list[Measure]:
+    """Pair each number that curate recorded with the threshold that was recorded as min_NAME or max_NAME."""
+    declared = {metric.name: metric for metric in curation_metrics()}
     measures = []
-    for name, value in metrics.items():
-        if isinstance(value, bool | str | None) or name.startswith(("min_", "max_", "wanted_", "num_")):
+    for name, value in recorded.items():
+        is_threshold = name.startswith(("min_", "max_")) and name[4:] in recorded
+        if isinstance(value, bool) or not isinstance(value, int | float) or is_threshold or name in NOT_MEASURES:
             continue
-        low, high = metrics.get(f"min_{name}"), metrics.get(f"max_{name}")
+        low, high = recorded.get(f"min_{name}"), recorded.get(f"max_{name}")
         limit = f"min {low:g}" if low is not None else f"max {high:g}" if high is not None else ""
-        words = name.removesuffix("_db").replace("_", " ").replace("psnr", "PSNR")
-        unit = " dB" if name.endswith("_db") else ""
-        measures.append({"name": words, "value": f"{value:.3g}{unit}", "limit": limit})
+        metric = declared.get(name)  # None where the package that measured it is not installed
+        unit = metric.unit if metric is not None else ""
+        words = name.removesuffix(f"_{unit.lower()}").replace("_", " ").replace("psnr", "PSNR")
+        about = [metric.summary] if metric is not None else []
+        about += [str(recorded[f"{name}_reason"])] if recorded.get(f"{name}_reason") else []
+        measures.append(Measure(words, f"{value:.3g} {unit}".strip(), limit, ": ".join(about)))
     return measures
 
 

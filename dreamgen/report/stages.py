@@ -1,22 +1,24 @@
-"""How far a run got: each stage of the pipeline with its state, in words, and the command that goes on."""
+"""State of each stage in a run, and the command that continues it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from dreamgen.report.gather import RunView
+from dreamgen.stages import STAGES, Progress, Stage
 
 
 @dataclass(frozen=True)
 class StageState:
-    """One stage of the pipeline.
+    """The state of one stage in a run.
 
     Args:
-        name: As the command is called.
-        state: done; part (begun, something is left); failed (something failed); missing.
+        name: Name of the stage.
+        state: done; part (something is left); failed (something failed); missing.
         detail: What there is, in a few words.
-        command: What goes on from here; None when done.
+        command: What continues from here; None when done.
     """
 
     name: str
@@ -26,73 +28,75 @@ class StageState:
 
 
 def stage_states(view: RunView) -> list[StageState]:
-    """Return the pipeline's stages in order with their states."""
-    return [
-        _prepare(view),
-        _finetune(view),
-        _plan(view),
-        _clip_stage(view, "generate", len(view.clips)),
-        _inverse_dynamics(view),
-        _clip_stage(view, "label", num_ok(view, "generate")),
-        _clip_stage(view, "curate", num_ok(view, "label")),
-        _export(view),
-    ]
+    """Return the state of each stage that has output, in the order of `dreamgen run`."""
+    return [_READERS[stage.progress](view, stage) for stage in STAGES.values() if stage.progress is not None]
 
 
-def _prepare(view: RunView) -> StageState:
-    used, refused = demos_used(view), len(refused_demos(view))
+def _training_set(view: RunView, stage: Stage) -> StageState:
+    num_used, num_refused = demos_used(view), len(refused_demos(view))
     if not (view.run.train / "metadata.csv").exists() and not view.demos:
-        return StageState("prepare", "missing", "no training set", _command(view, "prepare --demos PATH"))
-    return StageState("prepare", "done", f"{used} demos" + (f", {refused} refused" if refused else ""))
+        return StageState(stage.name, "missing", "no training set", _command(view, stage, " --demos PATH"))
+    return StageState(stage.name, "done", f"{num_used} demos" + (f", {num_refused} refused" if num_refused else ""))
 
 
-def _finetune(view: RunView) -> StageState:
+def _training_log(view: RunView, stage: Stage) -> StageState:
     last = f"{view.steps[-1].step:,} steps" if view.steps else None
     if view.adapter is not None:
-        return StageState("finetune", "done", last or "adapter there")
-    state = "part" if view.steps else "missing"
-    return StageState("finetune", state, last or "no adapter", _command(view, "finetune"))
+        return StageState(stage.name, "done", last or "adapter exists")
+    return StageState(stage.name, "part" if view.steps else "missing", last or "no adapter", _command(view, stage))
 
 
-def _plan(view: RunView) -> StageState:
+def _jobs(view: RunView, stage: Stage) -> StageState:
     if not view.jobs_planned:
-        return StageState("plan", "missing", "no jobs", _command(view, "plan"))
-    return StageState("plan", "done", f"{len(view.clips):,} jobs")
+        return StageState(stage.name, "missing", "no jobs", _command(view, stage))
+    return StageState(stage.name, "done", f"{len(view.clips):,} jobs")
 
 
-def _clip_stage(view: RunView, name: str, num_expected: int) -> StageState:
+def _journal(view: RunView, stage: Stage) -> StageState:
+    name, before = stage.name, stage.counts_clips_of
+    num_expected = len(view.clips) if before is None else num_ok(view, before)
     known = {clip.job.clip_id for clip in view.clips}
     records = [record for clip_id, record in view.journal.get(name, {}).items() if clip_id in known]
     num_failed = sum(record.status == "failed" for record in records)
     num_done = len(records) - num_failed
     detail = f"{num_done:,} of {max(num_expected, num_done):,} clips"
     if num_failed:
-        return StageState(name, "failed", f"{detail}, {num_failed:,} failed", _command(view, name))
+        return StageState(name, "failed", f"{detail}, {num_failed:,} failed", _command(view, stage))
     if not records:
-        return StageState(name, "missing", "no clips", _command(view, name))
-    done = num_done >= num_expected
-    return StageState(name, "done" if done else "part", detail, None if done else _command(view, name))
+        return StageState(name, "missing", "no clips", _command(view, stage))
+    is_done = num_done >= num_expected
+    return StageState(name, "done" if is_done else "part", detail, None if is_done else _command(view, stage))
 
 
-def _inverse_dynamics(view: RunView) -> StageState:
+def _model(view: RunView, stage: Stage) -> StageState:
     if view.idm is None:
-        return StageState("inverse dynamics", "missing", "no model", _command(view, "label"))
-    return StageState("inverse dynamics", "done", "trained")
+        return StageState(stage.name, "missing", "no model", _command(view, stage))
+    return StageState(stage.name, "done", "trained")
 
 
-def _export(view: RunView) -> StageState:
+def _datasets(view: RunView, stage: Stage) -> StageState:
     wanted = view.settings.get("export", {}).get("formats", [])
     missing = [name for name in wanted if name not in {dataset.name for dataset in view.datasets}]
     if not view.datasets:
-        return StageState("export", "missing", "no datasets", _command(view, "export"))
+        return StageState(stage.name, "missing", "no datasets", _command(view, stage))
     detail = f"{len(view.datasets)} dataset" + ("s" if len(view.datasets) > 1 else "")
     if missing:
-        return StageState("export", "part", f"{detail}, not {', '.join(missing)}", _command(view, "export"))
-    return StageState("export", "done", detail)
+        return StageState(stage.name, "part", f"{detail}, not {', '.join(missing)}", _command(view, stage))
+    return StageState(stage.name, "done", detail)
+
+
+_READERS: dict[Progress, Callable[[RunView, Stage], StageState]] = {
+    "training set": _training_set,
+    "training log": _training_log,
+    "jobs": _jobs,
+    "journal": _journal,
+    "model": _model,
+    "datasets": _datasets,
+}
 
 
 def refused_demos(view: RunView) -> list[dict[str, str]]:
-    """Return prepare's rows about demonstrations that were refused."""
+    """Return the rows of prepare's summary about demonstrations that were refused."""
     return [row for row in view.demos if row.get("status") == "refused"]
 
 
@@ -102,10 +106,10 @@ def demos_used(view: RunView) -> int:
 
 
 def num_ok(view: RunView, stage: str) -> int:
-    """Return how many of the planned clips came through a stage."""
+    """Return for how many of the planned clips a stage succeeded."""
     records = view.journal.get(stage, {})
     return sum(clip.job.clip_id in records and records[clip.job.clip_id].status == "ok" for clip in view.clips)
 
 
-def _command(view: RunView, words: str) -> str:
-    return f"dreamgen {words} --out {view.run.root}"
+def _command(view: RunView, stage: Stage, arguments: str = "") -> str:
+    return f"dreamgen {stage.command or stage.name}{arguments} --out {view.run.root}"

@@ -16,12 +16,13 @@ from typing import Any
 from dreamgen.errors import UserError
 from dreamgen.run.files import atomic_file
 from dreamgen.run.journal import latest_records, records_of
-from dreamgen.run.records import AcceptedClip, Job, JournalRecord
+from dreamgen.run.records import AcceptedClip, Job, JournalRecord, stored_name
 from dreamgen.run.run_folder import RunFolder
 
 BATCH = 4096  # jobs in memory as objects
 ROW_GROUP = 2**16
 FIELDS = tuple(f.name for f in fields(Job))
+COLUMNS = tuple(map(stored_name, FIELDS))
 
 
 def write_jobs(path: Path, jobs: Iterable[Job]) -> None:
@@ -32,7 +33,7 @@ def write_jobs(path: Path, jobs: Iterable[Job]) -> None:
 
     def tables() -> Iterator[Any]:
         while batch := list(itertools.islice(remaining, BATCH)):
-            yield pa.Table.from_pylist([asdict(job) for job in batch], schema=job_schema())
+            yield pa.Table.from_pylist([_as_row(job) for job in batch], schema=job_schema())
 
     write_job_tables(path, tables())
 
@@ -51,7 +52,7 @@ def write_job_tables(path: Path, tables: Iterable[Any]) -> None:
         _write_held(writer, held)
 
 
-def iter_job_tables(path: Path, columns: Sequence[str] = FIELDS) -> Iterator[Any]:
+def iter_job_tables(path: Path, columns: Sequence[str] = COLUMNS) -> Iterator[Any]:
     """Read a jobs table in pieces, in planned order.
 
     Yields:
@@ -249,7 +250,11 @@ def job_schema() -> Any:
     import pyarrow as pa
 
     kinds = {"int": pa.int64(), "float": pa.float64(), "str": pa.string(), "str | None": pa.string()}
-    return pa.schema([(f.name, kinds[f.type]) for f in fields(Job)])
+    return pa.schema([(stored_name(f.name), kinds[f.type]) for f in fields(Job)])
+
+
+def _as_row(job: Job) -> dict[str, Any]:
+    return {stored_name(name): value for name, value in asdict(job).items()}
 
 
 def _write_held(writer: Any, held: list[Any]) -> None:

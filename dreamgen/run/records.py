@@ -74,7 +74,7 @@ class Job:
         clip_id: 20 hex digits, `job_id` of the other fields.
         first_frame_sha256: Hash of the pixels (height, width and RGB bytes) that the clip begins with, at its size;
             several frames stand below one another. None for a clip from text alone.
-        num_given_frames: How many frames are given: 1 (an image), 5 (a short clip) or 0 (text alone).
+        num_conditioning_frames: Frames that the clip begins with: 1 (an image), 5 (a short video), 0 (text alone).
         instruction: The task in words, as the dataset will carry it.
         prompt: What the model reads: prefix + instruction.
         negative_prompt: What guidance steers away from.
@@ -83,7 +83,7 @@ class Job:
         num_chunks: Samplings that the clip is made of, each beginning with the last frames of the one before.
         chunk_overlap: How many frames those are; they are in the clip once.
         level: Name of the sampler's level; exact, or one of those that trade likeness for speed.
-        shortcuts: The level's numbers, as `Shortcuts.to_json` gives them.
+        step_skipping: The level's sampling options, from `WorldModel.sampling_options`.
         model: Hub id and revision, or the folder's name.
         model_sha256: Fingerprint of the weights for a local folder; the revision for a hub model.
         adapter_sha256: Hash of the adapter's weights, or of a blend's; None without one.
@@ -93,7 +93,7 @@ class Job:
 
     clip_id: str
     first_frame_sha256: str | None
-    num_given_frames: int
+    num_conditioning_frames: int
     instruction: str
     prompt: str
     negative_prompt: str
@@ -107,7 +107,7 @@ class Job:
     num_inference_steps: int
     guidance_scale: float
     level: str
-    shortcuts: str
+    step_skipping: str
     model: str
     model_sha256: str
     adapter: str | None
@@ -130,6 +130,13 @@ class Job:
 
 
 NOT_IN_JOB_ID = ("clip_id", "source", "model", "level", "adapter")
+# Files, provenance and clip ids keep the names that these fields had first.
+STORED_NAMES = {"num_conditioning_frames": "num_given_frames", "step_skipping": "shortcuts"}
+
+
+def stored_name(field_name: str) -> str:
+    """Return what `jobs.parquet`, provenance and the clip id call a field of `Job`."""
+    return STORED_NAMES.get(field_name, field_name)
 
 
 def job_id(values: dict[str, Any]) -> str:
@@ -141,7 +148,7 @@ def job_id(values: dict[str, Any]) -> str:
     Returns:
         20 hex digits of SHA-256 over canonical JSON.
     """
-    content = {f.name: values[f.name] for f in fields(Job) if f.name not in NOT_IN_JOB_ID}
+    content = {stored_name(f.name): values[f.name] for f in fields(Job) if f.name not in NOT_IN_JOB_ID}
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:20]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Sequence
@@ -12,14 +13,14 @@ from typing import Any
 import draccus
 import yaml
 
-from dreamgen.config.loading import changed_settings, read_yaml
-from dreamgen.config.settings import GenerateSettings, Settings, default_of
+from dreamgen.config.loading import SHARED, changed_settings, read_yaml
+from dreamgen.config.paths import all_settings
+from dreamgen.config.settings import Settings
 from dreamgen.errors import UserError
 from dreamgen.run.files import write_text
 from dreamgen.run.store import Store, is_url
 
-OF_ONE_CALL = ("limit", "shard", "clips_per_gpu_hour")
-SHARED = ("out", "demos", "seed", "prompt_prefix", "model", "video")
+ALWAYS_RECORDED = ("out", "demos", *SHARED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,14 +184,15 @@ class RunFolder:
         self.fetch(self.settings_file, anew=True)
         recorded: dict[str, Any] = read_yaml(self.settings_file) if self.settings_file.exists() else {}
         plain = as_plain(settings)
-        for name in OF_ONE_CALL:  # a limit that was recorded would stop every later call too
-            plain["generate"][name] = default_of(GenerateSettings.__dataclass_fields__[name])
-        plain["finetune"]["resume_from"] = None  # likewise
+        for path, setting in all_settings().items():
+            if setting.option.scope == "call":  # a limit that was recorded would stop every later call too
+                *sections_above, name = path.split(".")
+                functools.reduce(dict.__getitem__, sections_above, plain)[name] = setting.default
         if "demos" in recorded and "prepare" not in sections:
             plain["demos"] = recorded["demos"]  # another stage did not read what it was given
         if "model" in recorded and "generate" not in sections:
             plain["model"]["safety_checker"] = recorded["model"]["safety_checker"]  # it watched over the clips, or not
-        for name in (*SHARED, *sections):
+        for name in (*ALWAYS_RECORDED, *sections):
             recorded[name] = plain[name]
         write_text(self.settings_file, yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True))
         self.publish(self.settings_file)

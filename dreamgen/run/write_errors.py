@@ -31,7 +31,7 @@ def storage_error(error: BaseException, place: str | Path) -> CannotWrite | None
     """
     if isinstance(error, CannotWrite):
         return error
-    number = next((e.errno for e in _chain(error) if isinstance(getattr(e, "errno", None), int)), None)
+    number = next((n for e in _chain(error) if isinstance(n := getattr(e, "errno", None), int)), None)
     folder = _nearest_folder(place)
     free = None if folder is None else _free_bytes(folder)
     is_full = number in NO_ROOM or (free is not None and free < LEAST_FREE_BYTES)

@@ -1,85 +1,57 @@
-"""`check`: open what was written, by us or by others, and say what a trainer would stumble over."""
+"""Check datasets, written by DreamGen or by others, for what makes training fail or learn something wrong."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
 
-import h5py
-
 from dreamgen.config.settings import CheckSettings
 from dreamgen.errors import UserError
+from dreamgen.extensions.export_format import EXPORT_FORMATS, FormatReader, reader_of
 from dreamgen.run.records import StageResult
-from export.check.files import forget_folders
 from export.check.findings import Finding, Findings
-from export.check.hdf5 import aloha_files, check_aloha, check_robomimic
-from export.check.lerobot import check_lerobot
-from export.check.repair import repair
 
 __all__ = ["Finding", "check", "check_stage"]
 
-SUFFIXES = (".hdf5", ".h5")
-
 
 def check(path: str | Path, fast: bool = False, num_workers: int | None = None) -> list[Finding]:
-    """Check a dataset: LeRobot v2.0, v2.1 or v3.0, robomimic HDF5, or ACT's HDF5.
+    """Check a dataset of any registered format; LeRobot includes v2.0.
 
     Args:
         path: A folder, or an HDF5 file.
-        fast: Read metadata, tables and the packets of videos, and decode no picture.
-        num_workers: Processes; one a core when not given.
+        fast: Read metadata, tables and video packets only; decode no images.
+        num_workers: Number of processes; one per core if None.
 
     Returns:
-        Findings, errors first; none for a dataset without fault.
+        Findings, errors first; empty for a dataset without defects.
 
     Raises:
-        UserError: if there is no such dataset.
+        UserError: if no format recognizes the path.
     """
-    return _check(Path(path), fast, num_workers).all()
-
-
-def _check(path: Path, fast: bool, num_workers: int | None) -> Findings:
-    findings = Findings()
-    forget_folders()
-    if path.is_file() and path.suffix in SUFFIXES:
-        _check_hdf5_file(path, fast, num_workers, findings)
-    elif (path / "meta" / "info.json").exists():
-        check_lerobot(path, fast, num_workers, findings)
-    elif names := aloha_files(path):
-        check_aloha(path, names, fast, num_workers, findings)
-    elif hdf5 := _only_hdf5_file(path):
-        _check_hdf5_file(hdf5, fast, num_workers, findings)
-    else:
-        raise UserError(
-            f"{path} is not a dataset that can be checked" if path.exists() else f"{path} does not exist",
-            allowed="a LeRobot folder (meta/info.json), an .hdf5 file, or a folder with one .hdf5 file or with "
-            "episode_0.hdf5, episode_1.hdf5 ...",
-            next_step="name one dataset, for example runs/NAME/datasets/lerobot-v3.0",
-        )
-    return findings
+    return _check(_reader(Path(path)), Path(path), fast, num_workers).all()
 
 
 def check_stage(path: str | Path, settings: CheckSettings | None = None, fix: bool = False) -> StageResult:
-    """Check a dataset for the command: exit status 1 where `num_errors` is above 0.
+    """Check a dataset for `dreamgen check`, whose exit status is 1 if `num_errors` is above 0.
 
     Args:
         path: The dataset.
         settings: How to check it.
-        fix: Repair what is safe first; the figures are those of a check after it.
+        fix: Make the safe repairs first, and return the findings that remain.
 
     Returns:
-        `figures` with num_errors, num_warnings, whether pictures were decoded, `findings` and `changes` as dicts;
-        `notes` with one line a change and a finding.
+        `metrics` with num_errors, num_warnings, whether images were decoded, and `findings` and `changes` as dicts;
+        `notes` with a line for each change and finding.
 
     Raises:
-        UserError: if there is no such dataset.
+        UserError: if no format recognizes the path.
     """
-    settings = settings or CheckSettings()
-    path = Path(path)
-    findings = _check(path, settings.fast, settings.num_workers)
-    changes, unsafe = repair(_only_hdf5_file(path) or path, findings.all()) if fix else ([], [])
+    settings, path = settings or CheckSettings(), Path(path)
+    reader = _reader(path)
+    findings = _check(reader, path, settings.fast, settings.num_workers)
+    changes, unsafe = reader.repair(path, findings.all()) if fix and reader.repair else ([], [])
     if changes:
-        findings = _check(path, settings.fast, settings.num_workers)
+        findings = _check(reader, path, settings.fast, settings.num_workers)
     found = findings.all()
     metrics = {
         "num_errors": findings.num("error"),
@@ -91,20 +63,19 @@ def check_stage(path: str | Path, settings: CheckSettings | None = None, fix: bo
     return StageResult("check", {"dataset": path}, metrics, [*map(str, changes), *unsafe, *map(str, found)])
 
 
-def _check_hdf5_file(path: Path, fast: bool, num_workers: int | None, findings: Findings) -> None:
-    try:
-        with h5py.File(path, "r") as file:
-            is_aloha = "data" not in file and ("observations" in file or "action" in file)
-    except OSError:
-        is_aloha = False  # the checker itself says what is wrong
-    if is_aloha:
-        check_aloha(path.parent, [path.name], fast, num_workers, findings)
-    else:
-        check_robomimic(path, fast, num_workers, findings)
+def _reader(path: Path) -> FormatReader:
+    reader = reader_of(path)
+    if reader is None:
+        layouts = dict.fromkeys(known.reader.layout for _, known in EXPORT_FORMATS.items())
+        raise UserError(
+            f"{path} is not a dataset that can be checked" if path.exists() else f"{path} does not exist",
+            allowed="; ".join(layouts),
+            next_step="name one dataset, for example runs/NAME/datasets/lerobot-v3.0",
+        )
+    return reader
 
 
-def _only_hdf5_file(folder: Path) -> Path | None:
-    if (folder / "data.hdf5").is_file():
-        return folder / "data.hdf5"
-    found = [path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}")]
-    return found[0] if len(found) == 1 else None
+def _check(reader: FormatReader, path: Path, fast: bool, num_workers: int | None) -> Findings:
+    findings = Findings()
+    reader.check(path, fast, num_workers, findings)
+    return findings

@@ -1,4 +1,4 @@
-"""What a check found: each finding names the file, the place, the value, what was expected and what comes of it."""
+"""What a check found: file, place, value, expected value and consequence of each defect."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from export.check.codes import CODES, Severity
+from export.check.codes import Severity, code_named
 
 SHOWN_OF_A_KIND = 20
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with a dataset.
+    """A defect of a dataset.
 
     Args:
-        severity: error: a trainer fails or learns something false; warning: it may.
-        code: A key of `CODES`, the same for all findings of a kind.
+        severity: error: training fails or learns something wrong; warning: it may.
+        code: A name in `CODES`, the same for all findings of a kind.
         file: Relative to the dataset.
         where: Row, episode or key within the file.
-        value: What stands there.
-        expected: What should.
-        consequence: What a trainer makes of it.
-        repair: What to do about it; "" where there is no repair.
-        fixable: `--fix` can do it.
+        value: The value found.
+        expected: The value expected.
+        consequence: The effect on training.
+        repair: What to do about it; "" if there is no repair.
+        fixable: Whether `--fix` can repair it.
     """
 
     severity: Severity
@@ -46,12 +46,12 @@ class Finding:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the finding as JSON holds it."""
+        """Return the finding for JSON."""
         return asdict(self)
 
 
 class Findings:
-    """Collects findings; of a kind that repeats, the first twenty are kept and the others counted."""
+    """Collects findings. Keeps the first twenty of a kind and counts the rest."""
 
     def __init__(self) -> None:
         self._kept: list[Finding] = []
@@ -59,20 +59,21 @@ class Findings:
 
     def add(
         self, code: str, file: str, where: str, value: object, expected: object, *,
-        severity: Severity | None = None, fixable: bool | None = None,
+        fatal: bool = True, severity: Severity | None = None, fixable: bool | None = None,
     ) -> None:  # fmt: skip
-        """Note a finding; severity and whether `--fix` repairs it are the code's unless given.
+        """Add a finding.
 
         Args:
-            code: A key of `CODES`.
+            code: A name in `CODES`, or in the codes of a registered format.
             file: Relative to the dataset.
             where: Row, episode or key within the file.
-            value: What stands there.
-            expected: What should.
-            severity: Where this one is milder or graver than its code.
-            fixable: Where this one can or cannot be repaired, unlike others of its code.
+            value: The value found.
+            expected: The value expected.
+            fatal: Part of `FindingSink`; a check reports all findings alike.
+            severity: The code's own if None.
+            fixable: The code's own if None.
         """
-        kind = CODES[code]
+        kind = code_named(code)
         self._add(
             Finding(
                 severity or kind.severity, code, str(file), where, _text(value), _text(expected), kind.consequence,
@@ -81,11 +82,11 @@ class Findings:
         )  # fmt: skip
 
     def merge(self, other: Findings) -> None:
-        """Take in what another process found."""
+        """Add the findings of another process."""
         for finding in other._kept:
             self._add(finding)
         for kind, count in other._counts.items():
-            self._counts[kind] += max(0, count - SHOWN_OF_A_KIND)  # those that were only counted there
+            self._counts[kind] += max(0, count - SHOWN_OF_A_KIND)  # those that were only counted
 
     def _add(self, finding: Finding) -> None:
         kind = (finding.severity, finding.code)
@@ -94,15 +95,15 @@ class Findings:
             self._kept.append(finding)
 
     def num(self, severity: Severity) -> int:
-        """Return how many findings there are, those that are only counted among them."""
+        """Return the number of findings, including those that were only counted."""
         return sum(count for (of, _), count in self._counts.items() if of == severity)
 
     def all(self) -> list[Finding]:
-        """Return the findings, errors first, with one for the rest of each kind that was cut short."""
+        """Return the findings, errors first, with one more for the rest of each kind that has too many."""
         rest = [
             Finding(
                 severity, code, "the dataset", "", f"{count - SHOWN_OF_A_KIND} more of this kind", "none",
-                "as for those shown", CODES[code].repair, CODES[code].fixable,
+                "as for those shown", code_named(code).repair, code_named(code).fixable,
             )
             for (severity, code), count in self._counts.items()
             if count > SHOWN_OF_A_KIND

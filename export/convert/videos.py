@@ -1,208 +1,152 @@
-"""Frames of some videos as one video, by copying packets: B-frames and whatever codec stay as they are.
+"""Where the packets of each episode of one camera are, ready to be copied: columns of numbers, however many there are.
 
-A packet's pts is its frame's number in the new file, in units of 1/fps; its dts counts packets. So an episode can be
-taken out exactly where it begins and ends, provided that its first frame can be decoded without those before it.
-
-Axes: P packets in the order of the file, F frames.
+Axes: N episodes.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import islice
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
-import av
 import numpy as np
 
+from dreamgen.data.lerobot.episode_source import VideoSource
+from dreamgen.data.lerobot.episodes import Episodes
+from dreamgen.data.lerobot.video import SpanInfo, VideoSpan, inspect_spans, reencode_span
 from dreamgen.data.timeline import frame_index_at
-from dreamgen.data.video import ENCODERS, decode_frames, probe, write_video
 from dreamgen.errors import UserError
-from dreamgen.run.files import atomic_file
-from export.clip_video import encoding_of
+from export.convert.source import SourceDataset
+from export.workers import Workers
 
-REENCODE_CRF, REENCODE_GOP = 18, 2
-
-
-@dataclass(frozen=True)
-class Span:
-    """Frames of a video.
-
-    Args:
-        path: The mp4.
-        first_frame: Number of the first one.
-        num_frames: How many.
-    """
-
-    path: Path
-    first_frame: int
-    num_frames: int
+SPANS_PER_TASK = 50
 
 
 @dataclass(frozen=True)
-class SpanLook:
-    """What has to be known of a span before it is copied.
+class SourceVideos(VideoSource):
+    """One camera's videos of a source dataset.
 
     Args:
-        problem: Why its packets cannot be copied, or None.
-        encoding: Equal where packets may share a file.
-        num_bytes: Size of its packets.
-        num_in_file: Frames of the whole video.
-        delay: By how many places a packet stands behind its frame's turn, at most: 0 without B-frames.
+        episodes: Of the source.
+        camera: The video feature.
+        fps: Frames a second.
+        folder: Holds the videos that were encoded again.
+        is_reencoded_N: Which were, bool.
     """
 
-    problem: str | None
-    encoding: str
-    num_bytes: int
-    num_in_file: int
-    delay: int = 0
+    episodes: Episodes
+    camera: str
+    fps: Fraction
+    folder: Path
+    is_reencoded_N: np.ndarray
+
+    def __getitem__(self, which: slice | np.ndarray) -> SourceVideos:
+        columns = {name: values[which] for name, values in vars(self).items() if name.endswith("_N")}
+        return replace(self, episodes=self.episodes[which], **columns)
+
+    def __iter__(self) -> Iterator[VideoSpan]:
+        return map(self.span, range(len(self.episodes)))
+
+    def span(self, place: int) -> VideoSpan:
+        """Return where the episode at this place is."""
+        num_frames = int(self.episodes.length_N[place])
+        if self.is_reencoded_N[place]:
+            return VideoSpan(self.reencoded_file(place), num_frames, 0)
+        from_s_N = self.episodes.cameras[self.camera].from_s_N
+        first = 0 if from_s_N is None else frame_index_at(float(from_s_N[place]), self.fps)
+        return VideoSpan(self.episodes.root / self.episodes.file_name(place, self.camera), num_frames, first)
+
+    def reencoded_file(self, place: int) -> Path:
+        """Return the path for an episode's video that is encoded again."""
+        return self.folder / f"{self.camera}-{int(self.episodes.index_N[place]):06d}.mp4"
 
 
-def inspect_spans(path: Path, spans: Sequence[Span], fps: Fraction) -> list[SpanLook]:
-    """Look at the packets of several spans of one video, in one go, without keeping their content.
+def locate_videos(
+    dataset: SourceDataset, camera: str, folder: Path, reencode: bool, workers: Workers
+) -> tuple[SourceVideos, list[str]]:
+    """Find the packets of each episode and, where wanted, encode again what cannot be copied.
+
+    Args:
+        dataset: The source.
+        camera: A video feature.
+        folder: For videos that are encoded again.
+        reencode: Whether to encode again.
+        workers: Inspect and encode.
+
+    Returns:
+        The videos, and notes for the user.
 
     Raises:
-        UserError: if the video is damaged or has fewer frames than a span asks for.
+        UserError: if videos cannot be copied and `reencode` is False.
     """
-    probe(path)
-    numbers, keys, sizes = array("q"), bytearray(), array("q")
-    with av.open(str(path)) as source:
-        stream = source.streams.video[0]
-        for packet in source.demux(stream):
-            if packet.size and packet.pts is not None:
-                numbers.append(frame_index_at(packet.pts * packet.time_base, fps))
-                keys.append(packet.is_keyframe)
-                sizes.append(packet.size)
-        encoding = encoding_of(stream)
-    packets = Packets(np.array(numbers, np.int64), np.frombuffer(keys, np.uint8), np.array(sizes, np.int64))
-    if (odd := packets.first_odd()) is not None:
-        return [SpanLook(f"frame {odd} is not at {odd}/{fps} s", encoding, 0, len(numbers)) for _ in spans]
-    looks = []
-    for span in spans:
-        end = span.first_frame + span.num_frames
-        if end > len(numbers):
-            raise UserError(
-                f"{path} has too few frames", actual=f"{len(numbers)}", allowed=f"at least {end}",
-                next_step="dreamgen check names what does not fit",
-            )  # fmt: skip
-        looks.append(packets.look(span.first_frame, end, encoding))
-    return looks
+    episodes, notes = dataset.episodes, []
+    num_bytes_N, encoding_N, delay_N = np.zeros((3, len(episodes)), np.int64)
+    videos = SourceVideos(
+        num_bytes_N, encoding_N, delay_N, episodes, camera, dataset.fps, folder, np.zeros(len(episodes), bool)
+    )
+    encodings: dict[str, int] = {}
+    problems: dict[int, str] = {}
+
+    def take(place: int, info: SpanInfo) -> None:
+        num_bytes_N[place], delay_N[place] = info.num_bytes, info.delay
+        encoding_N[place] = encodings.setdefault(info.encoding, len(encodings))
+
+    batches = list(_batches(episodes, camera))
+    results = workers.run(partial(inspect_videos, videos[place_N]) for place_N in batches)
+    for place_N, found in zip(batches, results, strict=True):
+        for place, (info, is_alone) in zip(place_N.tolist(), found, strict=True):
+            take(place, info)
+            length = int(episodes.length_N[place])
+            if is_alone and info.num_frames_in_file != length:
+                notes.append(f"episode {episodes.index_N[place]}, {camera}: the video has {info.num_frames_in_file} "
+                             f"frames, the table {length} rows: the frames beyond them are left out")  # fmt: skip
+            if info.problem:
+                problems[place] = info.problem
+    problems = dict(sorted(problems.items()))
+    if problems and not reencode:
+        raise _cannot_copy(videos, problems)
+    tasks = (partial(reencode_span, videos.reencoded_file(n), videos.span(n), dataset.fps) for n in problems)
+    for (place, problem), info in zip(problems.items(), workers.run(tasks), strict=True):
+        take(place, info)
+        notes.append(f"episode {episodes.index_N[place]}, {camera}: encoded again, because {problem}")
+    is_reencoded_N = np.isin(np.arange(len(episodes)), list(problems))
+    return replace(videos, is_reencoded_N=is_reencoded_N), notes
 
 
-class Packets:
-    """The packets of one video, by their places in it and by the numbers of their frames.
-
-    Args:
-        number_P: Of each packet's frame, int64.
-        is_key_P: Whether it is a key frame.
-        size_P: Bytes, int64.
-    """
-
-    def __init__(self, number_P: np.ndarray, is_key_P: np.ndarray, size_P: np.ndarray) -> None:
-        self._number_P, self._is_key_P = number_P, is_key_P
-        self._place_F = np.argsort(number_P, kind="stable")  # frame -> place of its packet
-        self._bytes_before_F = np.concatenate([[0], np.cumsum(size_P[self._place_F])])
-
-    def first_odd(self) -> int | None:
-        """Return the first frame that is missing or there twice; None where they are 0, 1, 2 ..."""
-        wrong = np.flatnonzero(self._number_P[self._place_F] != np.arange(len(self._number_P)))
-        return int(wrong[0]) if len(wrong) else None
-
-    def look(self, first: int, end: int, encoding: str) -> SpanLook:
-        """Look at the packets of frames from `first` up to `end`."""
-        place_F = self._place_F[first:end]
-        begin, last, problem = int(place_F.min()), int(place_F.max()), None
-        if self._number_P[begin] != first or not self._is_key_P[begin]:
-            problem = f"frame {first} is not a key frame"
-        elif last - begin + 1 != end - first:
-            problem = f"frames {first} to {end - 1} are stored among others"
-        delay = int((place_F - begin - np.arange(end - first)).max())
-        num_bytes = int(self._bytes_before_F[end] - self._bytes_before_F[first])
-        return SpanLook(problem, encoding, num_bytes, len(self._number_P), max(delay, 0))
-
-
-class PacketReader:
-    """Reads the packets of spans; a video stays open for the next span, which is mostly in the same one."""
-
-    def __init__(self) -> None:
-        self._path: Path | None = None
-        self._source: av.container.InputContainer | None = None
-
-    def __enter__(self) -> PacketReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._source is not None:
-            self._source.close()
-
-    def stream(self, span: Span) -> av.VideoStream:
-        """Open the span's video where another one is open, and return its stream."""
-        if self._path != span.path:
-            self.__exit__()
-            self._path, self._source = span.path, av.open(str(span.path))
-        return self._source.streams.video[0]
-
-    def packets(self, span: Span, fps: Fraction) -> Iterator[av.Packet]:
-        """Yield the packets of a span in the order of the file."""
-        stream = self.stream(span)
-        # To the key frame that the span begins with, or to one before it.
-        self._source.seek(int(Fraction(span.first_frame) / fps / stream.time_base), stream=stream, backward=True)
-        in_span = (
-            packet for packet in self._source.demux(stream)
-            if packet.size
-            and 0 <= frame_index_at(packet.pts * packet.time_base, fps) - span.first_frame < span.num_frames
-        )  # fmt: skip
-        return islice(in_span, span.num_frames)
-
-
-def copy_spans(path: Path, spans: Sequence[Span], fps: Fraction, delay: int, reader: PacketReader | None = None) -> int:
-    """Copy the packets of some spans into one mp4, whole or absent.
-
-    Args:
-        path: The file to write.
-        spans: At least one, of one encoding, none with a problem.
-        fps: Frames a second.
-        delay: The largest of their delays.
-        reader: Who reads them; a new one when not given.
+def inspect_videos(videos: SourceVideos) -> list[tuple[SpanInfo, bool]]:
+    """Inspect the packets of some episodes; those of one mp4 are neighbors.
 
     Returns:
-        Frames in the file.
+        What was found of each, and whether it has an mp4 to itself.
     """
-    if reader is None:
-        with PacketReader() as reader:
-            return copy_spans(path, spans, fps, delay, reader)
-    options = {"fflags": "+bitexact", "movflags": "+faststart"}
-    num_written, stream = 0, None
-    with atomic_file(path) as temporary, av.open(str(temporary), "w", format="mp4", options=options) as out:
-        for span in spans:
-            if stream is None:
-                # Opaque: parameters are copied as they are, without asking for an encoder.
-                stream = out.add_stream_from_template(reader.stream(span), opaque=True)
-                stream.time_base = 1 / fps
-            order = -1
-            for order, packet in enumerate(reader.packets(span, fps)):
-                number = frame_index_at(packet.pts * packet.time_base, fps) - span.first_frame
-                packet.stream, packet.time_base = stream, 1 / fps
-                packet.pts, packet.dts, packet.duration = num_written + number, num_written + order - delay, 1
-                out.mux_one(packet)
-            assert order + 1 == span.num_frames, f"{span} has {order + 1} packets"
-            num_written += span.num_frames
-    return num_written
+    found = []
+    for path, own in groupby(videos, key=lambda span: span.path):
+        spans = list(own)
+        is_alone = len(spans) == 1 and spans[0].first_frame == 0
+        found += [(info, is_alone) for info in inspect_spans(path, spans, videos.fps)]
+    return found
 
 
-def encode_span(path: Path, span: Span, fps: Fraction) -> SpanLook:
-    """Decode a span and encode it again, in its own codec where that is one of ours and in H.264 otherwise.
+def _batches(episodes: Episodes, camera: str) -> Iterator[np.ndarray]:
+    """Yield the places of a task's episodes: those of one mp4 together, and several short mp4s in one task."""
+    batch: list[np.ndarray] = []
+    for place_N in episodes.cameras[camera].by_file(np.arange(len(episodes))):
+        batch.append(place_N)
+        if sum(map(len, batch)) >= SPANS_PER_TASK:
+            yield np.concatenate(batch)
+            batch = []
+    if batch:
+        yield np.concatenate(batch)
 
-    Returns:
-        What has to be known of the new video.
-    """
-    codec = probe(span.path).codec
-    frames = islice(decode_frames(span.path), span.first_frame, span.first_frame + span.num_frames)
-    write_video(
-        path, (frame.to_ndarray(format="rgb24") for frame in frames), fps, codec if codec in ENCODERS else "h264",
-        REENCODE_CRF, REENCODE_GOP,
+
+def _cannot_copy(videos: SourceVideos, problems: dict[int, str]) -> UserError:
+    shown = [f"episode {videos.episodes.index_N[place]}: {reason}" for place, reason in list(problems.items())[:10]]
+    more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+    return UserError(
+        f"{len(problems)} videos of {videos.camera} cannot be copied without encoding them again",
+        actual="; ".join([*shown, *more]), allowed="an episode begins with a key frame and frame i is at i / fps",
+        next_step="--reencode encodes these, and only these, again",
     )  # fmt: skip
-    return inspect_spans(path, [Span(path, 0, span.num_frames)], fps)[0]

@@ -1,4 +1,4 @@
-"""The block for bug reports: whole, readable as Markdown, without a token, and with every broken part as a row."""
+"""The block for bug reports: complete, readable as Markdown, without a token, and with a row for each broken part."""
 
 import contextlib
 import json
@@ -63,7 +63,7 @@ def test_no_part_of_a_token_is_shown(monkeypatch):
 
 
 @pytest.mark.parametrize("value", [None, "1"])
-def test_offline_and_cluster_are_told(monkeypatch, value):
+def test_offline_and_cluster_are_shown(monkeypatch, value):
     for name in ("HF_HUB_OFFLINE", "RAY_ADDRESS"):
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
     findings = list(module._accounts())
@@ -104,7 +104,7 @@ def test_libraries_that_do_not_import_are_rows(monkeypatch):
     assert "does not import" in finding.found
 
 
-def test_gpus_are_told_with_memory_and_precision(monkeypatch):
+def test_gpus_are_shown_with_memory_and_precision(monkeypatch):
     def memory(index):
         if index == 1:
             raise RuntimeError("CUDA error: out of memory")

@@ -23,8 +23,12 @@ from dreamgen.generate.worker import GenerationWorker
 from dreamgen.run.jobs import read_jobs
 from dreamgen.run.journal import read_journal
 from dreamgen.run.records import JournalRecord
+from tests.fixtures.local_ray import started_again
 from tests.fixtures.plain_worker import PlainWorker, Task
 from tests.fixtures.world import make_world, planned_run, tiny_settings, write_pairs
+
+# A cluster of three nodes takes ten seconds to start, and the tests wait until faults are noticed.
+pytestmark = pytest.mark.slow
 
 # The driver does not know which of the two tasks of a worker started first, so a crash may count as an attempt of the
 # other one, which is then retried exclusively.
@@ -45,7 +49,7 @@ class BreaksItsGpu(GenerationWorker):
         def broken(*_: Any, **__: Any) -> None:
             raise torch.AcceleratorError(GPU_FAULT)
 
-        self.maker.pipe.vae.decode = broken  # for good, as on a GPU in an error state
+        self.generator.model.pipe.vae.decode = broken  # for good, as on a GPU in an error state
         return super().make(task)
 
 
@@ -54,7 +58,8 @@ def cluster() -> Iterator[Cluster]:
     """A head node without room, a node with two GPUs, and one with a GPU and the resource `fast`; no GPU is real."""
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+    head = {"num_cpus": 0, "num_gpus": 0}
+    cluster = started_again(lambda: Cluster(initialize_head=True, head_node_args=head))
     cluster.add_node(num_cpus=2, num_gpus=2)
     cluster.add_node(num_cpus=1, num_gpus=1, resources={"fast": 1})
     cluster.wait_for_nodes()

@@ -88,6 +88,7 @@ def test_ray_on_this_machine_starts_with_room_for_a_worker_on_every_gpu(options,
     assert started == {"num_cpus": num_cpus, "num_gpus": expected_gpus, "resources": resources}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_gpus", "options", "expected"),
     [
@@ -112,6 +113,7 @@ def test_ray_does_not_start_for_a_gpu_that_does_not_exist():
         local_resources(PoolOptions("generate"), "cuda", 0)
 
 
+@pytest.mark.slow
 def test_no_clip_is_lost_or_made_twice_when_workers_nodes_and_drivers_are_killed(tmp_path):
     command = ["benchmarks/faults.py", "--kills", "3", "--clips", "12", "--nodes", "2", "--seed", "3"]
     done = subprocess.run(

@@ -4,10 +4,10 @@ import pytest
 import yaml
 
 from dreamgen.config.loading import configs_folder, parse_settings, settings_from_dict
-from dreamgen.config.paths import setting_paths
-from dreamgen.config.rules import ABOVE_ZERO, RANGES
+from dreamgen.config.paths import all_settings, get_path
 from dreamgen.config.settings import Settings
 from dreamgen.errors import UserError
+from dreamgen.models.world_model import check_size
 from dreamgen.run.run_folder import RunFolder
 
 
@@ -49,8 +49,8 @@ def test_unknown_key_is_refused_with_the_closest_match(tokens, named, nearest):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"video": {"height": 100}}, "--video.height=96"),
-        ({"video": {"num_frames": 32}}, "--video.num_frames=29"),
+        ({"video": {"height": 101}}, "--video.height=100"),
+        ({"video": {"num_frames": 1}}, "at least 2"),
         ({"finetune": {"num_steps": "many"}}, "num_steps"),
         ({"finetune": {"method": "qlora"}}, "method"),
         ({"export": {"formats": ["lerobot-v9"]}}, "lerobot-v9"),
@@ -85,6 +85,16 @@ def test_unknown_key_is_refused_with_the_closest_match(tokens, named, nearest):
 def test_values_that_cannot_work_are_refused(values, message):
     with pytest.raises(UserError) as caught:
         settings_from_dict(values)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("video", "message"), [({"height": 100}, "--video.height=96"), ({"num_frames": 32}, "--video.num_frames=29")]
+)
+def test_sizes_that_the_world_model_cannot_generate_are_refused(video, message):
+    settings = settings_from_dict({"video": video, "model": {"path": "mini"}})
+    with pytest.raises(UserError) as caught:
+        check_size(settings)
     assert message in str(caught.value)
 
 
@@ -151,8 +161,11 @@ def test_values_at_the_edge_of_their_range_are_taken():
     assert settings.video.crf == 63 and settings.idm.image_px == 16
 
 
-def test_every_range_names_a_setting():
-    assert ABOVE_ZERO | set(RANGES) <= {path for path, _ in setting_paths(Settings)}
+def test_every_default_is_within_its_own_bounds_and_every_setting_has_help():
+    settings = Settings()
+    for path, setting in all_settings().items():
+        assert setting.option.problem(path, get_path(settings, path)) is None
+        assert setting.option.help and setting.type_name
 
 
 def test_shipped_presets_are_within_the_ranges():
@@ -165,3 +178,31 @@ def test_shipped_presets_are_within_the_ranges():
 def test_a_value_that_is_another_settings_name_does_not_mislead():
     with pytest.raises(UserError, match=r"wrong type: plan\.level"):
         parse_settings(["--level=fast"], "plan")
+
+
+@pytest.mark.parametrize(
+    ("values", "named", "allowed"),
+    [
+        ({"finetune": {"method": "qlora"}}, "finetune.method", "lora, dora, full"),
+        ({"finetune": {"lora": {"rank": [1]}}}, "finetune.lora.rank", "a whole number"),
+        ({"plan": {"chunk_overlap": 3}}, "plan.chunk_overlap", "1, 5"),
+        ({"generate": {"resources_per_worker": 3}}, "generate.resources_per_worker", "numbers by name"),
+        ({"prepare": {"cameras": 7}}, "prepare.cameras", "a list of texts or null"),
+        ({"finetune": 3}, "finetune", "a group of settings"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named_by_its_path(values, named, allowed):
+    with pytest.raises(UserError, match="wrong type") as caught:
+        settings_from_dict(values)
+    assert caught.value.what.endswith(named)
+    assert allowed in str(caught.value)
+
+
+def test_several_values_of_the_wrong_type_are_reported_together():
+    with pytest.raises(UserError, match="2 problems") as caught:
+        settings_from_dict({"video": {"height": "tall"}, "idm": {"width": "wide"}})
+    assert "video.height" in str(caught.value) and "idm.width" in str(caught.value)
+
+
+def test_a_section_without_a_line_in_it_keeps_its_defaults():
+    assert settings_from_dict({"finetune": None}) == Settings()

@@ -9,8 +9,13 @@ import pytest
 
 from dreamgen.config.loading import settings_from_dict
 from dreamgen.config.settings import CurateSettings
+from dreamgen.curate import score_table as score_table_module
 from dreamgen.curate import stage as curate_module
-from dreamgen.curate.stage import MAX_PSNR_DB, curate, cut_score, motion, psnr_db, small_grey
+from dreamgen.curate.scores.cut_score import cut_score
+from dreamgen.curate.scores.first_frame_psnr_db import MAX_PSNR_DB, psnr_db
+from dreamgen.curate.scores.motion import motion
+from dreamgen.curate.stage import curate
+from dreamgen.data.clip_context import small_grey
 from dreamgen.data.timeline import resampled_indices
 from dreamgen.data.video import read_video
 from dreamgen.errors import UserError
@@ -179,7 +184,7 @@ def test_a_clip_without_its_file_is_not_done(tmp_path):
 
 def test_of_many_refusals_the_first_are_told_and_all_are_in_the_table(tmp_path, monkeypatch):
     monkeypatch.setattr(curate_module, "NUM_NOTES", 2)
-    monkeypatch.setattr(curate_module, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(score_table_module, "ROWS_AT_ONCE", 3)
     write_generated_run(tmp_path, [static()] * 5 + [moving_square()] * 2)
     result = curate(settings_of(tmp_path))
     assert len(result.notes) == 3 and result.notes[2].startswith("and 3 more")

@@ -13,7 +13,7 @@ from dreamgen.run.files import read_json
 from dreamgen.run.jobs import accepted_clips
 from dreamgen.run.records import RobotFeatures
 from export import export_datasets
-from export.clips import dreamed_clips
+from export.clips import generated_clips
 from export.episodes import read_label
 from export.formats.aloha import joint_velocity, write_aloha
 from export.spec import dataset_spec
@@ -114,7 +114,7 @@ def test_episodes_that_are_there_are_not_written_again(tmp_path):
     with Workers(1) as workers:
         clips = accepted_clips(run)
         episodes, _ = validate_clips(
-            dreamed_clips(clips), features, True, tmp_path / "admitted", workers, len(clips), ""
+            generated_clips(clips), features, True, tmp_path / "episodes", workers, len(clips), ""
         )
         spec = dataset_spec(settings, features, episodes[0])
         write_aloha(root, tmp_path, episodes, spec, workers)

@@ -189,7 +189,7 @@ def test_appending_to_what_was_exported_goes_on(tmp_path):
 def test_a_dataset_that_lacks_a_camera_is_refused(tmp_path):
     root = demos.write_lerobot_v21(tmp_path / "real", num_episodes=1, height=32, width=24)
     run = run_of_two_cameras(tmp_path / "run", num_clips=1)
-    with pytest.raises(UserError, match="lacks cameras that the dreamed clips show") as caught:
+    with pytest.raises(UserError, match="lacks cameras that the generated clips show") as caught:
         export_datasets(run_settings(run.root, export={"formats": LEROBOT, "mix_with": str(root)}))
     assert WRIST in str(caught.value)
 

@@ -26,7 +26,7 @@ def test_the_card_has_front_matter_counts_share_and_pictures(exported):
         _, front, text = (root / "README.md").read_text().split("---\n", 2)
         front = yaml.safe_load(front)
         assert {"LeRobot", "synthetic"} <= set(front["tags"]) and "license" not in front
-        assert "| episodes | 5: 5 dreamed, 0 real |" in text and "Every episode was dreamed" in text
+        assert "| episodes | 5: 5 generated, 0 real |" in text and "Every episode was generated" in text
         assert f"]({SHEET_NAME})" in text
         assert cv2.imread(str(root / SHEET_NAME)).shape == (4 * 128, 4 * 192, 3)
         assert "<script>" not in text.replace("\\<", ""), "a task's words are no markup"

@@ -10,7 +10,8 @@ import pytest
 
 from dreamgen.cli.main import main
 from dreamgen.errors import UserError
-from export.check import check, check_stage, parallel
+from export import workers
+from export.check import check, check_stage
 from tests.fixtures.damage import DATA30, EPISODES30, INFO, VIDEO21
 from tests.fixtures.damaging import all_of, in_json, swap_with
 from tests.fixtures.good_datasets import lerobot_v30
@@ -101,7 +102,7 @@ def test_what_is_no_dataset_is_a_users_error(tmp_path):
 
 
 def test_processes_find_what_one_finds(copy_of, monkeypatch):
-    monkeypatch.setattr(parallel, "WORTH_PROCESSES_S", 0.0)
+    monkeypatch.setattr(workers, "START_AFTER_S", 0.0)
     root = copy_of(V21)
     swap_with("episode_000004.mp4")(root / VIDEO21)
     alone = check(root, num_workers=1)
@@ -119,8 +120,8 @@ def test_findings_of_a_kind_are_counted_beyond_those_shown(tmp_path):
 def test_command(copy_of, capsys):
     root = copy_of(V30)
     assert main(["check", str(root), "--json", "--fast", "--num_workers", "1"]) == 0
-    (told,) = json.loads(capsys.readouterr().out)
-    assert told["figures"] == {"num_errors": 0, "num_warnings": 0, "decoded": False, "findings": [], "changes": []}
+    (printed,) = json.loads(capsys.readouterr().out)
+    assert printed["figures"] == {"num_errors": 0, "num_warnings": 0, "decoded": False, "findings": [], "changes": []}
     in_json("total_frames", value=1)(root / INFO)
     assert main(["check", str(root), "--num_workers=1"]) == 1
     assert "[wrong-total] meta/info.json, total_frames: 1; expected 49" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The defect benchmark as a test: every damage is found and named rightly, and good datasets are passed in silence."""
+"""The defect benchmark as a test: every damage is found and named correctly, and good datasets have no findings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def good(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", GOOD_DATASETS)
-def test_good_datasets_are_passed_in_silence(good, name):
+def test_good_datasets_have_no_findings(good, name):
     assert [str(finding) for finding in (*check(good(name)), *check(good(name), fast=True))] == []
 
 
@@ -37,9 +37,9 @@ def test_damage_is_found_and_named(good, tmp_path, damage):
     damage.apply(root / damage.file)
     for fast in (False,) if damage.full else (False, True):
         found = check(root, fast=fast)
-        told = "\n".join(map(str, found))
-        assert any(f.code == damage.code and f.file == damage.finding_file for f in found), f"fast={fast}\n{told}"
-        assert {f.code for f in found} == {damage.code, *damage.also}, f"fast={fast}\n{told}"
+        listed = "\n".join(map(str, found))
+        assert any(f.code == damage.code and f.file == damage.finding_file for f in found), f"fast={fast}\n{listed}"
+        assert {f.code for f in found} == {damage.code, *damage.also}, f"fast={fast}\n{listed}"
     if damage.full:  # else the table would promise less than --fast keeps
         assert damage.code not in {f.code for f in check(root, fast=True)}
 

@@ -86,8 +86,8 @@ def test_added_columns_leave_the_others_and_lerobot_reads_them(good, tmp_path):
     for column in ("frame_index", "index", "timestamp", "episode_index"):
         without(column)(root / DATA30)
     assert check_stage(root, fix=True).metrics["findings"] == []
-    mended = pq.read_table(root / DATA30).select(whole.column_names)
-    assert mended.to_pydict() == whole.to_pydict()
+    repaired = pq.read_table(root / DATA30).select(whole.column_names)
+    assert repaired.to_pydict() == whole.to_pydict()
     assert LeRobotDataset("dreamgen/test", root=root)[20]["index"] == 20
 
 
@@ -134,8 +134,8 @@ def test_real_demonstrations_lose_what_can_be_repaired(real_demos, tmp_path, cap
     videos = {path: hashlib.sha256(path.read_bytes()).digest() for path in root.rglob("*.mp4")}
     actions = {path: pq.read_table(path)["action"] for path in (root / "data").rglob("*.parquet")}
     assert main(["check", str(root), "--fix", "--fast", "--num_workers=1"]) == 1
-    told = capsys.readouterr().out
-    assert "splits {'train': '0:100'} -> {'train': '0:5'}" in told and "columns + frame_index" in told
+    printed = capsys.readouterr().out
+    assert "splits {'train': '0:100'} -> {'train': '0:5'}" in printed and "columns + frame_index" in printed
     assert {finding.code for finding in check(root, fast=True)} == {
         "camera-without-files", "timestamp", "float64", "episode-tasks",
     }  # fmt: skip

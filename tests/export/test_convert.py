@@ -116,15 +116,15 @@ def test_it_equals_our_own_v30_and_lerobots_converter(exported, tmp_path):
         )
         stats = [read_json(root / "meta/stats.json") for root in (tmp_path / "converted", other)]
         for name in ("action", "observation.state", "timestamp"):
-            for figure in ("min", "max", "mean", "std"):
-                np.testing.assert_allclose(stats[0][name][figure], stats[1][name][figure], rtol=1e-5, atol=1e-6)
+            for stat in ("min", "max", "mean", "std"):
+                np.testing.assert_allclose(stats[0][name][stat], stats[1][name][stat], rtol=1e-5, atol=1e-6)
     # Frame for frame the same packets, so the same file.
     video = f"videos/{CAMERA}/chunk-000/file-000.mp4"
     assert (tmp_path / "converted" / video).read_bytes() == (ours / video).read_bytes()
 
 
 def lerobots_own(root, with_image=False):
-    """Let lerobot write two cameras, an extra vector, a mark and, where asked for, pictures within the table."""
+    """Let lerobot write two cameras, an extra vector, a flag and, if wanted, images within the table."""
     shapes = {"observation.images.left": (64, 96, 3), "observation.images.right": (64, 64, 3)}
     axes = ["height", "width", "channels"]
     features = {name: {"dtype": "video", "shape": shape, "names": axes} for name, shape in shapes.items()}
@@ -171,7 +171,7 @@ def test_several_cameras_extra_features_and_images_of_lerobots_own(tmp_path):
 def test_episodes_that_begin_between_key_frames_are_refused_or_encoded_again(copy_of, tmp_path):
     root = copy_of("lerobot-v3.0")
     video = root / f"videos/{CAMERA}/chunk-000/file-000.mp4"
-    # Most of the picture stands still, so that the encoder finds no cut, at which it would put a key frame.
+    # Most of the frame does not change, so the encoder sees no scene change, where it would put a key frame.
     frames_THWC = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), np.uint8), 49, axis=0)
     for t in range(49):
         frames_THWC[t, :8, :8] = 37 * t % 256
@@ -226,11 +226,11 @@ def test_v20_with_quirks(copy_of, exported, tmp_path, version):
 
 
 def test_files_that_are_full_and_several_processes(exported, tmp_path, monkeypatch):
-    from export.convert import v30
-    from export.formats.lerobot_v30 import FileLimits
+    import export.convert
+    from dreamgen.data.lerobot.file_layout import FileLimits
 
     small = FileLimits(data_mb=0.001, video_mb=0.004, chunks_size=2)
-    monkeypatch.setattr(v30, "FileLimits", lambda: small)
+    monkeypatch.setattr(export.convert, "FileLimits", lambda **_: small)
     source = exported.datasets / "lerobot-v2.1"
     convert(source, tmp_path / "v30", num_workers=2)
     assert len(list((tmp_path / "v30").rglob("*.mp4"))) > 1 and (tmp_path / "v30/data/chunk-001").exists()
@@ -239,7 +239,7 @@ def test_files_that_are_full_and_several_processes(exported, tmp_path, monkeypat
     assert_same_v21(source, tmp_path / "v21")
 
 
-def test_what_cannot_be_converted_is_said(copy_of, exported, tmp_path):
+def test_what_cannot_be_converted_is_an_error(copy_of, exported, tmp_path):
     root = copy_of("lerobot-v2.1")
     with pytest.raises(UserError, match=r"is LeRobot v2.1 already"):
         convert(root, tmp_path / "out", to="v2.1")
@@ -271,9 +271,9 @@ def test_the_command(exported, tmp_path, capsys):
     source = str(exported.datasets / "lerobot-v2.1")
     assert main(["convert", source, str(tmp_path / "v30"), "--num_workers", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["figures"]["to"] == "v3.0"
-    assert main(["convert", source]) == 2 and "needs two folders" in capsys.readouterr().err
+    assert main(["convert", source]) == 2 and "needs SRC and DST" in capsys.readouterr().err
     assert main(["convert", source, str(tmp_path / "x"), "--quality=3"]) == 2
-    assert "does not know --quality=3" in capsys.readouterr().err
+    assert "does not take --quality=3" in capsys.readouterr().err
     assert main(["convert", source, str(tmp_path / "x"), "--to=v1.0"]) == 2
 
 
@@ -288,13 +288,17 @@ def test_the_five_real_episodes(real_demos, tmp_path):
         np.testing.assert_array_equal(np.stack(rows[0][column]), np.stack(rows[1][column]))
 
 
-def test_damaged_statistics_are_told_and_leave_no_target(exported, tmp_path):
+def test_damaged_statistics_are_an_error_and_leave_no_target(exported, tmp_path):
     shutil.copytree(exported.datasets / "lerobot-v2.1", tmp_path / "v21")
     lines = tmp_path / "v21/meta/episodes_stats.jsonl"
     whole = lines.read_text().splitlines()
-    for damaged, told in ((whole[0][:-5], "not JSON"), ("[1]", "episode_index"), ('{"stats": {}}', "episode_index")):
+    for damaged, problem in (
+        (whole[0][:-5], "cannot be read"),
+        ("[1]", "cannot be read"),
+        ('{"stats": {}}', "episode_index"),
+    ):
         lines.write_text("\n".join([damaged, *whole[1:]]) + "\n")
-        with pytest.raises(UserError, match="episodes_stats.jsonl.*" + told):
+        with pytest.raises(UserError, match="episodes_stats.jsonl.*" + problem):
             convert(tmp_path / "v21", tmp_path / "v30")
         assert not (tmp_path / "v30").exists()
     # An episode without a line is counted from its frames, as all are in v2.0.

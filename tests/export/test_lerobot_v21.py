@@ -16,7 +16,7 @@ from dreamgen.run.jobs import accepted_clips
 from dreamgen.run.records import RobotFeatures
 from export import export_datasets
 from export.check import check
-from export.clips import dreamed_clips
+from export.clips import generated_clips
 from export.modality import modality_json
 from export.spec import dataset_spec
 from export.validation import validate_clips
@@ -97,7 +97,7 @@ def test_without_a_modality_one_part_is_the_whole_vector(tmp_path):
 )  # fmt: skip
 def test_a_modality_that_cannot_be_used_becomes_one_part_of_the_whole_vector(modality, exported):
     features = RobotFeatures.from_dict({**read_json(exported.train / "features.json"), "modality": modality})
-    episodes, _ = validate_clips(dreamed_clips(accepted_clips(exported)), features, include_state=True)
+    episodes, _ = validate_clips(generated_clips(accepted_clips(exported)), features, include_state=True)
     written = modality_json(dataset_spec(run_settings(exported.root).export, features, episodes[0]))
     assert written["action"] == {"whole": {"start": 0, "end": 5}}
     assert written["state"] == {"whole": {"start": 0, "end": 4}}

@@ -17,7 +17,7 @@ from dreamgen.run.files import read_json
 from dreamgen.run.jobs import accepted_clips
 from dreamgen.run.records import RobotFeatures
 from export.check import check
-from export.clips import dreamed_clips
+from export.clips import generated_clips
 from export.episodes import read_label
 from export.formats.lerobot_v30 import FileLimits, write_lerobot_v30
 from export.spec import dataset_spec
@@ -29,7 +29,7 @@ from tests.fixtures.runs import CAMERA, make_run, run_settings
 def write_v30(run, folder, limits=None):
     settings = run_settings(run.root).export
     features = RobotFeatures.from_dict(read_json(run.train / "features.json"))
-    episodes, refused = validate_clips(dreamed_clips(accepted_clips(run)), features, True)
+    episodes, refused = validate_clips(generated_clips(accepted_clips(run)), features, True)
     assert not refused
     done_markers = folder.with_name(f"{folder.name}.done")
     folder.mkdir()
@@ -125,7 +125,7 @@ def test_info_is_what_lerobot_writes(exported):
 
 def test_offsets_are_exact(exported, tmp_path):
     run = make_run(tmp_path / "run", num_clips=4, num_frames=(5, 9), rejected=0, fps=15)
-    root = write_v30(run, tmp_path / "odd")
+    root = write_v30(run, tmp_path / "fifteen")
     rows = pq.read_table(root / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
     ends = [5, 14, 19, 28]
     assert [row[f"videos/{CAMERA}/to_timestamp"] for row in rows] == [end / 15 for end in ends]
@@ -136,5 +136,5 @@ def test_torchcodec_reads_the_same(exported):
     try:
         import torchcodec.decoders  # noqa: F401
     except (ImportError, RuntimeError, OSError) as error:
-        pytest.skip(f"torchcodec does not load here: {error}")
+        pytest.skip(f"torchcodec does not load here: {str(error).splitlines()[0]}")
     assert_same_as_clips(exported, exported.datasets / "lerobot-v3.0", backend="torchcodec")

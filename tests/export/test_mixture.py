@@ -1,4 +1,4 @@
-"""Real and dreamed episodes in one dataset, added or mixed by a share, resized, resampled; sources are only read."""
+"""Real and generated episodes in one dataset, added or mixed by a share, resized, resampled; sources are only read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dreamgen.run.jobs import accepted_clips
 from export import export_datasets
 from export.check import check
 from export.episodes import read_label
-from export.mixture import share_out
+from export.mixture import counts_for_share
 from tests.fixtures import demos
 from tests.fixtures.runs import make_run, run_settings
 
@@ -72,11 +72,11 @@ def test_real_episodes_are_mixed_in_with_their_own_frames_and_actions(version, r
         np.testing.assert_array_equal(item["action"].numpy(), episode.action_TA[frame])
         np.testing.assert_array_equal(item["observation.state"].numpy(), episode.state_TS[frame])
         difference = item[demos.CAMERA].permute(1, 2, 0).numpy().astype(int) - episode.video_THWC[frame]
-        assert np.abs(difference).mean() < 12, "the picture of that very frame, but for the encoding"
+        assert np.abs(difference).mean() < 12, "the same frame, except for the encoding"
         assert item["task"] == episode.instruction
     first = accepted_clips(run)[0]
     np.testing.assert_array_equal(dataset[48][demos.CAMERA].permute(1, 2, 0).numpy(), read_video(first.video)[0])
-    assert "50.0 % of the episodes were dreamed" in (run.datasets / "lerobot-v3.0/README.md").read_text()
+    assert "50.0 % of the episodes were generated" in (run.datasets / "lerobot-v3.0/README.md").read_text()
 
 
 def test_copied_real_frames_are_bit_for_bit_those_of_the_source(real, tmp_path):
@@ -94,17 +94,17 @@ def test_a_share_leaves_some_out_and_repeats_none(real, tmp_path):
     result = export_datasets(run_settings(run.root, export=export))
     rows = provenance(run)
     assert [row["kind"] for row in rows] == ["real"] * 2 + ["dreamed"] * 6 and len({r["clip_id"] for r in rows}) == 8
-    assert any("2 of 4 real, 6 of 6 dreamed" in note for note in result.notes)
+    assert any("2 of 4 real, 6 of 6 generated" in note for note in result.notes)
 
 
 def test_shares():
-    assert share_out(10, 90, 0.1) == (10, 90)
-    assert share_out(10, 90, 0.5) == (10, 10)
-    assert share_out(100, 10, 0.5) == (10, 10)
-    assert share_out(10, 90, 0.0) == (0, 90)
-    assert share_out(10, 90, 1.0) == (10, 0)
-    with pytest.raises(UserError, match="real_share cannot be had"):
-        share_out(1, 2, 0.01)
+    assert counts_for_share(10, 90, 0.1) == (10, 90)
+    assert counts_for_share(10, 90, 0.5) == (10, 10)
+    assert counts_for_share(100, 10, 0.5) == (10, 10)
+    assert counts_for_share(10, 90, 0.0) == (0, 90)
+    assert counts_for_share(10, 90, 1.0) == (10, 0)
+    with pytest.raises(UserError, match="real_share cannot be reached"):
+        counts_for_share(1, 2, 0.01)
 
 
 def test_appending_keeps_what_is_there_and_adds_only_what_is_new(tmp_path):
@@ -146,7 +146,7 @@ def test_the_policys_rate_and_size_are_an_explicit_choice(real, tmp_path):
     assert probe(next((run.datasets / "lerobot-v2.1").rglob("episode_000005.mp4"))).num_frames == len(wanted)
 
 
-def test_what_does_not_go_together_is_refused_with_the_setting_that_mends_it(real, tmp_path):
+def test_datasets_that_differ_are_an_error_that_names_the_setting(real, tmp_path):
     run = make_run(tmp_path / "run", num_clips=1, rejected=0, action_dim=3, state_dim=3, height=64, width=64, fps=15)
     with pytest.raises(UserError, match="other dimensions"):
         export_datasets(run_settings(run.root, export={"formats": V30, "mix_with": str(real / "v21")}))
@@ -154,7 +154,7 @@ def test_what_does_not_go_together_is_refused_with_the_setting_that_mends_it(rea
     with pytest.raises(UserError) as refused:
         export_datasets(run_settings(run.root, export={"formats": V30, "mix_with": str(real / "v21")}))
     assert "--export.height=64" in str(refused.value) and "--export.fps=15" in str(refused.value)
-    assert not run.datasets.exists(), "a refusal leaves nothing behind"
+    assert not run.datasets.exists(), "an error leaves nothing behind"
     for broken in ("nowhere", str(tmp_path)):
         with pytest.raises(UserError):
             export_datasets(run_settings(run.root, export={"formats": V30, "mix_with": broken}))
@@ -162,7 +162,7 @@ def test_what_does_not_go_together_is_refused_with_the_setting_that_mends_it(rea
         run_settings(run.root, export={"real_share": 0.5})
 
 
-def test_a_camera_that_dreamed_clips_lack_is_left_out_aloud(real, tmp_path):
+def test_a_camera_that_generated_clips_lack_is_left_out_with_a_note(real, tmp_path):
     import shutil
 
     root = tmp_path / "two"
@@ -180,7 +180,7 @@ def test_a_camera_that_dreamed_clips_lack_is_left_out_aloud(real, tmp_path):
         export_datasets(run_settings(run_like_the_demos(tmp_path / "again", num_clips=1).root, export=export))
 
 
-def test_real_episodes_lose_their_states_where_dreamed_clips_have_none(real, tmp_path):
+def test_real_episodes_lose_their_states_where_generated_clips_have_none(real, tmp_path):
     run = make_run(tmp_path / "run", num_clips=2, rejected=0, action_dim=3, state_dim=0)
     features = read_json(run.train / "features.json")
     write_json(run.train / "features.json", {**features, "action_names": NAMES, "modality": None})
@@ -189,7 +189,7 @@ def test_real_episodes_lose_their_states_where_dreamed_clips_have_none(real, tmp
     assert "observation.state" not in loaded(run).meta.features
 
 
-def test_real_data_mixes_with_dreamed_clips_of_its_size(real_demos, tmp_path):
+def test_real_data_mixes_with_generated_clips_of_its_size(real_demos, tmp_path):
     run = make_run(tmp_path / "run", num_clips=2, rejected=0, action_dim=44, state_dim=44, height=64, width=64, fps=16)
     features = read_json(run.train / "features.json")
     names = {"action_names": [f"motor_{i}" for i in range(44)], "state_names": [f"motor_{i}" for i in range(44)]}

@@ -22,14 +22,15 @@ from dreamgen.run.jobs import accepted_clips
 from dreamgen.run.records import RobotFeatures
 from export import export_datasets
 from export.check import check
-from export.clips import dreamed_clips
+from export.clips import generated_clips
 from export.episodes import read_label
 from export.formats.lerobot_v21 import write_lerobot_v21
 from export.formats.lerobot_v30 import FileLimits, write_lerobot_v30
 from export.spec import dataset_spec
-from export.staging import NAME
+from export.staging import STAGING_FOLDER
 from export.validation import validate_clips
 from export.workers import Workers
+from tests.fixtures.local_ray import start_ray
 from tests.fixtures.runs import CAMERA, make_run, random_vectors, run_settings, write_label
 
 LENGTHS = (5, 9, 13, 17)
@@ -51,11 +52,11 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def write_all(run, folder: Path, num_workers: int) -> Path:
     """Write both LeRobot formats with files so small that there are many."""
     features = RobotFeatures.from_dict(read_json(run.train / "features.json"))
-    for name in ("admitted", "v30", "v30.done", "v21", "v21.done"):
+    for name in ("episodes", "v30", "v30.done", "v21", "v21.done"):
         (folder / name).mkdir(parents=True)
-    clips = dreamed_clips(accepted_clips(run))
+    clips = generated_clips(accepted_clips(run))
     with Workers(num_workers) as workers:
-        episodes, refused = validate_clips(clips, features, True, folder / "admitted", workers)
+        episodes, refused = validate_clips(clips, features, True, folder / "episodes", workers)
         assert not refused
         spec = dataset_spec(run_settings(run.root).export, features, episodes[0])
         limits = FileLimits(data_mb=0.03, video_mb=0.03, chunks_size=7)
@@ -137,16 +138,16 @@ export_datasets(settings_from_dict({"out": sys.argv[1], "model": {"path": "mini"
 
 @pytest.mark.parametrize("after", [2, 4, 6, 7])
 def test_killed_at_any_moment_it_goes_on_and_writes_the_same(after, tmp_path):
-    # 3 files of looked-at clips, then 2 of v3.0 (rows, video), then 1 of v2.1: the kill is in each of them once.
+    # 3 files of inspected clips, then 2 of v3.0 (rows, video), then 1 of v2.1: the kill is in each of them once.
     runs = [make_run(tmp_path / name, num_clips=40, num_frames=5, rejected=0) for name in ("killed", "whole")]
     done = subprocess.run([sys.executable, "-c", KILLED, str(runs[0].root), str(after)], capture_output=True)
     if after < 7:
         assert done.returncode == -signal.SIGKILL
-        assert (runs[0].datasets / NAME).is_dir() and not (runs[0].datasets / "lerobot-v2.1").exists()
+        assert (runs[0].datasets / STAGING_FOLDER).is_dir() and not (runs[0].datasets / "lerobot-v2.1").exists()
     assert (runs[0].datasets / "lerobot-v3.0").exists() == (after >= 6), "whole or absent"
     for run in runs:
         export_datasets(run_settings(run.root, num_frames=5, export={"formats": FORMATS}), resume=True)
-        assert not (run.datasets / NAME).exists()
+        assert not (run.datasets / STAGING_FOLDER).exists()
     assert files_of(runs[0].datasets).keys() == files_of(runs[1].datasets).keys()
     for name, data in files_of(runs[0].datasets).items():
         assert data == files_of(runs[1].datasets)[name], name
@@ -188,24 +189,24 @@ def test_what_a_finished_export_could_not_remove_goes_with_the_next_one(tmp_path
     run = make_run(tmp_path / "run", num_clips=1, rejected=0)
     settings = run_settings(run.root, export={"formats": V30})
     export_datasets(settings)
-    (run.datasets / NAME / "admitted").mkdir(parents=True)
-    (run.datasets / NAME / "lock").touch()
+    (run.datasets / STAGING_FOLDER / "episodes").mkdir(parents=True)
+    (run.datasets / STAGING_FOLDER / "lock").touch()
     export_datasets(settings, resume=True)
-    assert not (run.datasets / NAME).exists() and (run.datasets / V30[0]).exists()
+    assert not (run.datasets / STAGING_FOLDER).exists() and (run.datasets / V30[0]).exists()
 
 
 def test_an_export_at_a_time(tmp_path):
     import fcntl
 
     run = make_run(tmp_path / "run", num_clips=1, rejected=0)
-    (run.datasets / NAME).mkdir(parents=True)
-    with (run.datasets / NAME / "lock").open("w") as lock:
+    (run.datasets / STAGING_FOLDER).mkdir(parents=True)
+    with (run.datasets / STAGING_FOLDER / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another export"):
             export_datasets(run_settings(run.root))
 
 
-def test_too_little_space_is_said_before_anything_is_written(tmp_path):
+def test_too_little_space_is_an_error_before_anything_is_written(tmp_path):
     run = make_run(tmp_path / "run", num_clips=1, rejected=0)
     with pytest.raises(UserError, match="no room for the datasets") as refused:
         export_datasets(run_settings(run.root, export={"keep_free_gib": 1e9}))
@@ -218,7 +219,7 @@ def ray_running():
     """Ray with two cores."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+    start_ray(2)
     yield
     ray.shutdown()
 
@@ -239,6 +240,6 @@ def test_tasks_of_a_ray_cluster_write_the_same_bytes(cluster, tmp_path):
     assert datasets[1] == datasets[2]
 
 
-def test_a_users_error_of_a_ray_task_is_told_as_such(cluster):
+def test_a_user_error_in_a_ray_task_stays_one(cluster):
     with pytest.raises(UserError, match="nowhere"), Workers(2) as workers:
         list(workers.run(functools.partial(read_label, Path("a/b/nowhere"), True) for _ in range(3)))

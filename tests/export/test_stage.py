@@ -34,7 +34,7 @@ def test_provenance_tells_where_each_episode_came_from(exported):
             assert row["adapter_sha256"] == ADAPTER_SHA256 and row["guidance_scale"] == 1.5
             assert row["safety_checker"] is False and row["dreamgen_version"]
             assert json.loads(row["idm_held_out"])["held_out_mae"] == 0.0625
-            assert {f"score_{figure}": value for figure, value in clip.scores.items()}.items() <= row.items()
+            assert {f"score_{name}": value for name, value in clip.scores.items()}.items() <= row.items()
 
 
 def test_an_existing_dataset_is_refused_and_resume_writes_the_rest(tmp_path):

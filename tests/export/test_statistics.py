@@ -15,11 +15,11 @@ from lerobot.datasets.compute_stats import (
     sample_indices,
 )
 
+from dreamgen.data.lerobot.image_statistics import ImageHistogram, downsampled, few_frames, sampled_frames
+from dreamgen.data.lerobot.statistics import NUM_LEVELS, QUANTILES, Range, VectorCounts, vector_statistics
 from dreamgen.data.video import read_video, write_video
 from dreamgen.run.jobs import accepted_clips
 from export.clip_video import inspect_clip
-from export.image_statistics import ImageHistogram, few_frames, sampled_frames, thinned
-from export.statistics import NUM_LEVELS, QUANTILES, Range, VectorCounts, vector_statistics
 from tests.fixtures.runs import moving_square
 
 
@@ -61,7 +61,7 @@ def sum_up(parts):
     return functools.reduce(operator.add, parts)
 
 
-def test_image_figures_equal_lerobots(exported):
+def test_image_statistics_equal_lerobots(exported):
     clip = accepted_clips(exported)[1]
     frames_TCHW = np.stack([frame.transpose(2, 0, 1) for frame in read_video(clip.video)])
     theirs = get_feature_stats(frames_TCHW, axis=(0, 2, 3), keepdims=True)
@@ -83,8 +83,8 @@ def test_image_figures_equal_lerobots(exported):
     assert ours["mean"].shape == (3, 1, 1) and ours["count"].tolist() == [13]
 
 
-def lerobots_picture_figures(video_THWC, folder):
-    """What lerobot's own writer records of an episode's pictures, which it takes as files."""
+def lerobots_image_statistics(video_THWC, folder):
+    """What lerobot's own writer records of an episode's images, which it takes as files."""
     paths = [str(folder / f"{t:04d}.png") for t in range(len(video_THWC))]
     for path, frame_HWC in zip(paths, video_THWC, strict=True):
         assert cv2.imwrite(path, frame_HWC[..., ::-1])
@@ -93,10 +93,10 @@ def lerobots_picture_figures(video_THWC, folder):
 
 
 @pytest.mark.parametrize("num_frames", [29, 93, 140])
-def test_pictures_figures_equal_lerobots_of_the_same_episode(tmp_path, num_frames):
+def test_image_statistics_equal_lerobots_of_the_same_episode(tmp_path, num_frames):
     write_video(tmp_path / "clip.mp4", moving_square(3, num_frames, 96, 320), 16)
     video_THWC = read_video(tmp_path / "clip.mp4")
-    theirs = lerobots_picture_figures(video_THWC, tmp_path)
+    theirs = lerobots_image_statistics(video_THWC, tmp_path)
     exact, few = (inspect_clip(tmp_path / "clip.mp4", 16, as_lerobot).image.metrics() for as_lerobot in (True, False))
     assert exact.keys() == theirs.keys()
     for stat, values in theirs.items():
@@ -108,18 +108,18 @@ def test_pictures_figures_equal_lerobots_of_the_same_episode(tmp_path, num_frame
                            for t in sample_indices(num_frames)]) / 255.0  # fmt: skip
     for stat in ("mean", "std"):
         np.testing.assert_allclose(exact[stat].ravel(), getattr(taken_TCHW, stat)(axis=(0, 2, 3)), rtol=1e-9)
-    # Few frames: the same weight when episodes are added up, and figures that lie near.
+    # Few frames: the same weight when episodes are added up, and statistics that are close.
     assert few["count"] == theirs["count"] == min(num_frames, 100)
     for stat in ("mean", "std"):
         assert (np.abs(few[stat] - exact[stat]) < 0.05 * exact["std"]).all()
 
 
-def test_few_frames_of_real_demonstrations_stay_near_lerobots_figures(tmp_path, real_demos):
+def test_few_frames_of_real_demonstrations_stay_near_lerobots_statistics(tmp_path, real_demos):
     video_THWC = read_video(min(real_demos.rglob("*.mp4")))
     image = ImageHistogram.empty()
     for index in few_frames(len(video_THWC)):
         image = image.with_frame(video_THWC[index])
-    theirs, ours = lerobots_picture_figures(video_THWC, tmp_path), image.metrics()
+    theirs, ours = lerobots_image_statistics(video_THWC, tmp_path), image.metrics()
     for stat in ("mean", "std"):
         np.testing.assert_allclose(ours[stat], theirs[stat], atol=0.01, err_msg=stat)
     for stat in ("q01", "q10", "q50", "q90", "q99"):
@@ -138,8 +138,8 @@ def test_few_frames_spread_over_the_whole_clip():
         assert len(wanted) >= min(16, num_frames)
 
 
-def test_pictures_are_thinned_as_lerobot_does():
+def test_images_are_downsampled_as_lerobot_does():
     for shape in ((432, 768), (299, 200), (768, 432), (300, 300)):
         frame_HWC = np.zeros((*shape, 3), np.uint8)
         theirs = auto_downsample_height_width(frame_HWC.transpose(2, 0, 1))
-        assert thinned(frame_HWC).transpose(2, 0, 1).shape == theirs.shape
+        assert downsampled(frame_HWC).transpose(2, 0, 1).shape == theirs.shape

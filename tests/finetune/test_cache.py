@@ -16,16 +16,19 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from dreamgen.data.video import write_video
 from dreamgen.errors import UserError
-from dreamgen.models.cosmos_predict25.adapter import adapter_sha256
-from dreamgen.models.cosmos_predict25.loading import load_world_model, resolve_world_model
+from dreamgen.models.adapter_files import adapter_sha256
+from dreamgen.models.cosmos_predict25.loading import load_pipeline
+from dreamgen.models.world_model import resolve_world_model
 from dreamgen.run.run_folder import RunFolder
 from finetune import finetune
-from finetune.cache import Cache, encode_latent, encode_prompt, missing_share, read_tensor, write_tensor
+from finetune.cache import Cache, encode_prompt, encode_window, missing_share, read_tensor, write_tensor
 from finetune.train import batch_loss, needed
 from finetune.windows import read_training_set
 from tests.finetune.conftest import FPS, HEIGHT, NUM_FRAMES, WIDTH, training_settings, write_training_set
 from tests.finetune.test_train import curve
 from tests.fixtures.demos import make_episode
+
+LOAD_PIPELINE = "dreamgen.models.cosmos_predict25.training.load_pipeline"
 
 
 @pytest.fixture
@@ -70,7 +73,8 @@ def first_run(folder, world, num_frames=10, **sections):
 def cache_of(settings):
     run = RunFolder.of(settings)
     source = resolve_world_model(settings.model, run)
-    return Cache(run.cache, source, settings), source, read_training_set(run, settings.video)
+    model = source.load_class().for_training(source, settings, torch.device("cpu"))
+    return Cache(run.cache, source, settings, model), source, read_training_set(run, settings.video)
 
 
 def files(settings):
@@ -99,7 +103,7 @@ def test_workers_read_the_same(world, tmp_path):
 def test_a_warm_cache_loads_no_encoder(world, tmp_path, encoded, monkeypatch):
     settings = first_run(tmp_path, world)
     before = dict(encoded), [path.stat().st_mtime_ns for path in files(settings)]
-    monkeypatch.setattr("finetune.inputs.load_world_model", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr(LOAD_PIPELINE, lambda *_, **__: pytest.fail("it was loaded"))
     finetune(again(settings, "second"))
     assert (encoded, [path.stat().st_mtime_ns for path in files(settings)]) == before
     assert curve(tmp_path / "first") == curve(tmp_path / "second")
@@ -110,7 +114,7 @@ def test_the_encoders_are_gone_while_it_trains(world, tmp_path, monkeypatch):
     loaded, alive = [], []
 
     def remember(*args, **named):
-        pipe = load_world_model(*args, **named)
+        pipe = load_pipeline(*args, **named)
         loaded.extend(weakref.ref(part) for part in (pipe, pipe.vae, pipe.text_encoder))
         return pipe
 
@@ -118,7 +122,7 @@ def test_the_encoders_are_gone_while_it_trains(world, tmp_path, monkeypatch):
         alive.append([reference() is not None for reference in loaded])
         return batch_loss(*args)
 
-    monkeypatch.setattr("finetune.inputs.load_world_model", remember)
+    monkeypatch.setattr(LOAD_PIPELINE, remember)
     monkeypatch.setattr("finetune.train.batch_loss", look)
     first_run(tmp_path, world)
     assert alive == [[False] * 3] * 4
@@ -164,15 +168,15 @@ def test_another_size_or_model_has_other_names(world, tmp_path):
     windows, prompts = needed(settings, clips)
     video = settings.video
     others = [
-        Cache(cache.root, source, replace(settings, video=replace(video, height=video.height + 16))),
-        Cache(cache.root, source, replace(settings, video=replace(video, width=video.width + 16))),
-        Cache(cache.root, replace(source, sha256="another"), settings),
+        Cache(cache.root, source, replace(settings, video=replace(video, height=video.height + 16)), cache.model),
+        Cache(cache.root, source, replace(settings, video=replace(video, width=video.width + 16)), cache.model),
+        Cache(cache.root, replace(source, sha256="another"), settings, cache.model),
     ]
-    names = [other.latent_file(windows[0]) for other in [cache, *others]]
+    names = [other.window_file(windows[0]) for other in [cache, *others]]
     assert len(set(names)) == 4
-    texts = [other.text_file(prompts[0]) for other in [cache, *others]]
+    texts = [other.prompt_file(prompts[0]) for other in [cache, *others]]
     assert texts[0] == texts[1] == texts[2] != texts[3]
-    assert cache.text_file(None) != cache.text_file("None") != cache.text_file("")
+    assert cache.prompt_file(None) != cache.prompt_file("None") != cache.prompt_file("")
 
 
 @pytest.mark.parametrize("harm", ["cut", "empty", "flipped", "other", "gone"])
@@ -198,9 +202,9 @@ def test_what_breaks_during_training_is_an_error_that_says_so(world, tmp_path):
     settings = first_run(tmp_path, world, num_frames=NUM_FRAMES)
     cache, _, clips = cache_of(settings)
     windows, prompts = needed(settings, clips)
-    cache.latent_file(windows[0]).unlink()
-    cache.text_file(prompts[0]).write_bytes(b"nonsense")
-    for read in (lambda: cache.read_latent(windows[0]), lambda: cache.read_text(prompts[0])):
+    cache.window_file(windows[0]).unlink()
+    cache.prompt_file(prompts[0]).write_bytes(b"nonsense")
+    for read in (lambda: cache.read_window(windows[0]), lambda: cache.read_prompt(prompts[0])):
         with pytest.raises(UserError, match="gone or damaged"):
             read()
 
@@ -208,26 +212,27 @@ def test_what_breaks_during_training_is_an_error_that_says_so(world, tmp_path):
 def test_processes_share_the_work_and_nothing_is_left(world, tmp_path):
     write_training_set(tmp_path, num_clips=3, num_frames=11)
     settings = training_settings(tmp_path, world)
-    cache, source, clips = cache_of(settings)
+    cache, _, clips = cache_of(settings)
     windows, prompts = needed(settings, clips)
     prompts = [*prompts, None]
     shares = [missing_share(cache, windows, prompts, rank, 2) for rank in range(2)]
     assert set(shares[0][0]).isdisjoint(shares[1][0]) and set(shares[0][1]).isdisjoint(shares[1][1])
     assert abs(len(shares[0][0]) - len(shares[1][0])) <= 1
-    pipe = load_world_model(source, settings.model)
+    cache.model.load_encoders(text_encoder=True)
     for window in shares[0][0]:
-        encode_latent(cache, pipe, window, NUM_FRAMES)
+        encode_window(cache, window)
     for prompt in shares[0][1]:
-        encode_prompt(cache, pipe, prompt)
+        encode_prompt(cache, prompt)
     # The second looks again only now, when the first has written; what it has to do is the same.
     assert missing_share(cache, windows, prompts, 1, 2) == shares[1]
     for window in shares[1][0]:
-        encode_latent(cache, pipe, window, NUM_FRAMES)
+        encode_window(cache, window)
     for prompt in shares[1][1]:
-        encode_prompt(cache, pipe, prompt)
+        encode_prompt(cache, prompt)
     assert missing_share(cache, windows, prompts) == ([], [])
 
 
+@pytest.mark.slow
 def test_two_trainings_that_fill_one_cache_at_once_leave_it_whole(world, tmp_path):
     write_training_set(tmp_path / "a", num_clips=3, num_frames=12)
     write_training_set(tmp_path / "b", num_clips=3, num_frames=12)
@@ -245,8 +250,8 @@ def test_two_trainings_that_fill_one_cache_at_once_leave_it_whole(world, tmp_pat
         for name in "ab"
     ]  # fmt: skip
     for process in processes:
-        _, told = process.communicate(timeout=300)
-        assert process.returncode == 0, told
+        _, message = process.communicate(timeout=300)
+        assert process.returncode == 0, message
     assert curve(tmp_path / "a") == curve(tmp_path / "b")
     kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert len(kept) == 3 * 4 + 3 + 1 and all(read_tensor(path) is not None for path in kept)
@@ -257,5 +262,5 @@ def test_half_precision_costs_two_bytes_a_value(world, tmp_path):
     cache, _, clips = cache_of(settings)
     windows, prompts = needed(settings, clips)
     num_values = 16 * 3 * (HEIGHT // 8) * (WIDTH // 8)
-    assert num_values * 2 < cache.latent_file(windows[0]).stat().st_size < num_values * 2 + 200
-    assert cache.read_text(prompts[0]).shape == (1, 512, 32) and cache.read_text(None).dtype == torch.bfloat16
+    assert num_values * 2 < cache.window_file(windows[0]).stat().st_size < num_values * 2 + 200
+    assert cache.read_prompt(prompts[0]).shape == (1, 512, 32) and cache.read_prompt(None).dtype == torch.bfloat16

@@ -9,11 +9,10 @@ import yaml
 from safetensors.torch import load_file
 
 from dreamgen.errors import Problems, UserError
-from dreamgen.models.cosmos_predict25.adapter import WEIGHTS_NAME
-from dreamgen.models.cosmos_predict25.loading import WorldModelSource
+from dreamgen.models.adapter_files import WEIGHTS_NAME
+from dreamgen.models.world_model import WorldModelSource
 from finetune import finetune
-from finetune.card import NUM_ROWS, adapter_card, spread, write_card
-from finetune.curves import curves_svg
+from finetune.card import NUM_ROWS, adapter_card, loss_plot, spread, write_card
 from finetune.hub import check_can_push, push_adapter
 from tests.finetune.conftest import training_settings, write_training_set
 
@@ -83,7 +82,7 @@ def test_a_pushed_adapters_card_loads_it_from_the_hub(tmp_path, world):
     ],
 )
 def test_curves_of_any_kind_are_drawn_inside_the_picture(curves):
-    root = ElementTree.fromstring(curves_svg(curves))
+    root = ElementTree.fromstring(loss_plot(curves))
     for line in root.findall("{http://www.w3.org/2000/svg}polyline"):
         for point in line.get("points").split():
             x, y = map(float, point.split(","))
@@ -125,9 +124,9 @@ def test_an_adapter_is_uploaded_whole_and_private(hub, tmp_path):
     files = {"README.md": b"# card\n", WEIGHTS_NAME: b"\x00weights", "loss.svg": b"<svg/>"}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    told, is_done = push_adapter(tmp_path, "me/robot")
-    assert is_done, told
-    assert "uploaded to" in told and hub.files == files
+    message, is_done = push_adapter(tmp_path, "me/robot")
+    assert is_done, message
+    assert "uploaded to" in message and hub.files == files
     made = hub.created[0]
     assert made["name"] == "robot" and (made.get("visibility") == "private" or made.get("private"))
 
@@ -135,8 +134,8 @@ def test_an_adapter_is_uploaded_whole_and_private(hub, tmp_path):
 def test_a_failed_upload_is_told_with_the_command_to_try_again(hub, tmp_path):
     (tmp_path / "README.md").write_text("# card\n")
     hub.is_full = True
-    told, is_done = push_adapter(tmp_path, "me/robot")
-    assert not is_done and f"hf upload me/robot {tmp_path}" in told and hub.files == {}
+    message, is_done = push_adapter(tmp_path, "me/robot")
+    assert not is_done and f"hf upload me/robot {tmp_path}" in message and hub.files == {}
 
 
 def test_an_upload_that_fails_leaves_the_adapter_and_a_result_in_part(world, tmp_path, hub):

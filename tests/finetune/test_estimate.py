@@ -11,15 +11,25 @@ from diffusers import CosmosTransformer3DModel
 from dreamgen.config.loading import configs_folder, read_yaml, settings_from_dict
 from dreamgen.config.settings import Settings
 from dreamgen.errors import UserError
+from dreamgen.models.cosmos_predict25.activation_checkpointing import (
+    POLICIES,
+    CheckpointPolicy,
+    step_activations,
+    training_block,
+)
 from dreamgen.models.cosmos_predict25.adapter import add_adapter
+from dreamgen.models.cosmos_predict25.dora import use_closed_form
+from dreamgen.models.cosmos_predict25.latents import latent_shape
+from dreamgen.models.cosmos_predict25.training_cost import policies_for
+from dreamgen.models.cosmos_predict25.training_memory import GIB, activation_gib, estimate_memory, fixed_gib
+from dreamgen.models.cosmos_predict25.transformer_size import (
+    NUM_TEXT_TOKENS,
+    TransformerSize,
+    find_size,
+    training_flops,
+)
 from dreamgen.models.cosmos_predict25.velocity import velocity
-from finetune.activation_checkpointing import LEVELS, CheckpointPolicy, step_activations, training_block
-from finetune.dora import use_closed_form
-from finetune.estimate import EFFICIENCY, cache_bytes, check_memory, count, describe, policies_for, seconds_a_step
-from finetune.flow import latent_shape
-from finetune.memory import GIB, activation_gib, estimate_memory, fixed_gib
-from finetune.metrics import training_flops
-from finetune.sizes import NUM_TEXT_TOKENS, TransformerSize, find_size
+from finetune.estimate import EFFICIENCY, check_memory, count, describe, seconds_a_step, training_cost
 from finetune.windows import TrainingClip, Window
 
 H100_GIB = 79.2  # what an 80 GB card has
@@ -42,6 +52,10 @@ def tiny_settings(method: str, dtype: str) -> Settings:
     )
 
 
+def shape_of(settings: Settings) -> tuple[int, ...]:
+    return latent_shape(settings.video.num_frames, settings.video.height, settings.video.width)
+
+
 def storages() -> dict[int, int]:
     """Return the address and bytes of every tensor's memory that is alive."""
     gc.collect()
@@ -52,7 +66,7 @@ def storages() -> dict[int, int]:
 
 def left_behind(settings: Settings, level: CheckpointPolicy, num_layers: int) -> int:
     """Count the bytes that a forward pass leaves alive for the backward pass, not compiled."""
-    tune, shape = settings.finetune, latent_shape(settings.video)
+    tune, shape = settings.finetune, shape_of(settings)
     torch.manual_seed(0)
     model = CosmosTransformer3DModel(**tiny_config(num_layers)).to(torch.bfloat16)
     add_adapter(model, tune.lora.rank, tune.lora.alpha, tune.lora.target_modules, tune.method == "dora")
@@ -71,7 +85,7 @@ def left_behind(settings: Settings, level: CheckpointPolicy, num_layers: int) ->
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", POLICIES)
 def test_what_blocks_keep_uncompiled_is_what_a_forward_pass_leaves_behind(method, level):
     settings = tiny_settings(method, "bfloat16")
     unit = activation_gib(TransformerSize.from_config(tiny_config(1)), settings) * GIB
@@ -97,9 +111,9 @@ MEASURED = [
 @pytest.mark.parametrize(("name", "method", "counts", "peak_gib"), MEASURED)
 def test_the_estimate_is_near_every_peak_that_was_measured(name, method, counts, peak_gib):
     settings = settings_of(name, method=method)
-    levels = [level for level, number in counts.items() for _ in range(number)]
-    size = replace(find_size(settings.model), num_layers=len(levels))
-    assert estimate_memory(size, settings, levels, compiled=True).peak == pytest.approx(peak_gib, rel=0.02)
+    policies = [level for level, number in counts.items() for _ in range(number)]
+    size = replace(find_size(settings.model), num_layers=len(policies))
+    assert estimate_memory(size, settings, policies, compiled=True).peak == pytest.approx(peak_gib, rel=0.02)
 
 
 def test_blocks_that_are_not_compiled_keep_less_so_that_the_step_fits():
@@ -107,8 +121,8 @@ def test_blocks_that_are_not_compiled_keep_less_so_that_the_step_fits():
     size = find_size(settings.model)
     compiled, eager = (policies_for(size, settings, compiled) for compiled in (True, False))
     assert 0 < eager.count("all") < compiled.count("all")
-    for levels, is_compiled in ((compiled, True), (eager, False)):
-        peak = estimate_memory(size, settings, levels, is_compiled).peak
+    for policies, is_compiled in ((compiled, True), (eager, False)):
+        peak = estimate_memory(size, settings, policies, is_compiled).peak
         assert 65 < peak <= 72
     # What the compiled choice would take without compilation: a third more than was asked for.
     assert estimate_memory(size, settings, compiled, compiled=False).peak > 1.3 * 72
@@ -134,17 +148,17 @@ def settings_of(name: str, **tune) -> Settings:
     return settings_from_dict({**values, "out": "runs/x"})
 
 
-def test_levels_are_ordered():
+def test_policies_are_ordered():
     settings = settings_of("cosmos2.5-2b")
     size = find_size(settings.model)
     for compiled in (True, False):
-        peaks = [estimate_memory(size, settings, [level] * size.num_layers, compiled).peak for level in LEVELS]
+        peaks = [estimate_memory(size, settings, [level] * size.num_layers, compiled).peak for level in POLICIES]
         assert peaks == sorted(peaks) and 10 < peaks[0] < 20
 
 
 def with_gpu(monkeypatch, memory_gib: float) -> None:
     gpu = SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=int(memory_gib * GIB))
-    monkeypatch.setattr("finetune.estimate.this_gpu", lambda settings: gpu)
+    monkeypatch.setattr("dreamgen.models.devices.this_gpu", lambda settings: gpu)
 
 
 @pytest.mark.parametrize("name", ["cosmos2.5-2b", "cosmos2.5-2b-704", "cosmos2.5-14b"])
@@ -161,9 +175,9 @@ def test_all_weights_of_the_14b_never_fit_80_gb(monkeypatch):
     with_gpu(monkeypatch, H100_GIB)
     with pytest.raises(UserError) as caught:
         check_memory(settings_of("cosmos2.5-14b", method="full"))
-    told = str(caught.value)
-    assert "does not fit on NVIDIA H100" in told and "--method=lora" in told and "213 GiB" in told
-    assert "14.4 billion weights, 31,104 tokens" in told
+    message = str(caught.value)
+    assert "does not fit on NVIDIA H100" in message and "--method=lora" in message and "213 GiB" in message
+    assert "14.4 billion weights, 31,104 tokens" in message
 
 
 def test_the_14b_at_full_size_does_not_fit_80_gb_and_the_number_of_tokens_that_does_is_named(monkeypatch):
@@ -171,9 +185,9 @@ def test_the_14b_at_full_size_does_not_fit_80_gb_and_the_number_of_tokens_that_d
     large = settings_of("cosmos2.5-14b-704")
     with pytest.raises(UserError, match="84,480 tokens") as caught:
         check_memory(large)
-    told = str(caught.value)
-    assert "weights 26.8" in told and "allowed: 79.2 GiB" in told
-    fitting = int(told.split("num_frames: ")[1].split(" tokens")[0].replace(",", ""))
+    message = str(caught.value)
+    assert "weights 26.8" in message and "allowed: 79.2 GiB" in message
+    fitting = int(message.split("num_frames: ")[1].split(" tokens")[0].replace(",", ""))
     assert 31_104 < fitting < 84_480
     num_latent_frames = fitting // (704 * 1280 // 256)
     check_memory(replace(large, video=replace(large.video, num_frames=4 * (num_latent_frames - 1) + 1)))
@@ -217,9 +231,9 @@ def test_a_dry_run_tells_disk_memory_and_time_of_a_model_that_is_not_here(tmp_pa
     assert result.metrics["cache_gib"] == pytest.approx((6 * 3.98e6 + 4 * 1.05e6) / GIB, abs=1e-3)
     assert 10 < result.metrics["memory_gib"] < 79
     assert 5 < result.metrics["hours"] < 9
-    told = "\n".join(result.notes)
+    message = "\n".join(result.notes)
     for words in ("prompt: task 0", "weights 3.8", "at 35% of the peak of an H100", "there is none here"):
-        assert words in told
+        assert words in message
     assert not list(tmp_path.iterdir())
 
 
@@ -241,13 +255,14 @@ def test_time_is_that_of_this_runs_own_log_where_there_is_one(tmp_path, monkeypa
     settings = replace(settings_of("cosmos2.5-2b", batch_size=2), out=str(tmp_path))
     size = find_size(settings.model)
     with_gpu(monkeypatch, H100_GIB)
-    by_formula, basis = seconds_a_step(size, settings)
+    cost = training_cost(settings)
+    by_formula, basis = seconds_a_step(cost, settings)
     assert by_formula == 2 * training_flops(size, settings.video, settings.finetune) / (989e12 * EFFICIENCY)
     assert "NVIDIA H100" in basis
     (tmp_path / "finetune").mkdir()
     rows = "step,loss,samples_per_s\n10,1,0.01\n20,1,0.5\n30,1,0.4\n40,1,0.5\n"
     (tmp_path / "finetune/loss.csv").write_text(rows)
-    step_s, basis = seconds_a_step(size, settings)
+    step_s, basis = seconds_a_step(cost, settings)
     assert step_s == 4.0 and "loss.csv" in basis
 
 
@@ -259,11 +274,13 @@ def test_the_cache_is_as_large_as_its_files(tmp_path, world):
     settings = training_settings(tmp_path, world)
     size, clip = find_size(settings.model), TrainingClip(tmp_path / "a.mp4", "a", 12)
     clip.path.write_bytes(b"video")
-    cache = Cache(tmp_path / "cache", SimpleNamespace(sha256="model"), settings)
+    cache = Cache(tmp_path / "cache", SimpleNamespace(sha256="model"), settings, None)
     for start in (0, 3):
-        write_tensor(cache.latent_file(Window(clip, start)), torch.zeros(latent_shape(settings.video)))
+        write_tensor(cache.window_file(Window(clip, start)), torch.zeros(shape_of(settings)))
     for prompt in ("a", None):
-        write_tensor(cache.text_file(prompt), torch.zeros(1, NUM_TEXT_TOKENS, size.text_features))
+        write_tensor(cache.prompt_file(prompt), torch.zeros(1, NUM_TEXT_TOKENS, size.text_features))
     files = [path for path in cache.root.rglob("*") if path.is_file()]
     on_disk = sum(path.stat().st_size for path in files)
-    assert on_disk == pytest.approx(cache_bytes(size, settings, num_windows=2, num_prompts=1), abs=200 * len(files))
+    cost = training_cost(settings)
+    wanted = 2 * cost.window_bytes + 2 * cost.prompt_bytes
+    assert on_disk == pytest.approx(wanted, abs=200 * len(files))

@@ -5,21 +5,21 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamgen.config.settings import FinetuneSettings, ModelSettings, VideoSettings
-from dreamgen.models.cosmos_predict25.loading import WorldModelSource, latent_statistics, load_world_model
-from dreamgen.models.cosmos_predict25.text import ProjectedTexts, encode_text
-from dreamgen.models.cosmos_predict25.velocity import project_text
-from finetune.flow import (
-    LatentScale,
+from dreamgen.config.settings import FinetuneSettings, ModelSettings
+from dreamgen.models.cosmos_predict25.flow import (
     NoiseSample,
     VelocityModel,
-    draw_batch,
     flow_input,
     flow_loss,
-    latent_shape,
+    sample_noise,
     shifted_sigma,
-    vae_means,
 )
+from dreamgen.models.cosmos_predict25.latents import LatentScale, latent_shape, vae_means
+from dreamgen.models.cosmos_predict25.loading import latent_statistics, load_pipeline
+from dreamgen.models.cosmos_predict25.text import encode_text
+from dreamgen.models.cosmos_predict25.velocity import project_text
+from dreamgen.models.world_model import WorldModelSource
+from finetune.inputs import EncodedPrompts
 from tests.finetune.conftest import HEIGHT, NUM_FRAMES, WIDTH
 from tests.fixtures.demos import make_episode
 
@@ -34,7 +34,7 @@ def source(world):
 
 def load(world, dtype="float32"):
     model = ModelSettings(path=str(world), revision=None, dtype=dtype, device="cpu", safety_checker=False)
-    return load_world_model(source(world), model)
+    return load_pipeline(source(world), model)
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +95,10 @@ def test_the_transformer_gets_what_the_pipeline_gives_it(
         close(flow.hidden_states_BCTHW.to(pipe.transformer.dtype), wanted["hidden_states"])
         close(flow.condition_mask_B1THW.to(pipe.transformer.dtype), wanted["condition_mask"])
         assert wanted["timestep"].dtype == torch.float32 and wanted["padding_mask"].abs().max() == 0
-        given_BT = wanted["timestep"].flatten()[None] if wanted["timestep"].ndim == 5 else wanted["timestep"][:, None]
-        close(flow.timestep_BT, given_BT.expand_as(flow.timestep_BT))
+        conditioning_BT = (
+            wanted["timestep"].flatten()[None] if wanted["timestep"].ndim == 5 else wanted["timestep"][:, None]
+        )
+        close(flow.timestep_BT, conditioning_BT.expand_as(flow.timestep_BT))
         close(text_BLD, project_text(pipe.transformer, wanted["encoder_hidden_states"]))
         assert not wanted.keys() - INPUTS - {"return_dict"}
         with torch.no_grad():
@@ -114,11 +116,19 @@ def close(got, wanted):
 @pytest.mark.parametrize("num_conditioned", [1, 2])
 def test_clean_latents_are_the_pipelines_own_conditioning_latents(pipe, encode, video_THWC, num_conditioned):
     clean_BCTHW = encode(pipe, video_THWC)
-    num_given = 4 * (num_conditioned - 1) + 1
-    given_BCTHW = pipe.video_processor.preprocess_video([Image.fromarray(f) for f in video_THWC], HEIGHT, WIDTH)
-    given_BCTHW[:, :, num_given:] = given_BCTHW[:, :, num_given - 1 : num_given]
+    num_conditioning = 4 * (num_conditioned - 1) + 1
+    conditioning_BCTHW = pipe.video_processor.preprocess_video([Image.fromarray(f) for f in video_THWC], HEIGHT, WIDTH)
+    conditioning_BCTHW[:, :, num_conditioning:] = conditioning_BCTHW[:, :, num_conditioning - 1 : num_conditioning]
     _, wanted_BCTHW, _, _ = pipe.prepare_latents(
-        given_BCTHW, 1, 16, HEIGHT, WIDTH, num_given, NUM_FRAMES, dtype=torch.float32, device=torch.device("cpu")
+        conditioning_BCTHW,
+        1,
+        16,
+        HEIGHT,
+        WIDTH,
+        num_conditioning,
+        NUM_FRAMES,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
     )
     assert torch.allclose(clean_BCTHW[:, :, :num_conditioned], wanted_BCTHW[:, :, :num_conditioned], rtol=0, atol=1e-6)
     assert not torch.allclose(clean_BCTHW[:, :, num_conditioned:], wanted_BCTHW[:, :, num_conditioned:], atol=1e-3)
@@ -126,21 +136,21 @@ def test_clean_latents_are_the_pipelines_own_conditioning_latents(pipe, encode, 
 
 def test_the_flow_runs_from_clean_to_noise_along_its_target(pipe, encode, video_THWC):
     clean_BCTHW = encode(pipe, video_THWC)
-    draws = draw_batch(0, [0], clean_BCTHW.shape[1:], TUNE)
-    flow = flow_input(clean_BCTHW, draws, 1e-4)
-    num_conditioned = int(draws.num_conditioned_B[0])
+    noise = sample_noise(0, clean_BCTHW.shape[1:], TUNE, [0])
+    flow = flow_input(clean_BCTHW, noise, 1e-4)
+    num_conditioned = int(noise.num_conditioned_B[0])
     assert torch.equal(flow.hidden_states_BCTHW[:, :, :num_conditioned], clean_BCTHW[:, :, :num_conditioned])
-    ahead_BCTHW = flow.hidden_states_BCTHW + (1 - draws.sigma_B) * flow.target_BCTHW
-    back_BCTHW = flow.hidden_states_BCTHW - draws.sigma_B * flow.target_BCTHW
+    ahead_BCTHW = flow.hidden_states_BCTHW + (1 - noise.sigma_B) * flow.target_BCTHW
+    back_BCTHW = flow.hidden_states_BCTHW - noise.sigma_B * flow.target_BCTHW
     loss_mask = slice(num_conditioned, None)
-    assert torch.allclose(ahead_BCTHW[:, :, loss_mask], draws.noise_BCTHW[:, :, loss_mask], atol=1e-5)
+    assert torch.allclose(ahead_BCTHW[:, :, loss_mask], noise.noise_BCTHW[:, :, loss_mask], atol=1e-5)
     assert torch.allclose(back_BCTHW[:, :, loss_mask], clean_BCTHW[:, :, loss_mask], atol=1e-5)
 
 
 def test_the_loss_counts_each_sample_over_the_frames_it_was_not_given():
     clean_BCTHW = torch.randn(2, 16, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    draws = NoiseSample(torch.tensor([0.3, 0.7]), torch.tensor([1, 2]), [False, False], torch.ones_like(clean_BCTHW))
-    flow = flow_input(clean_BCTHW, draws, 1e-4)
+    noise = NoiseSample(torch.tensor([0.3, 0.7]), torch.tensor([1, 2]), [False, False], torch.ones_like(clean_BCTHW))
+    flow = flow_input(clean_BCTHW, noise, 1e-4)
     velocity_BCTHW = torch.zeros_like(clean_BCTHW, requires_grad=True)
     loss_B = flow_loss(velocity_BCTHW, flow)
     wanted = [flow.target_BCTHW[0, :, 1:].square().mean(), flow.target_BCTHW[1, :, 2:].square().mean()]
@@ -152,36 +162,36 @@ def test_the_loss_counts_each_sample_over_the_frames_it_was_not_given():
 
 
 def test_draws_belong_to_their_sample_and_not_to_its_batch():
-    together = draw_batch(3, [7, 8], (16, 3, 2, 2), TUNE)
-    apart = [draw_batch(3, [index], (16, 3, 2, 2), TUNE) for index in (7, 8)]
-    assert torch.equal(together.noise_BCTHW, torch.cat([draws.noise_BCTHW for draws in apart]))
-    assert torch.equal(together.sigma_B, torch.cat([draws.sigma_B for draws in apart]))
-    assert together.num_conditioned_B.tolist() == [int(draws.num_conditioned_B[0]) for draws in apart]
+    together = sample_noise(3, (16, 3, 2, 2), TUNE, [7, 8])
+    apart = [sample_noise(3, (16, 3, 2, 2), TUNE, [index]) for index in (7, 8)]
+    assert torch.equal(together.noise_BCTHW, torch.cat([noise.noise_BCTHW for noise in apart]))
+    assert torch.equal(together.sigma_B, torch.cat([noise.sigma_B for noise in apart]))
+    assert together.num_conditioned_B.tolist() == [int(noise.num_conditioned_B[0]) for noise in apart]
     assert not torch.equal(together.noise_BCTHW[0], together.noise_BCTHW[1])
-    other = draw_batch(4, [7, 8], (16, 3, 2, 2), TUNE)
+    other = sample_noise(4, (16, 3, 2, 2), TUNE, [7, 8])
     assert not torch.equal(together.noise_BCTHW, other.noise_BCTHW)
 
 
 def test_draws_follow_the_recipes_distributions():
-    draws = draw_batch(0, range(4000), (1, 3, 1, 1), TUNE)
+    noise = sample_noise(0, (1, 3, 1, 1), TUNE, range(4000))
     # The median of a monotonic function is the function of the median: t = 1/2 gives 5/6.
-    assert float(draws.sigma_B.median()) == pytest.approx(5 / 6, abs=0.015)
-    assert (draws.num_conditioned_B == 1).float().mean() == pytest.approx(0.5, abs=0.03)
-    assert set(draws.num_conditioned_B.tolist()) == {1, 2}
-    assert np.mean(draws.drop_text) == pytest.approx(0.2, abs=0.03)
-    assert draws.noise_BCTHW.std() == pytest.approx(1, abs=0.05)
+    assert float(noise.sigma_B.median()) == pytest.approx(5 / 6, abs=0.015)
+    assert (noise.num_conditioned_B == 1).float().mean() == pytest.approx(0.5, abs=0.03)
+    assert set(noise.num_conditioned_B.tolist()) == {1, 2}
+    assert np.mean(noise.drop_text) == pytest.approx(0.2, abs=0.03)
+    assert noise.noise_BCTHW.std() == pytest.approx(1, abs=0.05)
     assert shifted_sigma(torch.tensor(0.0), 1.0) == 0.5
 
 
 def test_a_frame_is_always_left_to_learn():
-    draws = draw_batch(0, range(20), (16, 2, 2, 2), TUNE)
-    assert set(draws.num_conditioned_B.tolist()) == {1}
+    noise = sample_noise(0, (16, 2, 2, 2), TUNE, range(20))
+    assert set(noise.num_conditioned_B.tolist()) == {1}
 
 
 def test_text_is_encoded_once_and_dropped_text_is_zero_before_the_projection(pipe):
     encoded = []
     handle = pipe.text_encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
-    texts = ProjectedTexts(lambda prompt: encode_text(pipe, prompt), torch.device("cpu"))
+    texts = EncodedPrompts(lambda prompt: encode_text(pipe, prompt), torch.device("cpu"))
     text_BLD = texts([PROMPT, "another", PROMPT, None])
     handle.remove()
     assert len(encoded) == 2
@@ -197,11 +207,10 @@ def test_text_is_encoded_once_and_dropped_text_is_zero_before_the_projection(pip
 
 def test_prompts_beyond_the_memory_limit_are_read_again():
     read = []
-    texts = ProjectedTexts(lambda prompt: read.append(prompt) or torch.ones(1, 2, 3), torch.device("cpu"), keep_gib=0.0)
+    texts = EncodedPrompts(lambda prompt: read.append(prompt) or torch.ones(1, 2, 3), torch.device("cpu"), ram_gib=0.0)
     assert torch.equal(texts([PROMPT]), texts([PROMPT])) and read == [PROMPT, PROMPT]
 
 
 def test_a_latent_has_the_shape_that_noise_is_drawn_in(pipe, encode, video_THWC):
-    video = VideoSettings(height=HEIGHT, width=WIDTH, num_frames=NUM_FRAMES)
-    assert latent_shape(video) == encode(pipe, video_THWC).shape[1:]
-    assert latent_shape(VideoSettings(height=432, width=768, num_frames=93)) == (16, 24, 54, 96)
+    assert latent_shape(NUM_FRAMES, HEIGHT, WIDTH) == encode(pipe, video_THWC).shape[1:]
+    assert latent_shape(93, 432, 768) == (16, 24, 54, 96)

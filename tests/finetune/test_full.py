@@ -7,10 +7,11 @@ import torch
 from diffusers import Cosmos2_5_PredictBasePipeline, CosmosTransformer3DModel
 
 from dreamgen.errors import UserError
-from dreamgen.models.cosmos_predict25.adapter import adapter_sha256
-from dreamgen.models.cosmos_predict25.loading import WorldModelSource, load_transformer, load_world_model
+from dreamgen.models.adapter_files import adapter_sha256
+from dreamgen.models.cosmos_predict25.loading import load_pipeline, load_transformer
 from dreamgen.models.cosmos_predict25.mini import save_mini
 from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker
+from dreamgen.models.world_model import WorldModelSource
 from finetune import finetune
 from tests.finetune.conftest import training_settings, write_training_set
 from tests.finetune.test_train import curve, loss_on_fixed_draws
@@ -29,7 +30,7 @@ def test_all_weights_are_trained_and_dream(world, tmp_path, dtype):
     ]  # fmt: skip
     source = WorldModelSource("tiny", str(world), None, "")
     before = load_transformer(source, settings.model).state_dict()
-    after = load_world_model(source, settings.model, adapter=tmp_path / "adapter").transformer
+    after = load_pipeline(source, settings.model, adapter=tmp_path / "adapter").transformer
     assert not any(parameter.requires_grad for parameter in after.parameters()) and not after.training
     same = {name for name, value in after.state_dict().items() if torch.equal(value, before[name])}
     assert after.state_dict().keys() == before.keys() and same == {n for n in before if n.startswith("crossattn_proj.")}
@@ -58,10 +59,10 @@ def test_other_weights_have_another_hash_and_another_size_is_refused(world, tmp_
     save_mini(tmp_path / "larger", sizes)
     larger = WorldModelSource("larger", str(tmp_path / "larger"), None, "")
     with pytest.raises(UserError, match="not of the model's size") as caught:
-        load_world_model(larger, settings.model, adapter=tmp_path / "a/adapter")
+        load_pipeline(larger, settings.model, adapter=tmp_path / "a/adapter")
     assert "num_layers is 1, not 2" in str(caught.value)
 
     weights = tmp_path / "b/adapter/transformer/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="damaged"):
-        load_world_model(WorldModelSource("tiny", str(world), None, ""), settings.model, adapter=tmp_path / "b/adapter")
+        load_pipeline(WorldModelSource("tiny", str(world), None, ""), settings.model, adapter=tmp_path / "b/adapter")

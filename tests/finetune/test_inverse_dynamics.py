@@ -15,7 +15,7 @@ from dreamgen.models.idm.model import InverseDynamics
 from dreamgen.models.idm.vector_stats import VectorStats
 from finetune.idm_episodes import IdmEpisode, split_episodes
 from finetune.idm_errors import curves_svg, vector_errors
-from finetune.inverse_dynamics import train_inverse_dynamics, verdict_in_words
+from finetune.inverse_dynamics import describe_errors, train_inverse_dynamics
 from tests.finetune.square_world import ACTION_NAMES, square_episode, square_settings, write_square_training_set
 
 
@@ -168,8 +168,8 @@ def test_errors_by_hand():
 def test_words_and_curves():
     baselines = {"demo_mean": 0.5}
     for mae, r2, no_better in ((0.5, 0.1, True), (0.4, -0.1, True), (0.4, 0.1, False), (0.4, None, False)):
-        said = verdict_in_words({"mae": mae, "r2": r2, "baselines": baselines}, "1 of 2 episodes")
-        assert ("NO BETTER" in said[-1]) == no_better
+        notes = describe_errors({"mae": mae, "r2": r2, "baselines": baselines}, "1 of 2 episodes")
+        assert ("NO BETTER" in notes[-1]) == no_better
     stats = VectorStats.measure(np.array([[0.0], [1.0], [2.0]], np.float32), ("<script>",))
     svg = curves_svg(np.zeros((3, 1)), np.ones((3, 1)), stats, "a & b")
     assert "<script>" not in svg and "a &amp; b" in svg

@@ -16,16 +16,18 @@ from dreamgen.config.loading import configs_folder, read_yaml
 from dreamgen.config.settings import FinetuneSettings, LoraSettings, ModelSettings, VideoSettings
 from dreamgen.errors import UserError
 from dreamgen.models.cosmos_predict25.adapter import add_adapter
-from dreamgen.models.cosmos_predict25.velocity import velocity
-from finetune.flow import latent_shape
-from finetune.metrics import forward_flops, peak_flops, peak_memory_gib, training_flops
-from finetune.sizes import (
+from dreamgen.models.cosmos_predict25.latents import latent_shape
+from dreamgen.models.cosmos_predict25.transformer_size import (
     NUM_TEXT_TOKENS,
     TransformerSize,
     find_size,
+    forward_flops,
     num_adapter_parameters,
     num_rows,
+    training_flops,
 )
+from dreamgen.models.cosmos_predict25.velocity import velocity
+from finetune.metrics import peak_flops, peak_memory_gib
 from finetune.training_log import COLUMNS, TrainingLog, append_row, read_steps, start_table
 
 VIDEO = VideoSettings(height=32, width=48, num_frames=9)
@@ -47,7 +49,7 @@ def mini_size() -> TransformerSize:
 
 
 def counted_flops(model: CosmosTransformer3DModel, backward: bool) -> int:
-    channels, frames, height, width = latent_shape(VIDEO)
+    channels, frames, height, width = latent_shape(VIDEO.num_frames, VIDEO.height, VIDEO.width)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, channels, frames, height, width, generator=generator)
     text = torch.randn(1, NUM_TEXT_TOKENS, model.config.text_embed_dim, generator=generator)

@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dreamgen.cli.main import main as dreamgen
 from dreamgen.config.loading import parse_settings
 from dreamgen.errors import UserError
-from dreamgen.models.cosmos_predict25.adapter import WEIGHTS_NAME, adapter_sha256
+from dreamgen.models.adapter_files import WEIGHTS_NAME, adapter_sha256
 from dreamgen.run.run_folder import RunFolder
 from finetune import finetune
 from finetune.__main__ import main
@@ -189,11 +189,11 @@ def test_what_decides_the_result_may_not_change_and_the_rest_may(world, tmp_path
     (tmp_path / "run.yaml").unlink()
     with pytest.raises(UserError) as caught:
         finetune(replace(settings, finetune=replace(settings.finetune, **changed), seed=1), resume=True)
-    told = str(caught.value)
+    message = str(caught.value)
     for sentence in ("learning_rate: 0.01 -> 0.5", "gradient_accumulation_steps: 2 -> 3", "ema_decay: None -> 0.5",
                      "seed: 0 -> 1"):  # fmt: skip
-        assert sentence in told
-    assert "log_every" not in told and checkpoint_names(tmp_path) == ["step-000003"]
+        assert sentence in message
+    assert "log_every" not in message and checkpoint_names(tmp_path) == ["step-000003"]
     finetune(replace(settings, finetune=replace(settings.finetune, log_every=3, checkpoint_every=2)), resume=True)
 
 
@@ -276,8 +276,8 @@ def test_the_commands_stop_and_go_on(world, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         signal_at(patched, 4, signal.SIGINT)
         assert dreamgen(["finetune", f"--out={tmp_path}", "--model.device=cpu", "--resume"]) == 3
-    told = capsys.readouterr().out
-    assert "interrupted=True" in told and f"dreamgen finetune --out {tmp_path} --resume" in told
+    message = capsys.readouterr().out
+    assert "interrupted=True" in message and f"dreamgen finetune --out {tmp_path} --resume" in message
     assert dreamgen(["finetune", f"--out={tmp_path}", "--model.device=cpu", "--resume", "latest"]) == 0
     assert len(curve(tmp_path)) == 7
     assert main([f"--out={tmp_path}", "--model.device=cpu", "--resume"]) == 0
@@ -300,6 +300,7 @@ def test_every_generator_is_put_back():
     assert {len(rows) for rows in states.values()} == {1}
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_checkpoint_to_go_on_from(world, tmp_path):
     finetune(settings_for(tmp_path / "whole", world, num_steps=4))
     for moment in ("optimizer", "state", "rename", "renamed", "prune", "pruned", "log", "adapter"):

@@ -12,20 +12,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dreamgen.data.video import probe, read_video, write_png
 from dreamgen.errors import UserError
-from dreamgen.models.cosmos_predict25.adapter import WEIGHTS_NAME, adapter_sha256, check_adapter_fits
-from dreamgen.models.cosmos_predict25.loading import (
-    WorldModelSource,
-    latent_statistics,
-    load_transformer,
-    load_world_model,
-    resolve_world_model,
-)
+from dreamgen.models.adapter_files import WEIGHTS_NAME, adapter_sha256
+from dreamgen.models.cosmos_predict25.adapter import check_adapter_fits
+from dreamgen.models.cosmos_predict25.flow import VelocityModel, flow_input, flow_loss, sample_noise
+from dreamgen.models.cosmos_predict25.latents import LatentScale, vae_means
+from dreamgen.models.cosmos_predict25.loading import latent_statistics, load_pipeline, load_transformer
+from dreamgen.models.cosmos_predict25.snippet import loading_snippet
 from dreamgen.models.cosmos_predict25.text import encode_text
+from dreamgen.models.world_model import WorldModelSource, resolve_world_model
 from dreamgen.run.run_folder import RunFolder
 from finetune import finetune
 from finetune.__main__ import main
-from finetune.card import loading_snippet
-from finetune.flow import LatentScale, VelocityModel, draw_batch, flow_input, flow_loss, vae_means
 from finetune.windows import read_training_set
 from tests.finetune.conftest import HEIGHT, NUM_FRAMES, WIDTH, training_settings, write_training_set
 
@@ -49,14 +46,14 @@ def loss_on_fixed_draws(settings, adapter):
     """The mean loss over the training clips, at noise that training never saw."""
     run = RunFolder.of(settings)
     source = resolve_world_model(settings.model, run)
-    pipe = load_world_model(source, settings.model, adapter=adapter)
+    pipe = load_pipeline(source, settings.model, adapter=adapter)
     model, scale, losses = VelocityModel(pipe.transformer), LatentScale(*latent_statistics(source)), []
     for number, clip in enumerate(read_training_set(run, settings.video)):
         clean_BCTHW = scale(vae_means(pipe.vae, torch.from_numpy(read_video(clip.path))[None]))
         text_BLD = encode_text(pipe, clip.prompt)
         for index in range(12):
-            draws = draw_batch(99, [100 * number + index], clean_BCTHW.shape[1:], settings.finetune)
-            flow = flow_input(clean_BCTHW, draws, settings.finetune.conditional_frame_timestep)
+            noise = sample_noise(99, clean_BCTHW.shape[1:], settings.finetune, [100 * number + index])
+            flow = flow_input(clean_BCTHW, noise, settings.finetune.conditional_frame_timestep)
             with torch.no_grad():
                 velocity = model(flow.hidden_states_BCTHW, flow.condition_mask_B1THW, flow.timestep_BT, text_BLD)
             losses.append(flow_loss(velocity, flow).item())
@@ -117,10 +114,10 @@ def test_the_base_stays_as_it_was_and_the_adapter_is_float32(dtype, world, tmp_p
 
         return remembering
 
-    monkeypatch.setattr("finetune.train.load_transformer", remember(load_transformer))
-    monkeypatch.setattr("finetune.inputs.load_world_model", remember(load_world_model))
+    monkeypatch.setattr("dreamgen.models.cosmos_predict25.training.load_transformer", remember(load_transformer))
+    monkeypatch.setattr("dreamgen.models.cosmos_predict25.training.load_pipeline", remember(load_pipeline))
     _, settings = train(tmp_path, world, model={"dtype": dtype}, finetune={"cache": "none"})
-    fresh = load_world_model(WorldModelSource("tiny", str(world), None, ""), settings.model)
+    fresh = load_pipeline(WorldModelSource("tiny", str(world), None, ""), settings.model)
     transformer, pipe = loaded
     for part, trained in (("transformer", transformer), ("vae", pipe.vae), ("text_encoder", pipe.text_encoder)):
         after = {name.replace(".base_layer", ""): p for name, p in trained.named_parameters()}
@@ -148,6 +145,7 @@ def test_a_negative_conditional_timestep_trains(world, tmp_path):
     assert curve(tmp_path / "own") != curve(tmp_path / "clean")
 
 
+@pytest.mark.slow
 def test_the_cards_snippet_dreams_with_plain_diffusers(world, tmp_path):
     train(tmp_path, world)
     card = (tmp_path / "adapter/README.md").read_text()
@@ -171,7 +169,7 @@ def test_the_snippet_for_a_guarded_hub_model_leaves_the_guardrail_in(world, tmp_
     snippet = loading_snippet(settings, source, tmp_path / "adapter", "cuda")
     compile(snippet, "card", "exec")
     assert "from_pretrained('owner/name', revision='r1', torch_dtype=torch.bfloat16).to(\"cuda\")" in snippet
-    assert "nguarded" not in snippet and len(snippet.splitlines()) <= 10
+    assert "NoSafetyChecker" not in snippet and len(snippet.splitlines()) <= 10
 
 
 def test_an_adapter_that_is_there_is_kept(world, tmp_path):
@@ -243,9 +241,9 @@ def test_the_module_trains_from_its_command_line(world, tmp_path, capsys):
     assert "num_samples: 2" in capsys.readouterr().out
     assert main(tokens) == 0
     assert f"adapter: {tmp_path / 'adapter'}" in capsys.readouterr().out
-    pipe = load_world_model(WorldModelSource("tiny", str(world), None, ""), training_settings(tmp_path, world).model)
+    pipe = load_pipeline(WorldModelSource("tiny", str(world), None, ""), training_settings(tmp_path, world).model)
     check_adapter_fits(pipe.transformer, tmp_path / "adapter")
     assert main(tokens) == 2
-    told = capsys.readouterr()
-    assert "already exists" in told.err and "Traceback" not in told.err and told.out == ""
+    message = capsys.readouterr()
+    assert "already exists" in message.err and "Traceback" not in message.err and message.out == ""
     assert main(["--lora.rnk=2"]) == 2 and "lora.rank" in capsys.readouterr().err

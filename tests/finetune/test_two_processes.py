@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from dreamgen.models.cosmos_predict25.adapter import WEIGHTS_NAME
+from dreamgen.models.adapter_files import WEIGHTS_NAME
 from dreamgen.run.run_folder import RunFolder
 from finetune import finetune
 from finetune.launch import main as launch
@@ -44,6 +44,7 @@ def same(one, other):
         assert (weights[name] - tensor).norm() < 0.02 * tensor.norm(), name
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_accumulation(world, tmp_path):
     finetune(settings_for(tmp_path / "one", world, gradient_accumulation_steps=2))
     RunFolder(tmp_path / "two").record(settings_for(tmp_path / "two", world), ["finetune"])
@@ -55,26 +56,29 @@ def test_two_processes_are_one_with_twice_the_accumulation(world, tmp_path):
     assert counted == ["num_samples: 8"]
 
 
+@pytest.mark.slow
 def test_processes_stop_together_and_fail_together(world, tmp_path):
     finetune(settings_for(tmp_path / "one", world, gradient_accumulation_steps=4))
     for name in ("stopped", "full_disk", "broken_clip"):
         settings_for(tmp_path / name, world)
     done = two_processes(Path(__file__).with_name("two_process_driver.py"), tmp_path, world)
-    told = {rank: json.loads((tmp_path / f"told-{rank}.json").read_text()) for rank in (0, 1)}
+    outcomes = {rank: json.loads((tmp_path / f"told-{rank}.json").read_text()) for rank in (0, 1)}
 
     # Rank 1 alone got a signal, in its second step. Gradients cross over in each step's last batch only.
     for rank in (0, 1):
-        assert told[rank]["stopped"] == {"partial": True, "step": 2, "syncs": [False, True, False, True]}
+        assert outcomes[rank]["stopped"] == {"partial": True, "step": 2, "syncs": [False, True, False, True]}
     assert checkpoint_names(tmp_path / "stopped") == ["step-000002"]
     # One process goes on with twice the accumulation, and the steps are the same.
     finetune(settings_for(tmp_path / "stopped", world, gradient_accumulation_steps=4), resume=True)
     same(tmp_path / "stopped", tmp_path / "one")
 
     # Rank 0 alone could not write.
-    assert "cannot be written" in told[0]["full_disk"] and "main process could not write" in told[1]["full_disk"]
+    assert (
+        "cannot be written" in outcomes[0]["full_disk"] and "main process could not write" in outcomes[1]["full_disk"]
+    )
     assert not checkpoint_names(tmp_path / "full_disk")
     # Rank 1 alone met a broken clip and ended; the launcher ended the other instead of letting it wait.
-    assert done.returncode != 0 and "is damaged" in told[1]["broken_clip"] and "broken_clip" not in told[0]
+    assert done.returncode != 0 and "is damaged" in outcomes[1]["broken_clip"] and "broken_clip" not in outcomes[0]
     assert not (tmp_path / "broken_clip/adapter").exists()
 
 
@@ -84,6 +88,7 @@ def launched(*words) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_refusal_under_our_launcher_is_told_once_and_is_its_status(tmp_path):
     done = launched("--num_processes=2", f"--out={tmp_path}", "--num_stepz=3")
     assert done.returncode == 2

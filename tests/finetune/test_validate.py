@@ -13,21 +13,25 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dreamgen.config.settings import FinetuneSettings
 from dreamgen.data.video import probe, read_video
 from dreamgen.errors import UserError
-from dreamgen.models.cosmos_predict25.loading import load_transformer, load_world_model, resolve_world_model
+from dreamgen.models.cosmos_predict25.flow import NoiseSample, flow_input, flow_loss
+from dreamgen.models.cosmos_predict25.latents import LatentScale, decode
+from dreamgen.models.cosmos_predict25.loading import latent_statistics, load_pipeline
+from dreamgen.models.cosmos_predict25.training import sample_latents
+from dreamgen.models.trainable import TrainableWorldModel
+from dreamgen.models.world_model import resolve_world_model
 from dreamgen.run.run_folder import RunFolder
 from finetune import finetune
 from finetune.batches import WindowDataset
 from finetune.checkpoint import TrainableState
-from finetune.ema import ParameterAverage
-from finetune.flow import NoiseSample, VelocityModel, flow_input, flow_loss
+from finetune.ema import averaged, parameter_average
 from finetune.inputs import prepare_inputs
-from finetune.samples import decode_latents, sample_latents
-from finetune.setup import make_trainable
 from finetune.training_log import TrainingLog
-from finetune.validate import SIGMAS, Validation, hold_out, validation_losses
+from finetune.validate import Validation, hold_out, validation_losses
 from finetune.windows import TrainingClip, Window, read_training_set
 from tests.finetune.conftest import NUM_FRAMES, training_settings, write_training_set
 from tests.finetune.test_two_processes import two_processes
+
+NOISE_LEVELS = TrainableWorldModel.noise_levels
 
 
 def clips_of(folder, names):
@@ -57,8 +61,13 @@ def test_holding_out_everything_is_told_with_what_else_is_wrong(world, tmp_path)
     (tmp_path / "train/videos/clip_1.mp4").write_bytes(b"no video")
     with pytest.raises(UserError) as caught:
         finetune(training_settings(tmp_path, world, finetune={"validation_clips": 2}))
-    told = str(caught.value)
-    assert "2 problems" in told and "clip_1.mp4" in told and "leaves no clip to train on" in told and "0 to 1" in told
+    message = str(caught.value)
+    assert (
+        "2 problems" in message
+        and "clip_1.mp4" in message
+        and "leaves no clip to train on" in message
+        and "0 to 1" in message
+    )
 
 
 @pytest.fixture
@@ -68,87 +77,94 @@ def parts(world, tmp_path):
     settings = training_settings(tmp_path, world)
     run, accelerator = RunFolder.of(settings), Accelerator(cpu=True)
     source = resolve_world_model(settings.model, run)
-    transformer = load_transformer(source, settings.model, accelerator.device)
+    model = source.load_class().for_training(source, settings, accelerator.device)
     clips = read_training_set(run, settings.video)
     windows = [Window(clip, 0) for clip in clips]
-    inputs = prepare_inputs(settings, source, transformer, windows, [clip.prompt for clip in clips], accelerator)
-    parameters = make_trainable(transformer, settings)
-    trained = TrainableState(transformer, torch.optim.AdamW(parameters))
-    model = VelocityModel(transformer)
+    inputs = prepare_inputs(settings, source, model, windows, [clip.prompt for clip in clips], accelerator)
+    parameters = model.make_trainable()
+    trained = TrainableState(model, torch.optim.AdamW(parameters))
+    forward_module = model.forward_module
     run.finetune_logs.mkdir()
     return SimpleNamespace(**{name: value for name, value in locals().items() if name not in ("world", "tmp_path")})
 
 
+def clean_latents(parts, window):
+    return LatentScale(*latent_statistics(parts.source))(parts.inputs.read(window)[None])
+
+
 def test_the_same_weights_give_the_same_numbers_and_others_do_not(parts):
-    measure = (parts.model, parts.windows, parts.inputs, parts.settings, parts.accelerator)
+    measure = (parts.model, parts.forward_module, parts.windows, parts.inputs, parts.settings, parts.accelerator)
     first = validation_losses(*measure)
     torch.manual_seed(123)  # nothing depends on the global generator
-    assert validation_losses(*measure) == first and tuple(first) == SIGMAS
+    assert validation_losses(*measure) == first and tuple(first) == NOISE_LEVELS
     assert all(0 < loss < 10 for loss in first.values())
     with torch.no_grad():
-        for name, parameter in parts.transformer.named_parameters():
+        for name, parameter in parts.model.network.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1)
     assert all(loss != first[sigma] for sigma, loss in validation_losses(*measure).items())
 
 
 def test_a_windows_loss_is_that_of_the_step_at_that_noise(parts):
-    told = validation_losses(parts.model, parts.windows[:1], parts.inputs, parts.settings, parts.accelerator)
+    one = (parts.windows[:1], parts.inputs, parts.settings, parts.accelerator)
+    measured = validation_losses(parts.model, parts.forward_module, *one)
     window, seen = parts.windows[0], []
-    clean_BCTHW = parts.inputs.clean(parts.inputs.read(window)[None])
+    clean_BCTHW = clean_latents(parts, window)
 
     class Remembering(torch.nn.Module):
         def forward(self, *tensors):
             seen.append(tensors)
-            return parts.model(*tensors)
+            return parts.forward_module(*tensors)
 
-    validation_losses(Remembering(), parts.windows[:1], parts.inputs, parts.settings, parts.accelerator)
-    text_BLD = parts.inputs.texts([window.clip.prompt])
-    for sigma, (hidden_BCTHW, mask_B1THW, timestep_BT, text) in zip(SIGMAS, seen, strict=True):
+    validation_losses(parts.model, Remembering(), *one)
+    text_BLD = parts.inputs.prompts([window.clip.prompt])
+    for sigma, (hidden_BCTHW, mask_B1THW, timestep_BT, text) in zip(NOISE_LEVELS, seen, strict=True):
         assert torch.equal(text, text_BLD)
         assert torch.equal(hidden_BCTHW[:, :, 0], clean_BCTHW[:, :, 0])  # one latent frame is given
         assert mask_B1THW[0, 0, :, 0, 0].tolist() == [1, *[0] * (clean_BCTHW.shape[2] - 1)]
         assert timestep_BT[0, 0] == pytest.approx(1e-4) and timestep_BT[0, 1].item() == pytest.approx(sigma)
         noise_BCTHW = (hidden_BCTHW - (1 - sigma) * clean_BCTHW) / sigma
-        draws = NoiseSample(torch.tensor([sigma]), torch.tensor([1]), [False], noise_BCTHW)
-        flow = flow_input(clean_BCTHW, draws, 1e-4)
+        noise = NoiseSample(torch.tensor([sigma]), torch.tensor([1]), [False], noise_BCTHW)
+        flow = flow_input(clean_BCTHW, noise, 1e-4)
         with torch.no_grad():
-            velocity_BCTHW = parts.model(flow.hidden_states_BCTHW, mask_B1THW, flow.timestep_BT, text_BLD)
-        assert flow_loss(velocity_BCTHW, flow).item() == pytest.approx(told[sigma], rel=1e-4)
+            velocity_BCTHW = parts.forward_module(flow.hidden_states_BCTHW, mask_B1THW, flow.timestep_BT, text_BLD)
+        assert flow_loss(velocity_BCTHW, flow).item() == pytest.approx(measured[sigma], rel=1e-4)
 
 
 def test_measuring_is_due_before_the_first_step_every_few_and_after_the_last(parts):
     settings = replace(parts.settings, finetune=replace(parts.settings.finetune, num_steps=5, validate_every=2))
-    measure = (parts.accelerator, parts.model, parts.trained, parts.windows, parts.inputs, settings)
+    measure = (parts.accelerator, parts.forward_module, parts.trained, parts.windows, parts.inputs, settings)
     path = parts.run.finetune_logs / "validation.csv"
     with TrainingLog(parts.accelerator, parts.run.finetune_logs / "loss.csv", FinetuneSettings()) as log:
         validation = Validation(*measure)
         for step in range(6):
             validation.step(step, log)
-        assert [int(row["step"]) for row in rows_of(path)] == [s for s in (0, 2, 4, 5) for _ in SIGMAS]
+        assert [int(row["step"]) for row in rows_of(path)] == [s for s in (0, 2, 4, 5) for _ in NOISE_LEVELS]
         resumed = Validation(*measure, done_steps=4)
         for step in (4, 5):
             resumed.step(step, log)
-    assert [int(row["step"]) for row in rows_of(path)] == [s for s in (0, 2, 4, 5) for _ in SIGMAS]
-    assert len({(row["sigma"], row["loss"]) for row in rows_of(path)}) == len(SIGMAS)  # nothing was trained
+    assert [int(row["step"]) for row in rows_of(path)] == [s for s in (0, 2, 4, 5) for _ in NOISE_LEVELS]
+    assert len({(row["sigma"], row["loss"]) for row in rows_of(path)}) == len(NOISE_LEVELS)  # nothing was trained
 
 
 def test_the_average_is_what_is_measured_where_one_is_kept(parts):
-    average = ParameterAverage(parts.trained.parameters(), 0.9)
-    measure = (parts.model, parts.windows, parts.inputs, parts.settings, parts.accelerator)
+    average = parameter_average(parts.parameters, 0.9)
+    measure = (parts.model, parts.forward_module, parts.windows, parts.inputs, parts.settings, parts.accelerator)
     with torch.no_grad():
         for parameter in parts.parameters:
             parameter.add_(0.1)
     trained = validation_losses(*measure)
-    with average.in_place():
+    with averaged(average, parts.parameters):
         untrained = validation_losses(*measure)
-    told = []
+    measured = []
     with TrainingLog(parts.accelerator, parts.run.finetune_logs / "loss.csv", FinetuneSettings()) as log:
         for kept in (replace(parts.trained, average=average), parts.trained):
-            Validation(parts.accelerator, parts.model, kept, parts.windows, parts.inputs, parts.settings).step(0, log)
+            Validation(parts.accelerator, parts.forward_module, kept, parts.windows, parts.inputs, parts.settings).step(
+                0, log
+            )
             rows = rows_of(parts.run.finetune_logs / "validation.csv")
-            told.append({float(row["sigma"]): float(row["loss"]) for row in rows})
-    assert told == [untrained, trained] and trained != untrained
+            measured.append({float(row["sigma"]): float(row["loss"]) for row in rows})
+    assert measured == [untrained, trained] and trained != untrained
 
 
 def rows_of(path):
@@ -175,7 +191,7 @@ def test_a_training_measures_its_held_out_clips_and_never_trains_on_them(world, 
     assert result.metrics["num_clips"] == 2 and result.metrics["num_validation_clips"] == 1
     rows = rows_of(tmp_path / "finetune/validation.csv")
     assert [(int(row["step"]), float(row["sigma"])) for row in rows] == [
-        (step, sigma) for step in (0, 2, 4, 6) for sigma in SIGMAS
+        (step, sigma) for step in (0, 2, 4, 6) for sigma in NOISE_LEVELS
     ]
     events = EventAccumulator(str(tmp_path / "finetune/tracker"))
     events.Reload()
@@ -195,13 +211,13 @@ def test_validation_does_not_change_the_training(world, tmp_path):
 
 
 def test_a_sample_is_what_the_pipeline_dreams_without_guidance(parts):
-    pipe = load_world_model(parts.source, parts.settings.model)
+    pipe = load_pipeline(parts.source, parts.settings.model)
     window, video = parts.windows[0], parts.settings.video
     frame_HWC = read_video(window.clip.path)[0]
-    clean_BCTHW = parts.inputs.clean(parts.inputs.read(window)[None])
+    clean_BCTHW = clean_latents(parts, window)
     noise_BCTHW = torch.randn(clean_BCTHW.shape, generator=torch.Generator().manual_seed(5))
-    text_BLD = parts.inputs.texts([window.clip.prompt])
-    ours_BCTHW = sample_latents(parts.model, pipe.scheduler, clean_BCTHW, text_BLD, noise_BCTHW, 4, 1e-4)
+    text_BLD = parts.inputs.prompts([window.clip.prompt])
+    ours_BCTHW = sample_latents(parts.forward_module, pipe.scheduler, clean_BCTHW, text_BLD, noise_BCTHW, 4, 1e-4)
     options = {
         "image": frame_HWC, "prompt": window.clip.prompt, "height": video.height, "width": video.width,
         "num_frames": video.num_frames, "num_inference_steps": 4, "guidance_scale": 1.0,
@@ -209,7 +225,7 @@ def test_a_sample_is_what_the_pipeline_dreams_without_guidance(parts):
     theirs_BCTHW = pipe(**options, latents=noise_BCTHW, output_type="latent").frames
     # The pipeline's own first latent frame encodes the frame at the head of an empty clip.
     assert torch.allclose(ours_BCTHW, theirs_BCTHW, atol=2e-3)
-    video_THWC = decode_latents(parts.source, parts.settings, theirs_BCTHW, torch.device("cpu"))
+    video_THWC = decode(pipe, theirs_BCTHW).numpy()
     theirs = pipe(**options, latents=noise_BCTHW, output_type="np").frames[0]
     assert video_THWC.shape == theirs.shape and abs(video_THWC / 255 - theirs).max() <= 0.51 / 255 + 1e-3
 
@@ -230,6 +246,7 @@ def test_samples_without_a_held_out_clip_are_refused(world, tmp_path):
     assert json.dumps(sorted(path.name for path in tmp_path.iterdir())) == '["train"]'
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(world, tmp_path):
     tune = {"validation_clips": 3, "validate_every": 2, "sample_every": 2, "num_steps": 2}
     for name, accumulated in (("one", 2), ("two", 1)):
@@ -243,6 +260,6 @@ def test_two_processes_measure_what_one_does(world, tmp_path):
     done = two_processes("-m", "finetune", f"--out={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
     one, two = (rows_of(tmp_path / name / "finetune/validation.csv") for name in ("one", "two"))
-    assert one[: len(SIGMAS)] == two[: len(SIGMAS)]  # before the first step, to the last digit
+    assert one[: len(NOISE_LEVELS)] == two[: len(NOISE_LEVELS)]  # before the first step, to the last digit
     assert [float(row["loss"]) for row in two] == pytest.approx([float(row["loss"]) for row in one], rel=1e-3)
     assert (tmp_path / "two/finetune/samples/step-000002.mp4").is_file()

@@ -1,5 +1,7 @@
 """Every clip is checked before training, and the windows depend on seed and index alone."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,16 +10,10 @@ from torch.utils.data import DataLoader
 from dreamgen.config.settings import FinetuneSettings, VideoSettings
 from dreamgen.data.video import read_video
 from dreamgen.errors import UserError
+from dreamgen.models.cosmos_predict25.flow import sample_noise
 from dreamgen.run.run_folder import RunFolder
-from finetune.batches import BatchMaker, WindowDataset
-from finetune.windows import (
-    all_windows,
-    choose_window,
-    num_windows,
-    read_training_set,
-    read_window,
-    window_starts,
-)
+from finetune.batches import Collate, WindowDataset
+from finetune.windows import all_windows, choose_window, num_windows, read_training_set, read_window, window_starts
 from tests.finetune.conftest import FPS, HEIGHT, NUM_FRAMES, WIDTH, write_training_set
 
 VIDEO = VideoSettings(height=HEIGHT, width=WIDTH, num_frames=NUM_FRAMES, fps=FPS)
@@ -58,10 +54,12 @@ def test_windows_depend_on_the_seed_and_not_on_workers(run):
 
     def stream(seed, **options):
         dataset = WindowDataset(clips, NUM_FRAMES, 6, seed, None, lambda window: read_window(window, NUM_FRAMES))
-        loader = DataLoader(dataset, collate_fn=BatchMaker(seed, (16, 3, 4, 6), FinetuneSettings()), **options)
+        loader = DataLoader(
+            dataset, collate_fn=Collate(partial(sample_noise, seed, (16, 3, 4, 6), FinetuneSettings())), **options
+        )
         batches = list(loader)
         videos = [video_THWC for batch in batches for video_THWC in batch["content"]]
-        return videos + [noise_CTHW for batch in batches for noise_CTHW in batch["draws"].noise_BCTHW]
+        return videos + [noise_CTHW for batch in batches for noise_CTHW in batch["noise"].noise_BCTHW]
 
     alone = stream(0)
     assert all(map(torch.equal, alone, stream(0, num_workers=2)))
@@ -94,15 +92,15 @@ def test_all_problems_are_told_at_once(run):
     )
     with pytest.raises(UserError) as caught:
         read_training_set(run, VIDEO)
-    told = str(caught.value)
-    assert "(8 problems)" in told
+    message = str(caught.value)
+    assert "(8 problems)" in message
     for sentence in (
         "missing.mp4 does not exist", "cut.mp4 is", "slow.mp4 has another frame rate", "10 fps",
         "short.mp4 is shorter than a window", "line 6: videos/clip_0.mp4 has no prompt",
-        "line 7: videos/clip_1.mp4: the prompt is not UTF-8", "clip_2.mp4 is not whole", "outside its dataset",
+        "line 7: videos/clip_1.mp4: the prompt is not UTF-8", "clip_2.mp4 is incomplete", "outside its dataset",
     ):  # fmt: skip
-        assert sentence in told
-    told.encode("utf-8")  # what was not UTF-8 can still be shown
+        assert sentence in message
+    message.encode("utf-8")  # what was not UTF-8 can still be shown
 
 
 def test_another_size_is_refused(run):

@@ -75,11 +75,11 @@ def broken_clip(root: Path, world: Path) -> str:
 def main(root: Path, world: Path) -> None:
     # It would take down the connection between the processes, which the next training needs.
     Accelerator.end_training = lambda _: None
-    told = {}
+    outcomes = {}
     for meet in (stopped, full_disk, broken_clip):
         finetune.train.learning_rate = learning_rate
-        told[meet.__name__] = meet(root, world)
-        (root / f"told-{RANK}.json").write_text(json.dumps(told))
+        outcomes[meet.__name__] = meet(root, world)
+        (root / f"told-{RANK}.json").write_text(json.dumps(outcomes))
     sys.exit(2)
 
 

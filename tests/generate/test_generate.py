@@ -19,21 +19,23 @@ from safetensors.torch import save_file
 from dreamgen.cluster.faults import is_gpu_fault
 from dreamgen.data.video import probe, write_png
 from dreamgen.errors import UserError
-from dreamgen.generate.clip import dream_clip, make_clip, noise_for
+from dreamgen.generate.clip import generate_clip, make_clip
 from dreamgen.generate.clip_generator import ClipGenerator
 from dreamgen.generate.clip_status import STAGE, remove_stale_temporaries, todo
 from dreamgen.generate.stage import generate
-from dreamgen.models.cosmos_predict25.adapter import WEIGHTS_NAME, adapter_sha256
+from dreamgen.models.adapter_files import WEIGHTS_NAME, adapter_sha256
+from dreamgen.models.cosmos_predict25.model import noise_for
 from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker
 from dreamgen.run.jobs import read_jobs, write_jobs
 from dreamgen.run.journal import Journal, read_journal
 from dreamgen.run.records import Job, JournalRecord, job_id
 from dreamgen.run.run_folder import RunFolder
+from tests.fixtures.local_ray import start_ray
 from tests.fixtures.world import (
     HEIGHT,
     NUM_FRAMES,
     WIDTH,
-    clip_maker,
+    clip_generator,
     frame,
     make_world,
     planned_run,
@@ -65,29 +67,29 @@ def settings_for(base: Path, out: Path, **sections):
 
 
 @pytest.fixture(scope="module")
-def maker(base) -> ClipGenerator:
+def generator(base) -> ClipGenerator:
     settings = settings_for(base, base / "plain")
-    return clip_maker(settings, planned_run(settings))
+    return clip_generator(settings, planned_run(settings))
 
 
 @pytest.fixture(scope="module")
-def plain(maker) -> RunFolder:
+def plain(generator) -> RunFolder:
     """Six clips, made one after another without Ray."""
-    run = maker.run
+    run = generator.run
     with Journal(run.journal, STAGE) as journal:
         for job in read_jobs(run.jobs):
-            journal.append(make_clip(maker, job))
+            journal.append(make_clip(generator, job))
     return run
 
 
-def at(maker: ClipGenerator, run: RunFolder) -> ClipGenerator:
-    """Return a maker of the same model that works in another run."""
-    return ClipGenerator(maker.pipe, run)
+def at(generator: ClipGenerator, run: RunFolder) -> ClipGenerator:
+    """Return a generator of the same model that works in another run."""
+    return ClipGenerator(generator.model, run)
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+    start_ray(3)
     yield
     ray.shutdown()
 
@@ -118,10 +120,10 @@ def test_plain_clips(plain):
     assert len(set(clips_of(plain).values())) == len(jobs)
 
 
-def test_clip_is_what_the_pipeline_makes_rounded(plain, maker):
+def test_clip_is_what_the_pipeline_makes_rounded(plain, generator):
     job = read_jobs(plain.jobs)[0]
-    video_THWC = dream_clip(maker, job)[0].numpy()
-    expected_THWC = maker.pipe(
+    video_THWC = generate_clip(generator, job)[0].numpy()
+    expected_THWC = generator.model.pipe(
         image=frame(0), prompt=job.prompt, negative_prompt=job.negative_prompt, height=HEIGHT, width=WIDTH,
         num_frames=NUM_FRAMES, num_inference_steps=job.num_inference_steps, guidance_scale=job.guidance_scale,
         latents=noise_for(job), output_type="np",
@@ -170,16 +172,16 @@ def test_dry_run_estimates_from_clips_of_this_run(base, plain, tmp_path):
     assert sorted(run.root.rglob("*")) == before
 
 
-def test_changed_first_frame_fails_with_the_reason(plain, maker, tmp_path):
+def test_changed_first_frame_fails_with_the_reason(plain, generator, tmp_path):
     run = RunFolder(shutil.copytree(plain.root, tmp_path / "run"))
     job = read_jobs(run.jobs)[0]
     shutil.rmtree(run.clips)
     write_png(run.first_frame_file(job.first_frame_sha256), frame(7))
-    record = make_clip(at(maker, run), job)
+    record = make_clip(at(generator, run), job)
     assert record.status == "failed" and "is not the first frame that was planned" in record.error
-    assert record.error.startswith("UserError: ") and "read_given_frames" in record.traceback
+    assert record.error.startswith("UserError: ") and "read_conditioning_frames" in record.traceback
     run.first_frame_file(job.first_frame_sha256).unlink()
-    assert "does not exist" in make_clip(at(maker, run), job).error
+    assert "does not exist" in make_clip(at(generator, run), job).error
     assert not run.clip_file(job.clip_id).exists()
 
 
@@ -193,16 +195,16 @@ class RefusesTheWordBlock(NoSafetyChecker):
         return None
 
 
-def test_guardrail_rejects_prompts_and_clips(plain, maker, tmp_path):
+def test_guardrail_rejects_prompts_and_clips(plain, generator, tmp_path):
     run = RunFolder(shutil.copytree(plain.root, tmp_path / "run"))
     shutil.rmtree(run.clips)
     shutil.rmtree(run.journal)
     jobs = read_jobs(run.jobs)
-    pipe = maker.pipe
+    pipe = generator.model.pipe
     guard = pipe.safety_checker
     pipe.safety_checker = RefusesTheWordBlock()
     try:
-        records = [make_clip(at(maker, run), job) for job in jobs[:2]]
+        records = [make_clip(at(generator, run), job) for job in jobs[:2]]
     finally:
         pipe.safety_checker = guard
     assert [record.status for record in records] == ["rejected", "rejected"]
@@ -268,6 +270,7 @@ def kill_the_worker_after_its_first_clip(run: RunFolder, killed: list[str]) -> N
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_three_workers_make_the_clips_of_none(base, plain, cluster, tmp_path):
     settings = settings_for(base, tmp_path / "run", generate={"num_workers": 3, "max_attempts": 2})
     run = planned_run(settings)
@@ -279,7 +282,7 @@ def test_three_workers_make_the_clips_of_none(base, plain, cluster, tmp_path):
     assert result.partial and result.metrics | {"num_done": 3, "num_failed": 1, "num_left": 2} == result.metrics
     assert any("is not the first frame that was planned" in note for note in result.notes)
     records = read_journal(run.journal, STAGE)
-    assert records[tampered.clip_id].attempt == 2 and "read_given_frames" in records[tampered.clip_id].traceback
+    assert records[tampered.clip_id].attempt == 2 and "read_conditioning_frames" in records[tampered.clip_id].traceback
     assert ray.is_initialized()  # it was running before, so it is left running
 
     run.first_frame_file(tampered.first_frame_sha256).write_bytes(original)
@@ -290,6 +293,7 @@ def test_three_workers_make_the_clips_of_none(base, plain, cluster, tmp_path):
     assert clips_of(run) == clips_of(plain)
 
 
+@pytest.mark.slow
 def test_worker_that_dies_is_replaced_and_its_clip_made(base, plain, cluster, tmp_path):
     settings = settings_for(base, tmp_path / "run")
     run = planned_run(settings)

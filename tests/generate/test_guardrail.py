@@ -59,6 +59,7 @@ def settings(tmp_path: Path):
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_refused_prompts_are_rejected_once_and_not_failed(settings, tmp_path, monkeypatch):
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "cosmos_guardrail.py").write_text(PACKAGE, encoding="utf-8")

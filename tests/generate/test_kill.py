@@ -19,7 +19,7 @@ from dreamgen.generate.stage import generate
 from dreamgen.run.jobs import read_jobs
 from dreamgen.run.journal import read_journal
 from dreamgen.run.run_folder import RunFolder
-from tests.fixtures.world import clip_maker, make_world, planned_run, tiny_settings, write_pairs
+from tests.fixtures.world import clip_generator, make_world, planned_run, tiny_settings, write_pairs
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 300
@@ -72,6 +72,7 @@ def clips_of(run: RunFolder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in run.clips.glob("*/*.mp4") if not path.name.startswith(".")}
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_run_ends_as_an_undisturbed_one(tmp_path):
     world, pairs = make_world(tmp_path / "world"), write_pairs(tmp_path / "pairs")
     plan = {"num_seeds": 3, "num_inference_steps": 40}
@@ -110,7 +111,7 @@ def test_killed_and_interrupted_run_ends_as_an_undisturbed_one(tmp_path):
     assert num_lines == len(jobs)  # nothing was made twice
 
     undisturbed = planned_run(tiny_settings(tmp_path / "undisturbed", world, pairs, plan=plan))
-    maker = clip_maker(settings, undisturbed)
+    generator = clip_generator(settings, undisturbed)
     for job in read_jobs(undisturbed.jobs):
-        assert make_clip(maker, job).status == "ok"
+        assert make_clip(generator, job).status == "ok"
     assert clips_of(run) == clips_of(undisturbed)

@@ -20,6 +20,7 @@ from dreamgen.run.journal import read_journal
 from dreamgen.run.run_folder import RunFolder
 from dreamgen.run.store import Store
 from dreamgen.status import status
+from tests.fixtures.local_ray import start_ray
 from tests.fixtures.s3 import CREDENTIALS, s3_server
 from tests.fixtures.world import make_world, planned_run, tiny_settings, write_pairs
 
@@ -50,11 +51,12 @@ def bucket():
 
 @pytest.fixture(scope="module")
 def cluster(bucket):  # after the credentials, which its workers inherit
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+    start_ray(2)
     yield
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_two_shares_in_an_object_store_are_the_clips_of_a_local_run(base, bucket, cluster, tmp_path, monkeypatch):
     local = tiny_settings(tmp_path / "local", base / "world", base / "pairs", plan={"num_seeds": 2})
     here = planned_run(local)
@@ -86,6 +88,7 @@ def test_two_shares_in_an_object_store_are_the_clips_of_a_local_run(base, bucket
     assert [job.clip_id for job in clip_status(run).left] == [lost]
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(base, cluster, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

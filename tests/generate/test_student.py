@@ -11,11 +11,21 @@ import yaml
 from diffusers import CosmosTransformer3DModel, UniPCMultistepScheduler
 
 from dreamgen.config.loading import parse_settings
-from dreamgen.generate.clip import dream_clip, make_clip, noise_for
+from dreamgen.generate.clip import generate_clip, make_clip
+from dreamgen.models.cosmos_predict25.model import noise_for
 from dreamgen.plan.stage import plan
 from dreamgen.run.jobs import read_jobs
 from dreamgen.run.run_folder import RunFolder
-from tests.fixtures.world import HEIGHT, NUM_FRAMES, WIDTH, clip_maker, frame, make_world, tiny_settings, write_pairs
+from tests.fixtures.world import (
+    HEIGHT,
+    NUM_FRAMES,
+    WIDTH,
+    clip_generator,
+    frame,
+    make_world,
+    tiny_settings,
+    write_pairs,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,18 +73,18 @@ def test_a_student_dreams_in_few_steps_without_guidance(tmp_path, num_steps):
     settings, run, jobs = planned(preset, tmp_path / "run", pairs)
     assert {(job.num_inference_steps, job.guidance_scale) for job in jobs} == {(num_steps, 1.0)}
 
-    maker = clip_maker(settings, run)
+    generator = clip_generator(settings, run)
     assert len(list(run.texts.rglob("*.safetensors"))) == 2  # the negative prompt is not encoded
     num_passes = []
-    maker.pipe.transformer.patch_embed.register_forward_hook(lambda *_: num_passes.append(1))
-    video_THWC = dream_clip(maker, jobs[0])[0].numpy()
+    generator.model.pipe.transformer.patch_embed.register_forward_hook(lambda *_: num_passes.append(1))
+    video_THWC = generate_clip(generator, jobs[0])[0].numpy()
     assert len(num_passes) == num_steps
-    expected_THWC = maker.pipe(
+    expected_THWC = generator.model.pipe(
         image=frame(0), prompt=jobs[0].prompt, height=HEIGHT, width=WIDTH, num_frames=NUM_FRAMES,
         num_inference_steps=num_steps, guidance_scale=1.0, latents=noise_for(jobs[0]), output_type="np",
     ).frames[0]  # fmt: skip
     assert np.abs(video_THWC - np.round(expected_THWC * 255)).max() <= 1
-    assert make_clip(maker, jobs[1]).status == "ok"
+    assert make_clip(generator, jobs[1]).status == "ok"
 
     # It is another model to the clips' ids, so its clips stand beside its teacher's in one run.
     base = tiny_settings(tmp_path / "run", teacher, pairs, plan={"num_inference_steps": num_steps})

@@ -8,14 +8,8 @@ from diffusers import Cosmos2_5_PredictBasePipeline
 from safetensors import safe_open
 
 from dreamgen.errors import UserError
-from dreamgen.models.cosmos_predict25.adapter import (
-    WEIGHTS_NAME,
-    adapter_sha256,
-    add_adapter,
-    check_adapter_fits,
-    load_adapter,
-    save_adapter,
-)
+from dreamgen.models.adapter_files import WEIGHTS_NAME, adapter_sha256
+from dreamgen.models.cosmos_predict25.adapter import add_adapter, check_adapter_fits, load_adapter, save_adapter
 from dreamgen.models.cosmos_predict25.mini import build_mini
 from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker
 from tests.fixtures.world import make_world, tiny_sizes

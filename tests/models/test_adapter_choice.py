@@ -9,14 +9,16 @@ import torch
 from dreamgen.config.settings import ModelSettings
 from dreamgen.errors import UserError
 from dreamgen.generate.clip import make_clip
-from dreamgen.models.adapter_choice import AdapterSwitch, adapter_of_job, choose_adapter
+from dreamgen.models.adapter_choice import adapter_of_job, choose_adapter
 from dreamgen.models.cosmos_predict25.adapter import add_adapter, save_adapter
-from dreamgen.models.cosmos_predict25.loading import load_world_model, resolve_world_model
+from dreamgen.models.cosmos_predict25.adapter_switch import AdapterSwitch
+from dreamgen.models.cosmos_predict25.loading import load_pipeline
+from dreamgen.models.world_model import resolve_world_model
 from dreamgen.plan.stage import plan
 from dreamgen.run.jobs import read_jobs
 from dreamgen.run.records import Job
 from dreamgen.run.run_folder import RunFolder
-from tests.fixtures.world import clip_maker, make_world, tiny_settings, write_pairs
+from tests.fixtures.world import clip_generator, make_world, tiny_settings, write_pairs
 
 SETTINGS = ModelSettings(revision=None, dtype="float32", device="cpu", safety_checker=False)
 
@@ -43,7 +45,7 @@ def base(tmp_path_factory):
 
 def load(base):
     settings = replace(SETTINGS, path=str(base / "world"))
-    return load_world_model(resolve_world_model(settings, RunFolder(base)), settings, text_encoder=False)
+    return load_pipeline(resolve_world_model(settings, RunFolder(base)), settings, text_encoder=False)
 
 
 def weights(pipe) -> dict[str, torch.Tensor]:
@@ -112,16 +114,16 @@ def test_jobs_of_several_adapters_in_one_run_give_each_its_own_clip(base, tmp_pa
         return settings, RunFolder.of(settings)
 
     settings, run = planned(tmp_path / "both", ["a", "b"])
-    maker = clip_maker(settings, run, several_adapters=True)
+    generator = clip_generator(settings, run, several_adapters=True)
     first, second = read_jobs(run.jobs)
-    records = [make_clip(maker, job) for job in (first, second)]
+    records = [make_clip(generator, job) for job in (first, second)]
     clips = [run.clip_file(job.clip_id).read_bytes() for job in (first, second)]
-    records.append(make_clip(maker, first))
+    records.append(make_clip(generator, first))
     assert [record.status for record in records] == ["ok"] * 3, records
     assert run.clip_file(first.clip_id).read_bytes() == clips[0] != clips[1]
 
     settings, alone = planned(tmp_path / "alone", ["a"])
     (job,) = read_jobs(alone.jobs)
     assert asdict(job) == asdict(first)
-    make_clip(clip_maker(settings, alone), job)
+    make_clip(clip_generator(settings, alone), job)
     assert alone.clip_file(job.clip_id).read_bytes() == clips[0]

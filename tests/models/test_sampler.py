@@ -11,8 +11,8 @@ from dreamgen.config.loading import configs_folder, read_yaml
 from dreamgen.errors import UserError
 from dreamgen.models.cosmos_predict25.adapter import add_adapter
 from dreamgen.models.cosmos_predict25.guided_velocity import BlockParts, text_keys_values, velocities
+from dreamgen.models.cosmos_predict25.latents import decode, encode_conditioning
 from dreamgen.models.cosmos_predict25.mini import build_mini
-from dreamgen.models.cosmos_predict25.pixels import decode, encode_conditioning
 from dreamgen.models.cosmos_predict25.sampler import Guidance, sample_latents
 from dreamgen.models.cosmos_predict25.solver import Stepper, step_table
 from dreamgen.models.cosmos_predict25.step_skipping import StepSkipping, num_forwards, plan_passes
@@ -53,32 +53,34 @@ def conditioning_frames(num: int) -> np.ndarray:
     return np.random.default_rng(num).integers(0, 255, (num, HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
-def ours(pipe, num_given: int, scale: float, num_steps: int = NUM_STEPS, shortcuts: StepSkipping = StepSkipping()):
+def ours(
+    pipe, num_conditioning: int, scale: float, num_steps: int = NUM_STEPS, step_skipping: StepSkipping = StepSkipping()
+):
     text, negative = (text_keys_values(pipe.transformer, encode_text(pipe, prompt)) for prompt in (PROMPT, NEGATIVE))
     return sample_latents(
         pipe.transformer,
         step_table(pipe.scheduler, num_steps),
         noise(),
-        encode_conditioning(pipe, conditioning_frames(num_given)) if num_given else None,
+        encode_conditioning(pipe, conditioning_frames(num_conditioning)) if num_conditioning else None,
         text,
         Guidance(negative, scale) if scale > 1 else None,
-        shortcuts,
+        step_skipping,
         BlockParts(),
     )
 
 
 @pytest.mark.parametrize("scale", [1.0, 7.0], ids=["unguided", "guided"])
-@pytest.mark.parametrize("num_given", [1, 5, 0], ids=["image", "video", "text"])
-def test_latents_and_pixels_are_the_pipelines(pipe, num_given, scale):
-    frames = [Image.fromarray(frame) for frame in conditioning_frames(num_given)]
-    condition = {1: {"image": frames and frames[0]}, 5: {"video": frames}, 0: {}}[num_given]
+@pytest.mark.parametrize("num_conditioning", [1, 5, 0], ids=["image", "video", "text"])
+def test_latents_and_pixels_are_the_pipelines(pipe, num_conditioning, scale):
+    frames = [Image.fromarray(frame) for frame in conditioning_frames(num_conditioning)]
+    condition = {1: {"image": frames and frames[0]}, 5: {"video": frames}, 0: {}}[num_conditioning]
     asked = {
         "prompt": PROMPT, "negative_prompt": NEGATIVE, "height": HEIGHT, "width": WIDTH, "num_frames": NUM_FRAMES,
         "num_inference_steps": NUM_STEPS, "guidance_scale": scale, **condition,
     }  # fmt: skip
     with torch.no_grad():
         wanted_BCTHW = pipe(**asked, latents=noise(), output_type="latent").frames
-        found_BCTHW = ours(pipe, num_given, scale)
+        found_BCTHW = ours(pipe, num_conditioning, scale)
         assert wanted_BCTHW.abs().max() > 1
         assert (found_BCTHW - wanted_BCTHW).abs().max() < 1e-4
         wanted_THWC = pipe(**asked, latents=noise(), output_type="np").frames[0]
@@ -111,19 +113,19 @@ def test_two_texts_at_once_are_two_forward_passes(pipe):
     assert not torch.allclose(*found, atol=1e-3)
 
 
-def test_shortcuts_leave_out_the_passes_that_they_name():
-    shortcuts = StepSkipping(whole_first=0.25, whole_last=0.1, velocity_every=2, guidance_every=2)
-    passes = plan_passes(36, shortcuts)
+def test_step_skipping_leaves_out_the_passes_that_they_name():
+    step_skipping = StepSkipping(whole_first=0.25, whole_last=0.1, velocity_every=2, guidance_every=2)
+    passes = plan_passes(36, step_skipping)
     assert all(p.velocity and p.guidance for p in [*passes[:9], *passes[-4:]])
     between = passes[9:-4]
     assert [p.velocity for p in between[:4]] == [False, True, False, True]
     assert [p.guidance for p in between[:4]] == [False, False, False, True]
-    assert num_forwards(36, shortcuts, True) == sum(p.velocity + p.guidance for p in passes) < 72
+    assert num_forwards(36, step_skipping, True) == sum(p.velocity + p.guidance for p in passes) < 72
     assert num_forwards(36, StepSkipping(), True) == 72 and num_forwards(36, StepSkipping(), False) == 36
-    assert StepSkipping.from_json(shortcuts.to_json()) == shortcuts and StepSkipping().to_json() == "{}"
+    assert StepSkipping.from_json(step_skipping.to_json()) == step_skipping and StepSkipping().to_json() == "{}"
 
 
-def test_a_clip_with_shortcuts_is_near_the_exact_one_and_nearer_with_fewer(pipe):
+def test_a_clip_with_skipped_steps_is_near_the_exact_one_and_nearer_with_fewer(pipe):
     exact = ours(pipe, 1, 3.0, num_steps=24)
     errors = [
         float((ours(pipe, 1, 3.0, 24, StepSkipping(0.2, 0.1, every, every)) - exact).norm() / exact.norm())

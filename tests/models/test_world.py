@@ -11,16 +11,12 @@ from diffusers import Cosmos2_5_PredictBasePipeline
 from dreamgen.config.settings import ModelSettings
 from dreamgen.errors import UserError
 from dreamgen.models.cosmos_predict25.adapter import add_adapter, save_adapter
-from dreamgen.models.cosmos_predict25.loading import (
-    empty_transformer,
-    folder_fingerprint,
-    load_world_model,
-    resolve_device,
-    resolve_world_model,
-    torch_dtype,
-)
+from dreamgen.models.cosmos_predict25.loading import empty_transformer, load_pipeline
 from dreamgen.models.cosmos_predict25.mini import build_mini, save_mini
 from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker, make_safety_checker
+from dreamgen.models.devices import resolve_device, torch_dtype
+from dreamgen.models.fingerprint import folder_fingerprint
+from dreamgen.models.world_model import resolve_world_model
 from dreamgen.run.run_folder import RunFolder
 from tests.fixtures.world import make_world, tiny_sizes
 
@@ -35,7 +31,7 @@ def world(tmp_path_factory):
 def test_a_local_folder_is_loaded_whole_and_frozen(world, tmp_path):
     source = resolve_world_model(replace(MODEL, path=str(world)), RunFolder(tmp_path))
     assert (source.name, source.revision) == ("model", None)
-    pipe = load_world_model(source, MODEL)
+    pipe = load_pipeline(source, MODEL)
     wanted = build_mini(tiny_sizes())
     for name in ("transformer", "vae", "text_encoder"):
         part = getattr(pipe, name)
@@ -47,18 +43,18 @@ def test_a_local_folder_is_loaded_whole_and_frozen(world, tmp_path):
 
 def test_the_precision_is_the_settings(world):
     source = resolve_world_model(replace(MODEL, path=str(world)), RunFolder(world.parent))
-    pipe = load_world_model(source, replace(MODEL, dtype="bfloat16"))
+    pipe = load_pipeline(source, replace(MODEL, dtype="bfloat16"))
     assert {pipe.transformer.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.bfloat16}
     assert torch_dtype("float32") is torch.float32
 
 
 def test_an_adapter_is_fused_into_the_loaded_model(world, tmp_path):
     source = resolve_world_model(replace(MODEL, path=str(world)), RunFolder(tmp_path))
-    plain = load_world_model(source, MODEL)
+    plain = load_pipeline(source, MODEL)
     for parameter in add_adapter(plain.transformer, 4, 4, ["to_q"], use_dora=False):
         torch.nn.init.constant_(parameter, 0.1)
     save_adapter(plain.transformer, tmp_path)
-    fused = load_world_model(source, MODEL, adapter=tmp_path).transformer.state_dict()
+    fused = load_pipeline(source, MODEL, adapter=tmp_path).transformer.state_dict()
     before = build_mini(tiny_sizes()).transformer.state_dict()
     assert fused.keys() == before.keys()
     changed = {name for name in before if not torch.equal(before[name], fused[name])}
@@ -110,7 +106,7 @@ def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
 def test_a_model_that_cannot_be_had_is_told_without_a_traceback(tmp_path):
     source = resolve_world_model(ModelSettings(path="owner/name", revision=None), RunFolder(tmp_path))
     with pytest.raises(UserError, match="could not be loaded"):
-        load_world_model(source, MODEL)
+        load_pipeline(source, MODEL)
 
 
 def test_a_guardrail_that_is_wanted_and_missing_is_refused(monkeypatch):
@@ -131,7 +127,7 @@ def test_a_device_that_is_none_is_refused():
 
 def test_the_pipeline_class_is_the_real_one(world):
     source = resolve_world_model(replace(MODEL, path=str(world)), RunFolder(world.parent))
-    assert type(load_world_model(source, MODEL)) is Cosmos2_5_PredictBasePipeline
+    assert type(load_pipeline(source, MODEL)) is Cosmos2_5_PredictBasePipeline
 
 
 @pytest.mark.parametrize("entry", [["cosmos_guardrail", "CosmosSafetyChecker"], ["builtins", "function"], [None, None]])
@@ -141,7 +137,7 @@ def test_a_model_that_names_a_checker_which_is_not_installed_still_loads(world, 
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "safety_checker": entry}))
     settings = replace(MODEL, path=str(folder))
-    pipe = load_world_model(resolve_world_model(settings, RunFolder(tmp_path / "run")), settings)
+    pipe = load_pipeline(resolve_world_model(settings, RunFolder(tmp_path / "run")), settings)
     assert isinstance(pipe.safety_checker, NoSafetyChecker)
 
 
@@ -152,12 +148,12 @@ def test_damaged_weights_are_told_without_a_traceback(world, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     settings = replace(MODEL, path=str(folder))
     with pytest.raises(UserError, match="could not be loaded"):
-        load_world_model(resolve_world_model(settings, RunFolder(tmp_path / "run")), settings)
+        load_pipeline(resolve_world_model(settings, RunFolder(tmp_path / "run")), settings)
 
 
 def test_an_empty_transformer_has_the_shapes_and_no_weights(world, tmp_path):
     settings = replace(MODEL, path=str(world))
     source = resolve_world_model(settings, RunFolder(tmp_path / "run"))
-    empty, whole = empty_transformer(source), load_world_model(source, settings).transformer
+    empty, whole = empty_transformer(source), load_pipeline(source, settings).transformer
     assert {n: p.shape for n, p in empty.named_parameters()} == {n: p.shape for n, p in whole.named_parameters()}
     assert all(p.is_meta for p in empty.parameters())

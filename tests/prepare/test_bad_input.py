@@ -257,7 +257,7 @@ def test_v30_template_that_reaches_out(tmp_path, settings_for):
         ({"fps": 0}, "fps is not a frame rate"),
         ({"fps": "fast"}, "fps is not a frame rate"),
         ({"features": []}, "features is not a table"),
-        ({"video_path": None}, "video_path is not a path template"),
+        ({"video_path": None}, "video_path cannot be used to name files"),
         ({"chunks_size": 0}, "chunks_size"),
     ],
 )

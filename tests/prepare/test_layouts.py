@@ -163,7 +163,7 @@ def test_the_same_demos_give_the_same_bytes(tmp_path, settings_for):
     demos.write_lerobot_v21(tmp_path / "demos", num_episodes=2, fps=20)
     trains = [prepare(settings_for(tmp_path / "demos", out=out)).outputs["train"] for out in ("a", "b")]
     names = [sorted(p.relative_to(t) for p in t.rglob("*") if p.is_file()) for t in trains]
-    assert names[0] == names[1] and len(names[0]) == 9
+    assert names[0] == names[1] and len(names[0]) == 11
     assert all((trains[0] / name).read_bytes() == (trains[1] / name).read_bytes() for name in names[0])
 
 

@@ -1,4 +1,4 @@
-"""What LeRobot datasets in the wild say of themselves and what is true: noticed, said, and worked around."""
+"""Published LeRobot datasets whose metadata is wrong: each difference is reported and worked around."""
 
 import json
 
@@ -38,7 +38,7 @@ def opened(folder, **settings):
     return open_source(str(folder), PrepareSettings(**settings))
 
 
-def test_every_quirk_of_published_v20_data_is_said(tmp_path, settings_for):
+def test_every_quirk_of_published_v20_data_is_reported(tmp_path, settings_for):
     demos.write_lerobot_v20(tmp_path / "demos")
     result = prepare(settings_for(tmp_path / "demos"))
     assert result.notes == [
@@ -122,7 +122,7 @@ def test_names_that_do_not_fit_the_vector_are_not_used(tmp_path):
     assert source.features.state_names == ("a", "b", "c")
 
 
-def test_modality_beyond_the_vector_is_said(tmp_path):
+def test_modality_beyond_the_vector_is_reported(tmp_path):
     demos.write_lerobot_v21(tmp_path)
     (tmp_path / "meta/modality.json").write_text(json.dumps({"action": {"arm": {"start": 0, "end": 7}}}))
     assert opened(tmp_path).findings == ("modality.json's action arm is 0:7, but action has 3 values: not used",)
@@ -227,7 +227,7 @@ def test_episodes_of_one_packed_mp4_are_cut_apart_exactly(tmp_path, settings_for
         assert np.abs(square_place(read_video(train / f"videos/episode_{index:06d}.mp4")) - truth).max() < 0.03
 
 
-def test_v30_with_wrong_totals_is_said(tmp_path, settings_for):
+def test_v30_with_wrong_totals_is_reported(tmp_path, settings_for):
     demos.write_lerobot_v30(tmp_path / "demos")
     change_info(tmp_path / "demos", total_frames=5)
     assert inspect(settings_for(tmp_path / "demos")).notes[-1] == (

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from dreamgen.errors import UserError
+from dreamgen.extensions.score import SCORES
 from dreamgen.report import report
 from dreamgen.report.gather import Clip, gather
-from dreamgen.report.page import choose_clips
+from dreamgen.report.page import _measures, choose_clips
 from dreamgen.report.plots import action_strips, loss_curve
 from dreamgen.report.stages import stage_states
 from dreamgen.run.files import write_json
@@ -24,6 +25,7 @@ from dreamgen.run.jobs import read_jobs, write_jobs
 from dreamgen.run.journal import Journal, read_journal
 from dreamgen.run.records import JournalRecord
 from dreamgen.run.run_folder import RunFolder
+from dreamgen.stages import STAGES
 from tests.fixtures.runs import INSTRUCTIONS, make_run, run_settings
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "line", "polyline"}
@@ -175,7 +177,7 @@ def test_settings_of_every_section_are_listed(page):
     assert rows["demos"] == "not set"
 
 
-def test_mini_model_and_missing_guardrail_are_said_prominently(finished, tmp_path):
+def test_mini_model_and_missing_guardrail_are_shown_at_the_top(finished, tmp_path):
     notices = " ".join(text for _, text in page_of(finished).all("aside"))
     assert "untrained" in notices
     run = make_run(tmp_path / "real", num_clips=2, rejected=0)
@@ -191,7 +193,7 @@ def test_mini_model_and_missing_guardrail_are_said_prominently(finished, tmp_pat
         assert ("safety checker was off" in notices) is expected
 
 
-def test_actions_no_better_than_the_mean_are_said_prominently(tmp_path):
+def test_actions_no_better_than_the_mean_are_shown_at_the_top(tmp_path):
     run = make_run(tmp_path / "run", num_clips=1, rejected=0)
     for mae, expected in ((0.3, True), (0.1, False)):
         action = {"mae": mae, "baselines": {"demo_mean": 0.25}}
@@ -213,7 +215,7 @@ def test_unfinished_run_gets_a_page_that_says_what_is_missing(tmp_path):
     page = page_of(empty)
     assert page.all("video") == []
     assert [text for _, text in page.all("aside", "unfinished")] == [
-        f"This run is not finished. prepare: no training set. Go on with dreamgen prepare --demos PATH "
+        f"This run is not finished. prepare: no training set. Continue with dreamgen prepare --demos PATH "
         f"--out {empty.root}"
     ]
     assert {value for value, _ in page.tiles().values()} == {"–"}
@@ -347,3 +349,23 @@ def test_loss_curve_survives_what_logs_hold():
     assert "nan" not in str(loss_curve([1, 2, 3], [1.0, float("nan"), 0.5])).lower()
     assert "nothing to draw" in str(loss_curve([1], [1.0]))
     assert len(Page(str(loss_curve([1, 2, 3], [0.5, 0.5, 0.5]))).all("polyline")) == 2
+
+
+def test_numbers_of_curate_come_from_its_records_and_their_words_from_the_registries():
+    recorded = {
+        "num_frames": 33, "wanted_num_frames": 33, "motion": 1.25, "min_motion": 0.5, "first_frame_psnr_db": 21.04,
+        "min_first_frame_psnr_db": 15.0, "sharpness": 7.0, "max_sharpness": None, "likes_version": "v1", "likes": 2,
+        "min_likes": 1.0, "likes_reason": "the cup is lifted", "cut_score": None, "max_cut_score": 6.0,
+    }  # fmt: skip
+    measures = {measure.name: measure for measure in _measures(recorded)}
+    assert list(measures) == ["motion", "first frame PSNR", "sharpness", "likes"]
+    assert (measures["motion"].value, measures["motion"].limit) == ("1.25", "min 0.5")
+    assert measures["first frame PSNR"].value == "21 dB"
+    assert measures["motion"].about == SCORES.get("motion").summary
+    assert (measures["sharpness"].limit, measures["sharpness"].about) == ("", ""), "its package is not installed"
+    assert measures["likes"].about == "the cup is lifted"
+
+
+def test_the_page_lists_the_stages_of_the_table(page):
+    names = [stage.name for stage in STAGES.values() if stage.progress]
+    assert [text.split()[0] for _, text in page.all("b") if text in names] == [name.split()[0] for name in names]

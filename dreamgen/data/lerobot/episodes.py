@@ -1,11 +1,11 @@
-"""The episodes of a LeRobot dataset as columns of numbers: a hundred thousand of them take a few megabytes.
+"""The episodes of a LeRobot dataset as columns of numbers: about a hundred bytes each, however many there are.
 
 Axes: N episodes.
 """
 
 from __future__ import annotations
 
-import string
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,10 +13,11 @@ from typing import overload
 
 import numpy as np
 
-from dreamgen.errors import UserError
+from dreamgen.data.lerobot.schema import fill_template
 from dreamgen.run.files import inside
 
 NO_FILE = -1
+COLUMNS = ("index", "length", "first_row", "chunk", "file", "source", "source_row", "task_list")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Episode:
 
     Args:
         index: Its number in the dataset.
-        length: Frames, as the metadata says.
+        length: Frames, as the metadata gives them.
         tasks: Task strings, as the metadata lists them.
         data_file: Parquet with its rows.
         shares_file: True when `data_file` holds rows of other episodes too.
@@ -59,29 +60,41 @@ class FilePlaces:
     to_s_N: np.ndarray | None = None
 
     def __getitem__(self, which: slice | np.ndarray) -> FilePlaces:
-        return FilePlaces(*(None if column_N is None else column_N[which] for column_N in vars(self).values()))
+        from_s_N, to_s_N = (None if own is None else own[which] for own in (self.from_s_N, self.to_s_N))
+        return FilePlaces(self.chunk_N[which], self.file_N[which], from_s_N, to_s_N)
 
     def files(self) -> np.ndarray:
         """Return chunk and file of each file once, in order, int64 of shape (files, 2)."""
         pairs_N2 = np.stack([self.chunk_N, self.file_N], axis=1)
         return np.unique(pairs_N2[self.file_N != NO_FILE], axis=0)
 
+    def by_file(self, order_by_N: np.ndarray) -> list[np.ndarray]:
+        """Group the places of episodes by file, in the order of the files; within one, ascending in `order_by_N`."""
+        order = np.lexsort((order_by_N, self.file_N, self.chunk_N))
+        order = order[self.file_N[order] != NO_FILE]
+        changes = (np.diff(self.file_N[order]) != 0) | (np.diff(self.chunk_N[order]) != 0)
+        return np.split(order, np.flatnonzero(changes) + 1) if len(order) else []
+
 
 @dataclass(frozen=True)
 class Episodes(Sequence[Episode]):
-    """Episodes, each made when it is asked for; a slice holds only its own columns.
+    """Episodes by number, each made when it is indexed; a slice holds only its own columns.
 
     Args:
         root: The dataset's folder, resolved.
         data_path: Template of the tables' paths.
         video_path: Template of the videos' paths.
         is_shared: v3.0: a file holds several episodes.
-        index_N: Their numbers, int64.
+        index_N: Their numbers, int64, ascending, each once.
         length_N: Their frames, int64.
+        first_row_N: Number of each one's first row in the dataset, int64.
         task_lists: Every list of tasks that occurs, once.
         task_list_N: Which of these is an episode's.
         data: Where their rows are.
         cameras: Video feature -> where their pictures are.
+        sources: The metadata files that list episodes, relative to the dataset.
+        source_N: Which of these lists the episode.
+        source_row_N: v3.0: its row there.
     """
 
     root: Path
@@ -90,10 +103,14 @@ class Episodes(Sequence[Episode]):
     is_shared: bool
     index_N: np.ndarray
     length_N: np.ndarray
+    first_row_N: np.ndarray
     task_lists: tuple[tuple[str, ...], ...]
     task_list_N: np.ndarray
     data: FilePlaces
     cameras: dict[str, FilePlaces]
+    sources: tuple[str, ...]
+    source_N: np.ndarray
+    source_row_N: np.ndarray
 
     def __len__(self) -> int:
         return len(self.index_N)
@@ -102,85 +119,119 @@ class Episodes(Sequence[Episode]):
     def __getitem__(self, which: int) -> Episode: ...
     @overload
     def __getitem__(self, which: slice | np.ndarray) -> Episodes: ...
-    def __getitem__(self, which):
+    def __getitem__(self, which: int | slice | np.ndarray) -> Episode | Episodes:
         if isinstance(which, slice | np.ndarray):
-            return replace(
-                self, index_N=self.index_N[which], length_N=self.length_N[which], data=self.data[which],
-                task_list_N=self.task_list_N[which],
-                cameras={camera: places[which] for camera, places in self.cameras.items()},
-            )  # fmt: skip
+            columns = {name: values[which] for name, values in vars(self).items() if name.endswith("_N")}
+            cameras = {camera: places[which] for camera, places in self.cameras.items()}
+            return replace(self, data=self.data[which], cameras=cameras, **columns)
         place = range(len(self))[which]
         with_file = {camera: own for camera, own in self.cameras.items() if own.file_N[place] != NO_FILE}
         return Episode(
-            int(self.index_N[place]), int(self.length_N[place]), self.task_lists[self.task_list_N[place]],
-            self._path(self.data_path, self.data, place), self.is_shared,
-            {camera: self._path(self.video_path, own, place, camera) for camera, own in with_file.items()},
+            int(self.index_N[place]), int(self.length_N[place]), self.tasks(place),
+            self.root / self.file_name(place), self.is_shared,
+            {camera: self.root / self.file_name(place, camera) for camera in with_file},
             {camera: (float(own.from_s_N[place]), float(own.to_s_N[place])) for camera, own in with_file.items()
-             if own.from_s_N is not None},
+             if own.from_s_N is not None and own.to_s_N is not None},
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[Episode]:
         return map(self.__getitem__, range(len(self)))
 
-    def video_file(self, camera: str, place: int) -> Path:
-        """Return the mp4 of a camera that the episode at this place lies in."""
-        return self._path(self.video_path, self.cameras[camera], place, camera)
+    def tasks(self, place: int) -> tuple[str, ...]:
+        """Return the tasks that the metadata lists for the episode at this place."""
+        return self.task_lists[self.task_list_N[place]]
 
-    def data_files(self) -> Iterator[Path]:
-        """Yield each table once."""
-        for chunk, file in self.data.files().tolist():
-            yield self.root / self._filled(self.data_path, chunk, file)
+    def source(self, place: int) -> str:
+        """Return the metadata file that lists the episode at this place, relative to the dataset."""
+        return self.sources[self.source_N[place]]
 
-    def video_files(self, camera: str) -> Iterator[Path]:
-        """Yield each mp4 of a camera once."""
-        for chunk, file in self.cameras[camera].files().tolist():
-            yield self.root / self._filled(self.video_path, chunk, file, camera)
+    def file_name(self, place: int, camera: str | None = None) -> str:
+        """Return the path of an episode's table, or of a camera's video of it, relative to the dataset."""
+        places = self.cameras[camera] if camera else self.data
+        return self._fill(int(places.chunk_N[place]), int(places.file_N[place]), camera)
+
+    def file_names(self, camera: str | None = None) -> Iterator[str]:
+        """Yield each table, or each video of a camera, once, relative to the dataset."""
+        places = self.cameras[camera] if camera else self.data
+        return (self._fill(chunk, file, camera) for chunk, file in places.files().tolist())
+
+    def existing_videos(self, cameras: Sequence[str]) -> list[str]:
+        """Return those of the cameras of which at least one file exists."""
+        return [camera for camera in cameras
+                if any((self.root / name).is_file() for name in self.file_names(camera))]  # fmt: skip
 
     def check_paths(self, named_by: str) -> None:
         """Make sure that no file lies outside of the dataset.
 
         Args:
-            named_by: Where the templates stand, for the error.
+            named_by: Where the templates are, for the error.
 
         Raises:
             UserError: naming the template and the path.
         """
-        sources = [("data_path", self.data_path, self.data, None)]
-        sources += [("video_path", self.video_path, places, camera) for camera, places in self.cameras.items()]
-        for key, template, places, camera in sources:
-            known = ("chunk_index", "file_index") if self.is_shared else ("episode_chunk", "episode_index")
-            check_template(template, f"{named_by}: {key}", (*known, *(["video_key"] if camera else [])))
-            for chunk, file in places.files().tolist():
-                inside(self.root, self._filled(template, chunk, file, camera), f"{named_by}: {key}")
+        for camera in (None, *self.cameras):
+            for name in self.file_names(camera):
+                inside(self.root, name, f"{named_by}: {'video_path' if camera else 'data_path'}")
 
-    def _path(self, template: str, places: FilePlaces, place: int, camera: str | None = None) -> Path:
-        return self.root / self._filled(template, int(places.chunk_N[place]), int(places.file_N[place]), camera)
-
-    def _filled(self, template: str, chunk: int, file: int, camera: str | None = None) -> str:
-        if self.is_shared:
-            return template.format(chunk_index=chunk, file_index=file, video_key=camera)
-        return template.format(episode_chunk=chunk, episode_index=file, video_key=camera)
+    def _fill(self, chunk: int, file: int, camera: str | None) -> str:
+        names = ("chunk_index", "file_index") if self.is_shared else ("episode_chunk", "episode_index")
+        values = {names[0]: chunk, names[1]: file, "video_key": camera}
+        filled = fill_template(self.video_path if camera else self.data_path, values)
+        assert filled is not None, "the template was checked when the schema was read"
+        return filled
 
 
-def check_template(template: str, named_by: str, known: Sequence[str]) -> None:
-    """Make sure that a path template that came from data has only known fields, with a plain width each.
+class EpisodeColumns:
+    """Collects episodes in the order of their files, for `Episodes`.
 
-    Raises:
-        UserError: if it has any other field, conversion or format.
+    Args:
+        cameras: v3.0: video features.
     """
-    try:
-        fields = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise UserError(f"{named_by} is not a path template", actual=template, allowed=str(error)) from None
-    for _, name, spec, conversion in fields:
-        plain_width = not spec or (len(spec) <= 4 and spec.rstrip("d").isdigit())
-        if name is not None and (name not in known or conversion or not plain_width):
-            raise UserError(
-                f"{named_by} is not a path template",
-                actual=template,
-                allowed=f"fields {', '.join(sorted(known))}, with a width such as :03d",
-            )
-    try:
-        template.format(**{name: "" if name == "video_key" else 0 for name in known})
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{named_by} cannot be filled in", actual=template, allowed=str(error)) from None
+
+    def __init__(self, cameras: Sequence[str] = ()) -> None:
+        self._whole = {name: array("q") for name in COLUMNS}
+        self._videos = {camera: (array("q"), array("q"), array("d"), array("d")) for camera in cameras}
+        self._task_lists: dict[tuple[str, ...], int] = {}
+
+    def add(self, tasks: tuple[str, ...], videos: dict[str, tuple[int, int, float, float]], **values: int) -> None:
+        """Take in one episode: `COLUMNS` but for the task list, and chunk, file, from and to of its videos."""
+        values["task_list"] = self._task_lists.setdefault(tasks, len(self._task_lists))
+        for name, column in self._whole.items():
+            column.append(values[name])
+        for camera, (chunk, file, from_s, to_s) in self._videos.items():
+            place = videos.get(camera, (NO_FILE, NO_FILE, np.nan, np.nan))
+            chunk.append(place[0])
+            file.append(place[1])
+            from_s.append(place[2])
+            to_s.append(place[3])
+
+    def duplicates(self) -> Iterator[tuple[int, int]]:
+        """Yield (number, how often) of episodes that were added more than once."""
+        numbers, counts = np.unique(np.array(self._whole["index"], np.int64), return_counts=True)
+        yield from zip(numbers[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True)
+
+    def episodes(
+        self, root: Path, templates: tuple[str, str], sources: Sequence[str], v2_cameras: Sequence[str] | None
+    ) -> Episodes:
+        """Return the episodes sorted by number, each number once.
+
+        Args:
+            root: The dataset.
+            templates: data_path and video_path.
+            sources: The metadata files that list episodes.
+            v2_cameras: v2: video features; None in v3.0, whose rows and pictures have places of their own.
+        """
+        whole = {name: np.array(column, np.int64) for name, column in self._whole.items()}
+        _, order = np.unique(whole["index"], return_index=True)
+        own = {name: column[order] for name, column in whole.items()}
+        data = FilePlaces(own["chunk"], own["file"])
+        if v2_cameras is None:
+            cameras = {camera: FilePlaces(*(np.array(column)[order] for column in columns))
+                       for camera, columns in self._videos.items()}  # fmt: skip
+        else:
+            cameras = dict.fromkeys(v2_cameras, data)
+            own["first_row"] = np.cumsum(own["length"]) - own["length"]
+        return Episodes(
+            root.resolve(), *templates, v2_cameras is None, own["index"], own["length"], own["first_row"],
+            tuple(self._task_lists), own["task_list"], data, cameras, tuple(sources), own["source"], own["source_row"],
+        )  # fmt: skip

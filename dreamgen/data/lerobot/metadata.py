@@ -1,208 +1,222 @@
-"""The metadata of a LeRobot dataset in one form, whichever version wrote it.
+"""The metadata of a LeRobot dataset (v2.0, v2.1, v3.0) in one form; the only reader of it.
 
-Read here and not through lerobot, which refuses v2.0 and v2.1, takes seconds and half a gigabyte to import, and answers
-a missing file with a download.
+lerobot itself refuses v2.0 and v2.1, takes seconds and half a gigabyte to import, and downloads what is missing.
 """
 
 from __future__ import annotations
 
-import json
-from array import array
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from dreamgen.data.lerobot.episodes import NO_FILE, Episode, Episodes, FilePlaces
-from dreamgen.errors import Problems, UserError
-from dreamgen.run.files import read_json
+from dreamgen.data.lerobot.episodes import EpisodeColumns, Episodes
+from dreamgen.data.lerobot.files import clear_link_cache, iter_json_lines, iter_parquet_rows, read_json_object
+from dreamgen.data.lerobot.findings import FatalFindings, FindingSink
+from dreamgen.data.lerobot.schema import (
+    EPISODES_V2,
+    EPISODES_V3,
+    INFO,
+    MODALITY,
+    TASKS_V2,
+    TASKS_V3,
+    Schema,
+    read_schema,
+    whole_number,
+)
 
-__all__ = ["VERSIONS", "Episode", "Episodes", "LeRobotMeta", "read_jsonl", "read_meta"]
-
-VERSIONS = ("v2.0", "v2.1", "v3.0")
-ROWS_AT_ONCE = 1000
+PLACE_KEYS = ("data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index")
+UNNAMED_INDEX = "__index_level_0__"  # of pandas: the column of an index without a name
 
 
 @dataclass(frozen=True)
-class LeRobotMeta:
-    """What `meta/` says.
+class LeRobotMeta(Schema):
+    """What `meta/` says: the schema of info.json, and the rest.
 
     Args:
         root: The dataset's folder.
-        version: One of `VERSIONS`.
-        info: info.json as it stands.
-        fps: Frames a second.
-        episodes: In the order of the metadata.
-        tasks: task_index -> the task in words.
-        modality: GR00T's modality.json as it stands, or None.
+        episodes: Sorted by number.
+        tasks: task_index -> the task in words, in the order of the file.
+        modality: GR00T's modality.json as it is, or None.
     """
 
     root: Path
-    version: str
-    info: dict[str, Any]
-    fps: Fraction
     episodes: Episodes
     tasks: dict[int, str]
     modality: dict[str, Any] | None
 
-    @property
-    def cameras(self) -> list[str]:
-        """Names of the features that are colour video."""
-        return [
-            key
-            for key, feature in self.info["features"].items()
-            if feature.get("dtype") == "video" and not _is_depth(feature)
-        ]
+    def counted_totals(self) -> dict[str, int]:
+        """Return the totals that info.json should hold."""
+        totals = {
+            "total_episodes": len(self.episodes),
+            "total_frames": int(self.episodes.length_N.sum()),
+            "total_tasks": len(self.tasks),
+        }
+        if self.is_v3:
+            return totals
+        return totals | {
+            "total_videos": len(self.episodes) * len(self.video_keys),
+            "total_chunks": math.ceil(len(self.episodes) / self.chunks_size),
+        }
 
 
 def read_meta(root: Path) -> LeRobotMeta:
-    """Read the metadata of a LeRobot dataset on this machine.
+    """Read the metadata for a stage that needs all of it.
 
     Raises:
-        UserError: if a file is missing or not what its version prescribes, or a path template leaves the dataset.
+        UserError: listing what is missing or malformed, or naming a path template that leaves the dataset.
     """
-    info = _read_info(root / "meta" / "info.json")
-    version = info["codebase_version"]
-    read = _read_v3 if version == "v3.0" else _read_v2
-    episodes, tasks = read(root, info)
+    findings = FatalFindings(root)
+    meta = read_metadata(root, findings)
+    findings.raise_if_any()
+    assert meta is not None, "a reader that returns nothing has added a fatal finding"
+    meta.episodes.check_paths(str(root / INFO))
+    return meta
+
+
+def read_metadata(root: Path, findings: FindingSink) -> LeRobotMeta | None:
+    """Read as much of the metadata as can be read.
+
+    Args:
+        root: The dataset's folder.
+        findings: Receives everything that is wrong; episodes and tasks that cannot be read are left out.
+
+    Returns:
+        The metadata, or None where info.json cannot be used.
+    """
+    clear_link_cache()
+    schema = read_schema(root, findings)
+    if schema is None:
+        return None
+    tasks = _read_tasks(root, schema.is_v3, findings)
+    episodes = (_read_episodes_v3 if schema.is_v3 else _read_episodes_v2)(root, schema, findings)
+    modality = read_json_object(root, MODALITY, findings) if (root / MODALITY).exists() else None
+    return LeRobotMeta(**vars(schema), root=root, episodes=episodes, tasks=tasks, modality=modality)
+
+
+def _read_episodes_v2(root: Path, schema: Schema, findings: FindingSink) -> Episodes:
+    columns = EpisodeColumns()
+    for line, row in iter_json_lines(root, EPISODES_V2, findings):
+        if _is_episode(row, EPISODES_V2, f"line {line}", findings):
+            index = row["episode_index"]
+            columns.add(_tasks_of(row), {}, index=index, length=row["length"], first_row=0, source=0, source_row=0,
+                        chunk=index // schema.chunks_size, file=index)  # fmt: skip
+    templates = (schema.data_path, schema.video_path)
+    episodes = columns.episodes(root, templates, (EPISODES_V2,), schema.video_keys)
+    _check_numbers(columns, episodes, EPISODES_V2, findings)
+    return episodes
+
+
+def _read_episodes_v3(root: Path, schema: Schema, findings: FindingSink) -> Episodes:
+    files = sorted(path.relative_to(root).as_posix() for path in (root / EPISODES_V3).glob("*/*.parquet"))
+    if not files:
+        findings.add("missing-file", EPISODES_V3, "", "no parquet file", "chunk-000/file-000.parquet")
+    places = [f"videos/{camera}/{name}" for camera in schema.video_keys
+              for name in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")]  # fmt: skip
+    wanted = ("episode_index", "length", "tasks", *PLACE_KEYS, *places)
+    columns = EpisodeColumns(schema.video_keys)
+    for source, file in enumerate(files):
+        for number, row in iter_parquet_rows(root, file, wanted, findings):
+            if not _is_episode(row, file, f"row {number}", findings):
+                continue
+            place = _data_place(row, file, findings)
+            if place is not None:
+                videos = _video_places(row, file, schema.video_keys, findings)
+                columns.add(_tasks_of(row), videos, index=row["episode_index"], length=row["length"], source=source,
+                            source_row=number, **place)  # fmt: skip
+    episodes = columns.episodes(root, (schema.data_path, schema.video_path), files, None)
+    _check_numbers(columns, episodes, EPISODES_V3, findings)
+    return episodes
+
+
+def _is_episode(row: dict[str, Any], file: str, where: str, findings: FindingSink) -> bool:
+    if not _is_count(row.get("episode_index")) or not _is_count(row.get("length")) or row["length"] == 0:
+        found = {key: row.get(key) for key in ("episode_index", "length")}
+        findings.add("episode-entry", file, where, found, "whole numbers, length at least 1")
+        return False
+    return True
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    number = whole_number(value)
+    return number is not None and 0 <= number < 2**62  # what a column of int64 holds, with room for sums
+
+
+def _tasks_of(row: dict[str, Any]) -> tuple[str, ...]:
+    tasks = row.get("tasks")
+    return tuple(task for task in tasks if isinstance(task, str)) if isinstance(tasks, list) else ()
+
+
+def _data_place(row: dict[str, Any], file: str, findings: FindingSink) -> dict[str, int] | None:
+    where = f"episode {row['episode_index']}"
+    good = {key: row[key] for key in PLACE_KEYS if _is_count(row.get(key))}
+    for key in (key for key in PLACE_KEYS if key not in good):
+        findings.add("episode-entry", file, f"{where}, {key}", row.get(key), "a whole number from 0")
+    if len(good) < len(PLACE_KEYS):
+        return None
+    num_rows = good["dataset_to_index"] - good["dataset_from_index"]
+    if num_rows != row["length"]:
+        findings.add("episode-length", file, where, f"dataset_to_index - dataset_from_index = {num_rows}",
+                     f"length {row['length']}", fatal=False)  # fmt: skip
+    return {
+        "chunk": good["data/chunk_index"], "file": good["data/file_index"], "first_row": good["dataset_from_index"]
+    }  # fmt: skip
+
+
+def _video_places(
+    row: dict[str, Any], file: str, cameras: tuple[str, ...], findings: FindingSink
+) -> dict[str, tuple[int, int, float, float]]:
+    places = {}
+    for camera in cameras:
+        key, where = f"videos/{camera}", f"episode {row['episode_index']}, videos/{camera}"
+        chunk, number = (row.get(f"{key}/{name}") for name in ("chunk_index", "file_index"))
+        span_s = [row.get(f"{key}/{name}") for name in ("from_timestamp", "to_timestamp")]
+        if not _is_count(chunk) or not _is_count(number):
+            findings.add("episode-entry", file, where, {"chunk_index": chunk, "file_index": number},
+                         "whole numbers from 0", fatal=False)  # fmt: skip
+            continue
+        times_s = [float(time) for time in span_s if isinstance(time, float | int) and math.isfinite(time)]
+        if len(times_s) < 2:
+            findings.add("episode-entry", file, where, span_s, "from_timestamp and to_timestamp", fatal=False)
+        else:
+            places[camera] = (chunk, number, *times_s)
+    return places
+
+
+def _check_numbers(columns: EpisodeColumns, episodes: Episodes, file: str, findings: FindingSink) -> None:
+    for number, count in columns.duplicates():
+        findings.add("episode-duplicate", file, f"episode_index {number}", f"{count} entries", "each once")
+    gaps = np.flatnonzero(episodes.index_N != np.arange(len(episodes)))
+    if len(gaps):
+        findings.add("episode-gap", file, "episode_index", f"no episode {gaps[0]}", "numbers from 0 without a gap",
+                     fatal=False)  # fmt: skip
     if not len(episodes):
-        raise UserError(f"{root} has no episodes", allowed="a dataset with at least one episode")
-    episodes.check_paths(str(root / "meta" / "info.json"))
-    modality_file = root / "meta" / "modality.json"
-    modality = read_json(modality_file) if modality_file.is_file() else None
-    return LeRobotMeta(root, version, info, Fraction(str(info["fps"])), episodes, tasks, modality)
+        findings.add("no-episodes", file, "", "no episode", "at least one")
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Read one JSON object a line.
-
-    Raises:
-        UserError: if the file is missing, or naming the line that is not an object.
-    """
-    try:
-        # newline: tasks hold U+2028 as it is, and other marks at which Python would end a line.
-        with path.open(encoding="utf-8", newline="\n") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _row_of(path, number, line)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist", next_step="copy the dataset again, with all of meta/") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8", actual=str(error)) from None
-
-
-def _row_of(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} line {number} is not JSON", actual=str(error), allowed="an object a line") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{path} line {number} is not an object", actual=line[:80])
-    return row
-
-
-def _read_info(path: Path) -> dict[str, Any]:
-    info = read_json(path)
-    problems = Problems()
-    if info.get("codebase_version") not in VERSIONS:
-        problems.add(
-            f"{path}: codebase_version is not one that can be read",
-            actual=info.get("codebase_version"), allowed=", ".join(VERSIONS),
-        )  # fmt: skip
-    fps = info.get("fps")
-    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < 10_000:
-        problems.add(f"{path}: fps is not a frame rate", actual=fps, allowed="a positive number")
-    features = info.get("features")
-    if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
-        problems.add(f"{path}: features is not a table of features", allowed="name: {dtype, shape, names}")
-    for key in ("data_path", "video_path"):
-        if not isinstance(info.get(key), str):
-            problems.add(f"{path}: {key} is not a path template", actual=info.get(key), allowed="text")
-    chunks_size = info.get("chunks_size", 1000)
-    if not isinstance(chunks_size, int) or chunks_size < 1:
-        problems.add(f"{path}: chunks_size is not a count", actual=chunks_size, allowed="at least 1")
-    problems.raise_if_any("the dataset's info.json cannot be used")
-    return info
-
-
-def _read_v2(root: Path, info: dict[str, Any]) -> tuple[Episodes, dict[int, str]]:
-    meta = root / "meta"
-    try:
-        tasks = {int(row["task_index"]): str(row["task"]) for row in read_jsonl(meta / "tasks.jsonl")}
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{meta / 'tasks.jsonl'} has a line without task_index or task", actual=repr(error)) from None
-    index, length, task_list, task_lists = array("q"), array("q"), array("q"), {}
-    for number, row in enumerate(read_jsonl(meta / "episodes.jsonl"), start=1):
-        try:
-            index.append(int(row["episode_index"]))
-            length.append(int(row["length"]))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UserError(
-                f"{meta / 'episodes.jsonl'} line {number} lacks episode_index or length", actual=repr(error)
-            ) from None
-        names = row.get("tasks", [])
-        names = tuple(str(task) for task in (names if isinstance(names, list) else [names]))
-        task_list.append(task_lists.setdefault(names, len(task_lists)))
-    index_N = np.array(index, np.int64)
-    places = FilePlaces(index_N // info.get("chunks_size", 1000), index_N)
-    return Episodes(
-        root.resolve(), info["data_path"], info["video_path"], False, index_N, np.array(length, np.int64),
-        tuple(task_lists), np.array(task_list, np.int64), places, dict.fromkeys(_video_keys(info), places),
-    ), tasks  # fmt: skip
-
-
-def _read_v3(root: Path, info: dict[str, Any]) -> tuple[Episodes, dict[int, str]]:
-    meta, cameras = root / "meta", _video_keys(info)
-    files = sorted((meta / "episodes").glob("*/*.parquet"))
-    if not (meta / "tasks.parquet").is_file() or not files:
-        raise UserError(
-            f"{meta} lacks tasks.parquet or episodes/", allowed="the files of LeRobot v3.0",
-            next_step="copy the dataset again, with all of meta/; LeRobotDataset.finalize() writes them",
-        )  # fmt: skip
-    places = ["data/chunk_index", "data/file_index"]
-    of_camera = {c: [f"videos/{c}/{name}" for name in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")]
-                 for c in cameras}  # fmt: skip
-    task_lists: dict[tuple[str, ...], int] = {}
-    task_list, parts = array("q"), []
-    try:
-        table = pq.ParquetFile(meta / "tasks.parquet").read()
-        text = "task" if "task" in table.column_names else "__index_level_0__"  # pandas' index, with or without a name
-        tasks = dict(zip(table["task_index"].to_pylist(), map(str, table[text].to_pylist()), strict=True))
-        for path in files:
-            source = pq.ParquetFile(path)
-            there = source.schema_arrow.names
-            wanted = [n for own in of_camera.values() for n in own if f"{n.rpartition('/')[0]}/file_index" in there]
-            for batch in source.iter_batches(
-                ROWS_AT_ONCE, columns=["episode_index", "length", "tasks", *places, *wanted]
-            ):
-                for names in batch["tasks"].to_pylist():
-                    task_list.append(task_lists.setdefault(tuple(names), len(task_lists)))
-                parts.append({n: batch[n].to_numpy(zero_copy_only=False) for n in batch.schema.names if n != "tasks"})
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{meta} cannot be read", actual=f"{type(error).__name__}: {error}") from None
-
-    def column(name: str, kind: type = np.int64, absent: float = NO_FILE) -> np.ndarray:
-        own = [part[name] if name in part else np.full(len(part["length"]), absent) for part in parts]
-        values_N = np.concatenate(own).astype(np.float64)
-        return np.where(np.isnan(values_N), absent, values_N).astype(kind)
-
-    videos = {c: FilePlaces(column(names[0]), column(names[1]), *(column(n, np.float64, 0) for n in names[2:]))
-              for c, names in of_camera.items()}  # fmt: skip
-    return Episodes(
-        root.resolve(), info["data_path"], info["video_path"], True, column("episode_index"), column("length"),
-        tuple(task_lists), np.array(task_list, np.int64), FilePlaces(*map(column, places)), videos,
-    ), tasks  # fmt: skip
-
-
-def _video_keys(info: dict[str, Any]) -> list[str]:
-    return [key for key, feature in info["features"].items() if feature.get("dtype") == "video"]
-
-
-def _is_depth(feature: dict[str, Any]) -> bool:
-    tables = [table for key in ("video_info", "info") if isinstance(table := feature.get(key), dict)]
-    return any(table.get("is_depth_map") or table.get("video.is_depth_map") for table in tables)
+def _read_tasks(root: Path, is_v3: bool, findings: FindingSink) -> dict[int, str]:
+    file = TASKS_V3 if is_v3 else TASKS_V2
+    tasks: dict[int, str] = {}
+    by_text: dict[str, int] = {}
+    rows = iter_parquet_rows(root, file, ("task", UNNAMED_INDEX, "task_index"), findings) if is_v3 \
+        else iter_json_lines(root, file, findings)  # fmt: skip
+    for number, row in rows:
+        where = f"{'row' if is_v3 else 'line'} {number}"
+        index, task = whole_number(row.get("task_index")), row.get("task", row.get(UNNAMED_INDEX))
+        if index is None or not isinstance(task, str):
+            findings.add("task-entry", file, where, row, "task_index and task")
+            continue
+        if index in tasks:
+            findings.add("task-duplicate", file, where, f"task_index {index} again", "each once", fatal=False)
+            continue
+        if task in by_text:
+            findings.add("task-duplicate", file, where, f"{task!r} again, as {by_text[task]} and {index}", "each once",
+                         fatal=False)  # fmt: skip
+        tasks[index], by_text[task] = task, by_text.get(task, index)
+        if not task.strip():
+            findings.add("task-empty", file, where, repr(task), "an instruction", fatal=False)
+    if is_v3 and list(tasks) != list(range(len(tasks))):
+        findings.add("task-order", file, "task_index", list(tasks)[:20], "0, 1, 2 ... in row order", fatal=False)
+    return tasks

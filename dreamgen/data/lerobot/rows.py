@@ -1,20 +1,110 @@
-"""What the rows of LeRobot episodes say of their tasks, read without the vectors and pictures."""
+"""The rows of LeRobot tables: runs of rows, columns as arrays, and what the rows of an episode say of its task.
+
+Axes: N rows, D values.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from dreamgen.data.lerobot.metadata import Episode, LeRobotMeta
+from dreamgen.data.lerobot.episodes import Episode
+from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.trajectory import ACTION, STATE, read_columns, read_schema
 from dreamgen.errors import UserError, reason_of
 
 TASK = "task_index"
 DESCRIPTION = "annotation.human.action.task_description"
+READ_AT_ONCE_BYTES = 1 << 20
+ARROW_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
+
+
+class ParquetRows:
+    """Runs of rows of a parquet file, in rising order; only the row groups that a run lies in are in RAM.
+
+    Args:
+        path: The file.
+        is_wanted: Returns True for the columns to read.
+    """
+
+    def __init__(self, path: Path, is_wanted: Callable[[str], bool]) -> None:
+        # A small file is read at once, which spares it Arrow's threads: handing over to them takes longer than reading.
+        small = path.stat().st_size <= READ_AT_ONCE_BYTES
+        self._file = pq.ParquetFile(pa.BufferReader(path.read_bytes()) if small else path)
+        groups = self._file.metadata
+        self._ends = np.cumsum([groups.row_group(i).num_rows for i in range(groups.num_row_groups)], dtype=np.int64)
+        self.schema: pa.Schema = self._file.schema_arrow
+        self.num_rows: int = groups.num_rows
+        self._columns = [name for name in self.schema.names if is_wanted(name)]
+        self._table, self._first, self._last = None, 0, 0
+
+    def read(self, begin: int, end: int) -> pa.Table:
+        """Return rows begin to end, as many of them as the file has."""
+        begin, end = max(0, begin), min(end, self.num_rows)
+        if self._table is None or begin < self._first or end > self._last:
+            first, last = np.searchsorted(self._ends, [begin, max(begin, end - 1)], side="right")
+            groups = range(first, min(last + 1, len(self._ends)))
+            # Without threads: files are many and small, and several processes read them.
+            self._table = self._file.read_row_groups(groups, self._columns, use_threads=False)
+            self._first = int(self._ends[first - 1]) if first else 0
+            self._last = self._first + self._table.num_rows
+        return self._table.slice(begin - self._first, max(0, end - begin))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Return True for a column of plain numbers."""
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Return True for a column of lists of any kind."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def matrix(column: pa.ChunkedArray | pa.Array, size: int) -> tuple[np.ndarray | None, str]:
+    """Return rows as (N, D) in their own type, and that type's name; None where a row does not hold `size` numbers.
+
+    Args:
+        column: Numbers, or lists of them, nested to any depth.
+        size: Numbers a row.
+    """
+    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    num_rows, outermost = len(values), values.type
+    per_row = 1
+    while is_list(values.type):
+        lengths = _list_lengths(values)
+        if values.null_count or len(lengths) > 1:
+            return None, str(outermost)
+        per_row *= (lengths[0] or 0) if lengths else size
+        values = values.flatten()
+    if not is_number(values.type) or values.null_count or (num_rows and per_row != size):
+        return None, str(outermost)
+    flat = values.to_numpy(zero_copy_only=False)
+    return flat.reshape(num_rows, size), ARROW_NAMES.get(str(values.type), str(values.type))
+
+
+def describe_column(column: pa.ChunkedArray) -> str:
+    """Return in words what a column that is no matrix holds."""
+    empty = f", {column.null_count} empty cells" if column.null_count else ""
+    if not is_list(column.type):
+        return f"{column.type}{empty}"
+    lengths = sorted(length for length in _list_lengths(column) if length is not None)
+    return f"{column.type} with {', '.join(map(str, lengths[:5]))} values{empty}"
+
+
+def _list_lengths(column: pa.ChunkedArray | pa.Array) -> list[int | None]:
+    return pc.call_function("list_value_length", [column]).unique().to_pylist()
 
 
 @dataclass(frozen=True)
@@ -25,7 +115,7 @@ class EpisodeRows:
         counts: Column of task indices -> how many frames point to each.
         first_time_s: `timestamp` of the first row; None without that column.
         wide: Names of the vectors that are float64.
-        refused: Why the rows cannot be read.
+        refused: Why the rows cannot be read; None if they can.
     """
 
     counts: dict[str, Counter[int]] = field(default_factory=dict)
@@ -35,15 +125,16 @@ class EpisodeRows:
 
 
 def read_rows(episodes: Sequence[Episode]) -> list[EpisodeRows]:
-    """Read each episode's rows; a shared file is opened once, and one that cannot be read refuses its episode."""
-    found, opened = [], (None, None)
+    """Read each episode's rows; a shared file is opened once, and one that cannot be read refuses its episodes."""
+    found: list[EpisodeRows] = []
+    path, table, wide = None, None, ()
     for episode in episodes:
         try:
-            if opened[0] != episode.data_file:
-                opened = (episode.data_file, _read_scalars(episode.data_file))
-            found.append(_rows_of(*opened[1], episode))
+            if table is None or path != episode.data_file:
+                path, (table, wide) = episode.data_file, _read_scalars(episode.data_file)
+            found.append(_rows_of(table, wide, episode))
         except UserError as error:
-            opened = (None, None)
+            table = None
             found.append(EpisodeRows(refused=reason_of(error)))
     return found
 
@@ -51,17 +142,14 @@ def read_rows(episodes: Sequence[Episode]) -> list[EpisodeRows]:
 def _read_scalars(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
     schema = read_schema(path)
     names = [
-        field.name
-        for field in schema
-        if (field.name in (TASK, "episode_index") or field.name.startswith("annotation."))
-        and pa.types.is_integer(field.type)
+        column.name
+        for column in schema
+        if (column.name in (TASK, "episode_index") or column.name.startswith("annotation."))
+        and pa.types.is_integer(column.type)
     ]
     names += ["timestamp"] if "timestamp" in schema.names else []
-    wide = [
-        n
-        for n in (STATE, ACTION)
-        if n in schema.names and getattr(schema.field(n).type, "value_type", None) == pa.float64()
-    ]
+    vectors = [name for name in (STATE, ACTION) if name in schema.names]
+    wide = [name for name in vectors if getattr(schema.field(name).type, "value_type", None) == pa.float64()]
     # A file without any of these columns still has rows to count.
     return read_columns(path, names or schema.names), tuple(wide)
 
@@ -78,9 +166,8 @@ def _rows_of(table: pa.Table, wide: tuple[str, ...], episode: Episode) -> Episod
         for name in table.column_names
         if name == TASK or name.startswith("annotation.")
     }
-    times = table["timestamp"].to_pylist() if "timestamp" in table.column_names else []
-    first = times[0] if times and isinstance(times[0], int | float) else None
-    return EpisodeRows(counts, first, wide)
+    first = table["timestamp"][0].as_py() if "timestamp" in table.column_names else None
+    return EpisodeRows(counts, first if isinstance(first, int | float) else None, wide)
 
 
 def instruction_of(meta: LeRobotMeta, episode: Episode, rows: EpisodeRows) -> tuple[str, tuple[str, ...]]:

@@ -1,1 +1,1 @@
-"""NVIDIA Cosmos Predict 2.5 and its small twin, mini."""
+"""NVIDIA Cosmos Predict 2.5, and mini, a small model of the same classes."""

@@ -1,11 +1,10 @@
 """Saving, checking and loading adapters, in the format that diffusers' own LoRA loader reads.
 
-Where all weights were trained, the whole transformer takes the adapter's place: `transformer/`, as diffusers saves it.
+If all weights were trained, the whole transformer takes the adapter's place: `transformer/`, as diffusers saves it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -15,25 +14,23 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 
 from dreamgen.errors import UserError
-from dreamgen.models.quiet import quiet_loaders
-from dreamgen.run.files import sha256_of_file
+from dreamgen.models.adapter_files import FULL_NAME, WEIGHTS_NAME, adapter_file, is_full
+from dreamgen.models.loader_logging import quiet_loaders
 
-WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 ADAPTER_NAME = "dreamgen"
-FULL_NAME = "transformer"
 
 
 def add_adapter(
     transformer: CosmosTransformer3DModel, rank: int, alpha: int, target_modules: list[str], use_dora: bool
 ) -> list[torch.nn.Parameter]:
-    """Put a fresh adapter, in float32, on a frozen transformer.
+    """Add a fresh adapter in float32 to a frozen transformer.
 
     Args:
         transformer: Changed in place: the named linear layers get low-rank updates.
-        rank: Of the update.
+        rank: Rank of the update.
         alpha: The update is scaled by alpha / rank.
-        target_modules: Name endings of the layers.
-        use_dora: Learn each layer's column norms too.
+        target_modules: Suffixes of the layers' names.
+        use_dora: Also train each layer's column norms.
 
     Returns:
         The adapter's parameters, the only ones that require gradients.
@@ -60,7 +57,7 @@ def save_adapter(transformer: CosmosTransformer3DModel, folder: Path) -> Path:
     """Write the adapter's weights in float32, with its configuration as metadata.
 
     Args:
-        transformer: With an adapter made by `add_adapter`, outside any wrapper. One without is written whole.
+        transformer: With an adapter from `add_adapter`, not wrapped. Without an adapter, all weights are written.
         folder: It must exist.
 
     Returns:
@@ -90,7 +87,7 @@ def load_adapter(pipe: Cosmos2_5_PredictBasePipeline, folder: Path, fuse: bool) 
     Args:
         pipe: Changed in place.
         folder: With `pytorch_lora_weights.safetensors`.
-        fuse: Add the update into the base weights, so that generation pays nothing for it.
+        fuse: Add the update to the base weights, so that generation takes no longer.
 
     Raises:
         UserError: if the file is missing or damaged, or does not fit the model.
@@ -134,31 +131,6 @@ def check_adapter_fits(transformer: CosmosTransformer3DModel, folder: Path) -> N
             allowed="an adapter that was trained on this model",
             next_step="choose the adapter's own base model (its README.md names it), or train a new one",
         )
-
-
-def adapter_file(folder: Path) -> Path:
-    """Return the adapter's weights file.
-
-    Raises:
-        UserError: if the folder does not hold one.
-    """
-    path = Path(folder) / WEIGHTS_NAME
-    if not path.is_file():
-        raise UserError(f"no adapter in {folder}: it has no {WEIGHTS_NAME}", next_step="dreamgen finetune makes one")
-    return path
-
-
-def adapter_sha256(folder: Path) -> str:
-    """Return the hash of the adapter's weights, as jobs carry it."""
-    if not is_full(folder):
-        return sha256_of_file(adapter_file(folder))
-    shards = sorted((Path(folder) / FULL_NAME).glob("*.safetensors"))
-    return hashlib.sha256("\n".join(f"{path.name}:{sha256_of_file(path)}" for path in shards).encode()).hexdigest()
-
-
-def is_full(folder: Path) -> bool:
-    """Say whether a whole transformer lies where an adapter would."""
-    return (Path(folder) / FULL_NAME / "config.json").is_file()
 
 
 def _load_full(folder: Path, like: CosmosTransformer3DModel) -> CosmosTransformer3DModel:

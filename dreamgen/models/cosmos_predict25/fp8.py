@@ -1,8 +1,8 @@
-"""Large products of the transformer's blocks in 8-bit floating point (e4m3), for jobs that ask for it.
+"""Large matrix products of the transformer's blocks in 8-bit floating point (e4m3), for jobs that want it.
 
-Weights are scaled for each output feature once, inputs for each token as they come (Micikevicius et al. 2022, FP8
-Formats for Deep Learning, arXiv 2209.05433). Sums are kept in higher precision by the hardware. A GPU of compute
-capability 8.9 or newer multiplies so in half the time; elsewhere the same rounding is applied to ordinary products.
+Weights are scaled once for each output feature, inputs for each token at each call (Micikevicius et al. 2022, FP8
+Formats for Deep Learning, arXiv 2209.05433). The hardware accumulates in higher precision. A GPU of compute capability
+8.9 or newer multiplies twice as fast in 8 bits; elsewhere the same rounding is applied to ordinary products.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ MAX_FP8 = 448.0  # largest finite e4m3
 
 
 class Fp8Linear(torch.nn.Module):
-    """A linear layer without bias whose product is made in 8 bits.
+    """A linear layer without bias that multiplies in 8 bits.
 
     Args:
-        linear: The layer that it stands for; it is kept, to be put back.
+        linear: The layer that it replaces, kept to be restored.
     """
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
         assert linear.bias is None
-        self.replaced = (linear,)  # in a tuple, so that it is no child: its weights are not this layer's
+        self.replaced = (linear,)  # in a tuple, so that it is not registered as a submodule
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight_8, weight_scale = _to_fp8(linear.weight.detach())
         self.register_buffer("weight_8", weight_8, persistent=False)
@@ -36,23 +36,23 @@ class Fp8Linear(torch.nn.Module):
         rows = input_XD.reshape(-1, self.in_features)
         rows_8, row_scale = _to_fp8(rows)
         if rows.is_cuda:
-            answer = torch._scaled_mm(
+            product = torch._scaled_mm(
                 rows_8, self.weight_8.t(), scale_a=row_scale, scale_b=self.weight_scale.t(), out_dtype=torch.bfloat16
             )
         else:
-            answer = (rows_8.float() * row_scale) @ (self.weight_8.float() * self.weight_scale).t()
-        return answer.to(input_XD.dtype).unflatten(0, input_XD.shape[:-1])
+            product = (rows_8.float() * row_scale) @ (self.weight_8.float() * self.weight_scale).t()
+        return product.to(input_XD.dtype).unflatten(0, input_XD.shape[:-1])
 
 
 def require_fp8(device: torch.device) -> None:
-    """Make sure that a GPU has 8-bit products; a CPU imitates their rounding.
+    """Check that a GPU supports 8-bit products; a CPU imitates their rounding.
 
     Raises:
-        UserError: if it has none.
+        UserError: if it does not.
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         raise UserError(
-            "plan.fp8 multiplies in 8 bits, which this GPU cannot",
+            "plan.fp8 multiplies in 8 bits, which this GPU does not support",
             actual=torch.cuda.get_device_name(device),
             allowed="a GPU of compute capability 8.9 or newer (L40, H100, ...)",
             next_step="--plan.fp8=false",
@@ -60,13 +60,13 @@ def require_fp8(device: torch.device) -> None:
 
 
 class Fp8Switch:
-    """Turns a transformer's blocks to 8 bits and back; the 16-bit weights stay where they are."""
+    """Switches a transformer's blocks to 8 bits and back; the 16-bit weights are kept."""
 
     def __init__(self) -> None:
         self._is_on = False
 
     def on(self, transformer: CosmosTransformer3DModel) -> None:
-        """Replace the blocks' large layers, as they are now; nothing happens where that is done already."""
+        """Replace the large layers of the blocks; do nothing if that is done already."""
         if self._is_on:
             return
         require_fp8(transformer.device)
@@ -75,7 +75,7 @@ class Fp8Switch:
         self._is_on = True
 
     def off(self, transformer: CosmosTransformer3DModel) -> None:
-        """Put the layers back."""
+        """Restore the layers."""
         if not self._is_on:
             return
         for module in list(transformer.modules()):
@@ -86,10 +86,10 @@ class Fp8Switch:
 
 
 def large_layers(transformer: CosmosTransformer3DModel) -> list[tuple[torch.nn.Module, str, torch.nn.Linear]]:
-    """List the layers that take a clip's tokens: self-attention, queries and output of cross-attention, feed-forward.
+    """List the layers applied to a clip's tokens: self-attention, queries and output of cross-attention, feed-forward.
 
     Returns:
-        Parent, name in it, and layer.
+        Parent module, name in it, and layer.
     """
     found = []
     for block in transformer.transformer_blocks:

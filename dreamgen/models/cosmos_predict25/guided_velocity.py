@@ -1,5 +1,5 @@
-"""The velocity with and without the prompt, for sampling: what the two passes share is computed once, and what a
-prompt's features become in each block once a clip.
+"""The velocity for the prompt and the negative prompt, for sampling: what both passes share is computed once, and a
+prompt's keys and values in each block once for each clip.
 
 Axes: B batch, C channels, T latent frames, H and W latent height and width, S tokens of one frame, L text tokens,
 D features, N heads.
@@ -9,7 +9,7 @@ Exact: the same products as `CosmosTransformer3DModel.forward` makes, in the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,7 @@ def self_attention(
     temb_BT1D: torch.Tensor,
     rope: Rope,
 ) -> torch.Tensor:
-    """Run a block's first part, which reads no text. Returns hidden_BTSD."""
+    """Run the first part of a block, which does not use the text. Returns hidden_BTSD."""
     modulated, gate = block.norm1(hidden_BTSD, embedded_timestep_BT1D, temb_BT1D)
     attended = block.attn1(modulated.flatten(1, 2), image_rotary_emb=rope)
     return hidden_BTSD + gate * attended.unflatten(1, (hidden_BTSD.shape[1], -1))
@@ -43,7 +43,7 @@ def text_and_feed_forward(
     embedded_timestep_BT1D: torch.Tensor,
     temb_BT1D: torch.Tensor,
 ) -> torch.Tensor:
-    """Run the rest of a block on the keys and values of a text. Returns hidden_BTSD."""
+    """Run the rest of a block with the keys and values of a text. Returns hidden_BTSD."""
     modulated, gate = block.norm2(hidden_BTSD, embedded_timestep_BT1D, temb_BT1D)
     attended = _attend(block.attn2, modulated.flatten(1, 2), text_BNLD)
     hidden_BTSD = hidden_BTSD + gate * attended.unflatten(1, (hidden_BTSD.shape[1], -1))
@@ -59,42 +59,42 @@ def whole_block(
     temb_BT1D: torch.Tensor,
     rope: Rope,
 ) -> torch.Tensor:
-    """Run a whole block on the keys and values of a text. Returns hidden_BTSD."""
+    """Run a whole block with the keys and values of a text. Returns hidden_BTSD."""
     hidden_BTSD = self_attention(block, hidden_BTSD, embedded_timestep_BT1D, temb_BT1D, rope)
     return text_and_feed_forward(block, hidden_BTSD, text_BNLD, embedded_timestep_BT1D, temb_BT1D)
 
 
 @dataclass(frozen=True)
 class BlockParts:
-    """How blocks are run: plainly, or compiled.
+    """Forward passes of blocks, plain or compiled.
 
     Args:
-        first: Of the first block, what reads no text.
-        rest: Of the first block, the remainder.
-        whole: Every other block.
+        first: Part of the first block that does not use the text.
+        rest: The remainder of the first block.
+        whole: A whole block, for all others.
     """
 
-    first: object = self_attention
-    rest: object = text_and_feed_forward
-    whole: object = whole_block
+    first: Callable[..., torch.Tensor] = self_attention
+    rest: Callable[..., torch.Tensor] = text_and_feed_forward
+    whole: Callable[..., torch.Tensor] = whole_block
 
 
 def compiled_parts() -> BlockParts:
-    """Compile each part once for all blocks; the first call at a size takes a minute or so."""
+    """Compile each part once for all blocks; the first call with a size takes about a minute."""
     compiled = (torch.compile(part, dynamic=False, fullgraph=True) for part in
                 (self_attention, text_and_feed_forward, whole_block))  # fmt: skip
     return BlockParts(*compiled)
 
 
 def text_keys_values(transformer: CosmosTransformer3DModel, text_BLD: torch.Tensor) -> list[KeysValues]:
-    """Project a text to the keys and values of every block's cross-attention, which no step changes.
+    """Project a text to the keys and values of every block's cross-attention, which are constant over the steps.
 
     Args:
         transformer: With its adapter fused.
         text_BLD: From `project_text`.
 
     Returns:
-        One pair a block, BNLD each.
+        One pair for each block, BNLD each.
     """
     return [_keys_values(block.attn2, text_BLD) for block in transformer.transformer_blocks]
 
@@ -108,7 +108,7 @@ def velocities(
     parts: BlockParts,
     rope: Rope | None = None,
 ) -> list[torch.Tensor]:
-    """Predict the velocity once for each text; all of them see the same latents.
+    """Predict the velocity for each text, all with the same latents.
 
     Args:
         transformer: Frozen, in eval mode.
@@ -116,8 +116,8 @@ def velocities(
         condition_mask_B1THW: 1 on conditioning frames.
         timestep_BT: Noise level of each frame, float32.
         texts: `text_keys_values` of each.
-        parts: How blocks are run.
-        rope: The size's rotary embedding, where it is at hand.
+        parts: Forward passes of the blocks.
+        rope: The rotary embedding of the size, if it is known.
 
     Returns:
         velocity_BCTHW for each text.
@@ -126,17 +126,19 @@ def velocities(
         transformer, latents_BCTHW, condition_mask_B1THW, timestep_BT, rope
     )
     first, *others = transformer.transformer_blocks
-    # Text enters in the first block's second part: up to there the passes are one.
+    # The text enters in the second part of the first block; up to there all passes are the same.
     shared_BTSD = parts.first(first, hidden_BTSD, embedded_BT1D, temb_BT1D, rope)
-    answers = []
+    velocities_BCTHW = []
     for text in texts:
         hidden_BTSD = parts.rest(first, shared_BTSD, text[0], embedded_BT1D, temb_BT1D)
         for block, keys_values in zip(others, text[1:], strict=True):
             hidden_BTSD = parts.whole(block, hidden_BTSD, keys_values, embedded_BT1D, temb_BT1D, rope)
         hidden_BTSD = transformer.norm_out(hidden_BTSD, embedded_BT1D, temb_BT1D)
         height, width = latents_BCTHW.shape[-2:]
-        answers.append(unpatchify(transformer.proj_out(hidden_BTSD), height, width, transformer.config.patch_size))
-    return answers
+        velocities_BCTHW.append(
+            unpatchify(transformer.proj_out(hidden_BTSD), height, width, transformer.config.patch_size)
+        )
+    return velocities_BCTHW
 
 
 def _keys_values(attention: Attention, text_BLD: torch.Tensor) -> KeysValues:

@@ -1,6 +1,6 @@
-"""The mini world model: the real pipeline's own classes at small size with random weights, saved as diffusers saves it.
+"""The mini world model: the real pipeline's own classes at a small size with random weights, saved as diffusers does.
 
-Its clips look like noise. It exists so that the path on a CPU and the path of the real model are one path.
+Its clips look like noise. It exists so that a CPU and the real model use the same code path.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLFo
 
 from dreamgen.config.loading import configs_folder, read_yaml
 from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker
-from dreamgen.models.quiet import quiet_loaders
+from dreamgen.models.loader_logging import quiet_loaders
 from dreamgen.run.files import atomic_folder
 
-# Turns of a conversation in the form that the real text encoder was trained on; text parts only.
+# Turns of a conversation in the format that the real text encoder was trained on; text parts only.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"
@@ -34,7 +34,7 @@ SPECIAL_TOKENS = (
 
 
 def ensure_mini(folder: Path) -> Path:
-    """Return `folder` with the mini model in it, building it at the first call."""
+    """Build the mini model in `folder` at the first call, and return the folder."""
     if not folder.exists():
         save_mini(folder, read_yaml(configs_folder() / "models" / "mini.yaml"))
     return folder
@@ -51,42 +51,53 @@ def save_mini(folder: Path, sizes: dict[str, Any]) -> None:
 
 
 def save_pipeline(pipe: Cosmos2_5_PredictBasePipeline, folder: Path) -> None:
-    """Save a pipeline that `build_mini` made, whole or not at all, so that it loads without this package."""
+    """Save a pipeline from `build_mini`, whole or not at all, so that it loads without this package."""
     with atomic_folder(folder) as temporary, quiet_loaders():
-        # The checker that lets everything pass is ours; a saved model must load without this package.
+        # `NoSafetyChecker` is part of this package; a saved model must load without it.
         pipe.register_to_config(safety_checker=(None, None))
         pipe.save_pretrained(temporary, safe_serialization=True)
 
 
 def build_mini(sizes: dict[str, Any]) -> Cosmos2_5_PredictBasePipeline:
-    """Make the pipeline with random weights drawn from `sizes["seed"]`.
+    """Create the pipeline with random weights drawn from `sizes["seed"]`.
+
+    Args:
+        sizes: The shape of configs/models/mini.yaml. The sizes of a real model work too: what they lack is as in mini.
 
     Returns:
-        The pipeline on the CPU, in float32.
+        The pipeline in torch's default dtype, on its default device.
     """
     tokenizer = byte_tokenizer()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(sizes["seed"])
-        text_encoder = _text_encoder(sizes["text_encoder"], tokenizer)
-        # What follows from the text encoder, the features of all its layers together, need not be in the recipe.
-        text = sizes["text_encoder"]
-        config = {
-            "crossattn_proj_in_channels": text["hidden_size"] * text["num_hidden_layers"], **sizes["transformer"]
-        }  # fmt: skip
-        transformer = CosmosTransformer3DModel(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+        torch.manual_seed(sizes.get("seed", 0))
+        text_encoder = build_text_encoder(sizes["text_encoder"], tokenizer)
+        transformer = build_transformer(sizes)
         vae = AutoencoderKLWan(**sizes["vae"])
+    scheduler = sizes.get("scheduler") or read_yaml(configs_folder() / "models" / "mini.yaml")["scheduler"]
     return Cosmos2_5_PredictBasePipeline(
         text_encoder=text_encoder.eval(),
         tokenizer=tokenizer,
         transformer=transformer.eval(),
         vae=vae.eval(),
-        scheduler=UniPCMultistepScheduler(**sizes["scheduler"]),
+        scheduler=UniPCMultistepScheduler(**scheduler),
         safety_checker=NoSafetyChecker(),
     )
 
 
+def build_transformer(sizes: dict[str, Any]) -> CosmosTransformer3DModel:
+    """Create the transformer of a recipe with random weights."""
+    config = transformer_config(sizes)
+    return CosmosTransformer3DModel(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+
+
+def transformer_config(sizes: dict[str, Any]) -> dict[str, Any]:
+    """Return the transformer's configuration; recipes may omit the text features, which the text encoder determines."""
+    text = sizes["text_encoder"]
+    return {"crossattn_proj_in_channels": text["hidden_size"] * text["num_hidden_layers"], **sizes["transformer"]}
+
+
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Make a tokenizer with one token a byte and the chat template; it needs no vocabulary file from a hub."""
+    """Create a tokenizer with one token for each byte and the chat template; it needs no vocabulary file from a hub."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -102,11 +113,12 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def _text_encoder(sizes: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
+def build_text_encoder(sizes: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
+    """Create the text encoder of a recipe with random weights; its vision part is always tiny."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": len(tokenizer),
+            "vocab_size": sizes.get("vocab_size", len(tokenizer)),
             **{k: sizes[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers")},
             **{k: sizes[k] for k in ("num_attention_heads", "num_key_value_heads")},
             "max_position_embeddings": 1024,
@@ -116,8 +128,8 @@ def _text_encoder(sizes: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> 
             "bos_token_id": None, "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"],
         },
         vision_config={
-            "depth": sizes["vision_depth"], "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
-            "out_hidden_size": sizes["hidden_size"], "patch_size": sizes["vision_patch_size"],
+            "depth": sizes.get("vision_depth", 1), "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
+            "out_hidden_size": sizes["hidden_size"], "patch_size": sizes.get("vision_patch_size", 14),
             "fullatt_block_indexes": [0],
         },
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],

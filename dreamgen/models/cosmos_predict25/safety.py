@@ -1,4 +1,4 @@
-"""The guardrail that the real model's licence asks for, and what stands in its place when the user turns it off."""
+"""The guardrail that the real model's license requires, and its replacement when the user turns it off."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from dreamgen.errors import UserError
 
 
 class NoSafetyChecker:
-    """Lets every prompt and video pass; used only where the user set `model.safety_checker=false`."""
+    """Accepts every prompt and video; used only if the user sets `model.safety_checker=false`."""
 
     def to(self, *_: Any, **__: Any) -> NoSafetyChecker:
-        """Stay where it is: there is nothing to move."""
+        """Do nothing: there is nothing to move."""
         return self
 
     def check_text_safety(self, prompt: str) -> bool:
-        """Pass any prompt."""
+        """Accept any prompt."""
         return True
 
     def check_video_safety(self, video_THWC: np.ndarray) -> np.ndarray:
-        """Return the video as it came."""
+        """Return the video unchanged."""
         return video_THWC
 
 
 def require_safety_checker(wanted: bool) -> None:
-    """Make sure that the guardrail is there if it is wanted, without loading it.
+    """Check that the guardrail is installed if it is needed, without loading it.
 
     Raises:
-        UserError: if it is wanted and not installed.
+        UserError: if it is needed and not installed.
     """
     if wanted and importlib.util.find_spec("cosmos_guardrail") is None:
         raise UserError(
-            "the model's licence asks for its guardrail, and cosmos_guardrail is not installed",
-            allowed="the guardrail, or a run that says it goes without",
+            "the model's license requires its guardrail, and cosmos_guardrail is not installed",
+            allowed="an installed guardrail, or a run that turns it off",
             next_step="pip install cosmos_guardrail, or set --model.safety_checker=false (run.yaml records it)",
         )
 
 
 def make_safety_checker(wanted: bool) -> Any:
-    """Return NVIDIA's guardrail, or the stand-in where the user turned it off.
+    """Return NVIDIA's guardrail, or `NoSafetyChecker` if the user turned it off.
 
     Raises:
-        UserError: if it is wanted and not installed.
+        UserError: if it is needed and not installed.
     """
     if not wanted:
         return NoSafetyChecker()

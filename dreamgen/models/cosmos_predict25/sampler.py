@@ -1,8 +1,8 @@
-"""Sampling a clip's latents: the loop of `Cosmos2_5_PredictBasePipeline.__call__`, without what it does twice.
+"""Sampling a clip's latents: the loop of `Cosmos2_5_PredictBasePipeline.__call__` without its repeated work.
 
 Axes: B batch, C latent channels, T latent frames, H and W latent height and width, L text tokens, D features.
 
-The loop never waits for the GPU: noise levels, times and the solver's weights are there before the first step.
+The loop never waits for the GPU: noise levels, timesteps and the solver's weights are computed before the first step.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from diffusers import CosmosTransformer3DModel
 
 from dreamgen.models.cosmos_predict25.guided_velocity import BlockParts, KeysValues, velocities
 from dreamgen.models.cosmos_predict25.solver import Stepper, StepTable
-from dreamgen.models.cosmos_predict25.step_skipping import Line, StepSkipping, plan_passes
+from dreamgen.models.cosmos_predict25.step_skipping import LinearExtrapolation, StepSkipping, plan_passes
 
-CONDITION_TIMESTEP = 1e-4  # the pipeline's own time of frames that are given
+CONDITION_TIMESTEP = 1e-4  # the pipeline's own timestep of conditioning frames
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """What the prompt's velocity is pushed away from.
+    """Classifier-free guidance.
 
     Args:
         text: `text_keys_values` of the negative prompt.
@@ -38,55 +38,56 @@ def sample_latents(
     transformer: CosmosTransformer3DModel,
     table: StepTable,
     noise_BCTHW: torch.Tensor,
-    given_BCTHW: torch.Tensor | None,
+    conditioning_BCTHW: torch.Tensor | None,
     text: Sequence[KeysValues],
     guidance: Guidance | None,
-    shortcuts: StepSkipping,
+    step_skipping: StepSkipping,
     parts: BlockParts,
 ) -> torch.Tensor:
     """Sample one clip.
 
     Args:
         transformer: Frozen, its adapter fused.
-        table: The solver's, from `step_table`.
-        noise_BCTHW: What the sampling starts from, float32, on the transformer's device.
-        given_BCTHW: Clean latents of the first frames, float32; None for a clip from text alone.
+        table: From `step_table`.
+        noise_BCTHW: Initial noise, float32, on the transformer's device.
+        conditioning_BCTHW: Clean latents of the conditioning frames, float32; None for a clip from text alone.
         text: `text_keys_values` of the prompt.
-        guidance: None samples without.
-        shortcuts: The level's numbers.
+        guidance: None for no guidance.
+        step_skipping: The level's numbers.
         parts: How blocks are run.
 
     Returns:
         latents_BCTHW, float32, normalised.
     """
     device, dtype = noise_BCTHW.device, transformer.dtype
-    num_given = 0 if given_BCTHW is None else given_BCTHW.shape[2]
+    num_conditioning = 0 if conditioning_BCTHW is None else conditioning_BCTHW.shape[2]
     times_ST = torch.tensor(table.sigmas)[:, None].repeat(1, noise_BCTHW.shape[2])
-    times_ST[:, :num_given] = CONDITION_TIMESTEP
+    times_ST[:, :num_conditioning] = CONDITION_TIMESTEP
     times_ST = times_ST.to(device)
     mask_B1THW = torch.zeros_like(noise_BCTHW[:, :1], dtype=dtype)
-    mask_B1THW[:, :, :num_given] = 1
+    mask_B1THW[:, :, :num_conditioning] = 1
     rope = transformer.rope(noise_BCTHW, fps=None)
-    # Of the given frames the velocity is known: from their noise straight to them.
-    known_BCTHW = None if given_BCTHW is None else noise_BCTHW[:, :, :num_given] - given_BCTHW
+    # The velocity of the conditioning frames is known: noise - clean.
+    known_BCTHW = None if conditioning_BCTHW is None else noise_BCTHW[:, :, :num_conditioning] - conditioning_BCTHW
 
-    passes = plan_passes(table.num_steps, shortcuts)
-    velocity_line, guidance_line = (Line(not all(p.velocity and p.guidance for p in passes)) for _ in range(2))
+    passes = plan_passes(table.num_steps, step_skipping)
+    skips = not all(p.velocity and p.guidance for p in passes)
+    velocity_line, guidance_line = LinearExtrapolation(skips), LinearExtrapolation(skips)
     stepper = Stepper(table, noise_BCTHW)
-    for index, (sigma, made) in enumerate(zip(table.sigmas, passes, strict=True)):
-        if made.velocity:
-            latents_BCTHW = _with_first(given_BCTHW, stepper.sample).to(dtype)
-            texts = [text, guidance.text] if guidance and made.guidance else [text]
+    for index, (sigma, computed) in enumerate(zip(table.sigmas, passes, strict=True)):
+        if computed.velocity:
+            latents_BCTHW = _with_first(conditioning_BCTHW, stepper.sample).to(dtype)
+            texts = [text, guidance.text] if guidance and computed.guidance else [text]
             answers = velocities(transformer, latents_BCTHW, mask_B1THW, times_ST[index][None], texts, parts, rope)
             prompted_BCTHW = velocity_line.add(sigma, answers[0].float())
         else:
-            prompted_BCTHW = velocity_line.at(sigma)
+            prompted_BCTHW = velocity_line.extrapolate(sigma)
         velocity_BCTHW = prompted_BCTHW
         if guidance:
-            if made.guidance:
+            if computed.guidance:
                 push_BCTHW = guidance_line.add(sigma, prompted_BCTHW - answers[1].float())
             else:
-                push_BCTHW = guidance_line.at(sigma)
+                push_BCTHW = guidance_line.extrapolate(sigma)
             velocity_BCTHW = prompted_BCTHW + guidance.scale * push_BCTHW
         stepper.step(index, _with_first(known_BCTHW, velocity_BCTHW))
     return stepper.sample

@@ -1,9 +1,9 @@
-"""The scheduler's steps as one table of coefficients: no arithmetic on the host and no waiting between two steps.
+"""The scheduler's steps as a table of coefficients: no arithmetic on the host and no waiting between two steps.
 
-UniPC is linear. What a step makes of the sample, the velocity and its memory are fixed weighted sums, whose weights
-depend on the noise levels alone. They are read off diffusers' own scheduler, by letting it step unit vectors on the
-CPU, so that every setting of it is followed and no formula is written down twice. A step on the GPU is then one
-small product; the scheduler's own step solves a linear system there and waits for it.
+UniPC is linear: the outputs of a step are weighted sums of the sample, the velocity and the scheduler's memory, with
+weights that depend on the noise levels alone. They are found by letting diffusers' own scheduler step unit vectors on
+the CPU, so that all its settings apply and no formula is duplicated. A step on the GPU is then one small product; the
+scheduler's own step solves a linear system there and waits for it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dreamgen.errors import UserError
 
 @dataclass(frozen=True)
 class StepTable:
-    """A sampling's noise levels and weights.
+    """Noise levels and weights of a sampling.
 
     Args:
-        sigmas: Share of noise at each step, 0-1; one a step.
-        weights_SOI: float32, on the CPU; S steps, O what a step makes (the next sample, then its new memory), I what
-            it makes them of (the sample, the velocity, then its memory).
+        sigmas: Noise level of each step, 0-1.
+        weights_SOI: float32, on the CPU; S steps, O outputs of a step (the next sample, then the new memory), I its
+            inputs (the sample, the velocity, then the memory).
     """
 
     sigmas: tuple[float, ...]
@@ -37,29 +37,29 @@ class StepTable:
 
     @property
     def num_kept(self) -> int:
-        """Tensors of the sample's size that a step hands to the next one."""
+        """Number of tensors of the sample's size that a step passes to the next one."""
         return self.weights_SOI.shape[1] - 1
 
 
 def step_table(scheduler: UniPCMultistepScheduler, num_steps: int) -> StepTable:
-    """Read the weights of every step off a scheduler.
+    """Read the weights of every step from a scheduler.
 
     Args:
-        scheduler: As the world model was saved with; it is left as it is.
+        scheduler: Of the world model; it is not changed.
         num_steps: Denoising steps.
 
     Returns:
         The table.
 
     Raises:
-        UserError: if the model comes with a scheduler that does not step along a flow.
+        UserError: if the model's scheduler does not predict a flow.
     """
     if scheduler.config.prediction_type != "flow_prediction" or scheduler.config.thresholding:
         raise UserError(
             "the model's scheduler cannot be stepped",
             actual=f"{type(scheduler).__name__}, prediction_type {scheduler.config.prediction_type}",
             allowed="UniPCMultistepScheduler with prediction_type flow_prediction, as Cosmos Predict 2.5 has it",
-            next_step="mend scheduler/scheduler_config.json in the model's folder",
+            next_step="correct scheduler/scheduler_config.json in the model's folder",
         )
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(num_steps, device="cpu")
@@ -69,7 +69,7 @@ def step_table(scheduler: UniPCMultistepScheduler, num_steps: int) -> StepTable:
     sample_1I, velocity_1I, corrected_1I, *predictions = (unit[None] for unit in units_II)
     rows = []
     for index, timestep in enumerate(scheduler.timesteps):
-        # Each step meets unit vectors anew: its row says what it makes of what it is given, whatever came before.
+        # Each step starts from unit vectors again: its row holds its weights, independent of earlier steps.
         scheduler.last_sample = corrected_1I if index else None
         scheduler.model_outputs = list(predictions)
         following_1I = scheduler.step(velocity_1I, timestep, sample_1I, return_dict=False)[0]
@@ -79,11 +79,11 @@ def step_table(scheduler: UniPCMultistepScheduler, num_steps: int) -> StepTable:
 
 
 class Stepper:
-    """Carries one clip's sample through a table; tensors are made at the first step and then reused in turn.
+    """Steps one clip's sample through a table.
 
     Args:
         table: Of the sampling.
-        sample: What it starts from, float32, of any shape.
+        sample: Initial noise, float32, of any shape.
     """
 
     def __init__(self, table: StepTable, sample: torch.Tensor) -> None:
@@ -92,12 +92,12 @@ class Stepper:
         self.sample = sample
 
     def step(self, index: int, velocity: torch.Tensor) -> None:
-        """Move `sample` on by step `index`.
+        """Advance `sample` by step `index`.
 
         Args:
-            index: 0, 1, 2, ... in turn.
+            index: 0, 1, 2, ... in order.
             velocity: At the sample, of its shape, float32.
         """
-        given = torch.cat([self.sample[None], velocity[None], self._kept])
-        made = torch.tensordot(self._weights_SOI[index], given, dims=1)
-        self.sample, self._kept = made[0], made[1:]
+        inputs = torch.cat([self.sample[None], velocity[None], self._kept])
+        outputs = torch.tensordot(self._weights_SOI[index], inputs, dims=1)
+        self.sample, self._kept = outputs[0], outputs[1:]

@@ -1,9 +1,10 @@
-"""Which forward passes of a sampling are made, and which are foretold from those before: the fast levels.
+"""Step skipping: which forward passes a sampling level computes, and which it extrapolates from earlier ones.
 
-On its way from noise to a clip the velocity changes slowly over most of the steps, and so does what guidance adds to
-it. A pass that is left out is foretold by a straight line through the last two that were made, over the share of
-noise. The plan is fixed by the level's numbers: a clip is the same on every machine, and nothing waits to decide.
-Idea: Liu et al. 2025, From Reusing to Forecasting (arXiv 2503.06923), there for each layer, here for the velocity.
+During most of the denoising steps the velocity changes slowly, and so does what guidance adds to it. A skipped pass is
+extrapolated linearly, over the noise level, from the last two that were computed. The plan follows from the level's
+numbers alone, so a clip is the same on every machine and nothing waits for a decision.
+Source: Liu et al. 2025, From Reusing to Forecasting (arXiv 2503.06923), which does this for each layer; here it is done
+for the velocity.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from dreamgen.errors import UserError
 
 @dataclass(frozen=True)
 class StepSkipping:
-    """A level's numbers; the defaults leave nothing out.
+    """The numbers of a level; the defaults skip nothing.
 
     Args:
-        whole_first: Share of the steps, at the start, that are made whole.
-        whole_last: Share of the steps, at the end, that are made whole.
-        velocity_every: Between them, the prompt's velocity is made at every n-th step and foretold at the others.
-        guidance_every: Of the steps between that make a velocity, every n-th makes guidance's other pass too.
-        fp8: Make the blocks' large products in 8-bit floating point.
+        whole_first: Share of the steps, at the start, that compute every pass.
+        whole_last: Share of the steps, at the end, that compute every pass.
+        velocity_every: In between, the prompt's velocity is computed at every n-th step and extrapolated at the others.
+        guidance_every: Of those steps, every n-th also computes the pass of the negative prompt.
+        fp8: Compute the large matrix products of the blocks in 8-bit floating point.
     """
 
     whole_first: float = 0.0
@@ -36,7 +37,7 @@ class StepSkipping:
     fp8: bool = False
 
     def to_json(self) -> str:
-        """Return the numbers as a job carries them: canonical JSON of what differs from the defaults."""
+        """Return the numbers as jobs store them: canonical JSON of those that differ from the defaults."""
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         return json.dumps(changed, sort_keys=True, separators=(",", ":"))
 
@@ -48,7 +49,7 @@ class StepSkipping:
 
 @dataclass(frozen=True)
 class Passes:
-    """What a step computes; what it does not is foretold."""
+    """The passes that a step computes; the others are extrapolated."""
 
     velocity: bool
     guidance: bool
@@ -59,7 +60,7 @@ def level_step_skipping(level: str, fp8: bool = False) -> StepSkipping:
 
     Args:
         level: Its name.
-        fp8: Make large products in 8 bits besides.
+        fp8: Also compute large matrix products in 8 bits.
 
     Raises:
         UserError: if there is no such level.
@@ -70,53 +71,54 @@ def level_step_skipping(level: str, fp8: bool = False) -> StepSkipping:
     return StepSkipping(**({"fp8": fp8} | (levels[level] or {})))
 
 
-def plan_passes(num_steps: int, shortcuts: StepSkipping) -> list[Passes]:
-    """Decide for each step which passes are made.
+def plan_passes(num_steps: int, step_skipping: StepSkipping) -> list[Passes]:
+    """Decide for each step which passes are computed.
 
     Args:
         num_steps: Denoising steps.
-        shortcuts: The level's numbers.
+        step_skipping: The level's numbers.
 
     Returns:
-        One a step. The first two steps are always whole, or there were no line to foretell from.
+        One entry a step. The first two steps compute every pass: extrapolation needs two points.
     """
-    first = max(2, round(num_steps * shortcuts.whole_first))
-    last = num_steps - round(num_steps * shortcuts.whole_last)
+    first = max(2, round(num_steps * step_skipping.whole_first))
+    last = num_steps - round(num_steps * step_skipping.whole_last)
     passes, num_made = [], 0
     for step in range(num_steps):
         if step < first or step >= last:
             passes.append(Passes(True, True))
             continue
-        velocity = (step - first) % shortcuts.velocity_every == shortcuts.velocity_every - 1
+        velocity = (step - first) % step_skipping.velocity_every == step_skipping.velocity_every - 1
         num_made += velocity
-        passes.append(Passes(velocity, velocity and num_made % shortcuts.guidance_every == 0))
+        passes.append(Passes(velocity, velocity and num_made % step_skipping.guidance_every == 0))
     return passes
 
 
-def num_forwards(num_steps: int, shortcuts: StepSkipping, is_guided: bool) -> int:
+def num_forwards(num_steps: int, step_skipping: StepSkipping, is_guided: bool) -> int:
     """Count the forward passes of one clip."""
-    passes = plan_passes(num_steps, shortcuts)
+    passes = plan_passes(num_steps, step_skipping)
     return sum(p.velocity + (is_guided and p.guidance) for p in passes)
 
 
-class Line:
-    """Remembers the last two values of something over the share of noise, and foretells the next.
+class LinearExtrapolation:
+    """Keeps the last two values of a tensor over the noise level, and extrapolates the next.
 
     Args:
-        keeps: False where nothing will be foretold, so that nothing is kept.
+        keeps_values: False if nothing will be extrapolated, so that no memory is spent.
     """
 
-    def __init__(self, keeps: bool) -> None:
-        self._keeps, self._points = keeps, []
+    def __init__(self, keeps_values: bool) -> None:
+        self._keeps_values = keeps_values
+        self._points: list[tuple[float, torch.Tensor]] = []
 
     def add(self, sigma: float, value: torch.Tensor) -> torch.Tensor:
-        """Take a computed value in, and return it."""
-        if self._keeps:
+        """Record a computed value, and return it."""
+        if self._keeps_values:
             self._points = [*self._points[-1:], (sigma, value)]
         return value
 
-    def at(self, sigma: float) -> torch.Tensor:
-        """Foretell the value: on the line through both points, or the one point's own."""
+    def extrapolate(self, sigma: float) -> torch.Tensor:
+        """Return the value on the line through the last two points, or that of the only point."""
         (sigma_1, value_1) = self._points[-1]
         if len(self._points) == 1:
             return value_1

@@ -1,11 +1,11 @@
-"""The transformer's forward pass with the modulation computed once a frame instead of once a token.
+"""The transformer's forward pass with the modulation computed once for each frame instead of each token.
 
 Axes: B batch, C channels, T latent frames, H and W latent height and width, S tokens of one frame, L text tokens,
 D features.
 
-diffusers expands the per-frame timestep to every token before the modulation MLPs; all tokens of a frame then get the
-same numbers. Here hidden states keep a frame axis and the modulation broadcasts over S. The arithmetic of each row is
-the same, so the result differs by rounding at most.
+diffusers expands the per-frame timestep to every token before the modulation MLPs, so all tokens of a frame get equal
+values. Here hidden states keep a frame axis and the modulation broadcasts over S. The arithmetic of each row is the
+same, so the result differs by rounding at most.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def velocity(
         condition_mask_B1THW: 1 on conditioning frames.
         timestep_BT: Noise level of each frame, float32.
         text_BLD: From `project_text`.
-        run_block: `block_forward`, or a compiled or checkpointed form of it; a sequence has one for each block.
+        run_block: `block_forward`, or a compiled or checkpointed version; a sequence has one for each block.
 
     Returns:
         velocity_BCTHW.
@@ -95,12 +95,12 @@ def embed(
     timestep_BT: torch.Tensor,
     rope: Rope | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Rope]:
-    """Turn latents and noise levels into what the blocks read.
+    """Convert latents and noise levels to the inputs of the blocks.
 
     Args:
         transformer: A model with patches of one frame and without a learned position embedding, as Predict 2.5 is.
         latents_BCTHW, condition_mask_B1THW, timestep_BT: As `velocity` takes them.
-        rope: The size's rotary embedding, where it is at hand.
+        rope: The rotary embedding of the size, if it is known.
 
     Returns:
         hidden_BTSD, the embedded timestep and its modulation (BT1D each), and the rotary embedding.
@@ -119,9 +119,9 @@ def embed(
 
 
 def unpatchify(tokens_BTSD: torch.Tensor, height: int, width: int, patch_size: tuple[int, int, int]) -> torch.Tensor:
-    """Lay tokens out as latents of the given height and width. Returns latents_BCTHW."""
+    """Rearrange tokens to latents of a height and width. Returns latents_BCTHW."""
     _, patch_height, patch_width = patch_size
-    # A token's features are ordered (patch row, patch column, channel): not the order that patchifying reads.
+    # A token's features are ordered (patch row, patch column, channel), unlike in patchifying.
     tokens = tokens_BTSD.unflatten(3, (patch_height, patch_width, -1))
     tokens = tokens.unflatten(2, (height // patch_height, width // patch_width))  # B T h w ph pw C
     return tokens.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)

@@ -1,12 +1,11 @@
-"""Inverse dynamics: a clip -> the actions and states of each of its frames.
+"""Inverse dynamics: predict the actions and states of each frame of a clip.
 
-Every pair of frames gives rows for both of them and those in between, so that the last frame has its own row too and no
-tail is repeated; a clip of any length is covered by pairs that lie within it. The rows of all pairs that cover a frame
-are averaged.
+A pair of frames gives rows for both of them and for those between, so that the last frame gets its own prediction and a
+clip of any length is covered by pairs within it. A frame's prediction is the mean over all pairs that cover it.
 
 Axes: N frames or pairs, K rows from the first frame of a pair to the second, T frames of a clip, H height, W width,
 C channels, A action, S state, P what the network predicts (dimensions that change).
-A `video_THWC` is uint8, 0-255, RGB; `small_TCHW` is the same, squeezed to `image_px` squared.
+A `video_THWC` is uint8, 0-255, RGB; `small_TCHW` is the same, resized to `image_px` squared.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ ENCODE_BATCH = 64  # frames at once; fixed, as it may change rounding
 
 
 class InverseDynamics:
-    """A network with the configuration that says what its outputs are.
+    """An inverse-dynamics network with the configuration that its outputs are scaled by.
 
     Args:
         config: Shape and statistics.
-        network: Its weights; fresh ones when not given.
+        network: The network; a newly initialized one when not given.
     """
 
     def __init__(self, config: IdmConfig, network: IdmNetwork | None = None) -> None:
@@ -43,7 +42,7 @@ class InverseDynamics:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return the device of the weights."""
         return next(self.network.parameters()).device
 
     def to(self, device: torch.device) -> InverseDynamics:
@@ -52,10 +51,10 @@ class InverseDynamics:
         return self
 
     def predict(self, video_THWC: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Recover what the robot did in a clip; the same clip always gives the same rows.
+        """Predict the actions and states of a clip; deterministic.
 
         Args:
-            video_THWC: uint8, RGB, any size and at least one frame, at the rate of the training clips.
+            video_THWC: uint8, RGB, any size, at least one frame, at the frame rate of the training clips.
 
         Returns:
             action_TA and state_TS (None where the model has no states), float32, in the robot's units.
@@ -72,7 +71,8 @@ class InverseDynamics:
     def _outputs(self, small_TCHW: np.ndarray) -> np.ndarray:
         self.network.eval()
         pictures = [to_unit(torch.from_numpy(part).to(self.device)) for part in _batches(small_TCHW)]
-        background_1CHW = sum(part.sum(dim=0, keepdim=True) for part in pictures) / len(small_TCHW)
+        sums = [part.sum(dim=0, keepdim=True) for part in pictures]
+        background_1CHW = sum(sums[1:], sums[0]) / len(small_TCHW)
         features_TF = torch.cat([self.network.encode(part, background_1CHW.expand_as(part)) for part in pictures])
         votes_P = torch.from_numpy(self.config.binary_outputs()).to(self.device)
         num_frames = len(features_TF)
@@ -99,7 +99,7 @@ class InverseDynamics:
         """Read what `save` wrote, on the CPU.
 
         Raises:
-            UserError: if a file is missing, damaged, or does not belong to the other.
+            UserError: if a file is missing or damaged, or the two do not match.
         """
         remedy = f"remove {folder}; dreamgen label trains it again"
         try:
@@ -121,16 +121,16 @@ class InverseDynamics:
 
 
 def covering_gaps(num_frames: int, horizon: int) -> list[int]:
-    """Choose the gaps of the pairs that label a clip: the longest that fits, its half and its quarter.
+    """Return the gaps of the pairs that label a clip: the longest that fits, its half and its quarter.
 
-    Every frame, the first and the last too, lies in a pair of each gap; the shorter ones give both ends more than one.
+    Every frame, also the first and the last, is in a pair of each gap; the shorter gaps give both ends more than one.
     """
     longest = min(horizon, num_frames - 1)
     return sorted({longest, longest // 2, longest // 4} - {0}) or [0]
 
 
 def small_frames(video_THWC: np.ndarray, image_px: int) -> np.ndarray:
-    """Squeeze frames to a square, small_TCHW uint8; training and labelling see a clip through the same function."""
+    """Resize frames to a square, small_TCHW uint8, in the same way for training and labeling."""
     small = [cv2.resize(frame, (image_px, image_px), interpolation=cv2.INTER_AREA) for frame in video_THWC]
     return np.ascontiguousarray(np.stack(small).transpose(0, 3, 1, 2))
 

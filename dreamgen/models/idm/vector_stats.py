@@ -1,7 +1,7 @@
-"""What the demos say of an action or state vector, and the way to the network's numbers and back.
+"""Statistics of an action or state vector, and the scaling to the network's outputs and back.
 
-A dimension that takes two values in the demos is a vote between these two, and one that never changes keeps its value:
-neither can come out in between.
+A dimension with two values in the demonstrations is predicted as a choice between these two, and one that never changes
+keeps its value: neither gets a value in between.
 
 Axes: T rows, D dimensions of one vector, P what the network predicts (dimensions that change).
 """
@@ -17,12 +17,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class VectorStats:
-    """What the training demos say of one vector, action or state, in the robot's units; one entry a dimension.
+    """Statistics of one vector, action or state, in the robot's units; one entry a dimension.
 
     Args:
-        names: Of the dimensions.
-        mean: Over all training rows.
-        std: Likewise.
+        names: Names of the dimensions.
+        mean: Mean over all training rows.
+        std: Standard deviation over all training rows.
         low: Smallest value.
         high: Largest value.
         kinds: constant (one value), binary (two) or varied.
@@ -37,26 +37,27 @@ class VectorStats:
 
     @classmethod
     def measure(cls, values_TD: np.ndarray, names: Sequence[str]) -> VectorStats:
-        """Measure the rows of the training demos; names that are missing or too few become dim_0, dim_1, ..."""
+        """Compute the statistics of training rows; if the number of names is wrong, they become dim_0, dim_1, ..."""
         dim = values_TD.shape[1]
         named = tuple(names) if len(names) == dim else tuple(f"dim_{i}" for i in range(dim))
         counts = [len(np.unique(values_TD[:, i])) for i in range(dim)]
         kinds = tuple({1: "constant", 2: "binary"}.get(count, "varied") for count in counts)
         wide_TD = values_TD.astype(np.float64)
         measures = (wide_TD.mean(axis=0), wide_TD.std(axis=0), wide_TD.min(axis=0), wide_TD.max(axis=0))
-        return cls(named, *(tuple(measure.tolist()) for measure in measures), kinds)
+        mean, std, low, high = (tuple(measure.tolist()) for measure in measures)
+        return cls(named, mean, std, low, high, kinds)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VectorStats:
-        """Read what `asdict` and JSON made of one."""
+        """Read the values of `asdict`."""
         return cls(**{name: tuple(entries) for name, entries in values.items()})
 
     def moving(self) -> np.ndarray:
-        """Return the indices of dimensions that are not constant: those that the network predicts."""
+        """Return the indices of the dimensions that are not constant, which the network predicts."""
         return np.flatnonzero([kind != "constant" for kind in self.kinds])
 
     def to_network(self, values_TD: np.ndarray) -> np.ndarray:
-        """Return targets_TP, float32: zero mean and unit spread for varied dimensions, 0 or 1 for binary ones."""
+        """Return targets_TP, float32: zero mean and unit variance for varied dimensions, 0 or 1 for binary ones."""
         chosen = self.moving()
         mean, std, low, high = (np.asarray(x)[chosen] for x in (self.mean, self.std, self.low, self.high))
         binary = self.binary()[chosen]
@@ -65,7 +66,7 @@ class VectorStats:
         return np.where(binary, values_TP > middle, (values_TP - mean) / std).astype(np.float32)
 
     def from_network(self, outputs_TP: np.ndarray) -> np.ndarray:
-        """Return values_TD in the robot's units, float32, from averaged outputs (binary ones as shares of votes)."""
+        """Return values_TD in the robot's units, float32, from mean outputs (for binary ones, the share of ones)."""
         mean, std, low, high = (np.asarray(x) for x in (self.mean, self.std, self.low, self.high))
         values_TD = np.tile(low, (len(outputs_TP), 1))
         chosen = self.moving()

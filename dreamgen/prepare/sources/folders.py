@@ -1,8 +1,8 @@
-"""Folders of videos with texts: the GR1 layout and the plain one.
+"""Folders of videos with instructions: the GR1 layout and the plain one.
 
-GR1: `videos/*.mp4`, with the text in `metadata.csv`, `metas/NAME.txt` or `captions/NAME.json`. A training set that
-prepare wrote is this layout too, with `trajectories/` and `features.json` beside it; of several cameras in its
-pictures, each is cut out again.
+GR1: `videos/*.mp4`, with the instruction in `metadata.csv`, `metas/NAME.txt` or `captions/NAME.json`. A training set
+that prepare wrote has this layout too, with `trajectories/` and `features.json`; where its pictures show several
+cameras, each is cut out again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from dreamgen.config.settings import PrepareSettings
 from dreamgen.data.trajectory import read_trajectory
 from dreamgen.errors import UserError, reason_of
+from dreamgen.extensions.demo_source import DemoSource
 from dreamgen.prepare.sources.source import Source, SourceClip, SourceVideo, safe_names
 from dreamgen.run.files import inside, read_json
 from dreamgen.run.records import RobotFeatures
@@ -27,7 +28,7 @@ TEXT_COLUMNS = ("instruction", "prompt", "text", "caption")  # the bare instruct
 
 
 def open_gr1(root: Path, settings: PrepareSettings) -> Source:
-    """List the videos of a GR1 layout, those that metadata.csv names and those that lie in videos/.
+    """List the videos of a GR1 layout: those that metadata.csv names, and all others in videos/.
 
     Raises:
         UserError: if metadata.csv or features.json as a whole cannot be read.
@@ -35,8 +36,7 @@ def open_gr1(root: Path, settings: PrepareSettings) -> Source:
     features = _read_features(root / "features.json") if (root / "features.json").is_file() else RobotFeatures()
     has_table = (root / "metadata.csv").is_file()
     named, refused_rows = _read_metadata_csv(root) if has_table else ({}, [])
-    lying = [path.relative_to(root) for path in mp4s_in(root / "videos")]
-    videos = sorted({*named, *lying})
+    videos = sorted({*named, *(path.relative_to(root) for path in mp4s_in(root / "videos"))})
     findings = ()
     if has_table and len(videos) > len(named):
         findings = (f"metadata.csv does not name {len(videos) - len(named)} of the {len(videos)} videos",)
@@ -63,7 +63,7 @@ def open_plain(root: Path, settings: PrepareSettings) -> Source:
 
 
 def mp4s_in(folder: Path) -> list[Path]:
-    """Return the mp4 files right inside a folder, by name, or none without the folder; hidden files are left out."""
+    """Return the mp4 files directly in a folder, sorted; none without the folder. Hidden files are left out."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return sorted(p for p in entries if p.suffix.lower() == ".mp4" and p.name[0] != "." and not p.is_dir())
 
@@ -87,7 +87,7 @@ def _clip(
 
 
 def _read_metadata_csv(root: Path) -> tuple[dict[Path, str | UserError], list[tuple[str, str]]]:
-    """Return video -> its text or what is wrong with it, and the rows that name no video as (origin, reason)."""
+    """Return video -> its text or error, and the rows that name no video as (origin, reason)."""
     path = root / "metadata.csv"
     named: dict[Path, str | UserError] = {}
     refused = []
@@ -114,7 +114,7 @@ def _read_metadata_csv(root: Path) -> tuple[dict[Path, str | UserError], list[tu
         raise UserError(f"{path} is not UTF-8", actual=str(error), next_step="save it as UTF-8") from None
     except csv.Error as error:
         raise UserError(
-            f"{path} line {reader.reader.line_num} is not CSV",
+            f"{path} line {reader.reader.line_num} is not CSV",  # pyright: ignore[reportPossiblyUnboundVariable]
             actual=str(error),
             allowed="texts with commas in double quotes, and double quotes in them doubled",
         ) from None
@@ -132,7 +132,7 @@ def _row_text(row: dict[str | None, Any], origin: str) -> str | UserError:
 
 
 def _named_video(root: Path, text: str, origin: str) -> Path:
-    """Return the video that a row names, relative to `root`; published tables leave `videos/` out or in."""
+    """Return the video that a row names, relative to `root`; published tables write it with or without `videos/`."""
     if not text.strip():
         raise UserError(f"{origin} names no video", actual=repr(text))
     for candidate in (Path(text), Path("videos") / text):
@@ -179,7 +179,7 @@ def _read_text(root: Path, relative: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{relative} does not exist", allowed="the task in words beside its video") from None
+        raise UserError(f"{relative} does not exist", allowed="the instruction beside its video") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{relative} is not UTF-8", actual=str(error), next_step="save it as UTF-8") from None
 
@@ -189,3 +189,17 @@ def _read_features(path: Path) -> RobotFeatures:
         return RobotFeatures.from_dict(read_json(path))
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"{path} does not describe a robot", actual=repr(error)) from None
+
+
+GR1 = DemoSource(
+    name="gr1",
+    summary="a GR1 layout (videos/*.mp4 with metadata.csv, metas/ or captions/)",
+    recognizes=lambda root: (root / "metadata.csv").is_file() or bool(mp4s_in(root / "videos")),
+    open=open_gr1,
+)
+PLAIN = DemoSource(
+    name="plain",
+    summary="a folder of NAME.mp4 + NAME.txt",
+    recognizes=lambda root: bool(mp4s_in(root)),
+    open=open_plain,
+)

@@ -1,24 +1,27 @@
-"""A LeRobot dataset (v2.0, v2.1, v3.0) as a source of demonstrations, with its quirks said aloud.
+"""A LeRobot dataset (v2.0, v2.1, v3.0) as a source of demonstrations.
 
-Data found in the wild names cameras that have no files, counts that do not add up and "tasks" that are marks of
-quality. What is true of the rows decides; what the metadata says besides becomes a finding.
+Published datasets name cameras that have no files, totals that do not add up and "tasks" that are quality labels. The
+rows decide; where the metadata differs from them, the user gets a note.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dreamgen.config.settings import PrepareSettings
-from dreamgen.data.lerobot.metadata import Episode, LeRobotMeta, read_meta
+from dreamgen.data.lerobot.episodes import Episode
+from dreamgen.data.lerobot.metadata import LeRobotMeta, read_meta
 from dreamgen.data.lerobot.modality import usable_modality
-from dreamgen.data.lerobot.rows import EpisodeRows, instruction_of, read_rows
+from dreamgen.data.lerobot.rows import TASK, EpisodeRows, instruction_of, read_rows
+from dreamgen.data.lerobot.schema import split_ends
 from dreamgen.data.timeline import frame_index_at
 from dreamgen.data.trajectory import ACTION, STATE, read_trajectory
 from dreamgen.errors import Problems, UserError, reason_of
-from dreamgen.prepare.sources.lerobot_findings import metadata_findings, pseudo_task_findings, row_findings
+from dreamgen.extensions.demo_source import DemoSource
 from dreamgen.prepare.sources.source import Source, SourceClip, SourceVideo, safe_names
 from dreamgen.run.records import RobotFeatures
 
@@ -34,8 +37,8 @@ def open_lerobot(root: Path, settings: PrepareSettings) -> Source:
     dims, names, name_findings = _vector_features(meta)
     episodes = meta.episodes[: settings.max_episodes]
     rows = read_rows(episodes)
-    findings += name_findings + metadata_findings(meta) + row_findings(meta, rows)
-    findings += pseudo_task_findings(meta, episodes, rows)
+    findings += name_findings + _metadata_notes(meta) + _row_notes(meta, rows)
+    findings += _pseudo_task_notes(meta, episodes, rows)
     modality, problems = usable_modality(meta.modality, dims)
     stems = safe_names(f"episode_{episode.index:06d}" for episode in episodes)
     clips = tuple(_clip(meta, *each, cameras, dims) for each in zip(stems, episodes, rows, strict=True))
@@ -51,19 +54,17 @@ def open_lerobot(root: Path, settings: PrepareSettings) -> Source:
 
 
 def choose_cameras(meta: LeRobotMeta, settings: PrepareSettings) -> tuple[tuple[str, ...], list[str]]:
-    """Return the cameras to use and what is odd about the others.
+    """Return the cameras to use, and a note for each that is not used.
 
     Args:
         meta: The dataset.
-        settings: The user's choice, with or without `observation.images.`; the only one that has files without one.
+        settings: The user's choice, with or without `observation.images.`; by default the only camera that has files.
 
     Raises:
         UserError: if a choice has no files, or there is no choice and not exactly one camera has files.
     """
     info_file = meta.root / "meta" / "info.json"
-    with_files = [
-        key for key in meta.cameras if any(key in e.videos and e.videos[key].is_file() for e in meta.episodes)
-    ]
+    with_files = meta.episodes.existing_videos(meta.cameras)
     findings = [
         f"info.json names the camera {key}, but no episode has a file of it: not used"
         for key in meta.cameras
@@ -117,12 +118,12 @@ def _vector_features(meta: LeRobotMeta) -> tuple[dict[str, int], dict[str, tuple
         if not isinstance(shape, list | tuple) or len(shape) != 1 or not isinstance(shape[0], int):
             raise UserError(f"{meta.root / 'meta' / 'info.json'}: {key} is not a vector", actual=shape, allowed="[N]")
         dims[key] = shape[0]
-        given = _flat_names(feature.get("names"))
-        if len(given) != shape[0]:
-            if given:
-                findings.append(f"info.json gives {key} {shape[0]} dimensions but {len(given)} names: names not used")
-            given = tuple(f"{key.rpartition('.')[2]}_{i}" for i in range(shape[0]))
-        names[key] = given
+        listed = _flat_names(feature.get("names"))
+        if len(listed) != shape[0]:
+            if listed:
+                findings.append(f"info.json gives {key} {shape[0]} dimensions but {len(listed)} names: names not used")
+            listed = tuple(f"{key.rpartition('.')[2]}_{i}" for i in range(shape[0]))
+        names[key] = listed
     return dims, names, findings
 
 
@@ -162,3 +163,58 @@ def _video(episode: Episode, camera: str, meta: LeRobotMeta) -> SourceVideo:
         return SourceVideo(path)
     from_frame, to_frame = (frame_index_at(time_s, meta.fps) for time_s in episode.spans_s[camera])
     return SourceVideo(path, from_frame, to_frame - from_frame)
+
+
+def _metadata_notes(meta: LeRobotMeta) -> list[str]:
+    """Compare the totals and splits of info.json with what exists."""
+    counted = meta.counted_totals()
+    if "total_videos" in counted:
+        counted["total_videos"] = sum(video.is_file() for e in meta.episodes for video in e.videos.values())
+    notes = [
+        f"info.json says {key} {meta.info[key]}, the dataset has {count}: the count is used"
+        for key, count in counted.items()
+        if meta.info.get(key, count) != count
+    ]
+    splits, num_episodes = meta.info.get("splits"), len(meta.episodes)
+    for name, span in (splits if isinstance(splits, dict) else {}).items():
+        ends = split_ends(span)
+        if ends and ends[1] > num_episodes:
+            notes.append(f"info.json's split {name} is {span}, the dataset has {num_episodes} episodes: not used")
+    return notes
+
+
+def _row_notes(meta: LeRobotMeta, rows: Sequence[EpisodeRows]) -> list[str]:
+    wide = [key for key in (STATE, ACTION) if any(key in own.wide for own in rows)]
+    notes = [f"{' and '.join(wide)} are float64: stored as float32"] if wide else []
+    late_s = [own.first_time_s for own in rows if own.first_time_s is not None and own.first_time_s > 0.5 / meta.fps]
+    if late_s:
+        first = round(min(late_s), 4)
+        notes.append(f"timestamps begin at {first} s, not at 0: rows and frames are paired by their order")
+    return notes
+
+
+def _pseudo_task_notes(meta: LeRobotMeta, episodes: Sequence[Episode], rows: Sequence[EpisodeRows]) -> list[str]:
+    """Name the tasks of episodes to which only an annotation other than the instruction refers."""
+    referred: dict[str, set[str]] = {}
+    for own in rows:
+        for column, counts in own.counts.items():
+            referred.setdefault(column, set()).update(meta.tasks[i] for i in counts if i in meta.tasks)
+    instructions = referred.pop(TASK, set())
+    found: Counter[tuple[str, str]] = Counter()
+    for task in (task for episode in episodes for task in episode.tasks):
+        columns = ", ".join(sorted(column for column, tasks in referred.items() if task in tasks))
+        if instructions and task not in instructions and columns:
+            found[task, columns] += 1
+    return [
+        f'the task "{task}" of {count} episodes is not an instruction: only {columns} points to it'
+        for (task, columns), count in found.items()
+    ]
+
+
+LEROBOT = DemoSource(
+    name="lerobot",
+    summary="a LeRobot dataset (meta/info.json)",
+    recognizes=lambda root: (root / "meta" / "info.json").is_file(),
+    open=open_lerobot,
+    has_cameras=True,
+)

@@ -1,4 +1,4 @@
-"""What every kind of demonstration is read into, and which kind a folder is."""
+"""What every demonstration source returns: clips with videos, instructions and trajectories."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class SourceVideo:
 
     Args:
         path: The mp4.
-        from_frame: Its first frame there.
-        num_frames: How many; None: all that are there.
-        view: Which part of the picture it is; None for the whole.
+        from_frame: Index of the first frame in the mp4.
+        num_frames: Number of frames; None for all until the end.
+        view: The part of the picture that belongs to this camera; None for the whole.
     """
 
     path: Path
@@ -33,17 +33,17 @@ class SourceVideo:
 
 @dataclass(frozen=True)
 class SourceClip:
-    """One demonstration as its source describes it; nothing of its video has been read yet.
+    """One demonstration as its source describes it; its video has not been read yet.
 
     Args:
-        name: File stem in the training set: unique there, letters, digits, `.`, `_` and `-`.
+        name: File stem in the training set: unique there; letters, digits, `.`, `_` and `-`; from `safe_names`.
         origin: Where it is in the source, for people: a path below the source, or an episode.
-        videos: One a camera; none when the clip is refused.
+        videos: One a camera; empty if the clip is refused.
         instruction: The task in words, as the source has it.
-        fps: Frames a second that the source states; None where only the video knows.
-        load_trajectory: Reads its state and action; None where the source has none.
-        changes: What was decided while reading the source, for the summary.
-        refused: Why it cannot be used; None if it may.
+        fps: Frames a second that the source states; None to take the video's.
+        load_trajectory: Reads its states and actions; None if the source has none.
+        changes: Decisions that were made while reading the source, for the summary.
+        refused: Why it cannot be used; None if it can.
     """
 
     name: str
@@ -58,14 +58,14 @@ class SourceClip:
 
 @dataclass(frozen=True)
 class Source:
-    """Demonstrations that were opened.
+    """Demonstrations of one file or folder.
 
     Args:
-        layout: Which layout it is, in words.
-        clips: In stable order.
-        features: The robot, as `train/features.json` will hold it but for the views.
-        cameras: Names of several whose pictures go into one; empty for one.
-        findings: Quirks of the source that the user should know, a sentence each.
+        layout: The layout in words.
+        clips: Demonstrations in stable order.
+        features: The robot, as `train/features.json` will have it, without the views.
+        cameras: Names of several cameras that are tiled into one picture; empty for one.
+        findings: What the user should know about the source, a sentence each.
     """
 
     layout: str
@@ -76,7 +76,7 @@ class Source:
 
 
 def safe_name(stem: str, taken: set[str]) -> str:
-    """Return a file stem of plain characters that is not among `taken`, whatever the case of its letters."""
+    """Return a file stem of plain characters that is not in `taken`, ignoring case."""
     base = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._-")[:100] or "clip"
     name, number = base, 2
     while name.lower() in taken:
@@ -95,7 +95,7 @@ def safe_names(stems: Iterable[str]) -> list[str]:
 
 
 def with_bare_instruction(clip: SourceClip, prompt_prefix: str) -> SourceClip:
-    """Return the clip with its text on one line and without the prefix, which would else be put before it twice."""
+    """Return the clip with its instruction on one line and without the prefix, which prepare adds again."""
     if clip.refused:
         return clip
     text = bare_instruction(clip.instruction, prompt_prefix)

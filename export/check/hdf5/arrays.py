@@ -1,11 +1,12 @@
-"""Groups and arrays of HDF5 files that may be damaged or link elsewhere; nothing outside the dataset is opened.
+"""Read HDF5 files that may be damaged or link elsewhere; nothing outside the dataset is opened.
 
 Axes: N rows, D values, H height, W width, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,8 @@ import numpy as np
 
 from export.check.findings import Findings
 
-MAX_DEPTH = 8  # hard links may lead round in a circle
+SUFFIXES = (".hdf5", ".h5")
+MAX_DEPTH = 8  # hard links can form a cycle
 
 # What h5py raises for damaged bytes, broken links and filters that fail.
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
@@ -22,9 +24,21 @@ DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 ROWS_AT_ONCE = 65536
 CHANNELS = (1, 3, 4)
 
+type Shape = tuple[int, ...] | None
+
+
+def single_hdf5_file(path: Path) -> Path | None:
+    """Return the HDF5 file that a path names: itself, `data.hdf5` in a folder, or a folder's only one."""
+    if path.is_file():
+        return path if path.suffix in SUFFIXES else None
+    if (path / "data.hdf5").is_file():
+        return path / "data.hdf5"
+    found = [file for suffix in SUFFIXES for file in path.glob(f"*{suffix}")]
+    return found[0] if len(found) == 1 else None
+
 
 def open_hdf5(path: Path, name: str, findings: Findings) -> h5py.File | None:
-    """Open a file for reading, or return None with a finding; the caller closes it."""
+    """Open a file for reading, or add a finding and return None. The caller closes it."""
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -32,24 +46,30 @@ def open_hdf5(path: Path, name: str, findings: Findings) -> h5py.File | None:
         return None
 
 
+def keys_of(group: h5py.Group) -> list[str]:
+    """Return the names of what a group holds."""
+    return [str(key) for key in group]
+
+
 def group_at(parent: h5py.Group, key: str) -> h5py.Group | None:
-    """Return a group, or None."""
+    """Return the group of a key, or None."""
     item = _item(parent, key)
     return item if isinstance(item, h5py.Group) else None
 
 
 def array_at(parent: h5py.Group, path: str) -> h5py.Dataset | None:
-    """Return an array whose values lie in the dataset, or None."""
+    """Return an array whose values are stored in the dataset, or None."""
     *groups, key = path.split("/")
+    group: h5py.Group | None = parent
     for name in groups:
-        parent = group_at(parent, name) if parent is not None else None
-    item = None if parent is None else _item(parent, key)
+        group = None if group is None else group_at(group, name)
+    item = None if group is None else _item(group, key)
     return item if isinstance(item, h5py.Dataset) and not item.external and not item.is_virtual else None
 
 
 def arrays(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
-    """Yield (path, array) of all arrays below a group."""
-    for key in group:
+    """Yield the path and array of every array below a group."""
+    for key in keys_of(group):
         below = group_at(group, key)
         if below is not None and prefix.count("/") < MAX_DEPTH:
             yield from arrays(below, f"{prefix}{key}/")
@@ -70,15 +90,15 @@ def _item(parent: h5py.Group, key: str) -> object | None:
 
 
 def _target(parent: h5py.Group, link: h5py.ExternalLink) -> Path | None:
-    """Return the file that a link leads to if it lies in the folder of the file that holds the link."""
+    """Return the file that a link points to, or None if it is outside the folder of the linking file."""
     folder = Path(parent.file.filename).parent.resolve()
     target = (folder / link.filename).resolve()
     return target if target.is_relative_to(folder) else None
 
 
 def check_links(name: str, group: h5py.Group, findings: Findings, prefix: str = "") -> None:
-    """Note links and values that lead out of the dataset's folder, and soft links."""
-    for key in group:
+    """Report soft links, and links and values that leave the dataset's folder."""
+    for key in keys_of(group):
         link, where = group.get(key, getlink=True), f"{prefix}{key}"
         if isinstance(link, h5py.ExternalLink):
             target = _target(group, link)
@@ -96,10 +116,10 @@ def check_links(name: str, group: h5py.Group, findings: Findings, prefix: str = 
 
 
 def check_finite(name: str, where: str, array: h5py.Dataset, findings: Findings) -> bool:
-    """Read an array of numbers, a part at a time, and note the first that is not finite."""
+    """Read an array of numbers in parts, and report the first value that is not finite."""
     if array.dtype.kind != "f" or not array.ndim:
         for begin in range(0, len(array) if array.ndim else 0, ROWS_AT_ONCE):
-            array[begin : begin + ROWS_AT_ONCE]  # reading finds damage that the header does not show
+            array[begin : begin + ROWS_AT_ONCE]  # only reading reveals damaged chunks
         return True
     for begin in range(0, len(array), ROWS_AT_ONCE):
         values = array[begin : begin + ROWS_AT_ONCE]
@@ -111,49 +131,74 @@ def check_finite(name: str, where: str, array: h5py.Dataset, findings: Findings)
 
 
 def check_pictures(name: str, where: str, array: h5py.Dataset, fast: bool, findings: Findings) -> None:
-    """Look at pictures stored as (N, H, W, C) bytes; each is read unless `fast`."""
-    measured = array.ndim == 4 and array.shape[-1] == 1 and array.dtype.kind in "iuf"  # depth, or which body is seen
-    if not measured and (array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] not in CHANNELS):
+    """Check images stored as uint8 (N, H, W, C). Read all of them, or the first and the last if `fast`."""
+    is_map = array.ndim == 4 and array.shape[-1] == 1 and array.dtype.kind in "iuf"  # depth or segmentation
+    if not is_map and (array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] not in CHANNELS):
         findings.add("picture-type", name, where, f"{array.dtype} {array.shape}", "uint8 (N, H, W, 3)")
     for row in range(len(array)) if not fast else _ends(len(array)):
         try:
             array[row]
         except DAMAGE as error:
-            findings.add("damaged-picture", name, f"{where}, row {row}", f"{type(error).__name__}: {error}",
-                         "bytes that can be read")  # fmt: skip
+            value = f"{type(error).__name__}: {error}"
+            findings.add("damaged-picture", name, f"{where}, row {row}", value, "bytes that can be read")
             return
 
 
 def check_jpegs(name: str, where: str, array: h5py.Dataset, fast: bool, findings: Findings) -> tuple[int, int] | None:
-    """Decode pictures stored as padded JPEG bytes, (N, bytes) or N arrays of bytes; only the ends if `fast`.
+    """Decode images stored as padded JPEGs, (N, bytes) or N arrays of bytes: all, or the first and the last if `fast`.
 
     Returns:
-        Height and width, or None where none could be decoded.
+        Height and width, or None if no image could be decoded.
     """
     size = None
     for row in range(len(array)) if not fast else _ends(len(array)):
-        picture = None
+        image = None
         try:
             encoded = np.asarray(array[row], np.uint8).ravel()
-            picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if _whole_jpeg(encoded) else None
+            image = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if _whole_jpeg(encoded) else None
         except (*DAMAGE, cv2.error) as error:
             findings.add("damaged-picture", name, f"{where}, row {row}", f"{type(error).__name__}: {error}", "a JPEG")
             return size
-        if picture is None:
-            findings.add("damaged-picture", name, f"{where}, row {row}", f"bytes {encoded[:4].tolist()} ...",
-                         "a whole JPEG")  # fmt: skip
+        if image is None:
+            value = f"bytes {encoded[:4].tolist()} ..."
+            findings.add("damaged-picture", name, f"{where}, row {row}", value, "a complete JPEG")
             return size
-        if size is not None and picture.shape[:2] != size:
-            findings.add("picture-size", name, f"{where}, row {row}", str(picture.shape[:2]), f"{size} as before")
-        size = picture.shape[:2]
+        if size is not None and image.shape[:2] != size:
+            findings.add("picture-size", name, f"{where}, row {row}", str(image.shape[:2]), f"{size} as before")
+        size = image.shape[:2]
     return size
 
 
 def _whole_jpeg(encoded: np.ndarray) -> bool:
-    """Say whether bytes begin and end as a JPEG does; decoders make grey of what is missing. Zeros are padding."""
+    """Return whether bytes begin and end as a JPEG does: decoders fill what is missing with gray. Zeros are padding."""
     filled = np.flatnonzero(encoded)
     end = int(filled[-1]) + 1 if len(filled) else 0
     return end > 4 and encoded[:2].tolist() == [0xFF, 0xD8] and encoded[end - 2 : end].tolist() == [0xFF, 0xD9]
+
+
+def compare_with_majority(
+    episodes: Mapping[tuple[str, str], Mapping[str, Shape]], reported: Collection[str], findings: Findings
+) -> None:
+    """Report episodes whose arrays or shapes differ from those of most episodes.
+
+    Args:
+        episodes: File and group of each episode -> path -> shape of one row, None if unknown.
+        reported: Paths whose absence has been reported already.
+        findings: Findings are added here.
+    """
+    if not episodes:
+        return
+    keys = Counter(map(frozenset, episodes.values())).most_common(1)[0][0]
+    shapes = {key: Counter(held.get(key) for held in episodes.values()).most_common(1)[0][0] for key in keys}
+    for (file, group), held in episodes.items():
+        missing, extra = keys - set(held) - set(reported), set(held) - keys - set(reported)
+        if (missing or extra) and any("/" in key for key in held):  # without any observation, that was reported
+            value = f"without {sorted(missing)}, with {sorted(extra)}"
+            findings.add("keys-differ", file, group, value, "the arrays that most episodes have")
+        for key, shape in held.items():
+            if shape is not None and shapes.get(key) not in (None, shape):
+                code, where = "picture-size" if len(shape) > 1 else "vector-length", f"{group}/{key}".lstrip("/")
+                findings.add(code, file, where, shape, f"{shapes[key]}, as most episodes have")
 
 
 def _ends(count: int) -> list[int]:
@@ -161,5 +206,5 @@ def _ends(count: int) -> list[int]:
 
 
 def whole(value: object) -> int | None:
-    """Return a whole number of numpy's or Python's, or None."""
+    """Return an integer of NumPy or Python as int; None for anything else, including booleans."""
     return int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_) else None

@@ -1,4 +1,4 @@
-"""robomimic HDF5: every demo's arrays against its number of samples, its ranges, and the masks.
+"""Check robomimic HDF5: number of samples, arrays and action range of each demo, and the masks.
 
 Axes: N samples, A action, H height, W width, C channels.
 """
@@ -7,35 +7,40 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from dreamgen.errors import UserError
 from export.check.findings import Findings
+from export.check.hdf5.aloha import aloha_episodes
 from export.check.hdf5.arrays import (
     DAMAGE,
     ROWS_AT_ONCE,
+    Shape,
     array_at,
     arrays,
     check_finite,
     check_links,
     check_pictures,
+    compare_with_majority,
     group_at,
+    keys_of,
     open_hdf5,
+    single_hdf5_file,
     whole,
 )
-from export.check.parallel import Workers, workers
+from export.workers import Workers
 
 DEMOS_AT_ONCE = 8
-NOT_A_ROW_EACH = ("initial_state/", "datagen_info/")  # Isaac Lab's; robomimic does not read them
+NOT_PER_SAMPLE = ("initial_state/", "datagen_info/")  # written by Isaac Lab, not read by robomimic
 
 
 @dataclass(frozen=True)
 class RobomimicCheck:
-    """What every process needs to check some demos."""
+    """Context of the worker processes."""
 
     path: Path
     fast: bool
@@ -43,19 +48,41 @@ class RobomimicCheck:
 
 @dataclass(frozen=True)
 class Demo:
-    """What one demo holds.
+    """Contents of a demo.
 
     Args:
-        num_samples: As its attribute says, or None.
-        shapes: Of one row of its actions and observations, by path; bytes for pictures.
+        num_samples: Length of its actions or, without them, its attribute; None if neither is readable.
+        shapes: Shape of one row of its actions and observations, by path.
     """
 
     num_samples: int | None
-    shapes: dict[str, tuple[int, ...]]
+    shapes: dict[str, Shape]
 
 
-def check_robomimic(path: Path, fast: bool, num_workers: int | None, findings: Findings) -> None:
-    """Check a robomimic file; nothing that it links to outside its folder is opened."""
+def robomimic_file(path: Path) -> Path | None:
+    """Return a robomimic dataset's file, or None; a file that does not open counts as one."""
+    return None if aloha_episodes(path) else single_hdf5_file(path)
+
+
+def num_demos(path: Path) -> int | None:
+    """Return the number of demos.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    file = robomimic_file(path)
+    try:
+        with h5py.File(file, "r") as opened:
+            data = group_at(opened, "data")
+            return None if data is None else len(data)
+    except OSError as error:
+        raise UserError(f"{file} is not an HDF5 file", actual=str(error)) from None
+
+
+def check_robomimic(dataset: Path, fast: bool, num_workers: int | None, findings: Findings) -> None:
+    """Check a robomimic file, or a folder with one; data outside the folder is not opened."""
+    path = robomimic_file(dataset)
+    assert path is not None, "the caller checked that robomimic_file finds it"
     file = open_hdf5(path, path.name, findings)
     if file is None:
         return
@@ -66,20 +93,20 @@ def check_robomimic(path: Path, fast: bool, num_workers: int | None, findings: F
             findings.add("hdf5-layout", path.name, "", f"groups {list(file)[:10]}", "the group data")
             return
         _check_env_args(path.name, data, findings)
-        keys = [key for key in data if group_at(data, key) is not None]
+        keys = [key for key in keys_of(data) if group_at(data, key) is not None]
         if not keys:
             findings.add("no-episodes", path.name, "data", "no demo", "demo_0, demo_1 ...")
         for key in (key for key in keys if not re.fullmatch(r"demo_\d+", key)):
             findings.add("demo-name", path.name, key, key, "demo_<number>")
         total = data.attrs.get("total")
         _check_masks(path.name, file, set(keys), findings)
-    # The file is closed before processes open it: HDF5 keeps locks and caches of its own.
-    with workers(num_workers, RobomimicCheck(path, fast)) as processes:
+    # Closed before the worker processes open it: HDF5 has its own locks and caches.
+    with Workers(num_workers, RobomimicCheck(path, fast), "--num_workers") as processes:
         demos = _check_demos(processes, keys, findings)
     counted = sum(demo.num_samples or 0 for demo in demos.values())
     if len(demos) == len(keys) and whole(total) != counted:
         findings.add("hdf5-total", path.name, "data, total", total, f"{counted}, as counted")
-    _check_alike(path.name, demos, findings)
+    compare_with_majority({(path.name, key): demo.shapes for key, demo in demos.items()}, ("actions",), findings)
 
 
 def _check_demos(processes: Workers, keys: list[str], findings: Findings) -> dict[str, Demo]:
@@ -92,12 +119,15 @@ def _check_demos(processes: Workers, keys: list[str], findings: Findings) -> dic
 
 
 def check_demos(check: RobomimicCheck, keys: list[str]) -> tuple[Findings, dict[str, Demo]]:
-    """Check some demos; called in whichever process."""
+    """Check a few demos in a worker process."""
     findings, demos, name = Findings(), {}, check.path.name
     with h5py.File(check.path, "r") as file:
+        data = group_at(file, "data")
+        assert data is not None, "check_robomimic found it"
         for key in keys:
             try:
-                demos[key] = _check_demo(name, key, group_at(file["data"], key), check.fast, findings)
+                if (demo := group_at(data, key)) is not None:
+                    demos[key] = _check_demo(name, key, demo, check.fast, findings)
             except DAMAGE as error:
                 findings.add("unreadable-file", name, key, f"{type(error).__name__}: {error}", "readable arrays")
     return findings, demos
@@ -127,8 +157,8 @@ def _check_demo(name: str, key: str, demo: h5py.Group, fast: bool, findings: Fin
     elif actions.ndim != 2:
         findings.add("vector-length", name, f"{key}/actions", actions.shape, "(N, A)")
     num_rows = num_samples if num_actions is None else num_actions
-    found = [(where, array) for where, array in arrays(demo) if not where.startswith(NOT_A_ROW_EACH)]
-    shapes = {}
+    found = [(where, array) for where, array in arrays(demo) if not where.startswith(NOT_PER_SAMPLE)]
+    shapes: dict[str, Shape] = {}
     for where, array in found:
         if array.ndim == 0 or (num_rows is not None and len(array) != num_rows):
             findings.add("row-count", name, f"{key}/{where}", f"shape {array.shape}", f"{num_rows} rows")
@@ -148,35 +178,17 @@ def _check_demo(name: str, key: str, demo: h5py.Group, fast: bool, findings: Fin
 
 def _check_range(name: str, where: str, actions: h5py.Dataset, findings: Findings) -> None:
     for begin in range(0, len(actions), ROWS_AT_ONCE):
-        size_N = np.abs(actions[begin : begin + ROWS_AT_ONCE]).reshape(-1, actions.size // len(actions)).max(axis=1)
+        size_N = np.abs(actions[begin : begin + ROWS_AT_ONCE]).max(axis=tuple(range(1, actions.ndim)))
         if len(size_N) and size_N.max() > 1 + 1e-6:
             row = int(np.argmax(size_N))
             findings.add("action-range", name, f"{where}, row {begin + row}", f"{size_N[row]:g}", "within -1 and 1")
             return
 
 
-def _check_alike(name: str, demos: dict[str, Demo], findings: Findings) -> None:
-    """Compare each demo's keys and shapes with those that most have."""
-    if not demos:
-        return
-    usual_keys = Counter(frozenset(demo.shapes) for demo in demos.values()).most_common(1)[0][0]
-    usual = {where: Counter(demo.shapes.get(where) for demo in demos.values()).most_common(1)[0][0]
-             for where in usual_keys}  # fmt: skip
-    for key, demo in demos.items():
-        lacking, spare = usual_keys - set(demo.shapes) - {"actions"}, set(demo.shapes) - usual_keys - {"actions"}
-        if (lacking or spare) and any(where.startswith("obs/") for where in demo.shapes):
-            findings.add("keys-differ", name, key, f"without {sorted(lacking)}, with {sorted(spare)}",
-                         "the observations that most demos have")  # fmt: skip
-        for where, shape in demo.shapes.items():
-            if usual.get(where) not in (None, shape):
-                code = "picture-size" if len(shape) == 3 else "vector-length"
-                findings.add(code, name, f"{key}/{where}", shape, f"{usual[where]}, as most demos have")
-
-
 def _check_masks(name: str, file: h5py.File, demos: set[str], findings: Findings) -> None:
     masks, sets = group_at(file, "mask"), {}
-    for key in masks if masks is not None else ():
-        array = array_at(masks, key)
+    for key in keys_of(masks) if masks is not None else ():
+        array = array_at(file, f"mask/{key}")
         if array is None or array.ndim != 1 or array.dtype.kind not in "SO":
             findings.add("mask", name, f"mask/{key}", "no list of names", "byte strings")
             continue

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dreamgen.data.lerobot.metadata import read_metadata
 from export.check.findings import Findings
-from export.check.lerobot.layout import check_features, check_totals, check_unnamed_files
-from export.check.lerobot.modality import check_modality
-from export.check.lerobot.read import read_lerobot
-from export.check.lerobot.rows import LeRobotCheck, check_rows
-from export.check.lerobot.statistics import check_statistics
+from export.check.lerobot.files import check_unnamed_files
+from export.check.lerobot.metadata import check_features, check_modality, check_totals
+from export.check.lerobot.rows import check_rows
+from export.check.lerobot.statistics import LeRobotCheck, check_statistics, find_episode_statistics
 from export.check.lerobot.videos import check_videos
-from export.check.parallel import workers
+from export.workers import Workers
 
 
 def check_lerobot(root: Path, fast: bool, num_workers: int | None, findings: Findings) -> None:
     """Run all checks of a LeRobot dataset."""
-    dataset = read_lerobot(root, findings)
+    dataset = read_metadata(root, findings)
     if dataset is None:
         return
+    check = LeRobotCheck(dataset, fast, find_episode_statistics(dataset, findings))
     check_totals(dataset, findings)
     check_features(dataset, findings)
-    with workers(num_workers, LeRobotCheck(dataset, fast)) as processes:
-        rows = check_rows(processes, dataset, findings)
-        check_videos(processes, dataset, rows, fast, findings)
-    check_statistics(dataset, rows, findings)
+    with Workers(num_workers, check, "--num_workers") as workers:
+        rows = check_rows(workers, dataset, findings)
+        check_videos(workers, check, rows.num_rows, findings)
+    check_statistics(dataset, rows.statistics, findings)
     check_modality(dataset, findings)
     check_unnamed_files(dataset, findings)

@@ -1,55 +1,29 @@
-"""The rows of a LeRobot dataset against its metadata: which file holds which episodes, and a run of rows at a time.
+"""The tables of a LeRobot dataset against its metadata: columns, row counts, and the rows of each episode.
 
-Axes: N rows, E episodes, D dimensions.
+Axes: N rows, E episodes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 
-from export.check.files import PARQUET_DAMAGE, existing, open_parquet
+from dreamgen.data.lerobot.files import PARQUET_DAMAGE, find_file
+from dreamgen.data.lerobot.metadata import LeRobotMeta
+from dreamgen.data.lerobot.rows import ParquetRows, is_number
+from dreamgen.data.lerobot.schema import INDEX_COLUMNS
+from dreamgen.data.lerobot.statistics import Statistics
 from export.check.findings import Findings
-from export.check.lerobot.columns import INDEX_COLUMNS, FileRows, is_number
-from export.check.lerobot.episodes import LeRobotEntry, data_file
-from export.check.lerobot.modality import annotation_columns
-from export.check.lerobot.ranges import Ranges
-from export.check.lerobot.recorded import RecordedStatistics
-from export.check.lerobot.row_batch import RowBatch, check_row_batch
-from export.check.parallel import Workers
+from export.check.lerobot.files import FileGroup, table_groups
+from export.check.lerobot.metadata import annotation_columns
+from export.check.lerobot.row_batch import RowBatch, check_row_batch, check_stored_pictures
+from export.check.lerobot.statistics import EpisodeStatistics, LeRobotCheck, merge_features
+from export.workers import Workers
 
-FILES_AT_ONCE = 32  # of v2, which has one an episode
-ROWS_AT_ONCE, EPISODES_AT_ONCE = 20_000, 500
-
-
-@dataclass(frozen=True)
-class LeRobotCheck:
-    """What every process needs to check a part of a dataset."""
-
-    dataset: LeRobotEntry
-    fast: bool
-
-
-@dataclass(frozen=True)
-class DataFiles:
-    """A v3.0 data file and the episodes that should lie in it, or some v2 files of one episode each.
-
-    Args:
-        positions: Of the episodes in the table.
-        file: v3.0: its path.
-        first_row: v3.0: number of its first row in the dataset.
-    """
-
-    positions: np.ndarray
-    named_by: str
-    file: str = ""
-    first_row: int = 0
-
-    def __len__(self) -> int:
-        return 1 if self.file else len(self.positions)
+ROWS_PER_BATCH, EPISODES_PER_BATCH = 20_000, 500
 
 
 @dataclass
@@ -58,178 +32,134 @@ class RowSummary:
 
     Args:
         num_rows: Position of an episode -> rows that were found, where these are not its length.
-        ranges: Figures of each feature.
+        statistics: Feature -> statistics of its rows.
     """
 
     num_rows: dict[int, int] = field(default_factory=dict)
-    ranges: Ranges = field(default_factory=Ranges)
-
-    def merge(self, other: RowSummary) -> None:
-        """Take in what another process found."""
-        self.num_rows.update(other.num_rows)
-        self.ranges.merge(other.ranges)
+    statistics: dict[str, Statistics] = field(default_factory=dict)
 
 
-def check_rows(workers: Workers, dataset: LeRobotEntry, findings: Findings) -> RowSummary:
-    """Read every data file once and compare its rows with the episodes that should lie in it."""
+def check_rows(workers: Workers, dataset: LeRobotMeta, findings: Findings) -> RowSummary:
+    """Read every table once and compare its rows with the episodes that should lie in it."""
     summary = RowSummary()
-    for found, of_files in workers.map(check_data_files, list(data_files(dataset)), "check rows", "files"):
+    for found, part in workers.map(check_tables, table_groups(dataset), "check rows", "files"):
         findings.merge(found)
-        summary.merge(of_files)
+        summary.num_rows.update(part.num_rows)
+        merge_features(summary.statistics, part.statistics)
     return summary
 
 
-def data_files(dataset: LeRobotEntry) -> Iterator[DataFiles]:
-    """Yield the data files in the order in which readers join them."""
-    episodes = dataset.episodes
-    if not dataset.is_v3:
-        for begin in range(0, len(episodes), FILES_AT_ONCE):
-            yield DataFiles(np.arange(begin, min(begin + FILES_AT_ONCE, len(episodes))), episodes.sources[0])
-        return
-    by_file = _episodes_by_file(dataset)
-    # v3.0 readers take every file that lies in the folder, by the order of their names.
-    lying = {path.relative_to(dataset.root).as_posix() for path in (dataset.root / "data").glob("*/*.parquet")}
-    first_row = 0
-    for file in sorted(lying | set(by_file)):
-        positions = by_file.get(file, np.empty(0, np.int64))
-        named_by = episodes.sources[episodes.source_N[positions[0]]] if len(positions) else "nothing"
-        opened = open_parquet(dataset.root, file, named_by, Findings())
-        yield DataFiles(positions, named_by, file, first_row)
-        if opened is None:
-            first_row += int(episodes.length_N[positions].sum())
-            continue
-        with opened:
-            first_row += opened.metadata.num_rows
-
-
-def _episodes_by_file(dataset: LeRobotEntry) -> dict[str, np.ndarray]:
-    episodes = dataset.episodes
-    order = np.lexsort((episodes.first_row_N, episodes.file_N, episodes.chunk_N))
-    places_E2 = np.stack([episodes.chunk_N[order], episodes.file_N[order]], axis=1)
-    begins = np.flatnonzero(np.r_[True, (np.diff(places_E2, axis=0) != 0).any(axis=1)]) if len(order) else []
-    return {
-        data_file(dataset.info, True, {"chunk_index": int(chunk), "file_index": int(number)}): positions
-        for (chunk, number), positions in zip(places_E2[begins], np.split(order, begins[1:]), strict=True)
-    } if len(order) else {}  # fmt: skip
-
-
-def check_data_files(check: LeRobotCheck, files: DataFiles) -> tuple[Findings, RowSummary]:
-    """Check the rows of some data files; called in whichever process."""
+def check_tables(check: LeRobotCheck, group: FileGroup) -> tuple[Findings, RowSummary]:
+    """Check the rows of some tables; called in any process."""
     findings, summary = Findings(), RowSummary()
-    recorded = RecordedStatistics(check.dataset, findings)
-    if files.file:
-        blocks: Iterator[RowBatch] = _blocks_of(check, files, summary, findings)
-    else:
-        blocks = iter(_together(check, files, summary, findings))
-    for block in blocks:
-        check_row_batch(block, recorded, summary.ranges, findings)
-    recorded.close()
+    files = group.single_files(check.dataset.episodes)
+    batches = (batch for file in files for batch in _read_batches(check, file, summary, findings))
+    has_images = not check.fast and any(feature["dtype"] == "image" for feature in check.dataset.features.values())
+    if not group.file and not has_images:
+        batches = _check_together(check, list(batches), summary)
+    with EpisodeStatistics(check, findings) as recorded:
+        for batch in batches:
+            merge_features(summary.statistics, check_row_batch(batch, recorded, findings))
+            if has_images:
+                check_stored_pictures(batch, findings)
     return findings, summary
 
 
-def _together(check: LeRobotCheck, files: DataFiles, summary: RowSummary, findings: Findings) -> list[RowBatch]:
-    """Return the blocks of v2 files that must be looked at one by one: none where all pass together.
+def _check_together(check: LeRobotCheck, batches: list[RowBatch], summary: RowSummary) -> list[RowBatch]:
+    """Check v2 files joined, which takes as long as one of them.
 
-    One file takes as long as all of them joined, so they are taken apart only to say which is bad.
+    Returns:
+        The batches that must be checked one by one, to find which is bad; none where all pass together.
     """
-    blocks = [
-        block
-        for position in files.positions.tolist()
-        for block in _blocks_of(
-            check, DataFiles(np.array([position]), files.named_by, check.dataset.data_file(position)), summary, findings
-        )
-    ]
-    alike = all(b.table.schema.equals(blocks[0].table.schema) and b.usable == blocks[0].usable for b in blocks)
-    decoded = not check.fast and any(feature["dtype"] == "image" for feature in check.dataset.features.values())
-    if len(blocks) < 2 or not alike or decoded:
-        return blocks
-    scratch, ranges = Findings(), Ranges()
-    recorded = RecordedStatistics(check.dataset, scratch)
-    joined = RowBatch(
-        check.dataset, "", pa.concat_tables([block.table for block in blocks]),
-        np.concatenate([block.positions for block in blocks]), np.concatenate([block.num_rows_E for block in blocks]),
-        blocks[0].usable, check.fast,
+    is_alike = all(b.table.schema.equals(batches[0].table.schema) and b.usable == batches[0].usable for b in batches)
+    if len(batches) < 2 or not is_alike:
+        return batches
+    found = Findings()
+    joined = replace(
+        batches[0], file="", table=pa.concat_tables([batch.table for batch in batches]),
+        positions=np.concatenate([batch.positions for batch in batches]),
+        num_rows_E=np.concatenate([batch.num_rows_E for batch in batches]),
     )  # fmt: skip
-    check_row_batch(joined, recorded, ranges, scratch)
-    recorded.close()
-    if scratch.all():
-        return blocks
-    summary.ranges.merge(ranges)
+    with EpisodeStatistics(check, found) as recorded:
+        statistics = check_row_batch(joined, recorded, found)
+    if found.all():
+        return batches
+    merge_features(summary.statistics, statistics)
     return []
 
 
-def _blocks_of(check: LeRobotCheck, file: DataFiles, summary: RowSummary, findings: Findings) -> Iterator[RowBatch]:
-    """Yield the blocks of one data file, and note what is wrong with the file itself."""
-    path = existing(check.dataset.root, file.file, file.named_by, findings)
+def _read_batches(check: LeRobotCheck, group: FileGroup, summary: RowSummary, findings: Findings) -> Iterator[RowBatch]:
+    """Yield the batches of one table, and report what is wrong with the table itself."""
+    dataset, file = check.dataset, group.file
+    path = find_file(dataset.root, file, group.named_by(dataset.episodes), findings)
     if path is None:
         return
-    pictures = {n for n, feature in check.dataset.features.items() if feature["dtype"] in ("image", "depth")}
+    pictures = {name for name, feature in dataset.features.items() if feature["dtype"] in ("image", "depth")}
     rows = None
     try:
-        rows = FileRows(path, lambda name: not (check.fast and name in pictures))
-        usable = _check_columns(check.dataset, file.file, rows.schema, findings)
+        rows = ParquetRows(path, lambda name: not (check.fast and name in pictures))
+        usable = _check_columns(dataset, file, rows.schema, findings)
         covered = 0
-        for positions, begins, ends in _blocks(check.dataset, file, rows.num_rows, summary, findings):
-            table = rows.read(int(begins[0]), int(ends[-1]))
+        for positions, begins_E, ends_E in _runs(dataset, group, rows.num_rows, summary, findings):
+            table = rows.read(int(begins_E[0]), int(ends_E[-1]))
             covered += table.num_rows
-            yield RowBatch(check.dataset, file.file, table, positions, ends - begins, usable, check.fast)
-        if check.dataset.is_v3 and covered < rows.num_rows:
-            findings.add("row-count", file.file, "", f"{rows.num_rows - covered} rows that no episode names",
+            yield RowBatch(dataset, file, table, positions, ends_E - begins_E, usable)
+        if dataset.is_v3 and covered < rows.num_rows:
+            findings.add("row-count", file, "", f"{rows.num_rows - covered} rows that no episode names",
                          "every row in one episode")  # fmt: skip
     except PARQUET_DAMAGE as error:
-        findings.add("unreadable-file", file.file, "", str(error), "a parquet file with a footer")
+        findings.add("unreadable-file", file, "", str(error), "a parquet file with a footer")
     finally:
         if rows is not None:
             rows.close()
 
 
-def _blocks(
-    dataset: LeRobotEntry, file: DataFiles, num_rows: int, summary: RowSummary, findings: Findings
+def _runs(
+    dataset: LeRobotMeta, group: FileGroup, num_rows: int, summary: RowSummary, findings: Findings
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield (positions, begins, ends) of episodes that lie one behind the other; rows count from the file's first."""
-    episodes, positions = dataset.episodes, file.positions
+    episodes, positions = dataset.episodes, group.positions
     lengths_E = episodes.length_N[positions]
     if dataset.is_v3:
-        begins_E = episodes.first_row_N[positions] - file.first_row
+        begins_E = episodes.first_row_N[positions] - group.first_row
         ends_E = begins_E + lengths_E
     else:  # a v2 file is one episode's own, whatever its length
         begins_E, ends_E = np.zeros(len(positions), np.int64), np.full(len(positions), num_rows)
     found_begins_E, found_ends_E = np.clip(begins_E, 0, num_rows), np.clip(ends_E, 0, num_rows)
     for place in np.flatnonzero(found_ends_E - found_begins_E != lengths_E).tolist():
-        episode, found = episodes[int(positions[place])], int(found_ends_E[place] - found_begins_E[place])
-        summary.num_rows[int(positions[place])] = found
-        shown = f"{found} rows" if not dataset.is_v3 else (
-            f"rows {begins_E[place]} to {ends_E[place]} of {num_rows}"
-        )  # fmt: skip
-        findings.add("row-count", file.file, episode.name, shown, f"length {episode.length}")
+        position, found = int(positions[place]), int(found_ends_E[place] - found_begins_E[place])
+        summary.num_rows[position] = found
+        value = f"rows {begins_E[place]} to {ends_E[place]} of {num_rows}" if dataset.is_v3 else f"{found} rows"
+        findings.add("row-count", group.file, f"episode {episodes.index_N[position]}", value,
+                     f"length {lengths_E[place]}")  # fmt: skip
     kept = np.flatnonzero(found_ends_E > found_begins_E)
     positions, begins_E, ends_E = positions[kept], found_begins_E[kept], found_ends_E[kept]
     start = 0
     for place in range(1, len(positions) + 1):
-        full = place == len(positions) or begins_E[place] != ends_E[place - 1] or (
-            place - start >= EPISODES_AT_ONCE or ends_E[place - 1] - begins_E[start] >= ROWS_AT_ONCE
+        is_end = place == len(positions) or begins_E[place] != ends_E[place - 1] or (
+            place - start >= EPISODES_PER_BATCH or ends_E[place - 1] - begins_E[start] >= ROWS_PER_BATCH
         )  # fmt: skip
-        if full:
+        if is_end:
             yield positions[start:place], begins_E[start:place], ends_E[start:place]
             start = place
 
 
-def _check_columns(dataset: LeRobotEntry, file: str, schema: pa.Schema, findings: Findings) -> set[str]:
-    """Compare the columns with the features and return those whose type can be compared with numbers."""
+def _check_columns(dataset: LeRobotMeta, file: str, schema: pa.Schema, findings: Findings) -> frozenset[str]:
+    """Compare the columns with the features and return those of plain numbers."""
     stored = set(schema.names)
     for name, feature in dataset.features.items():
         if feature["dtype"] != "video" and name not in stored:
             findings.add("missing-column", file, name, "no such column", f"the feature {name} of info.json",
                          fixable=name in INDEX_COLUMNS and name != "task_index")  # fmt: skip
     for name in sorted(stored - set(dataset.features)):
-        # GR00T's chunks of v2.0 never had frame_index among the features; the column itself is what readers want.
         findings.add("unnamed-column", file, name, "a column", "only features of info.json")
     for name in INDEX_COLUMNS:
         if name not in stored and name not in dataset.features:
-            mild = name == "frame_index" and dataset.version == "v2.0"
+            # GR00T's datasets of v2.0 never had frame_index.
+            is_usual = name == "frame_index" and dataset.version == "v2.0"
             findings.add("missing-column", file, name, "no such column", f"a column {name}",
-                         severity="warning" if mild else None, fixable=name != "task_index")  # fmt: skip
-    usable = {name for name in stored if is_number(schema.field(name).type)}
+                         severity="warning" if is_usual else None, fixable=name != "task_index")  # fmt: skip
+    usable = frozenset(name for name in stored if is_number(schema.field(name).type))
     for name in INDEX_COLUMNS:
         if name in stored - usable:
             findings.add("column-type", file, name, str(schema.field(name).type), "one number a row")

@@ -1,100 +1,288 @@
-"""The statistics of the whole dataset, which trainers normalise with: there, finite, of the right length, of this data.
+"""Recorded statistics, which trainers normalize with, against the rows: of each episode, and of the whole dataset.
 
-Axes: D dimensions.
+An episode whose rows were exchanged with another's, index columns included, is recognized by nothing else.
+
+Axes: E episodes, D values.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from export.check.files import read_json_object
+from dreamgen.data.lerobot.files import PARQUET_DAMAGE, find_file, parse_json_line, read_json_object
+from dreamgen.data.lerobot.lines import EpisodeLines, find_lines
+from dreamgen.data.lerobot.metadata import LeRobotMeta
+from dreamgen.data.lerobot.rows import ParquetRows, matrix
+from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, INDEX_COLUMNS, NUMERIC, STATS
+from dreamgen.data.lerobot.statistics import GROOT_STATISTICS, Statistics, merge_statistics
 from export.check.findings import Findings
-from export.check.lerobot.columns import INDEX_COLUMNS, NUMERIC
-from export.check.lerobot.episodes import LeRobotEntry
-from export.check.lerobot.ranges import Range
-from export.check.lerobot.recorded import NEEDED, numbers_of
-from export.check.lerobot.rows import RowSummary
 
-STATS = "meta/stats.json"
-GROOT_STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
-ABSENT = object()
+NEEDED = ("min", "max", "mean", "std")
 GROOT_COLUMNS = ("action", "observation.state")
+PICTURES = ("video", "image")
 
 
-def check_statistics(dataset: LeRobotEntry, rows: RowSummary, findings: Findings) -> None:
-    """Look at stats.json."""
-    # LeRobot reads v2.1 by its episodes' statistics; only GR00T wants stats.json beside them.
-    wanted = dataset.version != "v2.1" or dataset.modality is not None
-    if not (dataset.root / STATS).exists():
-        if wanted:
-            findings.add("statistics-missing", STATS, "", "it does not exist", "figures of every float feature")
-        return
-    statistics = read_json_object(dataset.root, STATS, findings)
-    if statistics is None:
-        return
-    groot = dataset.modality is not None and dataset.version != "v3.0"  # GR00T reads no v3.0
-    for name, feature in dataset.features.items():
-        metrics = statistics.get(name, ABSENT)
-        if feature["dtype"] in ("video", "image"):
-            if isinstance(metrics, dict):  # GR00T's file has none of pictures
-                _check_values(name, metrics, min(feature["shape"]), False, findings, fixable=False)
-        elif feature["dtype"] in NUMERIC:
-            _check_feature(dataset, name, metrics, rows, groot, findings)
+@dataclass(frozen=True)
+class LeRobotCheck:
+    """What every process needs to check a part of a dataset.
+
+    Args:
+        dataset: Its metadata.
+        fast: Decode no pictures.
+        statistics: v2.1: lines of episodes_stats.jsonl; None without that file.
+    """
+
+    dataset: LeRobotMeta
+    fast: bool = False
+    statistics: EpisodeLines | None = None
 
 
-def _check_feature(
-    dataset: LeRobotEntry, name: str, metrics: Any, rows: RowSummary, groot: bool, findings: Findings
-) -> None:
-    feature = dataset.features[name]
-    if metrics is ABSENT:
-        if feature["dtype"].startswith("float") and name != "timestamp":
-            findings.add("statistics-missing", STATS, name, "none", "figures of every float feature")
-        return
-    if not isinstance(metrics, dict):
-        findings.add("statistics-missing", STATS, name, metrics, "figures by name")
-        return
-    cut = groot and name in GROOT_COLUMNS
-    needed = GROOT_STATISTICS if cut else NEEDED
-    for stat in (stat for stat in needed if stat not in metrics and (cut or not groot)):
-        findings.add("statistics-missing", STATS, name, f"no {stat}", ", ".join(needed))
-    good = _check_values(name, metrics, math.prod(feature["shape"]), cut, findings)
-    # Index columns are left out: LeRobot's own tools renumber them and keep the statistics.
-    found = rows.ranges.by_feature.get(name)
-    if found is not None and name not in INDEX_COLUMNS and found.count == dataset.episodes.length_N.sum():
-        _check_range(name, good, found, findings)
+def find_episode_statistics(dataset: LeRobotMeta, findings: Findings) -> EpisodeLines | None:
+    """Find the lines of episodes_stats.jsonl, so that each process reads only its own; None where there are none."""
+    if dataset.version != "v2.1":
+        return None
+    if not (dataset.root / EPISODE_STATS_V2).exists():
+        findings.add("statistics-missing", EPISODE_STATS_V2, "", "it does not exist", "one line an episode")
+        return None
+    lines = find_lines(dataset.root, EPISODE_STATS_V2, dataset.episodes.index_N, findings)
+    for index in dataset.episodes.index_N[lines.size_N == 0].tolist() if lines else ():
+        findings.add("statistics-missing", EPISODE_STATS_V2, f"episode {index}", "no line", "one line an episode")
+    return lines
 
 
-def _check_values(
-    name: str, metrics: dict[str, Any], size: int, cut: bool, findings: Findings, fixable: bool = True
-) -> dict[str, np.ndarray]:
-    """Return the figures that are finite and of the right length; note the others."""
+def merge_features(into: dict[str, Statistics], added: dict[str, Statistics]) -> None:
+    """Merge statistics by feature; those of vectors of another length, which are a finding, are left out."""
+    for name, two in added.items():
+        one = into.get(name)
+        if one is None:
+            into[name] = two
+        elif one["min"].shape == two["min"].shape:
+            into[name] = merge_statistics(one, two)
+
+
+class EpisodeStatistics:
+    """Reads recorded statistics of episodes; of a table, only the rows last read are in RAM. Use as a context.
+
+    Args:
+        check: The dataset.
+        findings: Receives malformed statistics.
+        of_pictures: Read those of videos and images, rather than those of columns.
+    """
+
+    def __init__(self, check: LeRobotCheck, findings: Findings, of_pictures: bool = False) -> None:
+        self._dataset, self._lines = check.dataset, check.statistics
+        self._findings, self._of_pictures = findings, of_pictures
+        self._opened: tuple[int, ParquetRows | None] = (-1, None)
+
+    def __enter__(self) -> EpisodeStatistics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._opened[1] is not None:
+            self._opened[1].close()
+        self._opened = (-1, None)
+
+    def compare(self, file: str, positions: np.ndarray, computed: dict[str, Statistics]) -> None:
+        """Report episodes whose rows do not have the statistics that are recorded.
+
+        Args:
+            file: Where the rows are.
+            positions: Of the episodes.
+            computed: Feature -> statistic -> (E, D), of the rows.
+        """
+        recorded, episodes = self.read(positions), self._dataset.episodes
+        for name, statistics in computed.items():
+            if name in INDEX_COLUMNS or name not in recorded:  # LeRobot's own tools renumber index columns
+                continue
+            span_D = statistics["max"].max(axis=0) - statistics["min"].min(axis=0)
+            for stat, actual_ED in statistics.items():
+                recorded_ED = recorded[name].get(stat)
+                if recorded_ED is None or recorded_ED.shape != actual_ED.shape:
+                    continue
+                # A value that could not be read is NaN here, compares false, and was reported when it was read.
+                off_ED = np.abs(recorded_ED - actual_ED) > 1e-3 * span_D + 1e-5 * np.abs(actual_ED) + 1e-9
+                for place in np.flatnonzero(off_ED.any(axis=1)).tolist():
+                    dim, position = int(np.argmax(off_ED[place])), int(positions[place])
+                    source = episodes.source(position) if self._dataset.is_v3 else EPISODE_STATS_V2
+                    self._findings.add("episode-statistics-differ", source,
+                                       f"episode {episodes.index_N[position]}, {name}, {stat}[{dim}]",
+                                       f"{recorded_ED[place, dim]:g}",
+                                       f"{actual_ED[place, dim]:g}, as in the rows in {file}")  # fmt: skip
+
+    def read(self, positions: np.ndarray) -> dict[str, Statistics]:
+        """Return feature -> statistic -> (E, D) float64, NaN where an episode has none that can be read."""
+        if self._dataset.is_v3:
+            return self._read_v3(positions)
+        return self._read_v21(positions, self._lines[positions]) if self._lines is not None else {}
+
+    def _read_v3(self, positions: np.ndarray) -> dict[str, Statistics]:
+        episodes, found = self._dataset.episodes, {}
+        for source in np.unique(episodes.source_N[positions]).tolist():
+            places = np.flatnonzero(episodes.source_N[positions] == source)
+            rows = episodes.source_row_N[positions[places]]
+            try:
+                opened = self._open(source)
+                if opened is None:
+                    continue
+                table = opened.read(int(rows.min()), int(rows.max()) + 1).take(rows - rows.min())
+            except PARQUET_DAMAGE:
+                continue  # reported when the episodes themselves were read
+            for column in table.column_names:
+                _, name, stat = column.split("/", 2)
+                size = self._size(name, stat)
+                if size is None or table.column(column).null_count:
+                    continue
+                values_ED = matrix(table.column(column), size)[0]
+                if values_ED is None:
+                    self._findings.add("statistics-length", episodes.sources[source], column,
+                                       str(table.column(column).type), f"{size} numbers", fixable=False)  # fmt: skip
+                    continue
+                values_ED = values_ED.astype(np.float64)
+                for place in np.flatnonzero(~np.isfinite(values_ED).all(axis=1)).tolist():
+                    index = episodes.index_N[positions[places[place]]]
+                    self._findings.add("statistics-not-finite", episodes.sources[source], f"episode {index}, {column}",
+                                       values_ED[place].tolist(), "finite numbers", fixable=False)  # fmt: skip
+                all_ED = found.setdefault(name, {}).setdefault(stat, np.full((len(positions), size), np.nan))
+                all_ED[places] = values_ED
+        return found
+
+    def _open(self, source: int) -> ParquetRows | None:
+        if self._opened[0] != source:
+            self.__exit__()
+            path = find_file(self._dataset.root, self._dataset.episodes.sources[source], "the layout", Findings())
+            self._opened = (source, path and ParquetRows(path, self._is_wanted))
+        return self._opened[1]
+
+    def _is_wanted(self, column: str) -> bool:
+        parts = column.split("/", 2)
+        return len(parts) == 3 and parts[0] == "stats" and self._size(parts[1], parts[2]) is not None
+
+    def _size(self, name: str, stat: str) -> int | None:
+        """Return how many numbers a statistic has; None for features that are not read."""
+        feature = self._dataset.features.get(name)
+        if feature is None or feature["dtype"] not in (PICTURES if self._of_pictures else NUMERIC):
+            return None
+        if stat == "count":
+            return 1
+        return min(feature["shape"]) if self._of_pictures else math.prod(feature["shape"])
+
+    def _read_v21(self, positions: np.ndarray, lines: EpisodeLines) -> dict[str, Statistics]:
+        found: dict[str, Statistics] = {}
+        for place, (position, line) in enumerate(zip(positions.tolist(), lines.read(), strict=True)):
+            where = f"episode {self._dataset.episodes.index_N[position]}"
+            for name, recorded in self._features_of_line(line, where).items():
+                size = self._size(name, "mean")
+                if size is None:
+                    continue
+                good = check_values(EPISODE_STATS_V2, f"{where}, {name}", recorded, size, NEEDED, self._findings)
+                for stat, values in good.items():
+                    if stat == "count" and len(values) != 1:
+                        self._findings.add("statistics-length", EPISODE_STATS_V2, f"{where}, {name}, count",
+                                           f"{len(values)} values", "1")  # fmt: skip
+                        continue
+                    shape = (len(positions), len(values))
+                    found.setdefault(name, {}).setdefault(stat, np.full(shape, np.nan))[place] = values
+        return found
+
+    def _features_of_line(self, line: bytes, where: str) -> dict[str, Any]:
+        row = parse_json_line(line, EPISODE_STATS_V2, where, self._findings)
+        if row is None:
+            return {}
+        statistics = row.get("stats")
+        if not isinstance(statistics, dict):
+            self._findings.add("statistics-missing", EPISODE_STATS_V2, where, statistics, "statistics by feature")
+            return {}
+        for name, feature in self._dataset.features.items() if not self._of_pictures else ():
+            if feature["dtype"].startswith("float") and name != "timestamp" and name not in statistics:
+                self._findings.add("statistics-missing", EPISODE_STATS_V2, f"{where}, {name}", "none",
+                                   "statistics of every float feature")  # fmt: skip
+        return statistics
+
+
+def check_values(
+    file: str, where: str, recorded: Any, size: int, needed: Sequence[str], findings: Findings,
+    fixable: bool | None = None,
+) -> Statistics:  # fmt: skip
+    """Return the statistics of a feature that are finite and of the right length, flat; report the others."""
+    if not isinstance(recorded, dict):
+        findings.add("statistics-missing", file, where, recorded, "statistics by name")
+        return {}
     good = {}
-    for stat, told in metrics.items():
-        values = numbers_of(told)
-        # LeRobot's count is one number whatever the vector; GR00T cuts it like the others, and fails.
-        if stat == "count" and cut:
-            findings.add("groot-count", STATS, f"{name}, {stat}", told, "no count")
-        elif values is None or not np.isfinite(values).all():
-            findings.add("statistics-not-finite", STATS, f"{name}, {stat}", told, "finite numbers", fixable=fixable)
+    for stat in (stat for stat in needed if stat not in recorded):
+        findings.add("statistics-missing", file, where, f"no {stat}", ", ".join(needed))
+    for stat, value in recorded.items():
+        values = _flat_numbers(value)
+        if values is None or not np.isfinite(values).all():
+            findings.add("statistics-not-finite", file, f"{where}, {stat}", value, "finite numbers", fixable=fixable)
         elif len(values) != size and stat != "count":
-            findings.add("statistics-length", STATS, f"{name}, {stat}", f"{len(values)} values", f"{size}",
+            findings.add("statistics-length", file, f"{where}, {stat}", f"{len(values)} values", f"{size}",
                          fixable=fixable)  # fmt: skip
-        elif stat != "count":
+        else:
             good[stat] = values
     return good
 
 
-def _check_range(name: str, metrics: dict[str, np.ndarray], found: Range, findings: Findings) -> None:
-    mean_D = found.sum_D / found.count
-    for stat, actual_D in (("min", found.low_D), ("max", found.high_D), ("mean", mean_D)):
-        told_D = metrics.get(stat)
-        if told_D is None or told_D.shape != actual_D.shape:
+def _flat_numbers(value: Any) -> np.ndarray | None:
+    try:
+        values = np.array(value)
+    except (ValueError, OverflowError):  # lists of different lengths
+        return None
+    return values.ravel().astype(np.float64) if values.dtype.kind in "fiu" else None
+
+
+def check_statistics(dataset: LeRobotMeta, rows: dict[str, Statistics], findings: Findings) -> None:
+    """Check stats.json: present, finite, of the right length, and of these rows.
+
+    Args:
+        dataset: The metadata.
+        rows: Statistics of all rows by feature, at least min, max, mean and count.
+        findings: Receives what is wrong.
+    """
+    # LeRobot reads v2.1 by its episodes' statistics; only GR00T needs stats.json too.
+    if not (dataset.root / STATS).exists():
+        if dataset.version != "v2.1" or dataset.modality is not None:
+            findings.add("statistics-missing", STATS, "", "it does not exist", "statistics of every float feature")
+        return
+    statistics = read_json_object(dataset.root, STATS, findings)
+    if statistics is None:
+        return
+    for name, feature in dataset.features.items():
+        if feature["dtype"] in PICTURES:
+            if isinstance(statistics.get(name), dict):  # GR00T's file has none of pictures
+                check_values(STATS, name, statistics[name], min(feature["shape"]), (), findings, fixable=False)
+        elif feature["dtype"] in NUMERIC and name in statistics:
+            good = _check_feature(dataset, name, statistics[name], findings)
+            found = rows.get(name)
+            # Index columns are left out: LeRobot's own tools renumber them and keep the statistics.
+            if found and name not in INDEX_COLUMNS and found["count"][0] == dataset.episodes.length_N.sum():
+                _compare_rows(name, good, found, findings)
+        elif feature["dtype"].startswith("float") and name != "timestamp" and name not in statistics:
+            findings.add("statistics-missing", STATS, name, "none", "statistics of every float feature")
+
+
+def _check_feature(dataset: LeRobotMeta, name: str, recorded: Any, findings: Findings) -> Statistics:
+    is_groot = dataset.modality is not None and not dataset.is_v3  # GR00T reads no v3.0
+    is_sliced = is_groot and name in GROOT_COLUMNS
+    needed = GROOT_STATISTICS if is_sliced else () if is_groot else NEEDED
+    if is_sliced and isinstance(recorded, dict) and "count" in recorded:
+        # LeRobot's count is one number whatever the vector; GR00T slices it like the others, and fails.
+        findings.add("groot-count", STATS, f"{name}, count", recorded["count"], "no count")
+        recorded = {stat: value for stat, value in recorded.items() if stat != "count"}
+    return check_values(STATS, name, recorded, math.prod(dataset.features[name]["shape"]), needed, findings)
+
+
+def _compare_rows(name: str, recorded: Statistics, rows: Statistics, findings: Findings) -> None:
+    for stat, actual_D in ((stat, rows[stat]) for stat in ("min", "max", "mean")):
+        recorded_D = recorded.get(stat)
+        if recorded_D is None or recorded_D.shape != actual_D.shape:
             continue
-        slack_D = 1e-3 * (found.high_D - found.low_D) + 1e-4 * np.abs(actual_D) + 1e-6
-        if (off_D := np.abs(told_D - actual_D) > slack_D).any():
+        tolerance_D = 1e-3 * (rows["max"] - rows["min"]) + 1e-4 * np.abs(actual_D) + 1e-6
+        if (off_D := np.abs(recorded_D - actual_D) > tolerance_D).any():
             dim = int(np.argmax(off_D))
-            findings.add("statistics-differ", STATS, f"{name}, {stat}[{dim}]", f"{told_D[dim]:g}",
+            findings.add("statistics-differ", STATS, f"{name}, {stat}[{dim}]", f"{recorded_D[dim]:g}",
                          f"{actual_D[dim]:g}, as in the rows")  # fmt: skip

@@ -1,25 +1,30 @@
-"""What a video file holds: its packets counted and timed, or every frame decoded.
-
-Axes: T frames, H height, W width, C channels.
-"""
+"""Reads a whole video file: counts and times its packets, or decodes every frame."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 
 
 @dataclass(frozen=True)
 class VideoScan:
-    """What reading a whole video gave; `error` says why it ended early.
+    """What was read of a video.
 
     Args:
-        times_s: When each frame is shown, in that order; NaN where it says nothing.
-        num_corrupt: Frames that are there but broken.
+        times_s: When each frame is shown, in that order, float64; NaN for a frame without a time.
+        height: Of the stream.
+        width: Of the stream.
+        codec: FFmpeg's name.
+        pix_fmt: Pixel format; None where the stream has none.
+        fps: Average rate that the stream states; None where it states none.
+        num_corrupt: Frames that are present but damaged.
+        error: Why reading ended early; None for a whole video.
     """
 
     times_s: np.ndarray
@@ -32,15 +37,13 @@ class VideoScan:
     error: str | None
 
 
-def scan_video(path: Path, decode: bool, look: Callable[[float, av.VideoFrame], None] | None = None,
-               threads: int = 0) -> VideoScan:  # fmt: skip
+def scan_video(path: Path, decode: bool, on_frame: Callable[[float, av.VideoFrame], None] | None = None) -> VideoScan:
     """Read a video to its end.
 
     Args:
         path: The file.
         decode: Decode every frame, without converting its pixels; otherwise count the packets, each of which is one.
-        look: Called with the time and frame of each that was decoded.
-        threads: Of the decoder; 0 for as many as it likes.
+        on_frame: Called with the time and the frame of each that was decoded.
     """
     times_s: list[float] = []
     num_corrupt, error = 0, None
@@ -55,29 +58,33 @@ def scan_video(path: Path, decode: bool, look: Callable[[float, av.VideoFrame], 
             codec, pix_fmt = context.codec.canonical_name, context.pix_fmt
             height, width = context.height, context.width
             fps = float(stream.average_rate) if stream.average_rate else None
-            context.thread_type, context.thread_count = "AUTO", threads
-            num_read, begins_whole = 0, False
+            context.thread_type, context.thread_count = "AUTO", 0
+            num_read, begins_with_key_frame = 0, False
             for packet in container.demux(stream):
                 if packet.size:
-                    begins_whole |= num_read == 0 and packet.is_keyframe
+                    begins_with_key_frame |= num_read == 0 and packet.is_keyframe
                     num_read += 1
-                if decode:  # the last packet is empty, and asks for the frames that are still in the decoder
-                    for frame in packet.decode():
-                        time_s = np.nan if frame.pts is None else float(frame.pts * frame.time_base)
+                if decode:  # the last packet is empty: it flushes the decoder
+                    for frame in stream.decode(packet):
+                        time_s = _time_s(frame)
                         times_s.append(time_s)
                         num_corrupt += bool(frame.is_corrupt)
-                        if look is not None:
-                            look(time_s, frame)
+                        if on_frame is not None:
+                            on_frame(time_s, frame)
                 elif packet.size:
                     num_corrupt += bool(packet.is_corrupt)
                     if not packet.is_discard:  # an edit list hides packets that only feed the decoder
-                        times_s.append(np.nan if packet.pts is None else float(packet.pts * packet.time_base))
+                        times_s.append(_time_s(packet))
             if num_read < stream.frames:
-                error = f"it ends after {num_read} of the {stream.frames} frames that it states"
-            elif not begins_whole:
+                error = f"it ends after {num_read} of the {stream.frames} frames that its header states"
+            elif not begins_with_key_frame:
                 error = "it does not begin with a key frame"
             if not decode:
                 times_s.sort()  # packets come in the order of decoding
-    except (av.FFmpegError, ValueError) as failure:
+    except (FFmpegError, ValueError) as failure:
         error = getattr(failure, "strerror", None) or str(failure)
     return VideoScan(np.array(times_s), height, width, codec, pix_fmt, fps, num_corrupt, error)
+
+
+def _time_s(item: av.VideoFrame | av.Packet) -> float:
+    return math.nan if item.pts is None or item.time_base is None else float(item.pts * item.time_base)

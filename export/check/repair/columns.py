@@ -1,70 +1,67 @@
-"""Index columns that are missing, derived from the episodes; every other column is carried over and compared.
+"""Missing index columns, derived from the episodes; every other column is copied and compared.
 
 Axes: N rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dreamgen.data.lerobot.files import open_parquet
+from dreamgen.data.lerobot.metadata import LeRobotMeta
+from dreamgen.data.lerobot.schema import Feature
 from dreamgen.data.timeline import frame_times_s
-from export.check.files import open_parquet
 from export.check.findings import Findings
-from export.check.lerobot.episodes import LeRobotEntry
-from export.check.lerobot.rows import DataFiles, data_files
+from export.check.lerobot.files import FileGroup, table_groups
 from export.check.repair.files import Change, replaced
 
 DERIVED = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64"}
 HUGGINGFACE = b"huggingface"  # its copy of the schema would no longer be the file's
 
 
-def repair_columns(dataset: LeRobotEntry, changes: list[Change], notes: list[str]) -> dict[str, dict[str, Any]]:
-    """Add index columns to the data files that lack them.
+def repair_columns(dataset: LeRobotMeta, changes: list[Change], notes: list[str]) -> dict[str, Feature]:
+    """Add index columns to the tables that lack them.
 
     Returns:
         The features of columns that were added.
     """
     added: set[str] = set()
-    for files in data_files(dataset):
-        single = [files] if files.file else (
-            DataFiles(np.array([p]), files.named_by, dataset.data_file(p)) for p in files.positions.tolist()
-        )  # fmt: skip
-        for file in single:
+    for group in table_groups(dataset):
+        for file in group.single_files(dataset.episodes):
             added |= _add_to(dataset, file, changes, notes)
     return {name: {"dtype": DERIVED[name], "shape": [1], "names": None} for name in DERIVED if name in added}
 
 
-def _add_to(dataset: LeRobotEntry, file: DataFiles, changes: list[Change], notes: list[str]) -> set[str]:
-    opened = open_parquet(dataset.root, file.file, file.named_by, Findings())
+def _add_to(dataset: LeRobotMeta, group: FileGroup, changes: list[Change], notes: list[str]) -> set[str]:
+    opened = open_parquet(dataset.root, group.file, "", Findings())
     if opened is None:
         return set()
     with opened:
         missing = [name for name in DERIVED if name not in opened.schema_arrow.names]
         if not missing:
             return set()
-        lengths_E = dataset.episodes.length_N[file.positions]
-        first_rows_E = dataset.episodes.first_row_N[file.positions]
-        begins_E = first_rows_E - file.first_row if dataset.is_v3 else np.zeros(1, np.int64)
+        episodes, positions = dataset.episodes, group.positions
+        lengths_E, first_rows_E = episodes.length_N[positions], episodes.first_row_N[positions]
+        begins_E = first_rows_E - group.first_row if dataset.is_v3 else np.zeros(1, np.int64)
         fits = np.array_equal(begins_E, np.r_[0, np.cumsum(lengths_E)[:-1]])
         if not fits or lengths_E.sum() != opened.metadata.num_rows:
             notes.append(
-                f"not fixed: {file.file} lacks {', '.join(missing)}, and its rows are not those of its episodes"
+                f"not fixed: {group.file} lacks {', '.join(missing)}, and its rows are not those of its episodes"
             )
             return set()
         frames_N = np.concatenate([np.arange(length) for length in lengths_E])
         columns = {
-            "timestamp": frame_times_s(int(lengths_E.max()), dataset.exact_fps)[frames_N].astype(np.float32),
+            "timestamp": frame_times_s(int(lengths_E.max()), dataset.fps)[frames_N].astype(np.float32),
             "frame_index": frames_N,
-            "episode_index": np.repeat(dataset.episodes.index_N[file.positions], lengths_E),
+            "episode_index": np.repeat(episodes.index_N[positions], lengths_E),
             "index": np.repeat(first_rows_E, lengths_E) + frames_N,
         }
-        with replaced(dataset.root, file.file, f"columns + {', '.join(missing)}", changes) as path:
+        with replaced(dataset.root, group.file, f"columns + {', '.join(missing)}", changes) as path:
             _write(opened, path, {name: columns[name] for name in missing})
             _compare(opened, path)
     return set(missing)
@@ -86,7 +83,7 @@ def _write(source: pq.ParquetFile, path: Path, columns: dict[str, np.ndarray]) -
 
 
 def _compare(source: pq.ParquetFile, path: Path) -> None:
-    """Make sure that what was there before is there unchanged."""
+    """Make sure that the columns of the source are unchanged."""
     with pq.ParquetFile(path) as written:
         for before, after in zip(_groups(source), _groups(written), strict=True):
             kept = after.select(before.column_names).cast(before.schema)
@@ -99,6 +96,5 @@ def _equal_bytes(one: pa.Table, other: pa.Table) -> bool:
     return all(str(a.to_pylist()) == str(b.to_pylist()) for a, b in zip(one.columns, other.columns, strict=True))
 
 
-def _groups(file: pq.ParquetFile):
-    read: Callable[[int], pa.Table] = file.read_row_group
-    return (read(number) for number in range(file.metadata.num_row_groups))
+def _groups(file: pq.ParquetFile) -> Iterator[pa.Table]:
+    return (file.read_row_group(number) for number in range(file.metadata.num_row_groups))

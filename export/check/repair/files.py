@@ -1,4 +1,4 @@
-"""Replacing a file in one step while the original stays beside it."""
+"""Replace a file in one step and keep the original under another name."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamgen.run.files import atomic_file
-from export.check.lerobot.layout import BACKUP
+from export.check.lerobot.files import BACKUP
 
 
 @dataclass(frozen=True)
 class Change:
-    """What was repaired in one file.
+    """A repair of one file.
 
     Args:
         file: Relative to the dataset.
         what: What was changed, in words.
-        backup: Where the original is, relative to the dataset; None where there was none.
+        backup: Where the original is now, relative to the dataset; None for a new file.
     """
 
     file: str
@@ -34,9 +34,9 @@ class Change:
 
 @contextmanager
 def replaced(root: Path, relative: str, what: str, changes: list[Change]) -> Iterator[Path]:
-    """Yield a path to write a file's new content to; it takes the file's place when the block ends well.
+    """Yield a path to write a file's new content to; it replaces the file if the body raises nothing.
 
-    The original gets a second name first, so that at every moment both or the original alone are there.
+    The original gets a second name first, so that it exists at every moment.
     """
     path, backup = root / relative, None
     if path.exists():

@@ -1,32 +1,55 @@
-"""Counts of a robomimic file, set again from its actions."""
+"""`check --fix` of robomimic files: set the counts again from the actions."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 
-from export.check.hdf5.arrays import array_at, group_at, whole
+from export.check.findings import Finding
+from export.check.hdf5.arrays import array_at, group_at, keys_of, whole
+from export.check.hdf5.robomimic import robomimic_file
 from export.check.repair.files import Change, replaced
 
+MAX_LISTED = 5
 
-def repair_robomimic(path: Path, changes: list[Change]) -> None:
-    """Set `num_samples` of each demo and `total` from the actions that are there; nothing else is touched."""
+
+def repair_robomimic(dataset: Path, findings: Sequence[Finding]) -> tuple[list[Change], list[str]]:
+    """Set `num_samples` of each demo and `total` to the number of actions; change nothing else.
+
+    Args:
+        dataset: The file, or its folder.
+        findings: Those of a check.
+
+    Returns:
+        The changes, and a sentence for each repair that is not safe.
+    """
+    path = robomimic_file(dataset)
+    if path is None or not any(finding.fixable for finding in findings):
+        return [], []
+    if any(finding.code == "unreadable-file" for finding in findings):
+        return [], [f"not fixed: {path.name} cannot be read completely, so nothing in it can be counted"]
     with h5py.File(path, "r") as file:
-        lengths = {key: len(actions) for key in file["data"] if group_at(file["data"], key) is not None
-                   and (actions := array_at(file["data"], f"{key}/actions")) is not None and actions.ndim}  # fmt: skip
-        told = {key: whole(file["data"][key].attrs.get("num_samples")) for key in lengths}
-        total = whole(file["data"].attrs.get("total"))
-    wrong = {key: length for key, length in lengths.items() if told[key] not in (None, length)}
-    said = [f"num_samples of {key} {told[key]} -> {length}" for key, length in wrong.items()]
-    counted = sum(lengths.values())
-    said += [f"total {total} -> {counted}"] if total != counted else []
-    if not said:
-        return
-    with replaced(path.parent, path.name, ", ".join(said[:5]) + (" ..." if len(said) > 5 else ""), changes) as copy:
-        shutil.copyfile(path, copy)
-        with h5py.File(copy, "r+") as file:
-            for key, length in wrong.items():
-                file["data"][key].attrs["num_samples"] = length
-            file["data"].attrs["total"] = counted
+        data, lengths = group_at(file, "data"), {}
+        assert data is not None, "the check found something in it that can be repaired"
+        for key in keys_of(data):
+            actions = array_at(data, f"{key}/actions")
+            if actions is not None and actions.ndim:
+                lengths[key] = len(actions)
+        old = {key: whole(data[key].attrs.get("num_samples")) for key in lengths}
+        old_total, total = whole(data.attrs.get("total")), sum(lengths.values())
+    wrong = {key: length for key, length in lengths.items() if old[key] not in (None, length)}
+    texts = [f"num_samples of {key} {old[key]} -> {length}" for key, length in wrong.items()]
+    texts += [f"total {old_total} -> {total}"] if old_total != total else []
+    changes: list[Change] = []
+    if texts:
+        what = ", ".join(texts[:MAX_LISTED]) + (" ..." if len(texts) > MAX_LISTED else "")
+        with replaced(path.parent, path.name, what, changes) as copy:
+            shutil.copyfile(path, copy)
+            with h5py.File(copy, "r+") as file:
+                for key, length in wrong.items():
+                    file[f"data/{key}"].attrs["num_samples"] = length
+                file["data"].attrs["total"] = total
+    return changes, []

@@ -1,6 +1,6 @@
 """Statistics computed again: of each episode from its rows and pictures, of the whole from its episodes.
 
-Axes: N rows or pixels, D dimensions, H height, W width, C channels.
+Axes: D dimensions, E episodes.
 """
 
 from __future__ import annotations
@@ -8,187 +8,138 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
-from dreamgen.data.video import decode_frames
-from export.check.files import existing
+from dreamgen.data.frames import FrameReader
+from dreamgen.data.lerobot.files import find_file
+from dreamgen.data.lerobot.image_statistics import ImageHistogram, sampled_frames
+from dreamgen.data.lerobot.metadata import LeRobotMeta
+from dreamgen.data.lerobot.rows import ParquetRows, matrix
+from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, NUMERIC, STATS
+from dreamgen.data.lerobot.statistics import GROOT_STATISTICS, Statistics, merge_statistics, vector_statistics
 from export.check.findings import Findings
-from export.check.lerobot.columns import NUMERIC, FileRows, matrix
-from export.check.lerobot.episodes import LeRobotEntry
-from export.check.lerobot.read import EPISODE_STATISTICS
-from export.check.lerobot.recorded import RecordedStatistics
-from export.check.lerobot.rows import data_files
-from export.check.lerobot.statistics import GROOT_STATISTICS, STATS
+from export.check.lerobot.files import FileGroup, table_groups
+from export.check.lerobot.statistics import NEEDED, PICTURES, EpisodeStatistics, LeRobotCheck
 from export.check.repair.files import Change, replaced
-from export.image_statistics import sampled_frames, thinned
-from export.statistics import vector_statistics
-
-Figures = dict[str, np.ndarray]
 
 
-class Gathered:
-    """Figures of the whole, put together from those of episodes as LeRobot does: quantiles are their weighted means."""
-
-    def __init__(self) -> None:
-        self._count = 0.0
-        self._statistics: Figures = {}
-
-    def add(self, metrics: Figures) -> None:
-        """Take in an episode's figures, `count` among them."""
-        count = float(metrics["count"][0])
-        if not self._count:
-            self._statistics = {stat: values.astype(np.float64) for stat, values in metrics.items() if stat != "count"}
-            self._count = count
-            return
-        mine, whole = self._statistics, self._count + count
-        share, mean_D = count / whole, mine["mean"]
-        moved_D = mean_D + share * (metrics["mean"] - mean_D)
-        squares_D = (mine["std"] ** 2 + (mean_D - moved_D) ** 2) * (1 - share)
-        squares_D = squares_D + (metrics["std"] ** 2 + (metrics["mean"] - moved_D) ** 2) * share
-        joined = {stat: (1 - share) * mine[stat] + share * metrics[stat] for stat in mine if stat in metrics}
-        low_D, high_D = np.minimum(mine["min"], metrics["min"]), np.maximum(mine["max"], metrics["max"])
-        self._statistics = {**joined, "min": low_D, "max": high_D, "mean": moved_D, "std": np.sqrt(squares_D)}
-        self._count = whole
-
-    def metrics(self) -> Figures:
-        """Return the figures of all that was added."""
-        return {**self._statistics, "count": np.array([round(self._count)])}
-
-
-def repair_statistics(dataset: LeRobotEntry, wanted: set[str], changes: list[Change], notes: list[str]) -> None:
-    """Write stats.json with the figures of some features computed again from all rows.
+def repair_statistics(check: LeRobotCheck, wanted: set[str], changes: list[Change], notes: list[str]) -> None:
+    """Write stats.json with the statistics of some features computed again from all rows.
 
     Args:
-        wanted: Features whose figures are missing or wrong; the file's others are kept.
+        check: The dataset.
+        wanted: Features whose statistics are missing or wrong; the file's others are kept.
+        changes: Receives what was changed.
+        notes: Receives what could not be computed.
     """
+    dataset = check.dataset
     path, old = dataset.root / STATS, {}
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
-    gathered: dict[str, Gathered] = {}
-    for _, metrics in episode_statistics(dataset, wanted):
-        for name, of_episode in metrics.items():
-            gathered.setdefault(name, Gathered()).add(of_episode)
-    groot = dataset.modality is not None
-    cameras = set() if groot else {n for n in wanted if dataset.features[n]["dtype"] in ("video", "image")}
-    for name in cameras:
-        told = _recorded_pictures(dataset, name)
-        if told is None:
-            notes.append(f"not fixed: {STATS} has no figures of {name}, and neither have its episodes")
+    merged: dict[str, Statistics] = {}
+    for _, statistics in _row_statistics(dataset, wanted):
+        for name, own in statistics.items():
+            merged[name] = merge_statistics(merged[name], own) if name in merged else own
+    is_groot = dataset.modality is not None
+    pictures = set() if is_groot else {n for n in wanted if dataset.features[n]["dtype"] in PICTURES}
+    for name in pictures:
+        recorded = _recorded_pictures(check, name)
+        if recorded is None:
+            notes.append(f"not fixed: {STATS} has no statistics of {name}, and neither have its episodes")
         else:
-            gathered[name] = told
-    new = {name: _as_json(of_all.metrics(), groot, name in cameras) for name, of_all in gathered.items()}
+            merged[name] = recorded
+    new = {name: _as_json(whole, is_groot, name in pictures) for name, whole in merged.items()}
     if new:
-        with replaced(dataset.root, STATS, f"figures of {', '.join(new)}", changes) as temporary:
+        with replaced(dataset.root, STATS, f"statistics of {', '.join(new)}", changes) as temporary:
             text = json.dumps({**old, **new}, indent=4, ensure_ascii=False, allow_nan=False)
             temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _recorded_pictures(dataset: LeRobotEntry, camera: str) -> Gathered | None:
-    recorded, gathered = RecordedStatistics(dataset, Findings(), of_pictures=True), Gathered()
-    for position in range(len(dataset.episodes)):
-        metrics = recorded.of(np.array([position])).get(camera, {})
-        if not {"min", "max", "mean", "std", "count"} <= set(metrics) or not all(
-            np.isfinite(values).all() for values in metrics.values()
-        ):
-            return None
-        gathered.add({stat: values_ED[0] for stat, values_ED in metrics.items()})
-    recorded.close()
-    return gathered
+def _recorded_pictures(check: LeRobotCheck, feature: str) -> Statistics | None:
+    """Merge what is recorded of each episode's pictures; None where an episode has no statistics."""
+    merged: Statistics | None = None
+    with EpisodeStatistics(check, Findings(), of_pictures=True) as recorded:
+        for position in range(len(check.dataset.episodes)):
+            own = recorded.read(np.array([position])).get(feature, {})
+            if not {*NEEDED, "count"} <= set(own) or not all(np.isfinite(values).all() for values in own.values()):
+                return None
+            one = {stat: values_ED[0] for stat, values_ED in own.items()}
+            merged = one if merged is None else merge_statistics(merged, one)
+    return merged and {**merged, "count": np.rint(merged["count"]).astype(np.int64)}
 
 
-def _as_json(metrics: Figures, groot: bool, of_pictures: bool) -> dict[str, Any]:
-    # GR00T cuts every figure to a modality's slice, so `count` must not be among them.
-    kept = {stat: v for stat, v in metrics.items() if not groot or stat in GROOT_STATISTICS}
+def _as_json(statistics: Statistics, is_groot: bool, of_pictures: bool) -> dict[str, Any]:
+    # GR00T slices every statistic by modality.json, so `count` must not be among them.
+    kept = {stat: v for stat, v in statistics.items() if not is_groot or stat in GROOT_STATISTICS}
     return {stat: (v.reshape(-1, 1, 1) if of_pictures and stat != "count" else v).tolist() for stat, v in kept.items()}
 
 
-def episode_statistics(dataset: LeRobotEntry, wanted: set[str]) -> Iterator[tuple[int, dict[str, Figures]]]:
-    """Yield (position, figures by feature) of the rows of each episode whose rows can be read."""
-    names = {n for n in wanted if dataset.features[n]["dtype"] in NUMERIC}
-    if not names:
-        return
-    rows, opened, first_row = None, "", 0
-    first_rows = _first_rows(dataset) if dataset.is_v3 else {}
-    for episode in dataset.episodes:
-        file = dataset.data_file(episode.position)
-        if file != opened:
-            if rows is not None:
-                rows.close()
-            path = existing(dataset.root, file, "", Findings())
-            rows = FileRows(path, names.__contains__) if path is not None else None
-            opened, first_row = file, first_rows.get(file, 0)
-        if rows is None:
-            continue
-        begin = episode.first_row - first_row if dataset.is_v3 else 0
-        table = rows.read(begin, begin + episode.length if dataset.is_v3 else rows.num_rows)
-        found = {}
+def _row_statistics(dataset: LeRobotMeta, wanted: set[str]) -> Iterator[tuple[int, dict[str, Statistics]]]:
+    """Yield (position, statistics by feature) of the rows of each episode whose rows can be read."""
+    names = {name for name in wanted if dataset.features[name]["dtype"] in NUMERIC}
+    for group in table_groups(dataset) if names else ():
+        for file in group.single_files(dataset.episodes):
+            path = find_file(dataset.root, file.file, "", Findings())
+            if path is not None:
+                yield from _table_statistics(dataset, file, ParquetRows(path, names.__contains__))
+
+
+def _table_statistics(
+    dataset: LeRobotMeta, group: FileGroup, rows: ParquetRows
+) -> Iterator[tuple[int, dict[str, Statistics]]]:
+    for position in group.positions.tolist():
+        begin = int(dataset.episodes.first_row_N[position]) - group.first_row if dataset.is_v3 else 0
+        end = begin + int(dataset.episodes.length_N[position]) if dataset.is_v3 else rows.num_rows
+        table, found = rows.read(begin, end), {}
         for name in table.column_names:
             values_ND, _ = matrix(table.column(name), math.prod(dataset.features[name]["shape"]))
             if values_ND is not None and len(values_ND):
                 found[name] = vector_statistics(values_ND)
-        yield episode.position, found
-    if rows is not None:
-        rows.close()
+        yield position, found
+    rows.close()
 
 
-def _first_rows(dataset: LeRobotEntry) -> dict[str, int]:
-    return {file.file: file.first_row for file in data_files(dataset)}
-
-
-def repair_episode_statistics(dataset: LeRobotEntry, changes: list[Change], notes: list[str]) -> None:
+def repair_episode_statistics(check: LeRobotCheck, changes: list[Change]) -> None:
     """Write the lines of episodes_stats.jsonl that are missing or malformed again; the others stay as they are."""
-    path = dataset.root / EPISODE_STATISTICS
-    bad = set(_malformed(dataset))
+    dataset, bad = check.dataset, set(_malformed(check))
     if not bad:
         return
-    places_N2 = dataset.statistics_lines
-    with replaced(dataset.root, EPISODE_STATISTICS, f"the lines of {len(bad)} episodes", changes) as temporary:
-        source = path.open("rb") if path.exists() else None
-        with temporary.open("wb") as target:
-            computed = episode_statistics(dataset, set(dataset.features))
-            for position, metrics in computed:
-                if position not in bad and source is not None:
-                    offset, size = places_N2[position].tolist()
-                    source.seek(offset)
-                    target.write(source.read(size).rstrip(b"\n") + b"\n")
-                    continue
-                stats = {name: _as_json(of_rows, False, False) for name, of_rows in metrics.items()}
-                for camera in dataset.cameras:
-                    if (of_pictures := _image_statistics(dataset, camera, position)) is not None:
-                        stats[camera] = _as_json(of_pictures, False, True)
-                line = {"episode_index": int(dataset.episodes.index_N[position]), "stats": stats}
-                target.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        if source is not None:
-            source.close()
+    kept = check.statistics.read() if check.statistics else (b"" for _ in dataset.episodes.index_N)
+    with (
+        replaced(dataset.root, EPISODE_STATS_V2, f"the lines of {len(bad)} episodes", changes) as temporary,
+        temporary.open("wb") as target,
+    ):
+        for line, (position, own) in zip(kept, _row_statistics(dataset, set(dataset.features)), strict=True):
+            if position in bad:
+                stats = {name: _as_json(statistics, False, False) for name, statistics in own.items()}
+                for camera in dataset.video_keys:
+                    if (pictures := _video_statistics(dataset, camera, position)) is not None:
+                        stats[camera] = _as_json(pictures, False, True)
+                row = {"episode_index": int(dataset.episodes.index_N[position]), "stats": stats}
+                line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+            target.write(line.rstrip(b"\n") + b"\n")
 
 
-def _malformed(dataset: LeRobotEntry) -> Iterator[int]:
-    for position in range(len(dataset.episodes)):
+def _malformed(check: LeRobotCheck) -> Iterator[int]:
+    for position in range(len(check.dataset.episodes)):
         found = Findings()
-        if dataset.statistics_lines is None or not dataset.statistics_lines[position, 1]:
-            yield position
-            continue
-        for of_pictures in (False, True):
-            recorded = RecordedStatistics(dataset, found, of_pictures)
-            recorded.of(np.array([position]))
-            recorded.close()
-        if found.all():
+        if check.statistics is not None and check.statistics.size_N[position]:
+            for of_pictures in (False, True):
+                with EpisodeStatistics(check, found, of_pictures) as recorded:
+                    recorded.read(np.array([position]))
+        if check.statistics is None or not check.statistics.size_N[position] or found.all():
             yield position
 
 
-def _image_statistics(dataset: LeRobotEntry, camera: str, position: int) -> Figures | None:
-    """Decode an episode's video and return the figures of its pictures in [0, 1], as LeRobot samples them."""
-    path = existing(dataset.root, dataset.video_file(camera, position), "", Findings())
+def _video_statistics(dataset: LeRobotMeta, camera: str, position: int) -> Statistics | None:
+    """Decode an episode's video and return the statistics of its pictures in [0, 1], as LeRobot samples them."""
+    path = find_file(dataset.root, dataset.episodes.file_name(position, camera), "", Findings())
     if path is None:
         return None
-    wanted = set(sampled_frames(int(dataset.episodes.length_N[position])).tolist())
-    pixels = [
-        thinned(frame.to_ndarray(format="rgb24")).reshape(-1, 3)
-        for number, frame in enumerate(decode_frames(path))
-        if number in wanted
-    ]
-    if not pixels:
-        return None
-    return {**vector_statistics(np.concatenate(pixels) / 255), "count": np.array([len(pixels)])}
+    wanted, reader = sampled_frames(int(dataset.episodes.length_N[position])), FrameReader()
+    histogram = reduce(ImageHistogram.with_frame, reader.frames(path, 0, wanted), ImageHistogram.empty())
+    reader.close()
+    return histogram.metrics()

@@ -1,0 +1,1 @@
+"""Built-in curation scores, one module each."""

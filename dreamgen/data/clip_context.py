@@ -1,0 +1,95 @@
+"""One generated clip with what scores and judges need of it, each part read or computed once.
+
+Axes: T frames, H height, W width, C channels, A action, S state. A `video_THWC` or `frame_HWC` is uint8, 0-255, RGB;
+a `grey_THW` is a small float32 copy, 0-255, in which pixel noise is averaged away.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dreamgen.data.video import probe, read_image, read_video
+from dreamgen.run.records import Job
+from dreamgen.run.run_folder import RunFolder
+
+GREY_PX = 32
+
+
+class ClipContext:
+    """A clip that is decoded at most once, however many stages, scores and judges look at it.
+
+    Args:
+        run: The run folder.
+        job: The clip's job: its size, frame count, instruction and seed.
+    """
+
+    def __init__(self, run: RunFolder, job: Job) -> None:
+        self.run, self.job = run, job
+
+    @property
+    def file(self) -> Path:
+        """Return the clip's mp4."""
+        return self.run.clip_file(self.job.clip_id)
+
+    @cached_property
+    def video_THWC(self) -> np.ndarray:
+        """Return all frames.
+
+        Raises:
+            UserError: if the file is missing, damaged, or has no frames.
+        """
+        return read_video(self.file)
+
+    @cached_property
+    def small_grey_THW(self) -> np.ndarray:
+        """Return all frames as `GREY_PX` squared grey pixels."""
+        return small_grey(self.video_THWC)
+
+    @cached_property
+    def first_frame_HWC(self) -> np.ndarray | None:
+        """Return the first of the conditioning frames; None for a clip from text alone.
+
+        Raises:
+            UserError: if its file is missing or not an image.
+        """
+        if self.job.first_frame_sha256 is None:
+            return None
+        stacked_HWC = read_image(self.run.need(self.run.first_frame_file(self.job.first_frame_sha256), "plan"))
+        return stacked_HWC[: self.job.height]
+
+    @cached_property
+    def action_TA(self) -> np.ndarray | None:
+        """Return the labeled actions, float32, in the robot's units; None for a clip without labels."""
+        return self._label("action")
+
+    @cached_property
+    def state_TS(self) -> np.ndarray | None:
+        """Return the labeled states, float32, in the robot's units; None for a clip without them."""
+        return self._label("observation.state")
+
+    def check_is_whole(self) -> None:
+        """Count the frames without decoding them: a file that was cut short may decode without an error.
+
+        Raises:
+            UserError: if the file is missing, or ends before its header says.
+        """
+        probe(self.file)
+
+    def _label(self, column: str) -> np.ndarray | None:
+        import pyarrow.parquet as pq
+
+        path = self.run.label_file(self.job.clip_id)
+        if not path.is_file():
+            return None
+        table = pq.read_table(path)
+        return np.array(table[column].to_pylist(), np.float32) if column in table.column_names else None
+
+
+def small_grey(video_THWC: np.ndarray) -> np.ndarray:
+    """Return a grey_THW of `GREY_PX` squared pixels a frame; area averaging removes noise and keeps movement."""
+    frames = [cv2.resize(f, (GREY_PX, GREY_PX), interpolation=cv2.INTER_AREA).astype(np.float32) for f in video_THWC]
+    return np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])

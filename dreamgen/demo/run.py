@@ -1,0 +1,55 @@
+"""The demo: all stages on demonstrations that it makes itself, with the mini model on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dreamgen.config.loading import find_preset, read_yaml, settings_from_dict
+from dreamgen.config.settings import Settings
+from dreamgen.pipeline import run_all
+from dreamgen.progress import log
+from dreamgen.run.records import StageResult
+from dreamgen.run.run_folder import RunFolder
+
+
+def run_demo(settings: Settings) -> list[StageResult]:
+    """Run all stages on generated demonstrations; called again, it goes on where it stopped.
+
+    Args:
+        settings: `out` names the run folder; runs/demo when not given.
+
+    Returns:
+        The stages' results; the last one lists the outputs and commands to try next.
+    """
+    from dreamgen.demo.dataset import demo_instructions, write_demo_dataset
+
+    out = Path(settings.out or "runs/demo")
+    demos = out / "demos"
+    if not demos.exists():
+        log(f"making demonstrations: a drawn robot arm picks and places blocks -> {demos}")
+        write_demo_dataset(demos)
+    preset = read_yaml(find_preset("mini"))
+    settings = settings_from_dict({**preset, "out": str(out), "demos": str(demos)})
+    settings = replace(settings, plan=replace(settings.plan, instructions=demo_instructions(2, seed=0)))
+    # The last result says where everything is, so the others leave it out.
+    results = [replace(result, outputs={}) for result in run_all(settings, resume=True)]
+    return [*results, StageResult("demo", _outputs(RunFolder(out)), {}, _next_commands(out))]
+
+
+def _outputs(run: RunFolder) -> dict[str, Any]:
+    places = {
+        "report": run.report, "datasets": run.datasets, "clips": run.clips, "adapter": run.adapter,
+        "training set": run.train, "settings": run.settings_file,
+    }  # fmt: skip
+    return {name: path for name, path in places.items() if path.exists()}
+
+
+def _next_commands(out: Path) -> list[str]:
+    return [
+        "try next, after `source .venv/bin/activate`:",
+        "dreamgen run --config_path configs/mini.yaml --demos YOUR_DATASET --out runs/mine",
+        f"dreamgen plan --out {out} --num_seeds 2 && dreamgen generate --out {out}",
+        f"dreamgen check {out / 'datasets' / 'lerobot-v3.0'}",
+    ]

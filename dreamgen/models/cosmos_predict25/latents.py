@@ -1,0 +1,102 @@
+"""Pixels to latents and back.
+
+Axes: B batch, C channels, T frames (latent frames in latents), H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, Cosmos2_5_PredictBasePipeline
+
+from dreamgen.data.timeline import num_latent_frames
+
+CHANNELS, STRIDE_PX = 16, 8  # of the Wan VAE, which every Cosmos Predict 2.5 model uses
+
+
+def latent_shape(num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the shape CTHW of a clip's latents: the first frame alone, then groups of four; an eighth in space."""
+    return CHANNELS, num_latent_frames(num_frames), height // STRIDE_PX, width // STRIDE_PX
+
+
+@torch.no_grad()
+def vae_means(vae: AutoencoderKLWan, video_BTHWC: torch.Tensor) -> torch.Tensor:
+    """Encode clips to the means of the VAE's posterior.
+
+    Args:
+        vae: Frozen.
+        video_BTHWC: uint8, 0-255, RGB, on the VAE's device; T is 4k + 1.
+
+    Returns:
+        mean_BCTHW in the VAE's dtype, not normalized.
+    """
+    video_BCTHW = (video_BTHWC.permute(0, 4, 1, 2, 3).float() / 255.0 * 2.0 - 1.0).to(vae.dtype)
+    return torch.cat([vae.encode(one_CTHW[None]).latent_dist.mode() for one_CTHW in video_BCTHW])
+
+
+class LatentScale:
+    """Normalizes the VAE's means to clean latents, as the pipeline does with conditioning frames.
+
+    The latent is (mean - channel mean) / channel std with the VAE's own constants; see `prepare_latents` in diffusers'
+    pipeline_cosmos2_5_predict.py (where `latents_std` holds 1 / std).
+
+    Args:
+        mean, std: Of each channel, from the VAE's configuration.
+        device: Device of the latents.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu") -> None:
+        self._mean_1C111 = torch.tensor(mean).view(1, -1, 1, 1, 1).float().to(device)
+        self._scale_1C111 = (1.0 / torch.tensor(std).view(1, -1, 1, 1, 1).float()).to(device)
+
+    def __call__(self, mean_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return clean_BCTHW, float32."""
+        return (mean_BCTHW.float() - self._mean_1C111) * self._scale_1C111
+
+
+@torch.no_grad()
+def encode_conditioning(pipe: Cosmos2_5_PredictBasePipeline, frames_THWC: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Encode the frames that a clip begins with.
+
+    The VAE is causal in time: the first latent frame depends on the first frame alone, the second on the four after
+    it. So these equal the latents that the pipeline computes from a whole padded clip, at a fraction of the cost.
+
+    Args:
+        pipe: Its VAE is used.
+        frames_THWC: uint8, RGB; 1 or 5 frames.
+
+    Returns:
+        clean_BCTHW, float32, normalized, on the VAE's device: one latent frame for 1 frame, two for 5.
+    """
+    vae = pipe.vae
+    mean_BCTHW = vae_means(vae, torch.as_tensor(frames_THWC).to(vae.device)[None]).float()
+    # `latents_std` holds 1 / std.
+    return (mean_BCTHW - pipe.latents_mean.to(mean_BCTHW)) * pipe.latents_std.to(mean_BCTHW)
+
+
+@torch.no_grad()
+def decode(pipe: Cosmos2_5_PredictBasePipeline, latents_BCTHW: torch.Tensor) -> torch.Tensor:
+    """Decode sampled latents to pixels.
+
+    Args:
+        pipe: Its VAE is used.
+        latents_BCTHW: One clip, normalized as the transformer reads it.
+
+    Returns:
+        video_THWC, uint8, RGB, on the VAE's device: the pipeline's `output_type="np"` times 255, rounded.
+    """
+    mean = pipe.latents_mean.to(latents_BCTHW)
+    inverse_std = pipe.latents_std.to(latents_BCTHW)  # despite its name
+    latents_BCTHW = latents_BCTHW / inverse_std + mean
+    video_BCTHW = pipe.vae.decode(latents_BCTHW.to(pipe.vae.dtype), return_dict=False)[0]
+    video_CTHW = (video_BCTHW[0].float() * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return video_CTHW.permute(1, 2, 3, 0).contiguous()
+
+
+def use_channels_last(pipe: Cosmos2_5_PredictBasePipeline) -> None:
+    """Store the VAE's convolution weights channels-last: the same sums, decoded faster on a GPU."""
+    for module in pipe.vae.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)

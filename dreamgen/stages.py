@@ -1,0 +1,179 @@
+"""The table of all stages and commands. Command line, pipeline, status, report and Python API derive from it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dreamgen.run.run_folder import RunFolder
+
+# What a stage works on; it is skipped in a run that has none.
+Need = Literal["actions", "clips", "datasets"]
+# Where the report reads how far a stage is.
+Progress = Literal["training set", "training log", "jobs", "journal", "model", "datasets"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of a run, or another command.
+
+    Args:
+        name: Name in output, report and journal; also the command, where `command` is not given.
+        summary: What it does, in one line.
+        function: `module:function`, imported when it runs. A stage's function takes the settings and, where it can make
+            use of them, `resume` and `dry_run`.
+        section: Settings that may be named without their section.
+        flags: Switches of the command besides `--json`.
+        example: A command that can be copied; empty for a stage without a command of its own.
+        paths: Names of the paths that one call of the function takes before its section's settings.
+        paths_help: What they are.
+        paths_optional: Whether the command runs without paths.
+        settings: Of a command without a section: the only settings that it takes; all when empty.
+        command: The command that runs it.
+        in_run: Whether `dreamgen run` runs it.
+        run_function: `module:function` that `dreamgen run` calls instead of `function`.
+        output: What exists once it is done; None for a stage that finds out itself what is left to do.
+        needs: What it works on.
+        first: Stage that its command runs before it, where that one's output is missing.
+        progress: Where the report reads how far it is; None for a stage that the report does not list.
+        counts_clips_of: Of a stage that works on clips: the stage whose clips it works on.
+        may_be_remote: Whether it works on a run folder in an object store.
+        keeps_output: Whether `--resume` leaves existing output alone instead of running it again.
+    """
+
+    name: str
+    summary: str
+    function: str
+    section: str | None = None
+    flags: tuple[str, ...] = ()
+    example: str = ""
+    paths: tuple[str, ...] = ()
+    paths_help: str = ""
+    paths_optional: bool = False
+    settings: tuple[str, ...] = ()
+    command: str | None = None
+    in_run: bool = False
+    run_function: str | None = None
+    output: Callable[[RunFolder], Path] | None = None
+    needs: tuple[Need, ...] = ()
+    first: str | None = None
+    progress: Progress | None = None
+    counts_clips_of: str | None = None
+    may_be_remote: bool = False
+    keeps_output: bool = True
+
+    @property
+    def takes_all_settings(self) -> bool:
+        """Return whether the command takes every setting, and not only some of its own."""
+        return not self.paths and not self.settings
+
+    def is_done(self, run: RunFolder) -> bool:
+        """Return whether the output of a stage that has one exists."""
+        return self.output is not None and self.output(run).exists()
+
+    def call(self, *arguments: Any, in_run: bool = False, **switches: bool) -> Any:
+        """Import the function and call it.
+
+        Args:
+            arguments: Passed on.
+            in_run: Call `run_function`, where there is one.
+            switches: `resume`, `dry_run` and the like; only those that the function takes are passed on.
+        """
+        module, _, name = ((self.run_function if in_run else None) or self.function).partition(":")
+        function = getattr(importlib.import_module(module), name)
+        taken = inspect.signature(function).parameters
+        return function(*arguments, **{switch: value for switch, value in switches.items() if switch in taken})
+
+
+_TABLE = (
+    Stage(
+        name="prepare", summary="demonstrations -> training set", function="dreamgen.prepare.stage:prepare",
+        section="prepare", flags=("dry_run", "resume"), in_run=True,
+        example="dreamgen prepare --demos path/to/lerobot_dataset --out runs/pick",
+        output=lambda run: run.train, progress="training set",
+    ),
+    Stage(
+        name="finetune", summary="training set -> LoRA or DoRA adapter", function="finetune:finetune",
+        section="finetune", flags=("dry_run", "resume"), in_run=True,
+        example="dreamgen finetune --out runs/pick --method dora --lora.rank=16",
+        output=lambda run: run.adapter, progress="training log",
+    ),
+    Stage(
+        name="plan", summary="first frames x instructions x seeds -> jobs, added to those already planned",
+        function="dreamgen.plan.stage:plan", section="plan", flags=("dry_run", "resume"), in_run=True,
+        example="dreamgen plan --out runs/pick --first_frames path/to/pairs --num_seeds 5",
+        output=lambda run: run.jobs, progress="jobs", may_be_remote=True, keeps_output=False,
+    ),
+    Stage(
+        name="generate", summary="jobs -> clips on Ray; generates what is missing",
+        function="dreamgen.generate.stage:generate", section="generate", flags=("dry_run", "resume"), in_run=True,
+        example="dreamgen generate --out runs/pick --limit 4", progress="journal", may_be_remote=True,
+    ),
+    Stage(
+        name="status", summary="progress of generate from any shell: done, rate, time left, failures",
+        function="dreamgen.status:status", example="dreamgen status --out runs/pick --json",
+        may_be_remote=True,
+    ),
+    Stage(
+        name="inverse dynamics", summary="training set -> inverse-dynamics model",
+        function="finetune.inverse_dynamics:train_inverse_dynamics", section="idm", in_run=True, command="label",
+        output=lambda run: run.idm, needs=("actions",), progress="model",
+    ),
+    Stage(
+        name="label", summary="clips -> actions, by an inverse-dynamics model trained on the demonstrations",
+        function="dreamgen.label.stage:label", section="idm", flags=("resume",), in_run=True,
+        run_function="dreamgen.pipeline:label_and_curate",
+        example="dreamgen label --out runs/pick", needs=("actions", "clips"), first="inverse dynamics",
+        progress="journal", counts_clips_of="generate",
+    ),
+    Stage(
+        name="curate", summary="clips -> scores and verdicts", function="dreamgen.curate.stage:curate",
+        section="curate", flags=("resume",), in_run=True, example="dreamgen curate --out runs/pick --min_motion=1.0",
+        needs=("clips",), progress="journal", counts_clips_of="label",
+    ),
+    Stage(
+        name="export", summary="accepted clips -> LeRobot and HDF5 datasets", function="export:export_datasets",
+        section="export", flags=("resume",), in_run=True,
+        example="dreamgen export --out runs/pick --formats='[lerobot-v3.0]'", needs=("actions", "clips"),
+        progress="datasets",
+    ),
+    Stage(
+        name="check", summary="verify LeRobot, robomimic or ACT datasets, whoever wrote them",
+        function="export.check:check_stage", section="check", flags=("fix",), in_run=True,
+        run_function="dreamgen.pipeline:check_datasets", example="dreamgen check runs/pick/datasets/lerobot-v3.0",
+        paths=("PATH",), paths_help="a dataset, or several", needs=("actions", "datasets"),
+    ),
+    Stage(
+        name="convert", summary="LeRobot v2.0 or v2.1 -> v3.0, or v3.0 -> v2.1; video streams are copied",
+        function="export.convert:convert_dataset", section="convert",
+        example="dreamgen convert path/to/lerobot_v21 path/to/lerobot_v30",
+        paths=("SRC", "DST"), paths_help="a LeRobot dataset, and a folder that does not exist yet",
+    ),
+    Stage(
+        name="run", summary="all stages in order", function="dreamgen.pipeline:run_all", flags=("dry_run", "resume"),
+        example="dreamgen run --config_path configs/mini.yaml --demos path/to/lerobot_dataset --out runs/pick",
+    ),
+    Stage(
+        name="report", summary="the run on one page, report.html", function="dreamgen.report:report",
+        section="report", flags=("resume",), in_run=True, example="dreamgen report --out runs/pick",
+    ),
+    Stage(
+        name="doctor", summary="versions, GPU, codecs, disk, login: one block for a bug report",
+        function="dreamgen.doctor:doctor", example="dreamgen doctor",
+        paths=("OUT",), paths_help="a run folder, to look at its disk", paths_optional=True,
+    ),
+    Stage(
+        name="demo", summary="the whole run on a CPU, on demonstrations that it makes itself",
+        function="dreamgen.demo.run:run_demo", example="dreamgen demo --out runs/demo",
+        settings=("out",),
+    ),
+)  # fmt: skip
+
+STAGES = {stage.name: stage for stage in _TABLE}
+PIPELINE = {name: stage for name, stage in STAGES.items() if stage.in_run}  # in the order of `dreamgen run`
+COMMANDS = {name: stage for name, stage in STAGES.items() if stage.command is None}
+CLIP_STAGES = tuple(name for name, stage in STAGES.items() if stage.progress == "journal")

@@ -1,0 +1,212 @@
+"""The episodes of a source as the LeRobot writer takes them, once their ranges and image statistics are known.
+
+Axes: N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from dreamgen.data.frames import FrameReader
+from dreamgen.data.lerobot.episode_source import EpisodeRecord, EpisodeSource
+from dreamgen.data.lerobot.image_statistics import ImageHistogram, sampled_frames
+from dreamgen.data.lerobot.lines import EpisodeLines
+from dreamgen.data.lerobot.statistics import Columns, Range, Statistics, as_lists, merge_statistics
+from dreamgen.data.lerobot.video import VideoSpan
+from dreamgen.errors import UserError
+from dreamgen.progress import Progress
+from export.convert.episode_metadata import extras_schema, read_extras, read_image_statistics, write_lines
+from export.convert.rows import as_float64, read_rows
+from export.convert.source import SourceDataset
+from export.convert.videos import SourceVideos
+from export.workers import Workers
+
+NEEDED = {"min", "max", "mean", "std", "count"}
+# Entries of info.json that only one of the versions has.
+VERSION_INFO = ("total_videos", "total_chunks", "data_files_size_in_mb", "video_files_size_in_mb")
+
+
+@dataclass(frozen=True)
+class ConvertedEpisodes(EpisodeSource):
+    """The episodes of a source in the form of another version.
+
+    Args:
+        dataset: The source.
+        camera_videos: Where each episode's packets are, by camera.
+        extras: Other fields of each episode's metadata.
+        images: Image statistics of each episode.
+        all_images: Those of the whole dataset.
+        version: v2.1 or v3.0.
+    """
+
+    dataset: SourceDataset
+    camera_videos: dict[str, SourceVideos]
+    extras: EpisodeLines
+    images: EpisodeLines
+    all_images: dict[str, Statistics]
+    version: str
+
+    def __getitem__(self, which: slice) -> ConvertedEpisodes:
+        return replace(
+            self, dataset=self.dataset[which], extras=self.extras[which], images=self.images[which],
+            camera_videos={camera: own[which] for camera, own in self.camera_videos.items()},
+            num_frames_N=self.num_frames_N[which], data_bytes_N=self.data_bytes_N[which],
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[EpisodeRecord]:
+        rows = zip(read_rows(self.dataset, self.version), self.extras.rows(), self.images.rows(), strict=True)
+        for place, ((episode, table, _), extras, images) in enumerate(rows):
+            vectors = [as_float64(table[name], episode.length) for name in self.columns.widths]
+            yield EpisodeRecord(
+                episode.index, int(self.dataset.first_index_N[place]), episode.length, episode.tasks, table,
+                np.concatenate(vectors, axis=1), images,
+                tuple(own.span(place) for own in self.camera_videos.values()), extras,
+            )  # fmt: skip
+
+    def videos(self, camera: str) -> SourceVideos:
+        """Return the videos of a camera."""
+        return self.camera_videos[camera]
+
+    def image_statistics(self) -> dict[str, Statistics]:
+        """Return the image statistics of the whole dataset by feature."""
+        return self.all_images
+
+
+@dataclass
+class Measured:
+    """What reading some episodes once gives.
+
+    Args:
+        ranges: Smallest and largest values by numeric feature.
+        images: Image statistics of each episode by feature, as JSON holds them.
+        all_images: Merged image statistics by feature.
+        notes: Episode and what has to be changed in its rows.
+    """
+
+    ranges: dict[str, Range] = field(default_factory=dict)
+    images: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    all_images: dict[str, Statistics] = field(default_factory=dict)
+    notes: list[tuple[int, str]] = field(default_factory=list)
+
+    def merge(self, ranges: dict[str, Range], all_images: dict[str, Statistics]) -> None:
+        """Merge ranges and image statistics of other episodes into these."""
+        for name, own in ranges.items():
+            self.ranges[name] = self.ranges[name] | own if name in self.ranges else own
+        for name, own in all_images.items():
+            self.all_images[name] = merge_statistics(self.all_images[name], own) if name in self.all_images else own
+
+
+def converted_episodes(
+    dataset: SourceDataset, videos: dict[str, SourceVideos], version: str, folder: Path, episodes_per_task: int,
+    workers: Workers,
+) -> tuple[ConvertedEpisodes, list[tuple[int, str]]]:  # fmt: skip
+    """Read the rows of a source once, for what must be known before it is written.
+
+    Args:
+        dataset: The source.
+        videos: Where each episode's packets are, by camera.
+        version: Of the converted dataset.
+        folder: For what is kept of each episode until it is written.
+        episodes_per_task: How many a worker reads at once.
+        workers: Read rows, and decode videos without recorded statistics.
+
+    Returns:
+        The episodes, and by episode what has to be changed in its rows.
+
+    Raises:
+        UserError: if rows cannot be converted.
+    """
+    root, num_episodes, total = dataset.root, len(dataset.episodes), Measured()
+    extras = write_lines(folder / "extras.jsonl", num_episodes, read_extras(dataset))
+    recorded = write_lines(folder / "recorded.jsonl", num_episodes, read_image_statistics(dataset))
+    parts = (slice(start, start + episodes_per_task) for start in range(0, num_episodes, episodes_per_task))
+    tasks = (partial(measure, dataset[part], {camera: own[part] for camera, own in videos.items()}, recorded[part],
+                     version) for part in parts)  # fmt: skip
+
+    def image_lines() -> Iterator[tuple[int, dict[str, Any]]]:
+        with Progress("convert: read", num_episodes, "episodes") as progress:
+            for part in workers.run(tasks):
+                total.merge(part.ranges, part.all_images)
+                total.notes.extend(part.notes)
+                yield from part.images
+                progress.add(len(part.images))
+
+    images = write_lines(folder / "images.jsonl", num_episodes, image_lines())
+    is_v30, episodes = version == "v3.0", dataset.episodes
+    sizes = [episode.data_file.stat().st_size for episode in episodes] if is_v30 else np.zeros(num_episodes)
+    return ConvertedEpisodes(
+        cameras=dataset.cameras, fps=dataset.fps, tasks=dataset.tasks, columns=Columns.of(total.ranges),
+        features={n: _v30_feature(f) if is_v30 else f for n, f in dataset.features.items()},
+        info={name: value for name, value in dataset.info.items() if name not in VERSION_INFO},
+        extras_schema=extras_schema(root, extras), num_frames_N=episodes.length_N,
+        data_bytes_N=np.array(sizes, np.int64), dataset=dataset, camera_videos=videos, extras=extras, images=images,
+        all_images=total.all_images, version=version,
+    ), total.notes  # fmt: skip
+
+
+def measure(dataset: SourceDataset, videos: dict[str, SourceVideos], recorded: EpisodeLines, version: str) -> Measured:
+    """Read the rows of some episodes, and decode images that have no recorded statistics."""
+    part, readers = Measured(), {camera: FrameReader() for camera in videos}
+    for place, ((episode, table, notes), known) in enumerate(
+        zip(read_rows(dataset, version), recorded.rows(), strict=True)
+    ):
+        ranges = {}
+        for name in dataset.vectors:
+            rows_ND = as_float64(table[name], episode.length)
+            ranges[name] = Range(rows_ND.min(axis=0), rows_ND.max(axis=0))
+            if not np.isfinite([ranges[name].low_D, ranges[name].high_D]).all():
+                raise UserError(
+                    f"{episode.data_file}: {name} of episode {episode.index} is not finite", allowed="finite numbers",
+                    next_step=f"dreamgen check {dataset.root}",
+                )  # fmt: skip
+        images = {name: own for name, own in known.items() if set(own) >= NEEDED}
+        for name in dataset.images:
+            if name not in images:
+                frames = _sampled(videos[name].span(place), readers[name]) if name in videos else _decoded(table[name])
+                images |= as_lists({name: reduce(ImageHistogram.with_frame, frames, ImageHistogram.empty()).metrics()})
+        part.merge(ranges, {name: _as_arrays(own) for name, own in images.items()})
+        part.images.append((episode.index, images))
+        part.notes.extend((episode.index, note) for note in notes)
+    for reader in readers.values():
+        reader.close()
+    return part
+
+
+def _as_arrays(recorded: dict[str, Any]) -> Statistics:
+    arrays = {stat: np.array(values, np.float64) for stat, values in recorded.items()}
+    return arrays | {"count": np.rint(arrays["count"]).astype(np.int64)}
+
+
+def _sampled(span: VideoSpan, reader: FrameReader) -> Iterator[np.ndarray]:
+    """Decode the frames of a video that LeRobot samples for statistics."""
+    return reader.frames(span.path, span.first_frame or 0, sampled_frames(span.num_frames))
+
+
+def _decoded(column: pa.ChunkedArray) -> Iterator[np.ndarray]:
+    """Decode the same frames of a column that holds images as files."""
+    for index in sampled_frames(len(column)):
+        data = column[int(index)].as_py()["bytes"]
+        frame_HWC = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+        if frame_HWC is None:
+            raise UserError(f"the image of row {index} is not within the table, or cannot be decoded")
+        yield frame_HWC
+
+
+def _v30_feature(feature: dict[str, Any]) -> dict[str, Any]:
+    """Return a feature as v3.0 holds it: `names` exists, and a video's encoding is called `info`."""
+    feature = {"names": None, **feature}
+    if "video_info" not in feature:
+        return feature
+    info = {**feature.pop("video_info"), **feature.get("info", {})}
+    names = feature["names"]
+    # GR00T's first release reads "channel" together with video_info; with info, the third axis is "channels".
+    names = ["channels" if name == "channel" else name for name in names] if isinstance(names, list) else names
+    return {**feature, "names": names, "info": info}

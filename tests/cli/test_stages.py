@@ -1,0 +1,108 @@
+"""The table of stages: whole, and what command line, pipeline and report show follows from it."""
+
+import dataclasses
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dreamgen.cli.arguments import read_arguments
+from dreamgen.cli.help import command_help, overview
+from dreamgen.cli.main import main
+from dreamgen.config.settings import Settings
+from dreamgen.errors import UserError
+from dreamgen.stages import CLIP_STAGES, COMMANDS, PIPELINE, STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+SECTIONS = {field.name for field in dataclasses.fields(Settings)}
+
+
+def function_of(reference: str):
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=lambda stage: stage.name)
+def test_every_stage_names_a_function_and_settings_that_exist(stage):
+    parameters = inspect.signature(function_of(stage.function)).parameters
+    assert stage.run_function is None or callable(function_of(stage.run_function))
+    assert stage.section is None or stage.section in SECTIONS
+    assert {"dry_run", "fix"} & set(stage.flags) <= set(parameters)
+    assert {stage.first, stage.counts_clips_of, stage.command} - {None} <= set(STAGES)
+    assert stage.example.startswith(f"dreamgen {stage.name}") or stage.command is not None
+
+
+def test_the_order_of_a_run_and_its_clip_stages():
+    assert list(PIPELINE) == [
+        "prepare", "finetune", "plan", "generate", "inverse dynamics", "label", "curate", "export", "check", "report"
+    ]  # fmt: skip
+    assert CLIP_STAGES == ("generate", "label", "curate")
+
+
+@pytest.mark.parametrize("stage", COMMANDS.values(), ids=lambda stage: stage.name)
+def test_help_of_every_command(stage, capsys):
+    assert stage.summary in overview()
+    text = command_help(stage)
+    assert all(f"--{flag} " in text for flag in (*stage.flags, "json"))
+    assert all(len(line) <= 120 for line in text.splitlines())
+    assert main([stage.name, "--help"]) == 0
+    assert capsys.readouterr().out == text + "\n"
+
+
+def test_help_shows_default_bounds_and_choices():
+    text = " ".join(command_help(COMMANDS["finetune"]).split())
+    assert "--num_steps optimizer steps (default: 2000; at least 1)" in text
+    assert "choices: lora, dora, full" in text
+    assert "(default: 0.2; 0 to 1)" in text
+    exported = " ".join(command_help(COMMANDS["export"]).split())
+    assert "choices: lerobot-v3.0, lerobot-v2.1, robomimic, aloha" in exported
+
+
+def test_paths_and_settings_of_a_command_may_come_in_any_order():
+    given = read_arguments(COMMANDS["check"], ["a", "--fast", "b", "--num_workers", "2", "--fix"])
+    assert [str(path) for path, _ in given.calls] == ["a", "b"]
+    assert (given.settings.check.fast, given.settings.check.num_workers) == (True, 2)
+    assert given.switches == {"fix": True, "json": False}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["check"], "needs PATH"),
+        (["check", "a", "--fats"], "did you mean --fast?"),
+        (["convert", "a", "b", "c"], "needs SRC and DST"),
+        (["doctor", "--verbose"], "does not take --verbose"),
+        (["demo", "somewhere"], "does not take somewhere"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_words_that_a_command_does_not_take(words, says):
+    with pytest.raises(UserError) as caught:
+        read_arguments(COMMANDS[words[0]], words[1:])
+    assert says in str(caught.value)
+
+
+def test_a_setting_without_a_value_gets_the_nearest_name(capsys):
+    assert main(["plan", "--dry_rum"]) == 2
+    assert "did you mean --dry_run?" in capsys.readouterr().err
+    assert main(["plan", "--num_seeds"]) == 2
+    assert "--num_seeds has no value" in capsys.readouterr().err
+
+
+def test_an_extension_that_cannot_be_imported_is_named_without_a_traceback(tmp_path):
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[dreamgen.scores]\nsharpness = no_such_module:SCORE\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", "dreamgen", "curate", "--help"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "sharpness cannot be imported from no_such_module:SCORE" in done.stderr
+    assert "Traceback" not in done.stderr
