@@ -40,7 +40,7 @@ class BreaksItsGpu(GenerationWorker):
     """The real worker; its decoder raises GPU errors from one clip on, in the first process that reaches this clip."""
 
     def make(self, task: Any) -> JournalRecord | None:
-        run, clip_id = self.what.run, task.task_id
+        run, clip_id = self.generator.run, task.task_id
         mark = run.root / "broken"
         if mark.exists() or not (run.root / f"{clip_id}.breaks").exists():
             return super().make(task)
