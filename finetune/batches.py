@@ -80,7 +80,7 @@ def make_loader(
 
     Args:
         settings: Of the run.
-        model: Draws the noise.
+        model: Its noise sampler is used.
         clips: The training set.
         num_samples: Windows that the training uses.
         read: As `WindowDataset` takes it.

@@ -44,6 +44,9 @@ class Cache:
         self._content = {"format": FORMAT, "model": source.sha256, "dtype": settings.model.dtype}
         self._clip_sha256: dict[Path, str] = {}
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "model": None}  # processes that read ahead need no model
+
     def window_file(self, window: Window) -> Path:
         """Return the file of a window."""
         path = window.clip.path

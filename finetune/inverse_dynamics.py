@@ -187,7 +187,7 @@ def change_colors(pictures: torch.Tensor, random: np.random.Generator) -> torch.
 
     Args:
         pictures: (3, N, C, H, W), -1..1.
-        random: Draws one change for each pair.
+        random: Generator of the changes, one for each pair.
 
     Returns:
         The same shape.
@@ -205,7 +205,7 @@ def measure(
     """Label the held-out episodes as clips are labeled, and compare with the robot's actions.
 
     Args:
-        model: Trained.
+        model: The trained model.
         train: Training episodes, for the training error.
         held_out: Held-out episodes.
         num_frames: Of a clip.

@@ -17,7 +17,7 @@ from dreamgen.config.loading import configs_folder, find_preset, read_yaml, sett
 from dreamgen.config.settings import ModelSettings, Settings
 from dreamgen.data.prompts import bare_instruction
 from dreamgen.data.video import fit_frame, frame_sha256, read_image
-from dreamgen.errors import UserError
+from dreamgen.errors import UserError, closest_match
 from dreamgen.models.adapter_choice import AdapterChoice, choose_adapter
 from dreamgen.models.world_model import (
     Prediction,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     type Image = str | Path | np.ndarray | PILImage | None
 
 VIDEO_ARGUMENTS = ("height", "width", "num_frames")
+PLAN_ARGUMENTS = ("num_inference_steps", "guidance_scale", "level", "fp8", "negative_prompt")
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,12 @@ def predict(model: WorldModel, image: Image, prompt: str, seed: int, sampling: d
         raise UserError("this model has no default settings", next_step="load it with WorldModel.load")
     sections: dict[str, dict[str, Any]] = {"video": {}, "plan": {}}
     for name, value in sampling.items():
+        if name not in VIDEO_ARGUMENTS + PLAN_ARGUMENTS:
+            nearest = closest_match(name, VIDEO_ARGUMENTS + PLAN_ARGUMENTS)
+            raise UserError(
+                f"unknown argument of generate: {name}", allowed=", ".join(VIDEO_ARGUMENTS + PLAN_ARGUMENTS),
+                next_step=f"did you mean {nearest}?" if nearest else None,
+            )  # fmt: skip
         if value is not None:
             sections["video" if name in VIDEO_ARGUMENTS else "plan"][name] = value
     frames = _read_frames(image)

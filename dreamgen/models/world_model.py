@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from dreamgen.config.settings import ModelSettings, Settings
 from dreamgen.errors import UserError
 from dreamgen.extensions.registry import Registry
+from dreamgen.models.prediction import Prediction, Rejected
 from dreamgen.models.size_rules import SizeRules
 from dreamgen.run.files import read_json
 from dreamgen.run.records import Job
@@ -28,11 +29,20 @@ if TYPE_CHECKING:
     from dreamgen.models.generation_request import Image, RequestDefaults
     from dreamgen.models.trainable import TrainableWorldModel, TrainingCost
 
+__all__ = [
+    "WORLD_MODELS",
+    "Prediction",
+    "Rejected",
+    "WorldModel",
+    "WorldModelSource",
+    "WorldModelType",
+    "check_size",
+    "model_type",
+    "model_type_name",
+    "resolve_world_model",
+]
+
 DEFAULT_TYPE = "cosmos_predict25"
-
-
-class Rejected(Exception):
-    """The safety checker refused a prompt or a clip: a result, not an error."""
 
 
 @dataclass(frozen=True)
@@ -91,38 +101,6 @@ class WorldModelSource:
     def load_class(self) -> type[WorldModel]:
         """Import and return the model's class."""
         return WORLD_MODELS.get(self.type).load_class()
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model generates for one job.
-
-    Args:
-        video_THWC: On the model's device.
-        actions_TA: One action for each frame, in the robot's units; None from a model that predicts video only.
-        states_TS: Likewise.
-    """
-
-    video_THWC: torch.Tensor
-    actions_TA: torch.Tensor | None = None
-    states_TS: torch.Tensor | None = None
-
-    def first(self, num_frames: int) -> Prediction:
-        """Return the first frames."""
-        actions_TA, states_TS = (None if part is None else part[:num_frames] for part in self._vectors())
-        return Prediction(self.video_THWC[:num_frames], actions_TA, states_TS)
-
-    @classmethod
-    def joined(cls, pieces: Sequence[Prediction]) -> Prediction:
-        """Return predictions that follow one another as one."""
-        import torch
-
-        columns = zip(*(piece._vectors() for piece in pieces), strict=True)
-        actions_TA, states_TS = (None if column[0] is None else torch.cat(column) for column in columns)
-        return cls(torch.cat([piece.video_THWC for piece in pieces]), actions_TA, states_TS)
-
-    def _vectors(self) -> tuple[Any, Any]:
-        return self.actions_TA, self.states_TS
 
 
 class WorldModel(ABC):

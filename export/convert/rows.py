@@ -78,7 +78,7 @@ class EpisodeTables:
         try:
             # ParquetFile: read_table would take the folders' names for columns.
             if not episode.shares_file:
-                return pq.ParquetFile(episode.data_file).read()
+                return pq.ParquetFile(episode.data_file, pre_buffer=False).read(use_threads=False)
             shared = self._shared
             if shared is None or self._path != episode.data_file:
                 shared = ParquetRows(episode.data_file, lambda _: True)

@@ -62,7 +62,7 @@ def test_processes_stop_together_and_fail_together(world, tmp_path):
     for name in ("stopped", "full_disk", "broken_clip"):
         settings_for(tmp_path / name, world)
     done = two_processes(Path(__file__).with_name("two_process_driver.py"), tmp_path, world)
-    outcomes = {rank: json.loads((tmp_path / f"told-{rank}.json").read_text()) for rank in (0, 1)}
+    outcomes = {rank: json.loads((tmp_path / f"outcome-{rank}.json").read_text()) for rank in (0, 1)}
 
     # Rank 1 alone got a signal, in its second step. Gradients cross over in each step's last batch only.
     for rank in (0, 1):

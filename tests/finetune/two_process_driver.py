@@ -1,6 +1,6 @@
 """Trainings of two processes in which one is stopped or fails; launched by test_two_processes.py.
 
-All in one launch, as the imports take longer than the trainings. What each process met is written to told-RANK.json.
+All in one launch, as the imports take longer than the trainings. What each process met is written to outcome-RANK.json.
 """
 
 import json
@@ -79,7 +79,7 @@ def main(root: Path, world: Path) -> None:
     for meet in (stopped, full_disk, broken_clip):
         finetune.train.learning_rate = learning_rate
         outcomes[meet.__name__] = meet(root, world)
-        (root / f"told-{RANK}.json").write_text(json.dumps(outcomes))
+        (root / f"outcome-{RANK}.json").write_text(json.dumps(outcomes))
     sys.exit(2)
 
 

@@ -254,7 +254,7 @@ def test_numbered_gpu_is_refused_before_ray_starts(base, tmp_path):
     assert not ray.is_initialized() and list(RunFolder.of(settings).journal.iterdir()) == []
 
 
-def test_jobs_of_another_model_are_not_dreamed_by_this_one(base, tmp_path):
+def test_jobs_of_another_model_are_not_generated_by_this_one(base, tmp_path):
     settings = settings_for(base, tmp_path / "run")
     planned_run(settings)
     with pytest.raises(UserError, match="planned for another model") as caught:

@@ -1,4 +1,4 @@
-"""Which adapter dreams, blends of them, and changing one for another without a trace."""
+"""Which adapter a job uses, blends of adapters, and changing one for another without residue."""
 
 import shutil
 from dataclasses import asdict, replace

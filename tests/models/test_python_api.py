@@ -80,7 +80,7 @@ def test_arguments_change_the_clip_and_wrong_ones_are_refused(base, tmp_path):
     five_THWC = np.stack([frame(index) for index in range(5)])
     assert model.generate(five_THWC, "push", **(SIZE | {"num_frames": 9})).shape[0] == 9
     for changes, words in (
-        ({"num_step": 3}, "did you mean plan.num"),
+        ({"num_step": 3}, "unknown argument of generate: num_step"),
         ({"height": 40}, "not divisible by 16"),
         ({"num_frames": 8}, "4k . 1"),
         ({"level": "fast"}, "level"),

@@ -1,4 +1,4 @@
-"""The mini model, a local folder and a hub id go one path, and what cannot be loaded is said."""
+"""The mini model, a local folder and a hub id take one path, and loading errors are reported."""
 
 import json
 import shutil
