@@ -194,7 +194,9 @@ def wait_for_worker(nodes: list[Any], pick: float, driver: subprocess.Popen) -> 
     deadline_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline_s and driver.poll() is None:
         raylets = {p.process.pid for node in nodes for p in node.all_processes["raylet"]}
-        workers = sorted(pid for pid, parent, name in processes() if parent in raylets and "ray::Dreamer" in name)
+        workers = sorted(
+            pid for pid, parent, name in processes() if parent in raylets and "ray::GenerationWorker" in name
+        )
         if workers:
             return workers[int(pick * len(workers))]
         time.sleep(0.05)
@@ -255,7 +257,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=120, help="a multiple of 3")
     parser.add_argument("--steps", type=int, default=120, help="denoising steps of a clip: its length in time")
     parser.add_argument("--nodes", type=int, default=3, help="each has room for one worker")
-    parser.add_argument("--out", help="write the figures and what happened when as JSON")
+    parser.add_argument("--out", help="write the metrics and the times of all events as JSON")
     return parser.parse_args()
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from metrics import markdown_table, shown, spread, write_figures
+from metrics import markdown_table, shown, spread, write_report
 from random_models import NUM_TEXT_TOKENS, attach, make_batch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -54,7 +54,7 @@ def main() -> None:
         "machine": machine(device), "model": args.model, "size": [args.num_frames, args.height, args.width],
         "num_tokens": num_tokens(args), "encode_s": encode_s, "floor_s": floor_s(sizes, args), "rows": rows,
     }  # fmt: skip
-    write_figures(report, args.out)
+    write_report(report, args.out)
     print(table(report))
 
 

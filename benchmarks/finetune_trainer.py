@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from finetune_step import machine, measure, measure_method, release
-from metrics import markdown_table, shown, spread, write_figures
+from metrics import markdown_table, shown, spread, write_report
 from random_models import make_batch
 from random_pipeline import save_random_pipeline
 
@@ -71,7 +71,7 @@ def main() -> None:
         "machine": machine(device), "model": args.model, "size": [args.num_frames, args.height, args.width],
         "num_steps": args.num_steps, "log_every": args.log_every, "encode_s": encode_s, "rows": rows,
     }  # fmt: skip
-    write_figures(report, args.out)
+    write_report(report, args.out)
     print(table(report))
 
 

@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 import torch
 from finetune_step import machine, release, synchronize
-from metrics import markdown_table, shown, spread, write_figures
+from metrics import markdown_table, shown, spread, write_report
 
 from dreamgen.config.settings import ModelSettings
 from dreamgen.curate.scores.cut_score import cut_score
@@ -89,7 +89,7 @@ def main() -> None:
         "machine": machine(device), "model": args.model, "size": [args.num_frames, args.height, args.width],
         "num_steps": args.num_steps, "rows": rows,
     }  # fmt: skip
-    write_figures(report, args.out)
+    write_report(report, args.out)
     print(table(report))
 
 

@@ -37,7 +37,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from gpu_monitor import GpuMonitor
 from measured_commands import OK, TIME_LIMIT, MeasuredCommands, Row, json_result
-from metrics import markdown_table, write_figures
+from metrics import markdown_table, write_report
 from synthetic_run import INSTRUCTIONS, drawn_frames, make_run
 
 from dreamgen.config.loading import configs_folder, find_preset, read_yaml
@@ -46,7 +46,7 @@ from dreamgen.data.video import write_png
 from dreamgen.run.files import read_json, sha256_of_file
 from dreamgen.run.jobs import read_jobs
 from dreamgen.run.journal import read_journal
-from dreamgen.run.records import Job
+from dreamgen.run.records import METRICS_KEY, Job
 from dreamgen.run.run_folder import RunFolder
 
 HERE = Path(__file__).parent
@@ -58,7 +58,7 @@ RUN_STAGES = ("prepare", "finetune", "plan", "generate", "inverse dynamics", "la
 
 @dataclass(frozen=True)
 class Estimate:
-    """What `--dry_run` said beside what was measured."""
+    """An estimate of `--dry_run` and the measured value."""
 
     estimated: float | None
     measured: float | None
@@ -112,7 +112,7 @@ def main() -> int:
         check = Check(args, count_gpus(), MeasuredCommands(args.work / "logs", monitor, args.limit_s, lambda: flush()))
 
         def flush() -> None:
-            write_figures(report_of(check, time.monotonic() - start_s), str(report))
+            write_report(report_of(check, time.monotonic() - start_s), str(report))
 
         if args.resume:
             read_finished(check, read_json(report))
@@ -188,7 +188,7 @@ def train_second_adapter(check: Check) -> None:
     estimate = check.commands.run("generate --dry_run", [*dreamgen, "generate", "--out", str(check.second.root),
                                                          "--dry_run", "--json"])  # fmt: skip
     if estimate is not None:
-        metrics = json_result(estimate)["figures"]
+        metrics = json_result(estimate)[METRICS_KEY]
         hours = metrics.get("cuda_hours", metrics.get("cpu_hours"))
         check.estimates["generate: GPU hours of the first run"] = Estimate(hours, None)
     check.commands.run("plan turbo", [*dreamgen, "plan", "--out", str(check.second.root), "--level=turbo"])
@@ -262,7 +262,7 @@ def estimate_trainings(check: Check) -> None:
         command = check.commands.run(f"finetune --dry_run {method}", words)
         if command is None:
             continue
-        estimated, rows = json_result(command)["figures"], loss_rows(run)
+        estimated, rows = json_result(command)[METRICS_KEY], loss_rows(run)
         steps_s = [check.num_workers / float(row["samples_per_s"]) for row in rows[1:]]
         hours = estimated.get("hours")
         check.estimates[f"finetune {method}: seconds a step"] = Estimate(
@@ -450,10 +450,8 @@ def tables(report: dict[str, Any]) -> str:
         for row in report["rows"]
     ]  # fmt: skip
     columns = ("stage", "status", "seconds", "GPU memory GiB", "GPU busy %", "clips an hour")
-    estimates = [
-        (item["what"], *(shown(item[key]) for key in ("estimated", "measured"))) for item in report["estimates"]
-    ]
-    resumed = [(item["what"], item["num_compared"], item["num_equal"]) for item in report["resumed"]]
+    estimates = [(what, *(shown(value) for value in item.values())) for what, item in report["estimates"].items()]
+    resumed = [(what, *item.values()) for what, item in report["resumed"].items()]
     return "\n\n".join(
         [
             title,

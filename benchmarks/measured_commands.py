@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from gpu_monitor import GpuMonitor
 
 OK, TIME_LIMIT = "ok", "not run: time limit"
 LEAST_S = 10.0  # a command that has less time left is not started
-CLEAN_UP_S = 30.0  # for the children of a killed command to end
+CLEAN_UP_S = 120.0  # for the children of a killed command to end
 NUM_LINES_SHOWN = 40
 
 
@@ -103,7 +104,9 @@ class Command:
         self.process.wait()
         _, alive = psutil.wait_procs(children, CLEAN_UP_S)
         for child in alive:
-            child.kill()
+            with suppress(psutil.NoSuchProcess):
+                print(f"left behind after {CLEAN_UP_S:.0f} s: {child.name()}", file=sys.stderr)
+                child.kill()
         return not alive
 
     def last_lines(self) -> str:

@@ -1,4 +1,4 @@
-"""A benchmark's figures: kept as JSON, shown as a Markdown table."""
+"""A benchmark's metrics: stored as JSON, shown as a Markdown table."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 
-def write_figures(report: dict[str, Any], out: str | None) -> None:
-    """Write the figures where they are asked for."""
+def write_report(report: dict[str, Any], out: str | None) -> None:
+    """Write the report as JSON, if a file is given."""
     if out:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         Path(out).write_text(json.dumps(report, indent=1))
@@ -29,5 +29,5 @@ def spread(line: dict[str, Any], median: str, form: str) -> str:
 
 
 def shown(value: float | None, form: str) -> str | None:
-    """Return a figure, or None where there is none."""
+    """Return a formatted value, or None for None."""
     return None if value is None else format(value, form)

@@ -5,7 +5,7 @@
 
 Each phase is a process of its own, timed from its start to its end, libraries included, so that its peak memory is its
 own. First frames are drawn, at the mini model's size; half of the clips are files of one byte, as no clip has to be
-dreamed to be counted. Beside each figure stands a check of what came out.
+dreamed to be counted. Each time comes with a check of the result.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NAMES = {
 
 
 def main() -> None:
-    """Measure each size, print the table, and write the figures."""
+    """Measure each size, print the table, and write the metrics."""
     args = parse_arguments()
     if args.phase:
         print(json.dumps(PHASES[args.phase](Path(args.folder), args.num[0]) | {"peak_gb": peak_gb()}))
@@ -67,7 +67,7 @@ def plan_phase(folder: Path, num: int) -> dict[str, Any]:
 
 
 def write_phase(folder: Path, num: int) -> dict[str, Any]:
-    """Write the records of the first half of the jobs, each told only after its sync."""
+    """Write the records of the first half of the jobs, each counted only after its sync."""
     from dreamgen.run.jobs import job_columns
     from dreamgen.run.journal import Journal
     from dreamgen.run.records import JournalRecord
@@ -76,7 +76,7 @@ def write_phase(folder: Path, num: int) -> dict[str, Any]:
     run = RunFolder(folder / "run")
     ids = job_columns(run.jobs, ["clip_id"])["clip_id"].to_pylist()[: num // 2]
     metrics = {"safety_checker": True, "device": "cuda", "num_frames": 93, "num_bytes": 1}
-    told, now_s = 0, time.time()
+    num_synced, now_s = 0, time.time()
     with Journal(run.journal, "generate") as journal:
         for number, clip_id in enumerate(ids):
             record = JournalRecord(
@@ -84,11 +84,11 @@ def write_phase(folder: Path, num: int) -> dict[str, Any]:
                 metrics={**metrics, "dream_s": 100 + number % 977 / 1000, "encode_s": 1.5},
                 worker=f"node-{number % 25}:{1000 + number % 200}", time_s=now_s - (len(ids) - number) / 100,
             )  # fmt: skip
-            told += len(journal.add(record))
-        told += len(journal.flush())
-    assert told == len(ids)
+            num_synced += len(journal.add(record))
+        num_synced += len(journal.flush())
+    assert num_synced == len(ids)
     size_mb = sum(path.stat().st_size for path in run.journal.iterdir()) / 1e6
-    return {"check": f"{told:,} told, {size_mb:.1f} MB", "cpu_s": time.process_time()}
+    return {"check": f"{num_synced:,} synced, {size_mb:.1f} MB", "cpu_s": time.process_time()}
 
 
 def clips_phase(folder: Path, num: int) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""What the driver and Ray add to the time of clips: many workers on one machine that sleep instead of dreaming.
+"""What the driver and Ray add to the time of clips: many workers on one machine that sleep instead of generating.
 
     python benchmarks/ray_overhead.py                              200 workers, 20,000 clips of 1 s
     python benchmarks/ray_overhead.py --workers 4 --clips 40 --clip_s 0.05 --ceiling_clips 100
 
 The pool, its schedule and its actors are those of `dreamgen generate`; only the model is missing. Ideal is the number
-of clips times their length over the number of workers. True clips are far longer, so this overhead is an upper bound.
+of clips times their length over the number of workers. Real clips are far longer, so this overhead is an upper bound.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Before Ray is imported, which reads it: no reports to its makers.
+# Ray reads this when it is imported: send no usage statistics.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 import ray
 
-from dreamgen.cluster.pool import ClipPool
+from dreamgen.cluster.options import PoolOptions
+from dreamgen.cluster.pool import WorkerPool
 from dreamgen.cluster.ray_cluster import PoolSize
-from dreamgen.config.settings import GenerateSettings
 from dreamgen.run.records import JournalRecord
 
 PROMPT = "The robot arm is performing a task. Pick up the red cube and put it into the drawer. " * 8
@@ -37,49 +37,49 @@ PROMPT = "The robot arm is performing a task. Pick up the red cube and put it in
 
 @dataclass(frozen=True)
 class Clip:
-    """A job of about the size of a real one."""
+    """A task about as large as a real job."""
 
-    clip_id: str
+    task_id: str
     prompt: str = PROMPT
 
 
 class Sleeper:
-    """A worker as `Dreamer` is one, whose GPU is a lock and whose model sleeps."""
+    """A worker like `GenerationWorker` whose GPU is a lock and whose model sleeps."""
 
     def __init__(self) -> None:
         self.gpu = threading.Lock()
 
     def node(self) -> str:
-        """Return the node that it runs on."""
+        """Return the id of the node that it runs on."""
         return ray.get_runtime_context().get_node_id()
 
     def load(self, clip_s: float, num_threads: int, without_gpu: bool) -> None:
-        """Take the length of a clip."""
+        """Set the length of a clip."""
         self.clip_s = clip_s
 
     def make(self, clip: Clip) -> JournalRecord:
-        """Take the time of a clip."""
+        """Sleep for the time of a clip."""
         with self.gpu:
-            if not clip.clip_id.startswith("quick"):
+            if not clip.task_id.startswith("quick"):
                 time.sleep(self.clip_s)
         metrics = {"num_frames": 93, "num_bytes": 1234567, "dream_s": self.clip_s, "encode_s": 0.5}
-        file = f"clips/{clip.clip_id[:2]}/{clip.clip_id}.mp4"
-        return JournalRecord(clip.clip_id, "generate", "ok", file=file, metrics=metrics, worker=f"host:{os.getpid()}")
+        file = f"clips/{clip.task_id[:2]}/{clip.task_id}.mp4"
+        return JournalRecord(clip.task_id, "generate", "ok", file=file, metrics=metrics, worker=f"host:{os.getpid()}")
 
     def withdraw(self) -> None:
-        """Begin nothing more; this benchmark is not stopped half way."""
+        """Do nothing: the benchmark runs to its end."""
 
 
 def main() -> None:
-    """Measure overhead and ceiling, check that each clip came out once, print the tables and write the figures."""
+    """Measure overhead and ceiling, check that each clip was made once, print the tables and write the metrics."""
     args = parse_arguments()
     size = PoolSize(args.workers, 0.0, 0.001)
     ray.init(
         address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20
     )  # fmt: skip
     begun_s = time.monotonic()
-    with ClipPool(size, GenerateSettings(), Sleeper, args.clip_s) as pool:
-        for _ in pool.make_clips(clips("quick"), lambda: pool.num_loaded == args.workers):
+    with WorkerPool(size, PoolOptions("generate"), Sleeper, args.clip_s) as pool:
+        for _ in pool.run(clips("quick"), lambda: pool.num_loaded == args.workers):
             pass
         started_s = time.monotonic() - begun_s
         paced = measure(pool, itertools.islice(clips("paced"), args.clips), args.clips)
@@ -109,12 +109,12 @@ def main() -> None:
     )
 
 
-def measure(pool: ClipPool, tasks: Iterable[Clip], num_clips: int) -> dict[str, Any]:
-    """Make the clips and measure time, CPU and memory of this process; each clip must come out once."""
+def measure(pool: WorkerPool, tasks: Iterable[Clip], num_clips: int) -> dict[str, Any]:
+    """Make the clips and measure time, CPU and memory of this process; each clip must be made once."""
     seen = collections.Counter()
     with sampled_memory(seen) as samples:
         begun_s, cpu_s = time.monotonic(), time.process_time()
-        for record in pool.make_clips(tasks, lambda: False):
+        for record in pool.run(tasks, lambda: False):
             assert record.status == "ok" and record.attempt == 1, record
             seen["done"] += 1
             seen["sum"] += int(record.clip_id[5:])
@@ -155,7 +155,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=20_000)
     parser.add_argument("--clip_s", type=float, default=1.0, help="seconds that a worker sleeps for a clip")
     parser.add_argument("--ceiling_clips", type=int, default=20_000, help="clips that take no time, for the ceiling")
-    parser.add_argument("--out", help="write the figures as JSON")
+    parser.add_argument("--out", help="write the metrics as JSON")
     args = parser.parse_args()
     args.load = os.getloadavg()[0]
     return args

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from dreamgen.data.video import write_video
 from dreamgen.run.files import write_json
 from dreamgen.run.jobs import write_jobs
-from dreamgen.run.records import Job, RobotFeatures, job_id
+from dreamgen.run.records import METRICS_KEY, Job, RobotFeatures, job_id
 from dreamgen.run.run_folder import RunFolder
 
 INSTRUCTIONS = [f"pick up the {colour} cube and put it {place}" for colour in ("red", "blue", "green", "white")
@@ -65,7 +65,7 @@ def make_run(folder: Path, num_clips: int, height: int = 432, width: int = 768, 
             "curate": {"motion": 3.5, "first_frame_psnr_db": 30.0, "cut_score": 1.5},
         }  # fmt: skip
         for stage, stream in streams.items():
-            record = {"clip_id": job.clip_id, "stage": stage, "status": "ok", "figures": metrics[stage]}
+            record = {"clip_id": job.clip_id, "stage": stage, "status": "ok", METRICS_KEY: metrics[stage]}
             stream.write(json.dumps({**record, "time_s": time.time()}) + "\n")
     for stream in streams.values():
         stream.close()

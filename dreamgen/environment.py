@@ -1,16 +1,16 @@
-"""Environment variables that libraries read when they are imported: set before any of them, in every process."""
+"""Environment variables that libraries read at import: set before any of them is imported, in every process."""
 
 from __future__ import annotations
 
 import os
 
 DEFAULTS = {
-    # A run has one voice; errors still come as exceptions.
+    # Only this package logs; the libraries' errors still arrive as exceptions.
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
-    # Threads that wait for one another by spinning make a small model eight times slower on a machine that is busy.
+    # Threads that spin while they wait make a small model eight times slower on a busy machine.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 

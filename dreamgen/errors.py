@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in the input that the user can mend; shown without a traceback, exit status 2.
+    """A mistake in the input that the user can fix; shown without a traceback, exit status 2.
 
     Args:
         what: One sentence that names the file or setting and what is wrong with it.
         actual: The value that was found.
         allowed: What would have been accepted.
-        next_step: The command or action that mends it.
+        next_step: The command or action that fixes it.
     """
 
     def __init__(
@@ -33,16 +33,16 @@ class UserError(Exception):
         return "\n".join(lines)
 
     def __reduce__(self):
-        # Exceptions travel between Ray processes by pickle, which by default would drop the keyword arguments.
+        # Ray pickles exceptions, and by default pickle would drop the keyword arguments.
         return _rebuild_user_error, (type(self), self.what, self.actual, self.allowed, self.next_step)
 
 
 class NothingAccepted(UserError):
-    """No clip came through, so there is no dataset to write; the run's page says why."""
+    """No clip was accepted, so there is no dataset to write; the report says why."""
 
 
 class CannotWrite(UserError):
-    """The storage takes nothing more; what was recorded before stands, and the same command goes on later."""
+    """The storage cannot be written to; what was recorded is kept, and the same command continues later."""
 
 
 def _rebuild_user_error(kind, what, actual, allowed, next_step) -> UserError:
@@ -50,7 +50,7 @@ def _rebuild_user_error(kind, what, actual, allowed, next_step) -> UserError:
 
 
 class Problems:
-    """Collects several user errors, so that they are reported at once rather than one per attempt."""
+    """Collects user errors, so that all are reported together."""
 
     def __init__(self) -> None:
         self.errors: list[UserError] = []

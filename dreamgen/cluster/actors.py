@@ -1,4 +1,4 @@
-"""Ray's side of the pool: actors are started and asked, and every answer arrives as an event."""
+"""Ray actors and their results: actors are started, tasks are submitted, and every result arrives as an event."""
 
 from __future__ import annotations
 
@@ -8,18 +8,46 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import ray
+import ray.actor
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
+from dreamgen.cluster.options import PoolOptions, Task
 from dreamgen.cluster.ray_cluster import PoolSize
-from dreamgen.cluster.schedule import DEPTH
-from dreamgen.config.settings import GenerateSettings
+from dreamgen.cluster.schedule import QUEUE_DEPTH
 from dreamgen.environment import DEFAULTS
+from dreamgen.run.records import JournalRecord
 
-# What Ray raises when a process or a node is gone; an error of our own code is a RayTaskError.
-DEATHS = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
+# What Ray raises when a process or a node is gone. An error in our own code is a RayTaskError.
+CRASHES = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
+
+
+class WorkerActor(Protocol):
+    """The class of a pool's actors. Ray calls `load` first, then `make` from two threads."""
+
+    def node(self) -> str:
+        """Return the id of the node that the actor runs on."""
+        ...
+
+    def load(self, payload: Any, num_threads: int, without_gpu: bool) -> None:
+        """Load what every task needs.
+
+        Args:
+            payload: As the pool was given it.
+            num_threads: CPU threads that the actor may use.
+            without_gpu: Whether Ray gave it no GPU; it must not use one that it can see.
+        """
+        ...
+
+    def make(self, task: Any) -> JournalRecord | None:
+        """Do a task; return its record, or None if `withdraw` was called before it was started."""
+        ...
+
+    def withdraw(self) -> None:
+        """Start no further task; the running one is finished."""
+        ...
 
 
 @dataclass
@@ -27,66 +55,66 @@ class Worker:
     """A started actor.
 
     Args:
-        number: Unlike that of any actor before it.
+        number: Unlike that of any earlier actor.
         actor: Its Ray handle.
-        node_id: Where it runs, once it has said so.
-        is_loaded: Whether it takes jobs.
-        num_asked: How many answers it owes.
-        since_s: When its oldest job was begun, on the driver's clock.
-        death: What Ray said when it died.
-        is_to_blame: False once it is known that its end is not the fault of what it has in hand.
+        node_id: The node that it runs on, once known.
+        is_loaded: Whether it takes tasks.
+        num_pending: Results that have not arrived yet.
+        since_s: When its oldest task was started, on the driver's clock.
+        error: What ended it.
+        counts_attempt: Whether its end counts as an attempt of the task that it ran.
     """
 
     number: int
     actor: ray.actor.ActorHandle
     node_id: str | None = None
     is_loaded: bool = False
-    num_asked: int = 0
+    num_pending: int = 0
     since_s: float = field(default_factory=time.monotonic)
-    death: BaseException | None = None
-    is_to_blame: bool = True
+    error: BaseException | None = None
+    counts_attempt: bool = True
 
 
 @dataclass(frozen=True)
 class Event:
-    """An actor's answer.
+    """A result of an actor.
 
     Args:
         number: Of the worker.
-        what: "node", "load" or "make".
-        clip_id: Of the task that was made.
-        answer: With the value or the error.
+        method: The method that returned.
+        result: Its value or error.
+        task_id: The task, for `make`.
     """
 
     number: int
-    what: str
-    clip_id: str | None
-    answer: Future
+    method: Literal["node", "load", "make"]
+    result: Future
+    task_id: str = ""
 
 
 class Actors:
-    """Starts actors and collects what they answer. Use as a context; leaving it ends them.
+    """Starts actors and collects their results. Use it as a context; leaving it ends the actors.
 
     Args:
-        size: Their share of the cluster.
-        settings: Threads of an actor.
-        actor: Their class.
-        what: What each loads.
+        size: Each actor's share of the cluster.
+        options: Threads of an actor.
+        actor: The actors' class, a `WorkerActor`.
+        payload: What each actor loads.
     """
 
-    def __init__(self, size: PoolSize, settings: GenerateSettings, actor: type, what: Any) -> None:
-        threads = str(settings.threads_per_worker)
-        self._load_arguments = (what, settings.threads_per_worker, size.gpus_per_worker == 0)
-        self._class = ray.remote(actor).options(
+    def __init__(self, size: PoolSize, options: PoolOptions, actor: type, payload: Any) -> None:
+        threads = str(options.threads_per_worker)
+        self._load_arguments = (payload, options.threads_per_worker, size.gpus_per_worker == 0)
+        self._class: Any = ray.remote(actor).options(
             num_gpus=size.gpus_per_worker,
             num_cpus=size.cpus_per_worker,
             resources=size.resources_per_worker,
-            max_restarts=0,  # a new actor has to load; the pool starts it
-            max_concurrency=DEPTH + 1,  # one more, for `withdraw`
+            max_restarts=0,  # a new actor has to load first; the pool starts it
+            max_concurrency=QUEUE_DEPTH + 1,  # one more for `withdraw`
             runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **DEFAULTS}},
         )
         self._numbers = itertools.count(1)
-        # A queue, as waiting for many references at once costs the more the more there are.
+        # A queue, because waiting for many references costs more the more there are.
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.workers: dict[int, Worker] = {}
 
@@ -98,34 +126,34 @@ class Actors:
             ray.kill(worker.actor)
 
     def start(self) -> None:
-        """Start one more; it says where it is and loads. It waits where there is no room yet."""
+        """Start one actor and let it load. It waits where there is no room yet."""
         worker = Worker(next(self._numbers), self._class.remote())
         self.workers[worker.number] = worker
         self._expect(worker, worker.actor.node.remote(), "node")
         self._expect(worker, worker.actor.load.remote(*self._load_arguments), "load")
 
-    def ask(self, worker: Worker, task: Any) -> None:
-        """Have a worker make a task."""
-        if worker.num_asked == 0:
+    def submit(self, worker: Worker, task: Task) -> None:
+        """Send a task to a worker."""
+        if worker.num_pending == 0:
             worker.since_s = time.monotonic()
-        self._expect(worker, worker.actor.make.remote(task), "make", task.clip_id)
+        self._expect(worker, worker.actor.make.remote(task), "make", task.task_id)
 
-    def arrived(self, wait_s: float) -> Iterator[Event]:
-        """Yield what arrives within a time, and all that is there by then.
+    def events(self, timeout_s: float) -> Iterator[Event]:
+        """Wait for an event and yield all that have arrived; none after `timeout_s` seconds without one.
 
-        An answer of a worker that was given up is passed over: what it had in hand is made elsewhere.
+        Results of workers that were removed are dropped: their tasks run elsewhere.
         """
         try:
-            event = self._events.get(timeout=wait_s)
+            event = self._events.get(timeout=timeout_s)
             while True:
                 if event.number in self.workers:
-                    self.workers[event.number].num_asked -= 1
+                    self.workers[event.number].num_pending -= 1
                     yield event
                 event = self._events.get_nowait()
         except queue.Empty:
             return
 
-    def _expect(self, worker: Worker, ref: ray.ObjectRef, what: str, clip_id: str | None = None) -> None:
-        worker.num_asked += 1
+    def _expect(self, worker: Worker, ref: Any, method: Literal["node", "load", "make"], task_id: str = "") -> None:
+        worker.num_pending += 1
         number, events = worker.number, self._events
-        ref.future().add_done_callback(lambda answer: events.put(Event(number, what, clip_id, answer)))
+        ref.future().add_done_callback(lambda result: events.put(Event(number, method, result, task_id)))

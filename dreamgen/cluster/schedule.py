@@ -1,7 +1,7 @@
-"""Who makes what next: the pool's decisions, without Ray, so that they can be read and tested alone.
+"""Which worker gets which task next: the pool's decisions, without Ray, so that they can be read and tested alone.
 
-Jobs are read as they are needed. A worker has one in hand and one queued, so that it never waits for the driver. Each
-worker goes on with the adapter that it has fused for as long as there are jobs for it.
+Tasks are read as they are needed. Each worker runs one task and has one queued, so that it never waits for the driver.
+A worker stays with one group of tasks (jobs that share an adapter) for as long as there are tasks of that group.
 """
 
 from __future__ import annotations
@@ -11,60 +11,57 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-DEPTH = 2
-LOOK_AHEAD = 1024  # jobs that are grouped by adapter; few enough for any memory
+from dreamgen.cluster.options import Task
+
+QUEUE_DEPTH = 2  # tasks of a worker: one runs, one waits
+LOOK_AHEAD = 1024  # tasks that are read early to be grouped; few enough for any memory
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try of a task.
+    """One attempt at a task.
 
     Args:
-        task: What to make; it has a `clip_id`.
-        number: 1 for the first try.
-        avoid: Workers that it failed on.
-        alone: Whether a worker takes it with nothing else in hand, so that a death is put down to the right clip.
+        task: The task.
+        number: 1 for the first attempt.
+        avoid: Workers on which the task has failed.
+        exclusive: Run it with nothing else assigned to the worker, so that a crash can only be due to this task.
     """
 
     task: Any
     number: int = 1
     avoid: tuple[int, ...] = ()
-    alone: bool = False
+    exclusive: bool = False
 
 
 class WorkerQueue:
-    """What a worker has in hand, oldest first, and which group it made last.
-
-    Args:
-        groups: Of the last task, as a tuple of one; empty before the first one.
-    """
+    """The tasks assigned to one worker, oldest first, and the group of its last task."""
 
     def __init__(self) -> None:
         self.attempts: OrderedDict[str, Attempt] = OrderedDict()
-        self.groups: tuple[Hashable, ...] = ()
-        self.reserved: Attempt | None = None
-        self.is_retired = False
+        self.groups: tuple[Hashable, ...] = ()  # the group as a tuple of one; empty before the first task
+        self.reserved: Attempt | None = None  # an exclusive attempt that waits until the worker is free
+        self.is_draining = False
 
     def is_full(self) -> bool:
-        """Say whether the worker takes nothing more for now."""
-        return (
-            self.is_retired or len(self.attempts) >= DEPTH or any(attempt.alone for attempt in self.attempts.values())
-        )
+        """Return whether the worker takes no further task now."""
+        is_exclusive = any(attempt.exclusive for attempt in self.attempts.values())
+        return self.is_draining or len(self.attempts) >= QUEUE_DEPTH or is_exclusive
 
 
 class Schedule:
-    """Tasks that wait, are in hand, or are to be tried again. No step looks through all tasks or all workers.
+    """Tasks that wait, are assigned, or are to be retried. No step searches all tasks or all workers.
 
     Args:
-        tasks: Read as they are needed; each has a `clip_id` unlike the others'.
-        max_attempts: Tries of a task.
-        group_of: Tasks of one group are cheap to make one after another on one worker.
+        tasks: Read as they are needed.
+        max_attempts: How often a task is tried, at least 1.
+        group_of: Returns a task's group; a worker that stays within a group saves time.
         look_ahead: How many tasks are read before they are needed; at least twice the number of workers.
     """
 
     def __init__(
         self,
-        tasks: Iterable[Any],
+        tasks: Iterable[Task],
         max_attempts: int,
         group_of: Callable[[Any], Hashable] = lambda task: None,
         look_ahead: int = LOOK_AHEAD,
@@ -73,126 +70,128 @@ class Schedule:
         self._group_of, self._look_ahead = group_of, look_ahead
         self._waiting: dict[Hashable, deque[Attempt]] = {}
         self._num_waiting = 0
-        self._again: deque[Attempt] = deque()
+        self._retries: deque[Attempt] = deque()
         self._queues: dict[int, WorkerQueue] = {}
         self._num_in_group: Counter[Hashable] = Counter()
-        self._asking: dict[int, None] = {}  # workers that may have a place free
-        self._idle: dict[int, None] = {}  # workers for which there was nothing
+        self._available: dict[int, None] = {}  # workers that may have a free place, in the order of their turns
+        self._idle: dict[int, None] = {}  # workers for which there was no task
         self._num_reserved = 0
-        self.num_in_hand = 0
-        self.num_swaps = 0
+        self.num_assigned = 0
+        self.num_group_changes = 0
 
     def add_worker(self, number: int) -> None:
-        """Let a worker take part."""
+        """Assign tasks to a worker from now on."""
         self._queues[number] = WorkerQueue()
-        self._asking[number] = None
+        self._available[number] = None
 
-    def num_known(self) -> int:
-        """Count the tasks that are not finished, as far as the tasks were read."""
+    def num_unfinished(self) -> int:
+        """Count the tasks that are not finished, as far as they have been read."""
         self._read_ahead()
-        return self._num_waiting + len(self._again) + self._num_reserved + self.num_in_hand
+        return self._num_waiting + len(self._retries) + self._num_reserved + self.num_assigned
 
     def is_empty(self) -> bool:
-        """Say whether nothing is left to hand out."""
-        return self.num_known() == self.num_in_hand
+        """Return whether every task has been assigned."""
+        return self.num_unfinished() == self.num_assigned
 
-    def in_hand(self, number: int) -> list[Attempt]:
-        """Return what a worker has in hand, oldest first."""
+    def assigned(self, number: int) -> list[Attempt]:
+        """Return the attempts assigned to a worker, oldest first."""
         return list(self._queues[number].attempts.values())
 
-    def hand_out(self) -> Iterator[tuple[int, Attempt]]:
-        """Yield what each worker with a free place gets next; it counts as in hand from then on."""
-        while self._asking:
-            number = next(iter(self._asking))
+    def assign(self) -> Iterator[tuple[int, Attempt]]:
+        """Yield a worker and its next attempt for every free place; the attempt counts as assigned from then on."""
+        while self._available:
+            number = next(iter(self._available))
             queue = self._queues[number]
             attempt = None if queue.is_full() else self._next_for(number, queue)
             if attempt is None:
-                del self._asking[number]
+                del self._available[number]
                 if not queue.is_full():
                     self._idle[number] = None
                 continue
-            self._count_swap(queue, self._group_of(attempt.task))
-            queue.attempts[attempt.task.clip_id] = attempt
-            self.num_in_hand += 1
-            # To the end, so that every worker has one in hand before any has a second.
-            del self._asking[number]
-            self._asking[number] = None
+            self._set_group(queue, self._group_of(attempt.task))
+            queue.attempts[attempt.task.task_id] = attempt
+            self.num_assigned += 1
+            # To the end, so that every worker has one task before any has a second.
+            del self._available[number]
+            self._available[number] = None
             yield number, attempt
 
-    def finished(self, number: int, clip_id: str) -> Attempt:
-        """Take a finished task out of a worker's hand, for good."""
-        return self._take(number, clip_id)
+    def finish(self, number: int, task_id: str) -> Attempt:
+        """Remove a finished task."""
+        return self._remove(number, task_id)
 
-    def failed(self, number: int, clip_id: str, alone: bool = False) -> Attempt | None:
-        """Take a failed task out of a worker's hand, to be tried again elsewhere.
+    def fail(self, number: int, task_id: str, exclusive: bool = False) -> Attempt | None:
+        """Queue a failed task again, for another worker where there is one.
 
         Args:
             number: The worker.
-            clip_id: The task.
-            alone: Whether it may have broken its worker, and is to be tried with nothing else in hand.
+            task_id: The task.
+            exclusive: Whether the task may have broken its worker and is to be retried on its own.
 
         Returns:
-            The attempt, if it was the last one and the task is given up.
+            The attempt, if it was the last one.
         """
-        attempt = self._take(number, clip_id)
-        return None if self._try_again(attempt, number, alone or attempt.alone) else attempt
+        attempt = self._remove(number, task_id)
+        return None if self._retry(attempt, number, exclusive or attempt.exclusive) else attempt
 
-    def returned(self, number: int, clip_id: str) -> None:
-        """Take back a task that was not begun, or was disturbed by another one; that is no attempt."""
-        self._put_back(self._take(number, clip_id))
+    def requeue(self, number: int, task_id: str) -> None:
+        """Queue a task again that was not started, or was disturbed by another one; this is not an attempt."""
+        self._put_back(self._remove(number, task_id))
 
-    def retire(self, number: int) -> None:
-        """Hand a worker nothing more; it is about to be gone."""
-        self._queues[number].is_retired = True
+    def drain(self, number: int) -> None:
+        """Assign nothing more to a worker that is about to be removed."""
+        self._queues[number].is_draining = True
 
-    def lost(self, number: int, is_to_blame: bool) -> Attempt | None:
-        """Remove a worker that is gone; what it had in hand goes back, and only what it was at counts an attempt.
+    def remove_worker(self, number: int, counts_attempt: bool) -> Attempt | None:
+        """Remove a worker that is gone and queue its tasks again.
 
         Args:
             number: The worker.
-            is_to_blame: False if it is known that no clip did it: the node was lost, or another clip broke the GPU.
+            counts_attempt: Whether the task that it ran may be the cause, so that this was an attempt. False if the
+                node was lost or another task broke the GPU. Queued tasks never count one.
 
         Returns:
-            The attempt that is given up, if there is one.
+            The attempt that it ran, if that was the last one.
         """
         queue = self._queues.pop(number)
-        self._asking.pop(number, None)
+        self._available.pop(number, None)
         self._idle.pop(number, None)
         self._num_in_group.subtract(queue.groups)
-        self.num_in_hand -= len(queue.attempts)
+        self.num_assigned -= len(queue.attempts)
         attempts = list(queue.attempts.values())
-        given_up = None
+        last_attempt = None
         for place, attempt in reversed(list(enumerate(attempts))):
-            if not is_to_blame:
+            if not counts_attempt:
                 self._put_back(attempt)
             elif place > 0:
-                self._put_back(replace(attempt, alone=True))
-            elif not self._try_again(attempt, number, alone=True):
-                given_up = attempt
+                self._put_back(replace(attempt, exclusive=True))
+            elif not self._retry(attempt, number, exclusive=True):
+                last_attempt = attempt
         if queue.reserved is not None:
             self._num_reserved -= 1
             self._put_back(queue.reserved)
-        self._ask_all()  # what avoided another worker may have to be made by one of these now
-        return given_up
+        self._wake_idle()  # a retry that avoided another worker may now have to run on one of these
+        return last_attempt
 
-    def _take(self, number: int, clip_id: str) -> Attempt:
-        self.num_in_hand -= 1
+    def _remove(self, number: int, task_id: str) -> Attempt:
+        self.num_assigned -= 1
         self._idle.pop(number, None)
-        self._asking[number] = None
-        return self._queues[number].attempts.pop(clip_id)
+        self._available[number] = None
+        return self._queues[number].attempts.pop(task_id)
 
-    def _try_again(self, attempt: Attempt, number: int, alone: bool) -> bool:
+    def _retry(self, attempt: Attempt, number: int, exclusive: bool) -> bool:
         if attempt.number >= self._max_attempts:
             return False
-        self._put_back(replace(attempt, number=attempt.number + 1, avoid=(*attempt.avoid, number), alone=alone))
+        avoid = (*attempt.avoid, number)
+        self._put_back(replace(attempt, number=attempt.number + 1, avoid=avoid, exclusive=exclusive))
         return True
 
     def _put_back(self, attempt: Attempt) -> None:
-        self._again.appendleft(attempt)
-        self._ask_all()
+        self._retries.appendleft(attempt)
+        self._wake_idle()
 
-    def _ask_all(self) -> None:
-        self._asking |= self._idle
+    def _wake_idle(self) -> None:
+        self._available |= self._idle
         self._idle.clear()
 
     def _next_for(self, number: int, queue: WorkerQueue) -> Attempt | None:
@@ -202,17 +201,17 @@ class Schedule:
             attempt, queue.reserved = queue.reserved, None
             self._num_reserved -= 1
             return attempt
-        for attempt in self._again:
+        for attempt in self._retries:
             if number in attempt.avoid and any(other not in attempt.avoid for other in self._queues):
                 continue
-            self._again.remove(attempt)
-            if attempt.alone and queue.attempts:
+            self._retries.remove(attempt)
+            if attempt.exclusive and queue.attempts:
                 queue.reserved = attempt
                 self._num_reserved += 1
                 return None
             return attempt
         self._read_ahead()
-        # Towards the end nobody queues what another one could begin.
+        # Near the end no worker queues a task that another one could start now.
         if not self._num_waiting or (queue.attempts and self._num_waiting < len(self._queues)):
             return None
         return self._next_waiting(queue)
@@ -229,9 +228,9 @@ class Schedule:
             del self._waiting[group]
         return attempt
 
-    def _count_swap(self, queue: WorkerQueue, group: Hashable) -> None:
+    def _set_group(self, queue: WorkerQueue, group: Hashable) -> None:
         if queue.groups != (group,):
-            self.num_swaps += len(queue.groups)
+            self.num_group_changes += len(queue.groups)
             self._num_in_group.subtract(queue.groups)
             queue.groups = (group,)
             self._num_in_group[group] += 1
@@ -240,7 +239,7 @@ class Schedule:
         while self._num_waiting < self._look_ahead:
             task = next(self._tasks, None)
             if task is None:
-                self._look_ahead = 0  # an iterator that is at its end is not asked again
+                self._look_ahead = 0  # do not ask an exhausted iterator again
                 return
             self._waiting.setdefault(self._group_of(task), deque()).append(Attempt(task))
             self._num_waiting += 1

@@ -18,7 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dreamgen.cluster.pool import ClipPool
+from dreamgen.cluster.options import PoolOptions
+from dreamgen.cluster.pool import WorkerPool
 from dreamgen.cluster.ray_cluster import ray_pool_size
 from dreamgen.config.settings import GenerateSettings, Settings
 from dreamgen.errors import UserError
@@ -91,15 +92,16 @@ def _generate(settings: Settings, run: RunFolder, shard: Shard, is_lost: Callabl
         source, settings.model, run.absolute(),
         several_adapters=len(wanted.distinct(["adapter_sha256"])) > 1, compiled=settings.generate.compile,
     )  # fmt: skip
+    options = pool_options(settings.generate)
     with (
         Journal(run.journal, STAGE) as journal,
         first_interrupt_stops() as stopped,
-        ray_pool_size(settings.generate, settings.model.device) as size,
-        ClipPool(size, settings.generate, GenerationWorker, spec, adapter_of) as pool,
+        ray_pool_size(options, settings.model.device) as size,
+        WorkerPool(size, options, GenerationWorker, spec, adapter_of, cost_of) as pool,
     ):
         encode_texts(pool, texts, stopped)
         with Progress(STAGE, len(wanted)) as progress:
-            for record in pool.make_clips(wanted, lambda: stopped() or is_lost() or all_failed(progress)):
+            for record in pool.run(wanted, lambda: stopped() or is_lost() or all_failed(progress)):
                 _count(progress, journal.add(record))
             _count(progress, journal.flush())
         was_interrupted = stopped()
@@ -109,8 +111,8 @@ def _generate(settings: Settings, run: RunFolder, shard: Shard, is_lost: Callabl
         notes.append(
             f"{len(left) - len(fitting)} jobs were planned for another model, adapter or precision and were left out"
         )
-    if pool.num_swaps:
-        notes.append(f"workers changed their adapter {pool.num_swaps} times")
+    if pool.num_group_changes:
+        notes.append(f"workers changed their adapter {pool.num_group_changes} times")
     if all_failed(progress):
         notes.append(f"the first {progress.failed} clips all failed, so no more were started")
     if is_lost():
@@ -118,6 +120,25 @@ def _generate(settings: Settings, run: RunFolder, shard: Shard, is_lost: Callabl
     if was_interrupted:
         notes.append(f"stopped by Ctrl-C; continue with:  dreamgen generate --out {run}{_shard_option(shard)}")
     return _result(run, shard, notes, was_interrupted)
+
+
+def pool_options(settings: GenerateSettings) -> PoolOptions:
+    """Return what the settings ask of the worker pool."""
+    return PoolOptions(
+        STAGE,
+        num_workers=settings.num_workers,
+        gpus_per_worker=settings.gpus_per_worker,
+        cpus_per_worker=settings.cpus_per_worker,
+        resources_per_worker=dict(settings.resources_per_worker),
+        threads_per_worker=settings.threads_per_worker,
+        max_attempts=settings.max_attempts,
+        task_limit_s=settings.clip_limit_s,
+    )
+
+
+def cost_of(task: Job | PromptTask) -> float:
+    """Return what a task's time is proportional to: frames times denoising steps; 1 for a prompt."""
+    return float(task.num_frames * task.num_inference_steps) if isinstance(task, Job) else 1.0
 
 
 def all_failed(progress: Progress) -> bool:
@@ -160,14 +181,14 @@ def first_interrupt_stops() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def encode_texts(pool: ClipPool, tasks: Sequence[PromptTask], stopped: Callable[[], bool]) -> None:
+def encode_texts(pool: WorkerPool, tasks: Sequence[PromptTask], stopped: Callable[[], bool]) -> None:
     """Have the workers encode the missing prompts; a prompt that cannot be encoded stops the run.
 
     Raises:
         UserError: with the error of the first prompt that failed.
     """
     with Progress("generate: texts", len(tasks)) as progress:
-        for record in pool.make_clips(tasks, stopped):
+        for record in pool.run(tasks, stopped):
             progress.add(failed=record.status == "failed")
             if record.status == "failed":
                 raise UserError("a prompt could not be encoded", actual=record.error, next_step="dreamgen doctor")

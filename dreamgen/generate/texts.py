@@ -37,6 +37,11 @@ class PromptTask:
     prompt: str
     projected_by: Job | None
 
+    @property
+    def task_id(self) -> str:
+        """Return the id that the worker pool knows the task by."""
+        return self.clip_id
+
 
 def prompt_tasks(run: RunFolder, jobs: Iterable[Job], full_adapters: frozenset[str] = frozenset()) -> list[PromptTask]:
     """List the prompts of the jobs that are not encoded yet, each once.

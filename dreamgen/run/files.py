@@ -200,7 +200,7 @@ def inside(root: str | Path, relative: str | Path, named_by: str) -> Path:
         f"{named_by} names a path outside its dataset",
         actual=str(relative),
         allowed=f"a relative path below {root}",
-        next_step="mend the path; data may not reach other folders",
+        next_step="fix the path; data may not reach other folders",
     )
 
 

@@ -64,7 +64,7 @@ def iter_job_tables(path: Path, columns: Sequence[str] = COLUMNS) -> Iterator[An
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with _damage_said(path), pq.ParquetFile(path) as file:
+    with _damage_as_user_error(path), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(ROW_GROUP, columns=list(columns)):
             yield pa.Table.from_batches([batch]).select(list(columns))
 
@@ -82,7 +82,7 @@ def job_columns(path: Path, columns: Sequence[str]) -> Any:
     import pyarrow.parquet as pq
 
     texts = [name for name in columns if pa.types.is_string(job_schema().field(name).type) and name != "clip_id"]
-    with _damage_said(path):
+    with _damage_as_user_error(path):
         return pq.read_table(path, columns=list(columns), read_dictionary=texts).select(list(columns))
 
 
@@ -115,7 +115,7 @@ def iter_jobs(path: Path, rows: Sequence[int] | None = None) -> Iterator[Job]:
             table = table.take(np.asarray(wanted, np.int64) - (begin - len(table)))
         for start in range(0, len(table), BATCH):
             values = table.slice(start, BATCH).to_pydict()
-            with _damage_said(path):
+            with _damage_as_user_error(path):
                 yield from (Job(**dict(zip(FIELDS, row, strict=True))) for row in zip(*values.values(), strict=True))
 
 
@@ -265,7 +265,7 @@ def _write_held(writer: Any, held: list[Any]) -> None:
 
 
 @contextmanager
-def _damage_said(path: Path) -> Iterator[None]:
+def _damage_as_user_error(path: Path) -> Iterator[None]:
     import pyarrow as pa
 
     try:

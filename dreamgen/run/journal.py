@@ -1,7 +1,7 @@
-"""The journal: what each stage did with each clip; readable while it is written and after a kill.
+"""The journal: the result of each stage for each clip; readable while it is written and after a kill.
 
-A record stands once it is synced. Records that come while the disk is busy are synced together, so that a thousand
-workers are not held up by one disk; each is told as done only after its sync.
+A record is durable once it is synced. Records that arrive while the disk is busy are synced together, so that one disk
+does not slow down a thousand workers; a clip counts as done only after its record's sync.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dreamgen.run.files import fsync
 from dreamgen.run.journal_files import COLUMNS, compact, file_stem, latest, read_files, table_of_lines, write_compacted
 from dreamgen.run.records import METRICS_KEY, JournalRecord
 from dreamgen.run.store import Store
-from dreamgen.run.write_errors import said_if_storage_fails
+from dreamgen.run.write_errors import storage_errors_as_user_errors
 
 RECORDS_A_FILE = 20_000
 MAX_PENDING = 1_000
@@ -46,7 +46,7 @@ class Journal:
         self._number, self._stream = 0, None
         if not self.folder.is_remote:
             Path(self.folder.place).mkdir(parents=True, exist_ok=True)
-        with said_if_storage_fails(self.folder.place):
+        with storage_errors_as_user_errors(self.folder.place):
             compact(self.folder, stage)
             self._begin_file()
 
@@ -120,7 +120,7 @@ class Journal:
                 continue
             try:
                 self._commit(pending)
-            except BaseException as error:  # told to the thread that adds, which must not go on
+            except BaseException as error:  # raised in the thread that adds, which must not continue
                 self._error = error
                 return
             with self._lock:
@@ -130,7 +130,7 @@ class Journal:
 
     def _commit(self, records: list[JournalRecord]) -> None:
         lines = [record.to_json() for record in records]
-        with said_if_storage_fails(self.folder.place):
+        with storage_errors_as_user_errors(self.folder.place):
             if self.folder.is_remote:
                 part = f"{self._stem}.{len(self._parts):05d}.jsonl"
                 self.folder.write(part, ("\n".join(lines) + "\n").encode())

@@ -1,8 +1,8 @@
-"""Who is at work on which share of a job: a small file that its owner touches, so that two never do the same.
+"""Leases: small files that drivers renew, so that no two drivers work on the same share of a job.
 
-A lease whose process is gone on this machine is taken over at once. One of another machine is watched: if nothing in it
-changes for a while, its owner is dead. No clocks are compared. In an object store, where no file can be made only if it
-is not there, two drivers that begin within the same second are told apart by who wrote last.
+A lease of a dead process of this machine is taken over at once. A lease of another machine is watched: if it does not
+change for a while, its owner counts as dead. Clocks are not compared. An object store cannot create a file only if it
+does not exist, so of two drivers that start within the same second the one that wrote last holds the lease.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dreamgen.progress import log
 from dreamgen.run.journal import as_store
 from dreamgen.run.shard import Shard
 from dreamgen.run.store import Store
-from dreamgen.run.write_errors import said_if_storage_fails
+from dreamgen.run.write_errors import storage_errors_as_user_errors
 
 BEAT_EVERY_S = 15.0
 DEAD_AFTER_S = 60.0
@@ -33,17 +33,17 @@ SUFFIX = ".lease"
 
 @dataclass(frozen=True)
 class Lease:
-    """What the file says.
+    """The content of a lease file.
 
     Args:
-        stage: What its owner does.
-        shard: On which share, `i/n`.
-        owner: Unlike any other's.
-        host: Where it runs.
-        pid: Its process there.
-        process: When that process began, as the machine tells it: a later one of the same number is another.
+        stage: Stage that the owner runs.
+        shard: Share that it works on, `i/n`.
+        owner: Unique id.
+        host: Host name of the owner.
+        pid: Process id of the owner.
+        process: Boot id and start time of the process, since process ids are reused.
         begun_s: Seconds since the epoch.
-        beat: Counts up while the owner lives.
+        beat: Increases while the owner is alive.
     """
 
     stage: str
@@ -51,7 +51,7 @@ class Lease:
     owner: str = field(default_factory=lambda: uuid.uuid4().hex)
     host: str = field(default_factory=lambda: os.uname().nodename)
     pid: int = field(default_factory=os.getpid)
-    process: str = field(default_factory=lambda: _process_begun(os.getpid()) or "")
+    process: str = field(default_factory=lambda: _process_start(os.getpid()) or "")
     begun_s: float = field(default_factory=time.time)
     beat: int = 0
 
@@ -61,12 +61,12 @@ class Lease:
         return f"{self.stage}.{self.shard.replace('/', '-of-')}{SUFFIX}"
 
     def is_of_this_machine(self) -> bool:
-        """Say whether its process can be seen from here."""
+        """Return whether this machine can see the owner's process."""
         return self.host == os.uname().nodename and bool(self.process)
 
     def is_known_dead(self) -> bool:
-        """Say whether its process is gone; one of another machine cannot be seen from here."""
-        return self.is_of_this_machine() and _process_begun(self.pid) != self.process
+        """Return whether the owner's process has ended; unknown, and so False, on another machine."""
+        return self.is_of_this_machine() and _process_start(self.pid) != self.process
 
 
 @contextmanager
@@ -75,17 +75,17 @@ def hold(folder: Path | Store, stage: str, shard: Shard) -> Iterator[Callable[[]
 
     Args:
         folder: `journal/` of the run.
-        stage: What is done.
-        shard: On which share.
+        stage: Stage that runs.
+        shard: Share that it works on.
 
     Yields:
-        A function that says whether the lease was lost to another driver, who then thought that this one was dead.
+        A function that returns whether another driver took the lease over because this one seemed dead.
 
     Raises:
-        UserError: if a living driver holds a share with clips of this one, or nothing can be written there.
+        UserError: if a running driver holds an overlapping share, or the folder cannot be written to.
     """
     store, mine = as_store(folder), Lease(stage, str(shard))
-    with said_if_storage_fails(store.place):
+    with storage_errors_as_user_errors(store.place):
         if not store.is_remote:
             Path(store.place).mkdir(parents=True, exist_ok=True)
         _take(store, mine, shard)
@@ -101,7 +101,7 @@ def hold(folder: Path | Store, stage: str, shard: Shard) -> Iterator[Callable[[]
                 return
             try:
                 _write(store, replace(mine, beat=number))
-            except (OSError, UserError) as error:  # a full disk; the journal says so to the one who must know
+            except (OSError, UserError) as error:  # such as a full disk, which the journal reports
                 log(f"{stage}: the lease {mine.name} cannot be renewed ({error})")
 
     thread = threading.Thread(target=beat, daemon=True)
@@ -117,7 +117,7 @@ def hold(folder: Path | Store, stage: str, shard: Shard) -> Iterator[Callable[[]
 
 
 def read_leases(folder: Path | Store, stage: str) -> list[Lease]:
-    """Read the leases of a stage that lie there, of the living and of the dead."""
+    """Read all leases of a stage, including those of dead drivers."""
     store = as_store(folder)
     names = sorted(n for n in store.sizes() if n.startswith(f"{stage}.") and n.endswith(SUFFIX))
     return [lease for name in names if (lease := _read(store, name)) is not None]
@@ -127,7 +127,7 @@ def _take(store: Store, mine: Lease, shard: Shard) -> None:
     for other in read_leases(store, mine.stage):
         if shard.overlaps(Shard.parse(other.shard)):
             _wait_until_dead(store, other)
-    with _alone(store):
+    with _locked(store):
         for other in read_leases(store, mine.stage):
             if shard.overlaps(Shard.parse(other.shard)) and not other.is_known_dead():
                 raise _held(other)
@@ -144,10 +144,10 @@ def _take(store: Store, mine: Lease, shard: Shard) -> None:
 
 
 def _wait_until_dead(store: Store, lease: Lease) -> None:
-    """Return once a lease is known to be a dead driver's, and take it away.
+    """Wait until the owner of a lease is known to be dead, then remove the lease.
 
     Raises:
-        UserError: if its driver lives.
+        UserError: if the owner is alive.
     """
     if lease.is_of_this_machine():
         if not lease.is_known_dead():
@@ -161,7 +161,7 @@ def _wait_until_dead(store: Store, lease: Lease) -> None:
     while time.monotonic() - begun_s < DEAD_AFTER_S:
         time.sleep(min(1.0, DEAD_AFTER_S / 10))
         found = _read(store, lease.name)
-        if found is None and not store.has(lease.name):  # one that is there and cannot be read is not given up
+        if found is None and not store.has(lease.name):  # an unreadable lease still counts
             return
         if found is not None and found != lease:
             raise _held(found)
@@ -178,8 +178,8 @@ def _held(lease: Lease) -> UserError:
 
 
 @contextmanager
-def _alone(store: Store) -> Iterator[None]:
-    """Let one process at a time look at the leases and write one; the lock ends with its process."""
+def _locked(store: Store) -> Iterator[None]:
+    """Let one process at a time read and write leases; the lock ends with its process."""
     if store.is_remote:
         yield
         return
@@ -202,8 +202,8 @@ def _write(store: Store, lease: Lease) -> None:
     store.write(lease.name, json.dumps(asdict(lease)).encode())
 
 
-def _process_begun(pid: int) -> str | None:
-    """Return what tells a process from others of its number; None if it is gone or cannot be seen."""
+def _process_start(pid: int) -> str | None:
+    """Return what identifies a process beyond its reused id; None if it has ended or is not visible."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

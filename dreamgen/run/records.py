@@ -15,14 +15,14 @@ METRICS_KEY = "figures"  # the name of `metrics` in journals and in `--json` out
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage tells its caller: printed by the command, as text or JSON.
+    """The result of a stage: printed by its command as text or JSON.
 
     Args:
         stage: Name of the stage.
         outputs: What was written, by name.
-        figures: Counts and measures worth a line.
-        notes: Sentences the user should read (what was refused and why).
-        partial: True when something failed that may be tried again; exit status 3.
+        metrics: Counts and measurements by name.
+        notes: Sentences for the user, such as what was refused and why.
+        partial: True if something failed that can be retried; exit status 3.
     """
 
     stage: str
@@ -38,7 +38,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class RobotFeatures:
-    """What the demonstrations say of the robot; `train/features.json`, written by prepare.
+    """The robot of the demonstrations; `train/features.json`, written by prepare.
 
     Args:
         robot_type: As in LeRobot's info.json.
@@ -88,7 +88,7 @@ class Job:
         model_sha256: Fingerprint of the weights for a local folder; the revision for a hub model.
         adapter_sha256: Hash of the adapter's weights, or of a blend's; None without one.
         adapter: Where it lies: a folder, or FOLDER:WEIGHT,FOLDER:WEIGHT for a blend; not part of the id.
-        source: Where the first frame came from; told to the user, not part of the id.
+        source: Where the first frame came from; shown to the user, not part of the id.
     """
 
     clip_id: str
@@ -117,6 +117,11 @@ class Job:
     crf: int
     gop: int
     source: str
+
+    @property
+    def task_id(self) -> str:
+        """Return the id that the worker pool knows the task by."""
+        return self.clip_id
 
     @property
     def frames_a_chunk(self) -> int:
@@ -153,19 +158,19 @@ Status = Literal["ok", "rejected", "failed"]
 
 @dataclass(frozen=True)
 class JournalRecord:
-    """What one stage says of one clip: a line of the journal.
+    """The result of one stage for one clip: a line of the journal.
 
     Args:
         clip_id: The job's id.
         stage: generate, label or curate.
-        status: ok; rejected (a result, never tried again); failed (an error, tried again).
-        reason: Why it was rejected, in words with figure and threshold.
+        status: ok; rejected (a result, never retried); failed (an error, retried).
+        reason: Why it was rejected, with metric and threshold.
         error: Type and message of a failure.
         traceback: Of a failure.
         file: What was written, relative to the run folder.
-        figures: Measures by name, seconds and frame counts among them.
-        attempt: How many tries it took.
-        worker: Host and process that did it.
+        metrics: Measurements by name, such as seconds and frame counts.
+        attempt: Number of the attempt, from 1.
+        worker: Host and process.
         time_s: Seconds since the epoch when the record was made.
     """
 
@@ -189,15 +194,15 @@ class JournalRecord:
 
 @dataclass(frozen=True)
 class AcceptedClip:
-    """A clip that every stage let through: what export writes as one episode.
+    """A clip that every stage accepted: export writes it as one episode.
 
     Args:
         job: What asked for it.
         video: Its mp4.
         num_frames: Counted frames of the mp4.
         label: Parquet with `action` and perhaps `observation.state`, one row a frame.
-        scores: Figures of curate and label.
-        safety_checker: Whether the guardrail watched over this clip; None where its record does not say.
+        scores: Metrics of curate and label.
+        safety_checker: Whether the guardrail checked this clip; None if its record does not contain it.
     """
 
     job: Job

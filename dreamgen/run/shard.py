@@ -10,7 +10,7 @@ from typing import Any
 from dreamgen.errors import UserError
 
 TEXT = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
-DIGITS = (12, 20)  # of the id that are read; the first ones name the folder
+DIGITS = (12, 20)  # of the id that are used; the first ones name the folder
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Shard:
         """Read `i/n`.
 
         Raises:
-            UserError: if it is not of that form, or i is not below n.
+            UserError: if the text does not have this form, or i is not less than n.
         """
         match = TEXT.fullmatch(text.strip())
         if not match or int(match[1]) >= int(match[2]):
@@ -43,17 +43,17 @@ class Shard:
         return f"{self.index}/{self.count}"
 
     def overlaps(self, other: Shard) -> bool:
-        """Say whether there are ids that belong to both."""
+        """Return whether some ids belong to both shares."""
         return (self.index - other.index) % math.gcd(self.count, other.count) == 0
 
     def holds(self, ids: Any) -> Any:
-        """Say of each id whether it belongs here.
+        """Return for each id whether it belongs to this share.
 
         Args:
             ids: pyarrow strings of 20 hex digits.
 
         Returns:
-            bool, one an id.
+            bool, one per id.
         """
         import numpy as np
         import pyarrow.compute as pc

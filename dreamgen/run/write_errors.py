@@ -1,4 +1,4 @@
-"""Errors of the disk rather than of a clip: no clip can be written until somebody mends it, so the run stops."""
+"""Storage errors, as opposed to errors of one clip: no clip can be written until they are fixed, so the run stops."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ LEAST_FREE_BYTES = 2**20
 
 
 def storage_error(error: BaseException, place: str | Path) -> CannotWrite | None:
-    """Tell an error of the storage from one of the clip that was being written.
+    """Return a storage error as `CannotWrite`; None if the error concerns only the clip that was written.
 
-    Encoders do not always pass on why they failed, so besides the error's number the room that is left is looked at.
+    Encoders do not always report why they failed, so the free space is checked besides the error number.
 
     Args:
         error: What was raised while a file below `place` was written.
         place: File, folder or URL that was written to.
 
     Returns:
-        An error to stop the run with; None if the clip itself is at fault.
+        An error that stops the run; None if the clip itself caused the failure.
     """
     if isinstance(error, CannotWrite):
         return error
@@ -35,7 +35,7 @@ def storage_error(error: BaseException, place: str | Path) -> CannotWrite | None
     folder = _nearest_folder(place)
     free = None if folder is None else _free_bytes(folder)
     is_full = number in NO_ROOM or (free is not None and free < LEAST_FREE_BYTES)
-    # A file that was only read may be forbidden too, and that is the clip's own trouble.
+    # Permission may also be missing for a file that is only read; that concerns one clip.
     is_forbidden = number in FORBIDDEN and folder is not None and not os.access(folder, os.W_OK)
     if not (is_full or is_forbidden or number in BROKEN):
         return None
@@ -43,14 +43,14 @@ def storage_error(error: BaseException, place: str | Path) -> CannotWrite | None
     return CannotWrite(
         f"{place} {'has no room left' if is_full else 'cannot be written to'}",
         actual=reason if free is None else f"{reason}; {free / 2**20:,.0f} MiB free",
-        next_step="make room or mend the permissions, then run the same command again: nothing that was recorded "
+        next_step="free some space or fix the permissions, then run the same command again: nothing that was recorded "
         "is lost or made twice",
     )
 
 
 @contextmanager
-def said_if_storage_fails(place: str | Path) -> Iterator[None]:
-    """Turn errors of the storage into `CannotWrite`; others pass.
+def storage_errors_as_user_errors(place: str | Path) -> Iterator[None]:
+    """Raise storage errors as `CannotWrite` and other errors unchanged.
 
     Raises:
         CannotWrite: if the disk is full or cannot be written to.
@@ -58,10 +58,10 @@ def said_if_storage_fails(place: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        told = storage_error(error, place)
-        if told is None:
+        storage = storage_error(error, place)
+        if storage is None:
             raise
-        raise told from error
+        raise storage from error
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,4 +1,4 @@
-"""Who makes what next: retries, deaths, adapters and look-ahead, without Ray."""
+"""Which worker gets which task next: retries, crashes, groups and look-ahead, without Ray."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dreamgen.cluster.schedule import Schedule
 
 @dataclass(frozen=True)
 class Task:
-    clip_id: str
+    task_id: str
     group: str = "a"
 
 
@@ -28,28 +28,28 @@ def make(jobs, num_workers=1, max_attempts=3, **options) -> Schedule:
     return schedule
 
 
-def given(schedule: Schedule) -> list[tuple[int, str]]:
-    return [(number, attempt.task.clip_id) for number, attempt in schedule.hand_out()]
+def assigned(schedule: Schedule) -> list[tuple[int, str]]:
+    return [(number, attempt.task.task_id) for number, attempt in schedule.assign()]
 
 
-def test_each_worker_has_one_in_hand_and_one_queued():
+def test_each_worker_runs_one_task_and_has_one_queued():
     schedule = make(tasks(10), num_workers=2)
-    assert given(schedule) == [(1, "000"), (2, "001"), (1, "002"), (2, "003")]
-    assert given(schedule) == []
-    schedule.finished(2, "001")
-    assert given(schedule) == [(2, "004")]
-    assert schedule.num_known() == 9 and not schedule.is_empty()
+    assert assigned(schedule) == [(1, "000"), (2, "001"), (1, "002"), (2, "003")]
+    assert assigned(schedule) == []
+    schedule.finish(2, "001")
+    assert assigned(schedule) == [(2, "004")]
+    assert schedule.num_unfinished() == 9 and not schedule.is_empty()
 
 
-def test_towards_the_end_nobody_queues_what_another_could_begin():
+def test_near_the_end_no_worker_queues_a_task_that_another_could_start():
     schedule = make(tasks(4), num_workers=3)
-    assert given(schedule) == [(1, "000"), (2, "001"), (3, "002")]
-    schedule.finished(2, "001")
-    assert given(schedule) == [(2, "003")]
-    assert schedule.is_empty() and schedule.num_in_hand == 3
+    assert assigned(schedule) == [(1, "000"), (2, "001"), (3, "002")]
+    schedule.finish(2, "001")
+    assert assigned(schedule) == [(2, "003")]
+    assert schedule.is_empty() and schedule.num_assigned == 3
 
 
-def test_a_million_jobs_are_read_as_they_are_needed():
+def test_a_million_tasks_are_read_as_they_are_needed():
     num_read = 0
 
     def stream():
@@ -59,132 +59,132 @@ def test_a_million_jobs_are_read_as_they_are_needed():
             yield Task(f"{index:07d}")
 
     schedule = make(stream(), num_workers=2, look_ahead=16)
-    assert len(given(schedule)) == 4 and num_read <= 20
+    assert len(assigned(schedule)) == 4 and num_read <= 20
     for step in range(100):
         number = 1 + step % 2
-        schedule.finished(number, schedule.in_hand(number)[0].task.clip_id)
-        assert len(given(schedule)) == 1
+        schedule.finish(number, schedule.assigned(number)[0].task.task_id)
+        assert len(assigned(schedule)) == 1
     assert num_read <= 120
 
 
-def test_failed_clip_goes_to_another_worker_and_is_given_up_in_the_end():
+def test_a_failed_task_goes_to_another_worker_until_no_attempt_is_left():
     schedule = make(tasks(1), num_workers=2, max_attempts=3)
-    [(first, clip_id)] = given(schedule)
-    assert schedule.failed(first, clip_id) is None
-    [(second, _)] = given(schedule)
+    [(first, task_id)] = assigned(schedule)
+    assert schedule.fail(first, task_id) is None
+    [(second, _)] = assigned(schedule)
     assert second != first
-    assert schedule.failed(second, clip_id) is None
-    [(third, _)] = given(schedule)  # it failed everywhere, so anywhere will do
-    given_up = schedule.failed(third, clip_id)
-    assert given_up.number == 3 and schedule.is_empty() and schedule.num_in_hand == 0
+    assert schedule.fail(second, task_id) is None
+    [(third, _)] = assigned(schedule)  # it failed on every worker, so any will do
+    last_attempt = schedule.fail(third, task_id)
+    assert last_attempt.number == 3 and schedule.is_empty() and schedule.num_assigned == 0
 
 
-def test_a_death_counts_for_the_clip_at_work_and_not_for_the_queued_one():
+def test_a_crash_counts_as_an_attempt_of_the_running_task_only():
     schedule = make(tasks(2), num_workers=1, max_attempts=2)
-    assert given(schedule) == [(1, "000"), (1, "001")]
-    assert schedule.lost(1, is_to_blame=True) is None
+    assert assigned(schedule) == [(1, "000"), (1, "001")]
+    assert schedule.remove_worker(1, counts_attempt=True) is None
     schedule.add_worker(2)
-    # Both come back alone, so that a second death is put down to the right one.
-    assert given(schedule) == [(2, "000")]
-    assert schedule.in_hand(2)[0].number == 2
-    assert schedule.lost(2, is_to_blame=True).task.clip_id == "000"
+    # Both are retried exclusively, so that a second crash is attributed to the right task.
+    assert assigned(schedule) == [(2, "000")]
+    assert schedule.assigned(2)[0].number == 2
+    assert schedule.remove_worker(2, counts_attempt=True).task.task_id == "000"
     schedule.add_worker(3)
-    assert given(schedule) == [(3, "001")] and schedule.in_hand(3)[0].number == 1
-    schedule.finished(3, "001")
+    assert assigned(schedule) == [(3, "001")] and schedule.assigned(3)[0].number == 1
+    schedule.finish(3, "001")
     assert schedule.is_empty()
 
 
-def test_a_lost_node_counts_for_no_clip():
+def test_a_lost_node_counts_as_no_attempt():
     schedule = make(tasks(2), num_workers=1, max_attempts=1)
-    assert len(given(schedule)) == 2
-    assert schedule.lost(1, is_to_blame=False) is None
+    assert len(assigned(schedule)) == 2
+    assert schedule.remove_worker(1, counts_attempt=False) is None
     schedule.add_worker(2)
-    assert given(schedule) == [(2, "000"), (2, "001")]
-    assert [attempt.number for attempt in schedule.in_hand(2)] == [1, 1]
+    assert assigned(schedule) == [(2, "000"), (2, "001")]
+    assert [attempt.number for attempt in schedule.assigned(2)] == [1, 1]
 
 
-def test_a_suspect_waits_until_its_worker_has_nothing_else():
+def test_an_exclusive_task_waits_until_its_worker_is_free():
     schedule = make(tasks(9), num_workers=2)
-    assert given(schedule) == [(1, "000"), (2, "001"), (1, "002"), (2, "003")]
-    schedule.lost(1, is_to_blame=True)
-    schedule.finished(2, "001")
-    assert given(schedule) == []  # 000 waits for this worker to be done with 003
-    schedule.finished(2, "003")
-    assert given(schedule) == [(2, "000")]
-    assert given(schedule) == []  # nothing beside it
-    schedule.finished(2, "000")
-    assert given(schedule) == [(2, "002")]
+    assert assigned(schedule) == [(1, "000"), (2, "001"), (1, "002"), (2, "003")]
+    schedule.remove_worker(1, counts_attempt=True)
+    schedule.finish(2, "001")
+    assert assigned(schedule) == []  # 000 waits until this worker has finished 003
+    schedule.finish(2, "003")
+    assert assigned(schedule) == [(2, "000")]
+    assert assigned(schedule) == []  # nothing runs beside it
+    schedule.finish(2, "000")
+    assert assigned(schedule) == [(2, "002")]
 
 
-def test_retry_that_avoids_the_living_is_made_when_the_others_are_gone():
+def test_a_retry_runs_on_a_worker_that_it_avoided_once_no_other_is_left():
     schedule = make(tasks(1), num_workers=2)
-    [(first, clip_id)] = given(schedule)
+    [(first, task_id)] = assigned(schedule)
     other = 3 - first
-    schedule.retire(other)
-    schedule.failed(first, clip_id)
-    assert given(schedule) == []  # the other worker should have it
-    schedule.lost(other, is_to_blame=True)
-    assert given(schedule) == [(first, clip_id)]
+    schedule.drain(other)
+    schedule.fail(first, task_id)
+    assert assigned(schedule) == []  # the other worker should have it
+    schedule.remove_worker(other, counts_attempt=True)
+    assert assigned(schedule) == [(first, task_id)]
 
 
-def test_withdrawn_clip_counts_no_attempt():
+def test_a_withdrawn_task_counts_no_attempt():
     schedule = make(tasks(2), max_attempts=1)
-    assert len(given(schedule)) == 2
-    schedule.returned(1, "001")
-    assert given(schedule) == [(1, "001")] and schedule.in_hand(1)[1].number == 1
+    assert len(assigned(schedule)) == 2
+    schedule.requeue(1, "001")
+    assert assigned(schedule) == [(1, "001")] and schedule.assigned(1)[1].number == 1
 
 
-def test_workers_keep_their_adapter():
+def test_workers_stay_with_their_group():
     schedule = make(tasks(64, "ab"), num_workers=4)
     made: dict[int, list[str]] = {}
-    while not schedule.is_empty() or schedule.num_in_hand:
-        for number, attempt in schedule.hand_out():
+    while not schedule.is_empty() or schedule.num_assigned:
+        for number, attempt in schedule.assign():
             made.setdefault(number, []).append(attempt.task.group)
         for number in made:
-            if schedule.in_hand(number):
-                schedule.finished(number, schedule.in_hand(number)[0].task.clip_id)
-    assert schedule.num_swaps == 0
+            if schedule.assigned(number):
+                schedule.finish(number, schedule.assigned(number)[0].task.task_id)
+    assert schedule.num_group_changes == 0
     assert sorted("".join(sorted(set(groups))) for groups in made.values()) == ["a", "a", "b", "b"]
 
 
-def test_one_worker_swaps_once_for_two_adapters():
+def test_one_worker_changes_once_between_two_groups():
     schedule = make(tasks(20, "ab"))
     order = []
-    while not schedule.is_empty() or schedule.num_in_hand:
-        order += [attempt.task.group for _, attempt in schedule.hand_out()]
-        schedule.finished(1, schedule.in_hand(1)[0].task.clip_id)
-    assert "".join(order) == "a" * 10 + "b" * 10 and schedule.num_swaps == 1
+    while not schedule.is_empty() or schedule.num_assigned:
+        order += [attempt.task.group for _, attempt in schedule.assign()]
+        schedule.finish(1, schedule.assigned(1)[0].task.task_id)
+    assert "".join(order) == "a" * 10 + "b" * 10 and schedule.num_group_changes == 1
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_nothing_is_lost_or_given_twice_whatever_happens(seed):
-    chance = random.Random(seed)
+def test_no_task_is_lost_or_assigned_twice_whatever_happens(seed):
+    rng = random.Random(seed)
     jobs = tasks(200, "abc")
     schedule, next_number = make(iter(jobs), num_workers=5, look_ahead=20), 6
     workers, ended = set(range(1, 6)), Counter()
     for _ in range(20_000):
-        if schedule.is_empty() and not schedule.num_in_hand:
+        if schedule.is_empty() and not schedule.num_assigned:
             break
-        for number, attempt in schedule.hand_out():
-            assert attempt.task.clip_id not in ended
-            held = schedule.in_hand(number)
-            assert len(held) <= 2 and (len(held) == 1 or not any(a.alone for a in held))
-        number = chance.choice(sorted(workers))
-        if (event := chance.random()) < 0.06:
+        for number, attempt in schedule.assign():
+            assert attempt.task.task_id not in ended
+            current = schedule.assigned(number)
+            assert len(current) <= 2 and (len(current) == 1 or not any(a.exclusive for a in current))
+        number = rng.choice(sorted(workers))
+        if (event := rng.random()) < 0.06:
             workers.remove(number)
-            given_up = schedule.lost(number, is_to_blame=chance.random() < 0.7)
-            ended.update([given_up.task.clip_id] if given_up else [])
+            last_attempt = schedule.remove_worker(number, counts_attempt=rng.random() < 0.7)
+            ended.update([last_attempt.task.task_id] if last_attempt else [])
             workers.add(next_number)
             schedule.add_worker(next_number)
             next_number += 1
-        elif schedule.in_hand(number):
-            clip_id = chance.choice(schedule.in_hand(number)).task.clip_id
+        elif schedule.assigned(number):
+            task_id = rng.choice(schedule.assigned(number)).task.task_id
             if event < 0.15:
-                given_up = schedule.failed(number, clip_id, alone=chance.random() < 0.3)
-                ended.update([clip_id] if given_up else [])
+                last_attempt = schedule.fail(number, task_id, exclusive=rng.random() < 0.3)
+                ended.update([task_id] if last_attempt else [])
             elif event < 0.2:
-                schedule.returned(number, clip_id)
+                schedule.requeue(number, task_id)
             else:
-                schedule.finished(number, clip_id)
-                ended.update([clip_id])
-    assert ended == Counter(task.clip_id for task in jobs)
+                schedule.finish(number, task_id)
+                ended.update([task_id])
+    assert ended == Counter(task.task_id for task in jobs)

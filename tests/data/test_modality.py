@@ -1,4 +1,4 @@
-"""Whatever a modality.json holds, what is kept can be used and the rest is said."""
+"""Whatever a modality.json holds, the usable part is kept and the rest is reported."""
 
 import pytest
 

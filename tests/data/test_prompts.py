@@ -1,4 +1,4 @@
-"""The prefix is said once, and only as whole words."""
+"""The prefix is added once, and only as whole words."""
 
 import pytest
 

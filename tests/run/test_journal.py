@@ -61,7 +61,7 @@ def test_jobs_round_trip(tmp_path):
         read_jobs(tmp_path / "bad.parquet")
 
 
-def test_damaged_jobs_are_the_users_to_mend(tmp_path):
+def test_damaged_jobs_are_a_user_error(tmp_path):
     path = tmp_path / "jobs.parquet"
     write_jobs(path, [replace(JOB, clip_id=f"{number:020x}", seed=number) for number in range(200)])
     whole = path.read_bytes()

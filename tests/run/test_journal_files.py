@@ -34,9 +34,9 @@ def test_full_files_become_parquet_and_hold_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(journal_module, "COMPACT_FROM", 20)
     written = [record(n, time_s=1.0 + n, error=None, reason="a\u2028b" if n % 7 == 0 else None) for n in range(130)]
     with Journal(tmp_path, "generate") as journal:
-        told = [r for one in written for r in journal.add(one)]
-        told += journal.flush()
-        assert told == written
+        synced = [r for one in written for r in journal.add(one)]
+        synced += journal.flush()
+        assert synced == written
         suffixes = [path.suffix for path in tmp_path.iterdir()]
         assert suffixes.count(".jsonl") == 1 and ".parquet" in suffixes  # the one that is written now
         assert read_journal(tmp_path, "generate") == {r.clip_id: r for r in written}

@@ -64,8 +64,8 @@ def test_the_journal_is_the_same_in_both(store, monkeypatch):
     ]
     folder = store / "journal"
     with Journal(folder, "generate") as journal:
-        told = [r for record in records for r in journal.add(record)] + journal.flush()
-        assert told == records
+        synced = [r for record in records for r in journal.add(record)] + journal.flush()
+        assert synced == records
         assert read_journal(folder, "generate") == {r.clip_id: r for r in records}  # while it is open
     assert read_journal(folder, "generate") == {r.clip_id: r for r in records}
     assert latest_records(folder, "generate", ("num_bytes",))["num_bytes"].to_pylist() == list(range(70))

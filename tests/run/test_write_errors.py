@@ -1,4 +1,4 @@
-"""A full or forbidden disk is told apart from a clip's own trouble, and stops the run."""
+"""A full or forbidden disk is distinguished from a clip's own error, and stops the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dreamgen.data.video import write_video
 from dreamgen.errors import CannotWrite, UserError
 from dreamgen.run.journal import Journal, read_journal
 from dreamgen.run.records import JournalRecord
-from dreamgen.run.write_errors import said_if_storage_fails, storage_error
+from dreamgen.run.write_errors import storage_error, storage_errors_as_user_errors
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def small_disk(tmp_path):
     ],
 )
 def test_kinds_of_errors(tmp_path, error, is_storages):
-    told = storage_error(error, tmp_path / "clips" / "ab" / "x.mp4")
-    assert (told is not None) == is_storages
+    found_error = storage_error(error, tmp_path / "clips" / "ab" / "x.mp4")
+    assert (found_error is not None) == is_storages
     try:
         raise RuntimeError("encoder") from error
     except RuntimeError as outer:
@@ -62,22 +62,22 @@ def test_a_clip_on_a_full_disk_stops_the_run(small_disk):
     with pytest.raises(Exception) as caught:  # libav has its own words for it
         write_video(file, noise_THWC, 16, crf=0)
     (small_disk / "filler").write_bytes(b"x" * 1_500_000)
-    told = storage_error(caught.value, file)
-    assert told is not None and "no room" in told.what and "MiB free" in told.actual
+    found_error = storage_error(caught.value, file)
+    assert found_error is not None and "no room" in found_error.what and "MiB free" in found_error.actual
     assert not file.exists() and list(file.parent.iterdir()) == []  # nothing half-written is left
 
 
 def test_a_journal_on_a_full_disk_keeps_what_it_told(small_disk):
-    told = []
+    synced = []
     with pytest.raises(CannotWrite, match="no room left"), Journal(small_disk / "journal", "generate") as journal:
         for number in range(100_000):
             record = JournalRecord(f"{number:020x}", "generate", "failed", error="E", traceback="x" * 5000)
-            told += journal.add(record)
-            told += journal.flush() if number == 50 else []
+            synced += journal.add(record)
+            synced += journal.flush() if number == 50 else []
     found = read_journal(small_disk / "journal", "generate")
-    assert len(told) > 50 and {record.clip_id for record in told} <= set(found)
+    assert len(synced) > 50 and {record.clip_id for record in synced} <= set(found)
 
 
 def test_other_errors_pass():
-    with pytest.raises(FileNotFoundError), said_if_storage_fails("/"):
+    with pytest.raises(FileNotFoundError), storage_errors_as_user_errors("/"):
         Path("/no/such/file").stat()
