@@ -8,7 +8,7 @@ The cluster's nodes are processes of this machine (`ray.cluster_utils.Cluster`),
 the real classes at a tiny size. A worker dies by SIGKILL, a node with all that runs on it, a driver by SIGKILL too, and
 is started again by the same command. Afterwards: each clip has one `ok` record, over all drivers' journals, and a file
 with the bytes of the undisturbed run. A driver that dies after a clip's file is there and before its record leaves work
-that counts as not done, so that clip is dreamed again, to the same bytes; its record is still the only one.
+that counts as not done, so that clip is generated again, to the same bytes; its record is still the only one.
 """
 
 from __future__ import annotations

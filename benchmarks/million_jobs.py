@@ -5,7 +5,7 @@
 
 Each phase is a process of its own, timed from its start to its end, libraries included, so that its peak memory is its
 own. First frames are drawn, at the mini model's size; half of the clips are files of one byte, as no clip has to be
-dreamed to be counted. Each time comes with a check of the result.
+generated to be counted. Each time comes with a check of the result.
 """
 
 from __future__ import annotations

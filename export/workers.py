@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
+import logging
 import multiprocessing
 import os
 import signal
@@ -131,7 +132,7 @@ class Workers:
 
             self._ray, self._disconnect = ray, not ray.is_initialized()
             if self._disconnect:
-                ray.init(log_to_driver=False, logging_level="ERROR")
+                ray.init(log_to_driver=False, logging_level=logging.ERROR)
         num_workers = self._num_workers or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
         remote = self._ray.remote(_call).options(num_cpus=1, max_retries=2)
         try:
