@@ -141,6 +141,7 @@ def write_v30(root: Path, num_episodes: int) -> None:
         table = episodes_table(first, count, number, statistics)
         writer = writer or pq.ParquetWriter(episodes_file, table.schema)
         writer.write_table(table)
+    assert writer is not None and data is not None, "there is an episode"
     writer.close()
     data.close()
     clip.unlink()

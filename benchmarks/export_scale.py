@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from export_speed import PeakMemory, check_v21, check_v30, children_cpu_s
@@ -55,7 +54,7 @@ def measure(count: int, args: argparse.Namespace) -> dict[str, Any]:
         export, status, _ = command("export", *options)
         assert status == 0, f"dreamgen export ended with {status}"
         check, status, output = command("check", "--json", str(run.datasets / args.format))
-        shape = SimpleNamespace(clips=count, num_frames=args.num_frames, dims=args.dims, checked=20)
+        shape = argparse.Namespace(clips=count, num_frames=args.num_frames, dims=args.dims, checked=20)
         frames = CHECKS[args.format](run, shape)
         num_errors = json.loads(output)[0]["figures"]["num_errors"]
         measured = {f"export_{key}": value for key, value in export.items()}

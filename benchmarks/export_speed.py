@@ -100,6 +100,7 @@ def check_v30(run: RunFolder, args: argparse.Namespace) -> str:
     for index in random.integers(0, len(dataset), args.checked).tolist():
         number, frame = divmod(index, args.num_frames)
         item = dataset[index]
+        assert isinstance(item, dict), "an index gives one frame"
         video_THWC = read_video(clips[number].video)
         assert (item[CAMERA].permute(1, 2, 0).numpy() == video_THWC[frame]).all(), f"frame {index} differs"
         assert (item["action"].numpy() == labels_of(number, args.num_frames, args.dims)[0][frame]).all()
@@ -158,6 +159,7 @@ def run_reference(run: RunFolder, root: Path, streaming: bool, num_clips: int) -
     seconds, cpu_s, num_given = 0.0, 0.0, 0
     for clip in clips:
         video_THWC, (action_TA, state_TS) = read_video(clip.video), read_label(clip.label, include_state=True)
+        assert state_TS is not None, "the labels of a synthetic run have states"
         start_s, start_cpu_s = time.monotonic(), time.process_time()
         for frame_HWC, action_A, state_S in zip(video_THWC, action_TA, state_TS, strict=True):
             dataset.add_frame({CAMERA: frame_HWC, "action": action_A, "observation.state": state_S,

@@ -125,6 +125,7 @@ def add_node(cluster: Cluster) -> Any:
 
 def start_driver(cluster: Cluster, run: RunFolder) -> subprocess.Popen:
     """Begin, or go on with, making clips."""
+    assert cluster.address is not None, "its head node runs"
     return subprocess.Popen(
         [sys.executable, "-m", "dreamgen", "generate", "--out", str(run.root)],
         cwd=REPOSITORY, stdout=subprocess.DEVNULL, start_new_session=True,

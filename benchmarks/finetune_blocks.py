@@ -29,7 +29,12 @@ from random_models import attach, make_batch
 
 from dreamgen.config.loading import settings_from_dict
 from dreamgen.config.settings import Settings
-from dreamgen.models.cosmos_predict25.activation_checkpointing import CheckpointPolicy, choose_policies, training_blocks
+from dreamgen.models.cosmos_predict25.activation_checkpointing import (
+    POLICIES,
+    CheckpointPolicy,
+    choose_policies,
+    training_blocks,
+)
 from dreamgen.models.cosmos_predict25.dora import use_closed_form
 from dreamgen.models.cosmos_predict25.random_models import model_sizes, random_transformer
 from dreamgen.models.cosmos_predict25.training_memory import activation_gib, activations_of, estimate_memory, fixed_gib
@@ -125,12 +130,13 @@ def measure_depth(
     text_BLD = project_text(transformer, batch.pop("text_BLD").to(device, dtype)).detach()
     del batch["video_BCTHW"], batch["padding"]  # no training holds them
     batch = {name: value.to(device) for name, value in batch.items()}
-    blocks = training_blocks([level] * num_layers, compiled=not args.eager)
+    policies: list[CheckpointPolicy] = [level] * num_layers
+    blocks = training_blocks(policies, compiled=not args.eager)
     loss = functools.partial(fast_loss, transformer, batch, text_BLD, dtype, blocks)
     release(device)
     times, peak_gib = measure(step(loss, parameters, device), args.repeats, device)
     of_size = TransformerSize.from_config(small)
-    estimated = estimate_memory(of_size, settings, [level] * num_layers, compiled=not args.eager)
+    estimated = estimate_memory(of_size, settings, policies, compiled=not args.eager)
     return Measured(num_layers, statistics.median(times), peak_gib if device.type == "cuda" else None, estimated.peak)
 
 
@@ -141,8 +147,9 @@ def row(
     size, video, tune = TransformerSize.from_config(config), settings.video, settings.finetune
     unit, whole_fixed = activation_gib(size, settings), sum(fixed_gib(size, settings))
     one, two = (sum(fixed_gib(TransformerSize.from_config({**config, "num_layers": n}), settings)) for n in (1, 2))
-    levels = {}
+    levels: dict[CheckpointPolicy, dict[str, Any]] = {}
     for level, measured in by_level.items():
+        policies: list[CheckpointPolicy] = [level] * size.num_layers
         levels[level] = {"measured": [asdict(each) for each in measured]}
         if len(measured) < 2:
             continue
@@ -151,7 +158,7 @@ def row(
         left = size.num_layers - last.num_layers
         block_s = (last.step_s - first.step_s) / apart
         levels[level] |= {"block_s": block_s, "whole_s": last.step_s + left * block_s}
-        if last.peak_gib is not None:
+        if first.peak_gib is not None and last.peak_gib is not None:
             block_gib = (last.peak_gib - first.peak_gib) / apart
             rest_gib = last.peak_gib - last.num_layers * block_gib
             levels[level] |= {
@@ -159,7 +166,7 @@ def row(
                 "kept_activations": (block_gib - (two - one)) / unit,
                 "working_activations": (rest_gib - (2 * one - two)) / unit,
                 "whole_gib": last.peak_gib + left * block_gib,
-                "whole_estimated_gib": estimate_memory(size, settings, [level] * size.num_layers, compiled).peak,
+                "whole_estimated_gib": estimate_memory(size, settings, policies, compiled).peak,
             }
     chosen = choose_policies(size.num_layers, unit, whole_fixed, tune.memory_gib, activations_of(settings, compiled))
     return {
@@ -176,7 +183,7 @@ def chosen_mix(
     memory_gib: float,
 ) -> dict[str, Any]:
     """Say what the levels that a training would choose take by what was measured of each."""
-    counts = {level: chosen.count(level) for level in dict.fromkeys(chosen)}
+    counts: dict[CheckpointPolicy, int] = {level: chosen.count(level) for level in dict.fromkeys(chosen)}
     mix = {"memory_gib": memory_gib, "counts": counts, "estimated_gib": estimated_gib}
     parts = [(levels.get(level, {}), count) for level, count in counts.items()]
     if all("block_s" in part for part, _ in parts):
@@ -250,11 +257,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--sizes", nargs="+", default=["432x768x93", "704x1280x93"], help="height x width x frames")
     parser.add_argument("--methods", nargs="+", default=["lora", "dora"])
-    parser.add_argument("--levels", nargs="+", default=["blocks", "attention", "all"])
+    parser.add_argument("--levels", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--layers", nargs=2, type=int, default=[2, 4], help="the two depths that are measured")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--memory_gib", type=float, default=Settings().training_memory_gib)
+    parser.add_argument("--memory_gib", type=float, default=Settings().finetune.memory_gib)
     parser.add_argument("--eager", action="store_true", help="do not compile; so on a CPU")
     parser.add_argument("--out", help="write the results as JSON")
     return parser.parse_args()

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from diffusers import CosmosTransformer3DModel
 from finetune_step import levels_of, synchronize
 from random_models import attach, make_batch
 from torch.nn.parallel import DistributedDataParallel
@@ -31,13 +32,15 @@ from dreamgen.models.cosmos_predict25.velocity import project_text, velocity
 class Step(torch.nn.Module):
     """The velocity as one module, for data parallelism to wrap."""
 
-    def __init__(self, transformer: torch.nn.Module, run_block: Any) -> None:
+    def __init__(self, transformer: CosmosTransformer3DModel, run_block: Any) -> None:
         super().__init__()
         self.transformer, self.run_block = transformer, run_block
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, latents_BCTHW: torch.Tensor, mask_B1THW: torch.Tensor, timestep_BT: torch.Tensor, text_BLD: torch.Tensor
+    ) -> torch.Tensor:
         """Return velocity_BCTHW."""
-        return velocity(self.transformer, *inputs, self.run_block)
+        return velocity(self.transformer, latents_BCTHW, mask_B1THW, timestep_BT, text_BLD, self.run_block)
 
 
 def main() -> None:

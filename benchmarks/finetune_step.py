@@ -28,7 +28,7 @@ from metrics import markdown_table, shown, spread, write_report
 from random_models import NUM_TEXT_TOKENS, attach, make_batch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dreamgen.models.cosmos_predict25.activation_checkpointing import training_blocks
+from dreamgen.models.cosmos_predict25.activation_checkpointing import POLICIES, CheckpointPolicy, training_blocks
 from dreamgen.models.cosmos_predict25.dora import use_closed_form
 from dreamgen.models.cosmos_predict25.random_models import model_sizes, published_encoders, random_transformer
 from dreamgen.models.cosmos_predict25.velocity import project_text, velocity
@@ -145,11 +145,14 @@ def with_attention(kind: str, call: Callable[..., torch.Tensor], *arguments: Any
         return call(*arguments)
 
 
-def levels_of(name: str, num_layers: int) -> list[str]:
+def levels_of(name: str, num_layers: int) -> list[CheckpointPolicy]:
     """Return each block's level; `all:20` is all for the last 20 blocks and attention for the others."""
     level, _, count = name.partition(":")
+    assert level in POLICIES, f"{level} is none of {POLICIES}"
     num = int(count) if count else num_layers
-    return ["attention"] * (num_layers - num) + [level] * num
+    first: list[CheckpointPolicy] = ["attention"] * (num_layers - num)
+    last: list[CheckpointPolicy] = [level] * num
+    return first + last
 
 
 def restore(parameters: list[torch.nn.Parameter], values: list[torch.Tensor]) -> None:

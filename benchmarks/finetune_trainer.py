@@ -131,7 +131,9 @@ def measure_steps(
     """Time the published step and the bare step with what the trainer's blocks will keep."""
     device = torch.device(args.device)
     compiled = device.type == "cuda"
-    levels = policies_for(find_size(settings.model), settings, compiled)
+    size = find_size(settings.model)
+    assert size is not None, "the model was saved by this script"
+    levels = policies_for(size, settings, compiled)
     num_all = levels.count("all")
     kept = f"all:{num_all}" if num_all else levels[0]
     step_args = argparse.Namespace(**{**vars(args), "variants": [kept], "eager": not compiled, "float32": False})
@@ -140,7 +142,7 @@ def measure_steps(
     del batch
     release(device)
     rows[1]["name"] = f"{method} bare step, {kept}"
-    rows[1]["estimated_gib"] = estimate_memory(find_size(settings.model), settings, levels, compiled).peak
+    rows[1]["estimated_gib"] = estimate_memory(size, settings, levels, compiled).peak
     return rows
 
 
@@ -148,6 +150,7 @@ def measure_trainer(
     args: argparse.Namespace, settings: Settings, num_processes: int, device: torch.device
 ) -> dict[str, Any]:
     """Run the trainer as its own command and read its step time from loss.csv."""
+    assert settings.out is not None, "settings_of gives each training a folder"
     run = Path(settings.out)
     config = run / "settings.json"
     config.write_text(json.dumps(asdict(settings)))

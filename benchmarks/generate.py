@@ -35,7 +35,7 @@ from dreamgen.curate.scores.cut_score import cut_score
 from dreamgen.curate.scores.first_frame_psnr_db import psnr_db
 from dreamgen.curate.scores.motion import motion
 from dreamgen.data.clip_context import small_grey
-from dreamgen.data.video import frame_sha256, write_png
+from dreamgen.data.video import frame_sha256, read_image, write_png
 from dreamgen.generate.clip import encode_prompt, generate_clip, make_clip
 from dreamgen.generate.clip_generator import ClipGenerator
 from dreamgen.generate.texts import prompt_tasks
@@ -127,7 +127,7 @@ def measure_published(
     pipe: Any, job: Job, num_clips: int, folder: Path, device: torch.device
 ) -> tuple[list[float], np.ndarray]:
     """Time whole clips, one after another, after a short one. Returns seconds a clip and the last video_THWC."""
-    frame_HWC = cv2.cvtColor(cv2.imread(str(next(folder.rglob("*.png")))), cv2.COLOR_BGR2RGB)
+    frame_HWC = read_image(next(folder.rglob("*.png")))
     times = []
     for number in range(num_clips + 1):
         synchronize(device)
@@ -170,7 +170,7 @@ def likeness(video_THWC: np.ndarray, wanted_THWC: np.ndarray) -> dict[str, float
     pairs = list(zip(video_THWC, wanted_THWC, strict=True))
     grey_THW = small_grey(video_THWC)
     return {
-        "psnr_db": float(np.mean([psnr_db(a, b) for a, b in pairs])),
+        "psnr_db": float(np.mean([decibels for a, b in pairs if (decibels := psnr_db(a, b)) is not None])),
         "ssim": float(np.mean([ssim(a, b) for a, b in pairs[:: max(1, len(pairs) // 8)]])),
         "motion": motion(grey_THW),
         "cut_score": cut_score(grey_THW),
@@ -185,12 +185,10 @@ def ssim(first_HWC: np.ndarray, second_HWC: np.ndarray) -> float:
     variance_y = cv2.GaussianBlur(y * y, (11, 11), 1.5) - mean_y**2
     covariance = cv2.GaussianBlur(x * y, (11, 11), 1.5) - mean_x * mean_y
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    return float(
-        np.mean(
-            ((2 * mean_x * mean_y + c1) * (2 * covariance + c2))
-            / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
-        )
+    similarity_HW = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
+        (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
     )
+    return float(np.asarray(similarity_HW, np.float64).mean())
 
 
 def peak_gib(device: torch.device) -> float:

@@ -58,7 +58,7 @@ def main() -> None:
     rows.append(timed("decode, cudnn.benchmark", lambda: decode(pipe, latents), device, pixels))
     for module in pipe.vae.modules():
         if isinstance(module, torch.nn.Conv3d):
-            module.to(memory_format=torch.channels_last_3d)
+            module.to(memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]: not in its overloads
     rows.append(timed("decode, channels last", lambda: decode(pipe, latents), device, pixels))
     if device.type == "cuda":
         pipe.vae.decoder = torch.compile(pipe.vae.decoder, dynamic=False)

@@ -8,6 +8,9 @@ and describes what was read. N1, N1.5 and GR00T-Dreams have `LeRobotSingleDatase
 incomplete.
 """
 
+# pyright: reportMissingImports=false
+# gr00t lies in the checkout that the user names.
+
 from __future__ import annotations
 
 import inspect
@@ -106,6 +109,7 @@ def compare_step(
 ) -> None:
     """Compare a step's image, state, following actions and instruction with the clip."""
     actions_TA, states_TS = read_label(clip.label, True)
+    assert states_TS is not None, "the labels of a synthetic run have states"
     rows = np.minimum(np.arange(frame, frame + HORIZON), len(actions_TA) - 1)
     np.testing.assert_allclose(action_TA, actions_TA[rows], atol=1e-6)
     np.testing.assert_allclose(state_TS[0], states_TS[frame], atol=1e-6)

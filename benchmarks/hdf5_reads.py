@@ -17,7 +17,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from synthetic_run import drawn_frames
+from synthetic_run import drawn_frames, hdf5_dataset
 
 from dreamgen.data.video import read_video, write_video
 from export.formats.hdf5_parts import COMPRESSION
@@ -57,10 +57,11 @@ def measure(path: Path, video_THWC: np.ndarray, name: str, chunk: int, reads: in
     write_s = (time.process_time() - start_s) / len(video_THWC)
     random, took = np.random.default_rng(0), {1: [], SEQUENCE: []}
     with h5py.File(path, "r") as file:
+        images = hdf5_dataset(file, "images")
         for length, times in took.items():
             for start in random.integers(0, len(video_THWC) - length + 1, reads):
                 start_s = time.process_time()
-                read = file["images"][start : start + length]
+                read = images[start : start + length]
                 times.append(time.process_time() - start_s)
                 assert np.array_equal(read, video_THWC[start : start + length])
     return {

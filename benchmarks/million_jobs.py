@@ -107,7 +107,7 @@ def clips_phase(folder: Path, num: int) -> dict[str, Any]:
 def start_phase(folder: Path, num: int) -> dict[str, Any]:
     """Do what generate does before its workers start: lease, journal, what is left, its texts, the first job."""
     from dreamgen.generate.clip_status import clip_status, remove_stale_temporaries
-    from dreamgen.generate.texts import DETERMINE_A_TEXT, prompt_tasks
+    from dreamgen.generate.texts import TEXT_FIELDS, prompt_tasks
     from dreamgen.run.journal import Journal
     from dreamgen.run.lease import hold
     from dreamgen.run.run_folder import RunFolder
@@ -118,7 +118,7 @@ def start_phase(folder: Path, num: int) -> dict[str, Any]:
         remove_stale_temporaries(run)
         now = clip_status(run)
         left = now.left
-        num_texts = len(prompt_tasks(run, left.distinct(DETERMINE_A_TEXT)))
+        num_texts = len(prompt_tasks(run, left.distinct(TEXT_FIELDS)))
         first = next(iter(left))
     counts = now.counts()
     assert (counts["num_done"], len(left)) == (num // 2, num - num // 2), counts

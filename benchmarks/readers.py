@@ -20,13 +20,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import h5py
 import numpy as np
-from synthetic_run import make_run
+from synthetic_run import hdf5_dataset, make_run
 
 from dreamgen.config.loading import settings_from_dict
 from dreamgen.config.settings import ConvertSettings
@@ -37,6 +37,9 @@ from dreamgen.run.run_folder import RunFolder
 from export import export_datasets
 from export.convert import convert_dataset
 from export.episodes import read_label
+
+if TYPE_CHECKING:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 CAMERA = "observation.images.ego_view"
 FPS, SECTION_FRAMES = 16, 17
@@ -144,7 +147,7 @@ def lerobot_tools(run: RunFolder, folder: Path, args: argparse.Namespace) -> str
     assert len(merged) == 2 * len(ours)
     for index in np.linspace(0, len(ours) - 1, 12).astype(int):
         for place in (index, len(ours) + index):
-            one, two = ours[int(index)], merged[int(place)]
+            one, two = frame_of(ours, index), frame_of(merged, place)
             for name in (CAMERA, "action", "observation.state", "timestamp"):
                 np.testing.assert_array_equal(one[name].numpy(), two[name].numpy())
             assert one["task"] == two["task"]
@@ -152,13 +155,20 @@ def lerobot_tools(run: RunFolder, folder: Path, args: argparse.Namespace) -> str
     rest = opened(folder / "deleted")
     assert len(rest) == len(ours) - SECTION_FRAMES
     for index in np.linspace(0, len(rest) - 1, 12).astype(int):
-        one, two = ours[int(index) + SECTION_FRAMES], rest[int(index)]
+        one, two = frame_of(ours, index + SECTION_FRAMES), frame_of(rest, index)
         np.testing.assert_array_equal(one["action"].numpy(), two["action"].numpy())
         assert one["task"] == two["task"]
         # It encodes the rest of a file again, so images are similar and not equal.
         error = np.abs(one[CAMERA].numpy().astype(int) - two[CAMERA].numpy()).mean()
         assert error < 8, f"mean error {error:.1f}"
     return f"merged {len(merged)} frames, deleted to {len(rest)}"
+
+
+def frame_of(dataset: LeRobotDataset, index: int) -> dict[str, Any]:
+    """Return one frame with its row."""
+    frame = dataset[int(index)]
+    assert isinstance(frame, dict), "a slice gives a list"
+    return frame
 
 
 def lerobot_converter(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
@@ -173,7 +183,7 @@ def lerobot_converter(run: RunFolder, folder: Path, args: argparse.Namespace) ->
     roots = (run.datasets / "lerobot-v3.0", folder / "ours", folder / "theirs")
     read = [LeRobotDataset("dreamgen/readers", root=r, video_backend="pyav", return_uint8=True) for r in roots]
     for index in range(len(read[0])):
-        items = [dataset[index] for dataset in read]
+        items = [frame_of(dataset, index) for dataset in read]
         for name, value in items[0].items():
             for other in items[1:]:
                 np.testing.assert_array_equal(np.array(value), np.array(other[name]))
@@ -187,8 +197,8 @@ def robomimic_sequences(run: RunFolder, folder: Path, args: argparse.Namespace) 
                    check=True, capture_output=True)  # fmt: skip
     sys.path.insert(0, str(target))
     import torch
-    from robomimic.utils import obs_utils
-    from robomimic.utils.dataset import SequenceDataset
+    from robomimic.utils import obs_utils  # pyright: ignore[reportMissingImports]
+    from robomimic.utils.dataset import SequenceDataset  # pyright: ignore[reportMissingImports]
 
     obs_utils.initialize_obs_utils_with_obs_specs([{"obs": {"low_dim": ["state"], "rgb": ["ego_view"]}}])
     path = run.datasets / "robomimic/data.hdf5"
@@ -197,7 +207,7 @@ def robomimic_sequences(run: RunFolder, folder: Path, args: argparse.Namespace) 
     loader = torch.utils.data.DataLoader(dataset, batch_size=8, num_workers=2, shuffle=False)
     clips, place = accepted_clips(run), 0
     with h5py.File(path) as file:
-        demos = sorted(int(name.decode().removeprefix("demo_")) for name in file["mask/train"])
+        demos = sorted(int(name.decode().removeprefix("demo_")) for name in hdf5_dataset(file, "mask/train"))
         scale_A, offset_A = file["data"].attrs["action_scale"], file["data"].attrs["action_offset"]
     for batch in loader:
         for i in range(len(batch["actions"])):
@@ -205,6 +215,7 @@ def robomimic_sequences(run: RunFolder, folder: Path, args: argparse.Namespace) 
             clip = clips[demos[demo]]
             rows = np.minimum(np.arange(frame, frame + 4), SECTION_FRAMES - 1)
             action_TA, state_TS = read_label(clip.label, True)
+            assert state_TS is not None, "the labels of a synthetic run have states"
             video_THWC = read_video(clip.video)
             actions = batch["actions"][i].numpy() * scale_A + offset_A
             np.testing.assert_allclose(actions, action_TA[rows], atol=1e-5)
@@ -229,16 +240,19 @@ def act_reader(run: RunFolder, folder: Path, args: argparse.Namespace) -> str:
         qpos = []
         for number, clip in enumerate(clips):
             action_TA, state_TS = read_label(clip.label, True)
+            assert state_TS is not None, "the labels of a synthetic run have states"
             video_THWC, start = read_video(clip.video), int(random.integers(SECTION_FRAMES))
             with h5py.File(root / f"episode_{number}.hdf5", "r") as file:
-                image = file["/observations/images/ego_view"][start]
+                image = hdf5_dataset(file, "observations/images/ego_view")[start]
                 if file.attrs.get("compress", False):
                     image = cv2.imdecode(image, 1)
+                    assert image is not None, "it is a JPEG"
                 first = start if file.attrs["sim"] else max(0, start - 1)
-                np.testing.assert_array_equal(file["/action"][()][first:], action_TA[start:])
-                np.testing.assert_array_equal(file["/observations/qpos"][start], state_TS[start])
-                assert file["/observations/qvel"].shape == state_TS.shape
-                qpos.append(file["/observations/qpos"][()])
+                np.testing.assert_array_equal(hdf5_dataset(file, "action")[()][first:], action_TA[start:])
+                qpos_TS = hdf5_dataset(file, "observations/qpos")[()]
+                np.testing.assert_array_equal(qpos_TS[start], state_TS[start])
+                assert hdf5_dataset(file, "observations/qvel").shape == state_TS.shape
+                qpos.append(qpos_TS)
             assert image.shape == video_THWC.shape[1:] and np.abs(image.astype(int) - video_THWC[start]).mean() < 4
         np.stack(qpos)  # the first ACT stacks all episodes for its statistics
     return f"{2 * len(clips)} episodes, pixels and JPEG"

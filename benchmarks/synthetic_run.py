@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,6 +78,13 @@ def labels_of(number: int, num_frames: int, dims: int) -> tuple[np.ndarray, np.n
     """Return action_TA and state_TS of the clip with this number, float32."""
     random = np.random.default_rng(number)
     return tuple(random.normal(size=(2, num_frames, dims)).astype(np.float32))
+
+
+def hdf5_dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """Return a dataset of a file, which may hold groups too."""
+    dataset = file[name]
+    assert isinstance(dataset, h5py.Dataset), f"{name} is a group"
+    return dataset
 
 
 def drawn_frames(number: int, num_frames: int, height: int, width: int) -> Iterator[np.ndarray]:
