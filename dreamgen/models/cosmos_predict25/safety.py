@@ -49,6 +49,6 @@ def make_safety_checker(wanted: bool) -> Any:
     if not wanted:
         return NoSafetyChecker()
     require_safety_checker(wanted)
-    from cosmos_guardrail import CosmosSafetyChecker
+    from cosmos_guardrail import CosmosSafetyChecker  # pyright: ignore[reportMissingImports]  # an optional package
 
     return CosmosSafetyChecker()
