@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import CosmosTransformer3DModel
 from finetune_step import levels_of, machine
 
 from dreamgen.config.loading import configs_folder, read_yaml, settings_from_dict
@@ -129,7 +128,7 @@ def train(
     return losses
 
 
-def published_loss(transformer: CosmosTransformer3DModel, settings: Settings, dtype: torch.dtype, _: bool) -> Loss:
+def published_loss(transformer: Any, settings: Settings, dtype: torch.dtype, _: bool) -> Loss:
     """Return the published forward pass: diffusers' own, every block computed again in the backward pass."""
     transformer.enable_gradient_checkpointing()
     padding = torch.zeros(1, 1, settings.video.height, settings.video.width, dtype=dtype, device=transformer.device)
@@ -147,7 +146,7 @@ def published_loss(transformer: CosmosTransformer3DModel, settings: Settings, dt
     return answer
 
 
-def our_loss(transformer: CosmosTransformer3DModel, settings: Settings, dtype: torch.dtype, compiled: bool) -> Loss:
+def our_loss(transformer: Any, settings: Settings, dtype: torch.dtype, compiled: bool) -> Loss:
     """Return our forward pass: half of the blocks keep attention's outputs and the others everything."""
     use_closed_form(transformer)
     num_layers = len(transformer.transformer_blocks)

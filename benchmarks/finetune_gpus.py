@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from diffusers import CosmosTransformer3DModel
 from finetune_step import levels_of, synchronize
 from random_models import attach, make_batch
 from torch.nn.parallel import DistributedDataParallel
@@ -32,7 +31,7 @@ from dreamgen.models.cosmos_predict25.velocity import project_text, velocity
 class Step(torch.nn.Module):
     """The velocity as one module, for data parallelism to wrap."""
 
-    def __init__(self, transformer: CosmosTransformer3DModel, run_block: Any) -> None:
+    def __init__(self, transformer: Any, run_block: Any) -> None:
         super().__init__()
         self.transformer, self.run_block = transformer, run_block
 

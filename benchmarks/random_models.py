@@ -6,9 +6,9 @@ Axes: B batch, T frames, C channels, H height, W width, L text tokens, D feature
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
-from diffusers import CosmosTransformer3DModel
 
 from dreamgen.models.cosmos_predict25.adapter import add_adapter
 from dreamgen.models.cosmos_predict25.random_models import model_sizes
@@ -18,7 +18,7 @@ NUM_TEXT_TOKENS = 512
 CONDITION_TIMESTEP = 1e-4
 
 
-def attach(transformer: CosmosTransformer3DModel, rank: int, use_dora: bool) -> list[torch.nn.Parameter]:
+def attach(transformer: Any, rank: int, use_dora: bool) -> list[torch.nn.Parameter]:
     """Add an adapter and move it away from its zero start, where half of the gradients would be zero."""
     parameters = add_adapter(transformer, rank, rank, TARGETS, use_dora)
     generator = torch.Generator(parameters[0].device).manual_seed(1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow.compute as pc
 
 from dreamgen.config.settings import Settings
 from dreamgen.progress import duration
@@ -37,8 +38,6 @@ def status(settings: Settings) -> StageResult:
     Raises:
         UserError: if nothing is planned.
     """
-    pc = _compute()
-
     run = RunFolder.of(settings, may_be_remote=True)
     run.need(run.jobs, "plan")
     ids = job_columns(run.jobs, ["clip_id"])["clip_id"].combine_chunks()
@@ -82,8 +81,6 @@ def rate_of(records: Any, drivers: list[Lease], now_s: float | None = None) -> R
         drivers: Running drivers; the earliest one's start bounds the window.
         now_s: Seconds since the epoch.
     """
-    pc = _compute()
-
     now_s = time.time() if now_s is None else now_s
     last_s = pc.max(records["time_s"]).as_py()
     if last_s is None:
@@ -108,8 +105,6 @@ def kinds(records: Any, state: str, column: str) -> dict[str, int]:
     Returns:
         Kind -> count, the most frequent first.
     """
-    pc = _compute()
-
     texts = pc.value_counts(records.filter(pc.equal(records["status"], state))[column]).to_pylist()
     counts: Counter[str] = Counter()
     for row in texts:
@@ -117,11 +112,6 @@ def kinds(records: Any, state: str, column: str) -> dict[str, int]:
         kind = text.partition(":")[0] if column == "error" else re.sub(r"-?\d+(\.\d+)?", "#", text)
         counts[kind] += row["counts"]
     return dict(counts.most_common())
-
-
-def _compute() -> Any:
-    """Import pyarrow.compute, whose functions are made at import, so that type checkers do not know them."""
-    return importlib.import_module("pyarrow.compute")
 
 
 def _notes(metrics: dict[str, Any], rate: Rate) -> list[str]:

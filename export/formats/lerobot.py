@@ -1,19 +1,68 @@
-"""The LeRobot formats as `dreamgen.extensions.export_format` registers them; both share one reader."""
+"""LeRobot v3.0, with many episodes in each parquet and mp4 file, and v2.1, with one of each an episode."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from dreamgen.data.lerobot.file_layout import FileLimits
+from dreamgen.data.lerobot.writer import write_v21, write_v30
 from dreamgen.extensions.export_format import ExportFormat, FormatReader
-from dreamgen.run.files import read_json
+from dreamgen.run.files import read_json, write_json
 from export.check.lerobot import check_lerobot
 from export.check.repair import repair
-from export.formats.lerobot_v21 import write_lerobot_v21
-from export.formats.lerobot_v30 import write_lerobot_v30
+from export.episode_store import EpisodeStore
+from export.formats.lerobot_episodes import StoredEpisodes
+from export.modality import modality_json
 from export.spec import DatasetSpec
+from export.workers import Workers
 
 INFO = Path("meta", "info.json")
 CARD_METADATA = {"configs": [{"config_name": "default", "data_files": "data/*/*.parquet"}]}
+
+
+def write_lerobot_v30(root: Path, done_markers: Path, episodes: EpisodeStore, spec: DatasetSpec, workers: Workers,
+                      limits: FileLimits | None = None) -> None:  # fmt: skip
+    """Write LeRobot v3.0, or the rest of a dataset that an earlier call began; lerobot 0.4 to 0.6 read it.
+
+    Args:
+        root: Folder of the dataset: empty, or as an earlier call for the same episodes left it.
+        done_markers: A folder beside it for the markers of finished files.
+        episodes: Numbered from 0.
+        spec: What they share.
+        workers: Write the files; their number changes no byte.
+        limits: Sizes of files; LeRobot's own when not given.
+    """
+    # The keys and their order are those that lerobot 0.6 writes, with the encoder settings that are known.
+    video_info = {
+        **_video_size(spec), "video.fps": spec.fps, "video.channels": 3, "has_audio": False, "video.g": spec.gop,
+        "video.crf": spec.crf, "is_depth_map": False,
+    }  # fmt: skip
+    source = StoredEpisodes.of(episodes, spec, "v3.0", video_info)
+    write_v30(root, done_markers, source, workers, "export: lerobot-v3.0", limits or FileLimits())
+
+
+def write_lerobot_v21(
+    root: Path, done_markers: Path, episodes: EpisodeStore, spec: DatasetSpec, workers: Workers
+) -> None:
+    """Write LeRobot v2.1 with GR00T's additions, `modality.json` and `stats.json`; every GR00T release reads it.
+
+    Args:
+        root: As `write_lerobot_v30` takes it, like the other arguments.
+    """
+    video_info = {
+        **_video_size(spec), "video.is_depth_map": False, "video.fps": spec.fps, "video.channels": 3,
+        "has_audio": False,
+    }  # fmt: skip
+    source = StoredEpisodes.of(episodes, spec, "v2.1", video_info)
+    write_v21(root, done_markers, source, workers, "export: lerobot-v2.1")
+    write_json(root / "meta" / "modality.json", modality_json(spec))
+
+
+def _video_size(spec: DatasetSpec) -> dict[str, Any]:
+    return {"video.height": spec.height, "video.width": spec.width, "video.codec": spec.codec,
+            "video.pix_fmt": spec.pix_fmt}  # fmt: skip
 
 
 def _num_episodes(root: Path) -> int | None:
@@ -29,10 +78,6 @@ READER = FormatReader(
 )
 
 
-def _load_v30(spec: DatasetSpec) -> str:
-    return 'LeRobotDataset("OWNER/NAME", root="path/to/this/folder")   # lerobot 0.4 or later'
-
-
 def _load_v21(spec: DatasetSpec) -> str:
     command = "python scripts/gr00t_finetune.py --dataset-path path/to/this/folder   # any GR00T release"
     tags = ", ".join(f"{tag} ({release})" for release, tag in spec.embodiment_tags.items())
@@ -44,18 +89,16 @@ LEROBOT_V30 = ExportFormat(
     summary="many episodes in each parquet and mp4 file, for LeRobot 0.4 or later",
     write=write_lerobot_v30,
     reader=READER,
-    load_example=_load_v30,
+    load_example=lambda spec: 'LeRobotDataset("OWNER/NAME", root="path/to/this/folder")   # lerobot 0.4 or later',
     is_resumable=True,
     card_metadata=CARD_METADATA,
     hub_tag="v3.0",
 )
-LEROBOT_V21 = ExportFormat(
+LEROBOT_V21 = replace(
+    LEROBOT_V30,
     name="lerobot-v2.1",
     summary="a parquet file per episode and an mp4 file per camera and episode, for GR00T and older LeRobot",
     write=write_lerobot_v21,
-    reader=READER,
     load_example=_load_v21,
-    is_resumable=True,
-    card_metadata=CARD_METADATA,
     hub_tag="v2.1",
 )

@@ -20,9 +20,9 @@ from dreamgen.run.records import RobotFeatures
 from export import export_datasets
 from export.check import check
 from export.episodes import read_label
-from export.formats import lerobot_v30
+from export.formats import lerobot
 from export.formats.aloha import jpegs
-from export.formats.lerobot_v30 import FileLimits
+from export.formats.lerobot import FileLimits
 from tests.fixtures import demos
 from tests.fixtures.runs import CAMERA, make_run, run_settings
 
@@ -92,7 +92,7 @@ def test_lerobot_reads_every_frame_of_every_camera(run, cut_THWC):
 
 def test_frames_stay_with_their_actions_where_the_cameras_files_end_apart(tmp_path, monkeypatch):
     run = run_of_two_cameras(tmp_path / "run", num_clips=12, num_frames=(9, 5, 13))
-    monkeypatch.setattr(lerobot_v30, "FileLimits", lambda: FileLimits(data_mb=0.004, video_mb=0.006, chunks_size=2))
+    monkeypatch.setattr(lerobot, "FileLimits", lambda: FileLimits(data_mb=0.004, video_mb=0.006, chunks_size=2))
     export_datasets(run_settings(run.root, export={"formats": LEROBOT}))
     assert check(run.datasets / "lerobot-v3.0") == []
     episodes = pq.read_table(run.datasets / "lerobot-v3.0/meta/episodes").to_pylist()

@@ -19,7 +19,7 @@ from dreamgen.run.records import RobotFeatures
 from export.check import check
 from export.clips import generated_clips
 from export.episodes import read_label
-from export.formats.lerobot_v30 import FileLimits, write_lerobot_v30
+from export.formats.lerobot import FileLimits, write_lerobot_v30
 from export.spec import dataset_spec
 from export.validation import validate_clips
 from export.workers import Workers

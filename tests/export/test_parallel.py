@@ -24,8 +24,7 @@ from export import export_datasets
 from export.check import check
 from export.clips import generated_clips
 from export.episodes import read_label
-from export.formats.lerobot_v21 import write_lerobot_v21
-from export.formats.lerobot_v30 import FileLimits, write_lerobot_v30
+from export.formats.lerobot import FileLimits, write_lerobot_v21, write_lerobot_v30
 from export.spec import dataset_spec
 from export.staging import STAGING_FOLDER
 from export.validation import validate_clips
