@@ -110,7 +110,7 @@ def measure_method(
     return rows
 
 
-def plain_loss(transformer: torch.nn.Module, batch: dict[str, torch.Tensor], dtype: torch.dtype):
+def plain_loss(transformer: torch.nn.Module, batch: dict[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     """Return the published step's loss: diffusers' own forward, text projected in it."""
     with torch.autocast(batch["clean"].device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         answer = transformer(
@@ -124,7 +124,9 @@ def plain_loss(transformer: torch.nn.Module, batch: dict[str, torch.Tensor], dty
     return loss_of(answer, batch)
 
 
-def fast_loss(transformer, batch, projected_BLD, dtype, run_block):
+def fast_loss(
+    transformer: Any, batch: dict[str, torch.Tensor], projected_BLD: torch.Tensor, dtype: torch.dtype, run_block: Any
+) -> torch.Tensor:
     """Return our step's loss: cached text, modulation once a frame, compiled blocks."""
     with torch.autocast(batch["clean"].device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         answer = velocity(
@@ -168,7 +170,9 @@ def loss_of(answer: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tenso
     return squared.sum() / loss_mask.expand_as(squared).sum()
 
 
-def step(loss: Callable[[], torch.Tensor], parameters: list[torch.nn.Parameter], device: torch.device):
+def step(
+    loss: Callable[[], torch.Tensor], parameters: list[torch.nn.Parameter], device: torch.device
+) -> Callable[[], None]:
     """Return a whole optimizer step: loss, gradients, clipping, AdamW."""
     optimizer = torch.optim.AdamW(parameters, lr=1e-7, fused=device.type == "cuda")
 
@@ -198,16 +202,20 @@ def measure(run: Callable[[], Any], repeats: int, device: torch.device) -> tuple
     return times, peak
 
 
-def gradients(loss, parameters, device) -> torch.Tensor:
+def gradients(
+    loss: Callable[[], torch.Tensor], parameters: list[torch.nn.Parameter], device: torch.device
+) -> torch.Tensor:
     """Return all gradients of one loss as one vector, on the CPU."""
     loss().backward()
-    flat = torch.cat([p.grad.detach().float().flatten() for p in parameters]).cpu()
+    flat = torch.cat([p.grad.detach().float().flatten() for p in parameters if p.grad is not None]).cpu()
     for parameter in parameters:
         parameter.grad = None
     return flat
 
 
-def float32_gradients(sizes, args, method, batch, device) -> torch.Tensor:
+def float32_gradients(
+    sizes: dict[str, Any], args: argparse.Namespace, method: str, batch: dict[str, torch.Tensor], device: torch.device
+) -> torch.Tensor:
     """Return the gradients of the plain step with weights and arithmetic in float32, the truth for both."""
     transformer = random_transformer(sizes["transformer"], device, torch.bfloat16)
     parameters = attach(transformer, args.rank, method == "dora")

@@ -87,7 +87,9 @@ def published_forward(transformer: Any, batch: dict[str, torch.Tensor], dtype: t
     )[0]
 
 
-def our_forward(transformer: Any, batch: dict[str, torch.Tensor], dtype, parts: BlockParts, num_texts: int = 1):
+def our_forward(
+    transformer: Any, batch: dict[str, torch.Tensor], dtype: torch.dtype, parts: BlockParts, num_texts: int = 1
+) -> Callable[[], torch.Tensor]:
     """Return ours, for one text or for two."""
     keys_values = text_keys_values(transformer, project_text(transformer, batch["text_BLD"].to(dtype)))
     rope = transformer.rope(batch["mixed"], fps=None)

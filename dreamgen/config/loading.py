@@ -136,7 +136,7 @@ def changed_settings(before: dict[str, Any], after: dict[str, Any], sections: Se
         Lines such as `video.height: 432 -> 480`, without settings whose scope is not the run.
     """
     wanted, known = (*SHARED, *sections), all_settings()
-    flat_before, flat_after = dict(_flatten(before)), dict(_flatten(after))
+    flat_before, flat_after = dict(flatten(before)), dict(flatten(after))
     return [
         f"{path}: {flat_before[path]!r} -> {flat_after[path]!r}"
         for path in flat_before
@@ -200,9 +200,10 @@ def _paths_of(values: dict[str, Any], known: Mapping[str, Any], prefix: str = ""
             yield path
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value of nested dicts with its dotted path."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, value
+            yield f"{prefix}{name}", value

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 from dreamgen.config.settings import Settings
 from dreamgen.curate.score_table import ScoreTable
 from dreamgen.curate.verdict import curate_clip, load_judges
 from dreamgen.data.clip_context import ClipContext
-from dreamgen.errors import UserError
 from dreamgen.run.clip_pass import process_clips
-from dreamgen.run.jobs import done_jobs, with_records
+from dreamgen.run.jobs import generated_jobs, with_records
 from dreamgen.run.journal import Journal
-from dreamgen.run.records import JournalRecord, StageResult, Status
+from dreamgen.run.records import StageResult, Status
 from dreamgen.run.run_folder import RunFolder
 
 STAGE = "curate"
@@ -56,12 +55,7 @@ class Curator:
 
     def __init__(self, settings: Settings) -> None:
         self.run, self._limits = RunFolder.of(settings), settings.curate
-        self.jobs = done_jobs(self.run, "generate")
-        if not len(self.jobs):
-            raise UserError(
-                f"{self.run.root} has no generated clip to curate",
-                next_step=f"dreamgen generate --out {self.run.root}",
-            )
+        self.jobs = generated_jobs(self.run, STAGE)
         self._judges = load_judges(settings)
         self._table_path = self.run.scores / "scores.parquet"
         self._counts: Counter[str] = Counter()
@@ -75,7 +69,7 @@ class Curator:
         self._table = self._open.enter_context(ScoreTable(self._table_path, self._judges))
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._open.__exit__(*error)
 
     def process(self, clip: ClipContext) -> Status:
@@ -87,7 +81,7 @@ class Curator:
             return "failed"
         record = curate_clip(clip, self._limits, self._judges)
         self._table.add(record)
-        if not _same_verdict(previous, record):
+        if previous is None or replace(previous, time_s=0.0) != record:
             self._journal.append(record)
         self._counts[record.status] += 1
         if record.status != "ok" and len(self._notes) < NUM_NOTES:
@@ -107,7 +101,3 @@ class Curator:
         }  # fmt: skip
         is_partial = bool(missing or counts["failed"])
         return StageResult(STAGE, {"scores": self._table_path}, metrics, notes, partial=is_partial)
-
-
-def _same_verdict(previous: JournalRecord | None, record: JournalRecord) -> bool:
-    return previous is not None and replace(previous, time_s=0.0) == record

@@ -5,7 +5,7 @@ Axes: H height, W width, C channels. A `frame_HWC` is uint8, 0-255, RGB. `_px` c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -17,7 +17,10 @@ OVERSAMPLE = 3  # drawn larger and reduced, so that edges are smooth and motion 
 PX_PER_M = SIZE_PX * OVERSAMPLE
 TABLE_Z_PX = round(0.80 * PX_PER_M)  # row of the line on the table on which objects stand
 
-COLORS = {
+type Color = tuple[int, ...]
+type Point = Sequence[float] | np.ndarray
+
+COLORS: dict[str, Color] = {
     "red": (214, 57, 50),
     "green": (62, 158, 84),
     "yellow": (240, 196, 48),
@@ -86,7 +89,7 @@ def _draw_base(canvas: np.ndarray, shoulder: np.ndarray) -> None:
     _polygon(canvas, [(x - 0.095, 0.03), (x + 0.095, 0.03), (x + 0.105, -0.012), (x - 0.105, -0.012)], _shade(ARM, 0.6))
 
 
-def _draw_hand(canvas: np.ndarray, points: np.ndarray, opening_m: float, block: np.ndarray, color) -> None:
+def _draw_hand(canvas: np.ndarray, points: np.ndarray, opening_m: float, block: np.ndarray, color: Color) -> None:
     wrist, tip = points[2], points[3]
     along = (tip - wrist) / np.linalg.norm(tip - wrist)
     across = np.array([-along[1], along[0]])
@@ -103,7 +106,7 @@ def _draw_hand(canvas: np.ndarray, points: np.ndarray, opening_m: float, block: 
         _polygon(canvas, finger, METAL if side < 0 else _shade(METAL, 0.82))
 
 
-def _draw_block(canvas: np.ndarray, x: float, z: float, color: tuple[int, int, int]) -> None:
+def _draw_block(canvas: np.ndarray, x: float, z: float, color: Color) -> None:
     half, depth, narrower = BLOCK_M / 2, DEPTH_PX / PX_PER_M, 0.006
     front = [(x - half, z + half), (x + half, z + half)]
     back = [(x + half - narrower, z + half + depth), (x - half + narrower, z + half + depth)]
@@ -112,29 +115,31 @@ def _draw_block(canvas: np.ndarray, x: float, z: float, color: tuple[int, int, i
     _rectangle(canvas, x, half, z - half, z - half + 0.008, _shade(color, 0.8))
 
 
-def _draw_bin_back(canvas: np.ndarray, x: float, color: tuple[int, int, int]) -> None:
+def _draw_bin_back(canvas: np.ndarray, x: float, color: Color) -> None:
     half = BIN_WIDTH_M / 2
     _rectangle(canvas, x, half, 0.0, 0.075, _shade(color, 0.62))
     _rectangle(canvas, x, half - 0.01, BIN_FLOOR_M, 0.067, _shade(color, 0.5))
 
 
-def _draw_bin_front(canvas: np.ndarray, x: float, color: tuple[int, int, int]) -> None:
+def _draw_bin_front(canvas: np.ndarray, x: float, color: Color) -> None:
     half = BIN_WIDTH_M / 2 + 0.004
     _rectangle(canvas, x, half, -0.02, 0.030, color)
     _rectangle(canvas, x, half, 0.026, 0.034, _shade(color, 1.25))
 
 
-def _capsule(canvas: np.ndarray, start, end, width_m: float, color, light) -> None:
+def _capsule(
+    canvas: np.ndarray, start: np.ndarray, end: np.ndarray, width_m: float, color: Color, light: Color
+) -> None:
     cv2.line(canvas, _px(start), _px(end), color, round(width_m * PX_PER_M), cv2.LINE_AA)
     lift = np.array([0.0, width_m * 0.22])
     cv2.line(canvas, _px(start + lift), _px(end + lift), light, round(width_m * 0.3 * PX_PER_M), cv2.LINE_AA)
 
 
-def _polygon(canvas: np.ndarray, points, color) -> None:
+def _polygon(canvas: np.ndarray, points: Sequence[Point], color: Color) -> None:
     cv2.fillPoly(canvas, [np.array([_px(point) for point in points], np.int32)], color, cv2.LINE_AA)
 
 
-def _rectangle(canvas: np.ndarray, x: float, half_width_m: float, bottom_m: float, top_m: float, color) -> None:
+def _rectangle(canvas: np.ndarray, x: float, half_width_m: float, bottom_m: float, top_m: float, color: Color) -> None:
     left, right = x - half_width_m, x + half_width_m
     _polygon(canvas, [(left, bottom_m), (right, bottom_m), (right, top_m), (left, top_m)], color)
 
@@ -149,14 +154,14 @@ def _shadow(canvas: np.ndarray, x: float, half_width_m: float, strength: float) 
     patch[:] = (patch * (1 - strength * np.exp(-1.6 * distance))[..., None]).astype(np.uint8)
 
 
-def _px(point) -> tuple[int, int]:
+def _px(point: Point) -> tuple[int, int]:
     return round(point[0] * PX_PER_M), TABLE_Z_PX - round(point[1] * PX_PER_M)
 
 
-def _shade(color: tuple[int, int, int], factor: float) -> tuple[int, ...]:
+def _shade(color: Color, factor: float) -> Color:
     return tuple(min(255, round(value * factor)) for value in color)
 
 
-def _gradient(start, end, num_rows: int) -> np.ndarray:
+def _gradient(start: Color, end: Color, num_rows: int) -> np.ndarray:
     share = np.linspace(0, 1, num_rows)[:, None, None]
     return (np.array(start) * (1 - share) + np.array(end) * share).astype(np.uint8)

@@ -23,7 +23,7 @@ from dreamgen.models.idm.model import WEIGHTS_NAME, InverseDynamics
 from dreamgen.progress import log
 from dreamgen.run.clip_pass import process_clips
 from dreamgen.run.files import atomic_file, sha256_of_file
-from dreamgen.run.jobs import JobRows, done_jobs, with_records
+from dreamgen.run.jobs import JobRows, generated_jobs, with_records
 from dreamgen.run.journal import Journal
 from dreamgen.run.records import Job, JournalRecord, StageResult, Status
 from dreamgen.run.run_folder import RunFolder
@@ -61,11 +61,7 @@ class Labeler:
 
     def __init__(self, settings: Settings) -> None:
         self.run = run = RunFolder.of(settings)
-        generated = done_jobs(run, "generate")
-        if not len(generated):
-            raise UserError(
-                f"{run.root} has no generated clip to label", next_step=f"dreamgen generate --out {run.root}"
-            )
+        generated = generated_jobs(run, STAGE)
         self._model = InverseDynamics.load(run.need(run.idm, STAGE)).to(resolve_device(settings.model.device))
         check_frame_rate(run, self._model, generated)
         self._wants_state = settings.idm.predict_state

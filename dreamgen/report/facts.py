@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
+from dreamgen.config.loading import flatten
 from dreamgen.report.gather import RunView
 from dreamgen.report.stages import demos_used, num_ok, refused_demos
 
@@ -95,18 +95,10 @@ def settings_by_section(recorded: dict[str, Any]) -> dict[str, list[tuple[str, s
     sections: dict[str, list[tuple[str, str]]] = {"run": []}
     for name, value in recorded.items():
         if isinstance(value, dict):
-            sections[name] = list(_flat(value))
+            sections[name] = [(path, _plain_text(item)) for path, item in flatten(value)]
         else:
             sections["run"].append((name, _plain_text(value)))
     return {name: rows for name, rows in sections.items() if rows}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + str(name), _plain_text(value)
 
 
 def _plain_text(value: Any) -> str:

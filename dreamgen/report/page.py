@@ -155,7 +155,7 @@ def _card(clip: Clip, view: RunView, embed: bool) -> Card:
         if first_frame_HWC is None:
             raise UserError(f"{video} has 0 frames", next_step=f"dreamgen generate --out {root}")
         poster = _poster(first_frame_HWC)
-        source = _data_url("video/mp4", video.read_bytes()) if embed else _relative_url(video, root)
+        source = _data_url("video/mp4", video.read_bytes()) if embed else quote(video.relative_to(root).as_posix())
     except UserError as error:
         problems.append(str(error))
     if clip.label is not None:
@@ -199,10 +199,6 @@ def _poster(frame_HWC: np.ndarray) -> str:
 
 def _data_url(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _relative_url(path: Path, root: Path) -> str:
-    return quote(path.relative_to(root).as_posix())
 
 
 def _environment() -> jinja2.Environment:

@@ -169,16 +169,20 @@ class JobRows:
         return JobRows(self.path, self.rows[np.sort(np.unique(numbers, return_index=True)[1])])
 
 
-def done_jobs(run: RunFolder, stage: str) -> JobRows:
-    """Return the jobs whose clips came through a stage, as its journal says.
+def generated_jobs(run: RunFolder, stage: str) -> JobRows:
+    """Return the jobs whose clips were generated, as the journal says, for a stage that works on them.
 
     Raises:
-        UserError: if nothing is planned.
+        UserError: if nothing is planned or generated.
     """
     import numpy as np
 
     ids = job_columns(run.need(run.jobs, "plan"), ["clip_id"])["clip_id"]
-    return JobRows(run.jobs, np.flatnonzero(_is_ok(ids, latest_records(run.journal, stage, ("status",)))))
+    rows = np.flatnonzero(_is_ok(ids, latest_records(run.journal, "generate", ("status",))))
+    if not len(rows):
+        command = f"dreamgen generate --out {run.root}"
+        raise UserError(f"{run.root} has no generated clip to {stage}", next_step=command)
+    return JobRows(run.jobs, rows)
 
 
 def with_records(jobs: JobRows, run: RunFolder, stage: str) -> Iterator[tuple[Job, JournalRecord | None]]:

@@ -57,7 +57,7 @@ def check_stage(path: str | Path, settings: CheckSettings | None = None, fix: bo
         "num_errors": findings.num("error"),
         "num_warnings": findings.num("warning"),
         "decoded": not settings.fast,
-        "findings": [finding.as_dict() for finding in found],
+        "findings": [asdict(finding) for finding in found],
         "changes": [asdict(change) for change in changes],
     }
     return StageResult("check", {"dataset": path}, metrics, [*map(str, changes), *unsafe, *map(str, found)])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from export.check.codes import Severity, code_named
 
@@ -44,10 +43,6 @@ class Finding:
             f"{self.severity} [{self.code}] {place}: {self.value}; expected {self.expected}. "
             f"Consequence: {self.consequence}.{repair}"
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the finding for JSON."""
-        return asdict(self)
 
 
 class Findings:

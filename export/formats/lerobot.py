@@ -65,15 +65,11 @@ def _video_size(spec: DatasetSpec) -> dict[str, Any]:
             "video.pix_fmt": spec.pix_fmt}  # fmt: skip
 
 
-def _num_episodes(root: Path) -> int | None:
-    return read_json(root / INFO).get("total_episodes")
-
-
 READER = FormatReader(
     layout="a LeRobot folder (meta/info.json)",
     recognizes=lambda path: (path / INFO).exists(),
     check=check_lerobot,
-    num_episodes=_num_episodes,
+    num_episodes=lambda root: read_json(root / INFO).get("total_episodes"),
     repair=repair,
 )
 

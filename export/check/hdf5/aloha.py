@@ -15,6 +15,7 @@ import numpy as np
 from export.check.findings import Findings
 from export.check.hdf5.arrays import (
     DAMAGE,
+    Hdf5Check,
     Shape,
     array_at,
     arrays,
@@ -37,14 +38,6 @@ ALLOWED = re.compile(
 )
 NEEDED = ("action", "observations/qpos", "observations/qvel")
 FILES_AT_ONCE = 2
-
-
-@dataclass(frozen=True)
-class AlohaCheck:
-    """Context of the worker processes."""
-
-    root: Path
-    fast: bool
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,7 @@ def check_aloha(path: Path, fast: bool, num_workers: int | None, findings: Findi
                 findings.add("unnamed-file", other.name, "", "a file", "only episode_<number>.hdf5")
     episodes: list[AlohaEpisode] = []
     items = [names[begin : begin + FILES_AT_ONCE] for begin in range(0, len(names), FILES_AT_ONCE)]
-    with Workers(num_workers, AlohaCheck(root, fast), "--num_workers") as processes:
+    with Workers(num_workers, Hdf5Check(root, fast), "--num_workers") as processes:
         for found, of_item in processes.map(check_aloha_files, items, "check episodes", "episodes"):
             findings.merge(found)
             episodes += of_item
@@ -97,11 +90,11 @@ def check_aloha(path: Path, fast: bool, num_workers: int | None, findings: Findi
     _check_lengths({episode.length for episode in complete if episode.length is not None}, findings)
 
 
-def check_aloha_files(check: AlohaCheck, names: list[str]) -> tuple[Findings, list[AlohaEpisode]]:
+def check_aloha_files(check: Hdf5Check, names: list[str]) -> tuple[Findings, list[AlohaEpisode]]:
     """Check a few episodes in a worker process."""
     findings, episodes = Findings(), []
     for name in names:
-        file = open_hdf5(check.root / name, name, findings)
+        file = open_hdf5(check.path / name, name, findings)
         if file is None:
             continue
         with file:

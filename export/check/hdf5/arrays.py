@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -25,6 +26,14 @@ ROWS_AT_ONCE = 65536
 CHANNELS = (1, 3, 4)
 
 type Shape = tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Hdf5Check:
+    """Context of the worker processes: a file or the folder of files, and whether only some images are decoded."""
+
+    path: Path
+    fast: bool
 
 
 def single_hdf5_file(path: Path) -> Path | None:

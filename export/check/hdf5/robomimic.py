@@ -19,6 +19,7 @@ from export.check.hdf5.aloha import aloha_episodes
 from export.check.hdf5.arrays import (
     DAMAGE,
     ROWS_AT_ONCE,
+    Hdf5Check,
     Shape,
     array_at,
     arrays,
@@ -36,14 +37,6 @@ from export.workers import Workers
 
 DEMOS_AT_ONCE = 8
 NOT_PER_SAMPLE = ("initial_state/", "datagen_info/")  # written by Isaac Lab, not read by robomimic
-
-
-@dataclass(frozen=True)
-class RobomimicCheck:
-    """Context of the worker processes."""
-
-    path: Path
-    fast: bool
 
 
 @dataclass(frozen=True)
@@ -101,7 +94,7 @@ def check_robomimic(dataset: Path, fast: bool, num_workers: int | None, findings
         total = data.attrs.get("total")
         _check_masks(path.name, file, set(keys), findings)
     # Closed before the worker processes open it: HDF5 has its own locks and caches.
-    with Workers(num_workers, RobomimicCheck(path, fast), "--num_workers") as processes:
+    with Workers(num_workers, Hdf5Check(path, fast), "--num_workers") as processes:
         demos = _check_demos(processes, keys, findings)
     counted = sum(demo.num_samples or 0 for demo in demos.values())
     if len(demos) == len(keys) and whole(total) != counted:
@@ -118,7 +111,7 @@ def _check_demos(processes: Workers, keys: list[str], findings: Findings) -> dic
     return demos
 
 
-def check_demos(check: RobomimicCheck, keys: list[str]) -> tuple[Findings, dict[str, Demo]]:
+def check_demos(check: Hdf5Check, keys: list[str]) -> tuple[Findings, dict[str, Demo]]:
     """Check a few demos in a worker process."""
     findings, demos, name = Findings(), {}, check.path.name
     with h5py.File(check.path, "r") as file:

@@ -22,7 +22,7 @@ from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, NUMERIC, STATS
 from dreamgen.data.lerobot.statistics import GROOT_STATISTICS, Statistics, merge_statistics, vector_statistics
 from export.check.findings import Findings
 from export.check.lerobot.files import FileGroup, table_groups
-from export.check.lerobot.statistics import NEEDED, PICTURES, EpisodeStatistics, LeRobotCheck
+from export.check.lerobot.statistics import NEEDED, PICTURES, EpisodeStatistics, LeRobotCheck, merge_features
 from export.check.repair.files import Change, replaced
 
 
@@ -41,8 +41,7 @@ def repair_statistics(check: LeRobotCheck, wanted: set[str], changes: list[Chang
         old = json.loads(path.read_text(encoding="utf-8"))
     merged: dict[str, Statistics] = {}
     for _, statistics in _row_statistics(dataset, wanted):
-        for name, own in statistics.items():
-            merged[name] = merge_statistics(merged[name], own) if name in merged else own
+        merge_features(merged, statistics)
     is_groot = dataset.modality is not None
     pictures = set() if is_groot else {n for n in wanted if dataset.features[n]["dtype"] in PICTURES}
     for name in pictures:
