@@ -73,7 +73,7 @@ class DatasetSpec:
     height: int
     width: int
     codec: str
-    pix_fmt: str
+    pix_fmt: str | None
     crf: int | None
     gop: int | None
     action_names: tuple[str, ...]

@@ -41,7 +41,7 @@ class FrameReader:
         if path != self._path or from_frame < self._position:
             self.close()
             self._path, self._decoder = path, decode_frames(path)
-        pixels_HWC = None
+        pixels_HWC: np.ndarray | None = None
         for target in from_frame + wanted:
             while self._position <= target:
                 frame = self._decode()
@@ -53,6 +53,7 @@ class FrameReader:
                     )
                 if frame is None:
                     return
+            assert pixels_HWC is not None, "wanted frames never fall"
             yield pixels_HWC
 
     def count_to(self, frame_index: int) -> int:
@@ -72,6 +73,7 @@ class FrameReader:
         self._path, self._decoder, self._position = None, None, 0
 
     def _decode(self) -> av.VideoFrame | None:
+        assert self._decoder is not None, "no file is open"
         frame = next(self._decoder, None)
         self._position += frame is not None
         return frame

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,6 +16,8 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from av.codec.context import Flags
+from av.container import InputContainer
 
 from dreamgen.errors import UserError
 from dreamgen.run.files import atomic_file
@@ -44,7 +46,7 @@ class VideoInfo:
 
     path: Path
     codec: str
-    pix_fmt: str
+    pix_fmt: str | None
     height: int
     width: int
     fps: Fraction
@@ -80,7 +82,7 @@ def open_packets(path: str | Path) -> Iterator[tuple[VideoInfo, av.VideoStream, 
         yield info, container.streams.video[0], packets
 
 
-def _count(container: av.container.InputContainer, path: Path, packets: list[av.Packet] | None = None) -> VideoInfo:
+def _count(container: InputContainer, path: Path, packets: list[av.Packet] | None = None) -> VideoInfo:
     """Demux to the end, count, and put the packets into a list where one is given."""
     stream = container.streams.video[0]
     codec = stream.codec_context
@@ -108,7 +110,7 @@ def _count(container: av.container.InputContainer, path: Path, packets: list[av.
     )
 
 
-def decode_frames(path: str | Path) -> Iterator[av.VideoFrame]:
+def decode_frames(path: str | Path) -> Generator[av.VideoFrame]:
     """Decode a video frame by frame, without the cost of turning each into RGB.
 
     Yields:
@@ -198,7 +200,8 @@ def video_writer(
         av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact", "movflags": "+faststart"}) as out,
     ):
         stream = out.add_stream(encoder, rate=fps, options={**options, "crf": str(crf), "g": str(gop)})
-        stream.codec_context.flags |= av.codec.context.Flags.bitexact
+        assert isinstance(stream, av.VideoStream)
+        stream.codec_context.flags |= Flags.bitexact
         stream.pix_fmt = "yuv420p"
 
         def write(frame_HWC: np.ndarray) -> None:
@@ -283,17 +286,18 @@ def write_png(path: str | Path, frame_HWC: np.ndarray) -> None:
         data.tofile(temporary)
 
 
-def _open(path: Path) -> av.container.InputContainer:
+@contextmanager
+def _open(path: Path) -> Iterator[InputContainer]:
     if not path.is_file():
         raise UserError(f"{path} does not exist", allowed="a video file")
     try:
         container = av.open(str(path))
     except (av.FFmpegError, ValueError) as error:
         raise _damaged(path, error) from None
-    if not container.streams.video:
-        container.close()
-        raise UserError(f"{path} has no video stream", allowed="an mp4 with a video stream")
-    return container
+    with container:
+        if not container.streams.video:
+            raise UserError(f"{path} has no video stream", allowed="an mp4 with a video stream")
+        yield container
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

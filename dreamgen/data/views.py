@@ -90,12 +90,12 @@ def check_views(views: Sequence[View], height: int, width: int) -> None:
     if views and tuple(views) != (expected := tiled_views([view.camera for view in views], height, width)):
         raise UserError(
             f"train/features.json has the cameras where a picture of {width} x {height} has not",
-            actual=places_told(views), allowed=places_told(expected),
+            actual=describe_views(views), allowed=describe_views(expected),
             next_step="video.height and video.width as prepare had them, or prepare into another --out",
         )  # fmt: skip
 
 
-def places_told(views: Sequence[View]) -> str:
+def describe_views(views: Sequence[View]) -> str:
     """Say which part of the picture is whose."""
     return (
         ", ".join(f"{short_name(v.camera)} {v.width} x {v.height} at {v.left},{v.top}" for v in views) or "one camera"

@@ -256,11 +256,13 @@ def _first_reasons(run: RunFolder, now: RunStatus, state: int, word: str) -> lis
 
 
 def _preview(run: RunFolder, now: RunStatus, settings: GenerateSettings) -> StageResult:
-    metrics, notes, left = now.counts(), [], now.left
+    metrics: dict[str, Any] = {**now.counts()}
+    notes: list[str] = []
+    left = now.left
     made = _made_last(run)
-    if made:
-        clip_s = mean_metric(made, "dream_s", "encode_s")
-        metrics["disk_gib"] = round(mean_metric(made, "num_bytes") * len(left) / 2**30, 3)
+    clip_s, num_bytes = mean_metric(made, "dream_s", "encode_s"), mean_metric(made, "num_bytes")
+    if clip_s is not None and num_bytes is not None:
+        metrics["disk_gib"] = round(num_bytes * len(left) / 2**30, 3)
         metrics[f"{made[-1].metrics['device']}_hours"] = round(clip_s * len(left) / 3600, 3)
         notes.append(f"from {len(made)} clips of this run: {duration(clip_s)} a clip on one worker")
     if settings.clips_per_gpu_hour is not None:

@@ -11,13 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreamgen.errors import UserError
 from dreamgen.run.files import atomic_file
 from dreamgen.run.journal import latest_records, records_of
 from dreamgen.run.records import AcceptedClip, Job, JournalRecord, stored_name
 from dreamgen.run.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BATCH = 4096  # jobs in memory as objects
 ROW_GROUP = 2**16
@@ -95,12 +98,12 @@ def read_jobs(path: Path) -> list[Job]:
     return list(iter_jobs(path))
 
 
-def iter_jobs(path: Path, rows: Sequence[int] | None = None) -> Iterator[Job]:
+def iter_jobs(path: Path, rows: np.ndarray | None = None) -> Iterator[Job]:
     """Read jobs one after another, in planned order.
 
     Args:
         path: The jobs table.
-        rows: Numbers of the rows to read, ascending; all when not given.
+        rows: Indices of the rows to read, int64, ascending; all if not given.
 
     Raises:
         UserError: if the file is not a jobs table.
@@ -129,7 +132,7 @@ class JobRows:
     """
 
     path: Path
-    rows: Any
+    rows: np.ndarray
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -254,7 +257,7 @@ def job_schema() -> Any:
     import pyarrow as pa
 
     kinds = {"int": pa.int64(), "float": pa.float64(), "str": pa.string(), "str | None": pa.string()}
-    return pa.schema([(stored_name(f.name), kinds[f.type]) for f in fields(Job)])
+    return pa.schema([(stored_name(f.name), kinds[str(f.type)]) for f in fields(Job)])
 
 
 def _as_row(job: Job) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dreamgen.run.files import fsync
 from dreamgen.run.journal_files import COLUMNS, compact, file_stem, latest, read_files, table_of_lines, write_compacted
@@ -43,7 +43,8 @@ class Journal:
         self._synced: list[JournalRecord] = []
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._number, self._stream = 0, None
+        self._number = 0
+        self._stream: IO[bytes] | None = None
         if not self.folder.is_remote:
             Path(self.folder.place).mkdir(parents=True, exist_ok=True)
         with storage_errors_as_user_errors(self.folder.place):
@@ -136,6 +137,7 @@ class Journal:
                 self.folder.write(part, ("\n".join(lines) + "\n").encode())
                 self._parts.append(part)
             else:
+                assert self._stream is not None, "a local journal has a file open"
                 if os.fstat(self._stream.fileno()).st_nlink == 0:
                     self._begin_file()  # taken for a dead process's and compacted
                 self._stream.write(("\n".join(lines) + "\n").encode())

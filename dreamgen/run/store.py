@@ -63,7 +63,7 @@ class Store:
 
         filesystem, root = self._opened
         selector = fs.FileSelector(f"{root}/{below}" if below else root, allow_not_found=True)
-        with self._errors_said():
+        with self._errors_as_user_errors():
             found = filesystem.get_file_info(selector)
         return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
 
@@ -77,7 +77,7 @@ class Store:
         import pyarrow.fs as fs
 
         filesystem, root = self._opened
-        with self._errors_said():
+        with self._errors_as_user_errors():
             return filesystem.get_file_info(f"{root}/{name}").type == fs.FileType.File
 
     def open(self, name: str) -> Any:
@@ -87,7 +87,7 @@ class Store:
             FileNotFoundError: if there is none.
         """
         filesystem, root = self._opened
-        with self._errors_said():
+        with self._errors_as_user_errors():
             return filesystem.open_input_file(f"{root}/{name}")
 
     def read(self, name: str) -> bytes:
@@ -106,7 +106,7 @@ class Store:
                 temporary.write_bytes(data)
             return
         filesystem, root = self._opened
-        with self._errors_said(CannotWrite), filesystem.open_output_stream(f"{root}/{name}") as stream:
+        with self._errors_as_user_errors(CannotWrite), filesystem.open_output_stream(f"{root}/{name}") as stream:
             stream.write(data)
 
     def remove(self, name: str) -> None:
@@ -131,7 +131,7 @@ class Store:
                 target.write(block)
 
     @contextmanager
-    def _errors_said(self, kind: type[UserError] = UserError) -> Iterator[None]:
+    def _errors_as_user_errors(self, kind: type[UserError] = UserError) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError:

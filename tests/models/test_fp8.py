@@ -9,6 +9,7 @@ from tests.fixtures.world import tiny_sizes
 
 def test_a_product_is_within_the_formats_rounding():
     generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
     linear = torch.nn.Linear(64, 32, bias=False)
     inputs = torch.randn(2, 5, 64, generator=generator) * torch.logspace(-3, 3, 5)[:, None]
     with torch.no_grad():

@@ -9,7 +9,7 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy as TorchPolicy
@@ -28,7 +28,9 @@ ATTENTION = (
 # everything that the backward pass reads.
 CheckpointPolicy = Literal["blocks", "attention", "all"]
 POLICIES: tuple[CheckpointPolicy, ...] = get_args(CheckpointPolicy)
-_BLOCKS, _ATTENTION, _ALL = ([policy] for policy in POLICIES)
+_BLOCKS: list[CheckpointPolicy] = ["blocks"]
+_ATTENTION: list[CheckpointPolicy] = ["attention"]
+_ALL: list[CheckpointPolicy] = ["all"]
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,10 @@ def training_block(policy: CheckpointPolicy, compiled: bool) -> BlockForward:
 
 
 def _checkpointed(policy: CheckpointPolicy, *arguments: object) -> torch.Tensor:
-    options = {"context_fn": _keeping_attention} if policy == "attention" else {}
-    return checkpoint(block_forward, *arguments, use_reentrant=False, **options)
+    options: dict[str, Any] = {"context_fn": _keeping_attention} if policy == "attention" else {}
+    hidden_BTSD = checkpoint(block_forward, *arguments, use_reentrant=False, **options)
+    assert isinstance(hidden_BTSD, torch.Tensor)
+    return hidden_BTSD
 
 
 def _keeping_attention() -> tuple:

@@ -66,8 +66,10 @@ def save_adapter(transformer: CosmosTransformer3DModel, folder: Path) -> Path:
     if not getattr(transformer, "peft_config", None):
         transformer.save_pretrained(folder / FULL_NAME, safe_serialization=True)
         return folder / FULL_NAME
-    weights = get_peft_model_state_dict(transformer, adapter_name=ADAPTER_NAME)
-    weights = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in weights.items()}
+    weights: dict[str, torch.nn.Module | torch.Tensor] = {
+        name: value.detach().to("cpu", torch.float32).contiguous()
+        for name, value in get_peft_model_state_dict(transformer, adapter_name=ADAPTER_NAME).items()
+    }
     config = transformer.peft_config[ADAPTER_NAME].to_dict()
     Cosmos2_5_PredictBasePipeline.save_lora_weights(
         folder,
@@ -143,7 +145,7 @@ def _load_full(folder: Path, like: CosmosTransformer3DModel) -> CosmosTransforme
             actual=str(error).splitlines()[0],
             next_step="copy them again from their source, or train them again",
         ) from None
-    return loaded.requires_grad_(False).eval().to(like.device)
+    return loaded.requires_grad_(False).eval().to(like.device)  # pyright: ignore[reportArgumentType]  # diffusers wraps `to`
 
 
 def _check_same_sizes(transformer: CosmosTransformer3DModel, folder: Path) -> None:

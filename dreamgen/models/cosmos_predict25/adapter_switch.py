@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import Cosmos2_5_PredictBasePipeline
+from diffusers import Cosmos2_5_PredictBasePipeline, CosmosTransformer3DModel
 from safetensors import safe_open
 
 from dreamgen.models.adapter_choice import AdapterChoice
@@ -41,28 +41,28 @@ class AdapterSwitch:
             return
         if self.fused is not None:
             assert self._base_transformer is not None, "made for one adapter"
-            self._restore()
+            self._restore(self._base_transformer)
             self.num_switches += 1
         self.fused = None  # until everything has succeeded
         if choice is not None:
             for folder in choice.folders:
                 check_adapter_fits(self._pipe.transformer, folder)
             if self._base_transformer is not None:
-                self._keep_base(choice)
+                self._keep_base(choice, self._base_transformer)
             fuse(self._pipe, choice)
         self.fused = wanted
 
-    def _keep_base(self, choice: AdapterChoice) -> None:
-        layers = self._base_transformer.state_dict()
+    def _keep_base(self, choice: AdapterChoice, base: CosmosTransformer3DModel) -> None:
+        layers = base.state_dict()
         for folder in choice.folders:
             for name in () if is_full(folder) else _changed_weights(folder):
                 if name not in self._base:
                     self._base[name] = layers[name].to("cpu", copy=True)
 
     @torch.no_grad()
-    def _restore(self) -> None:
-        self._pipe.transformer = self._base_transformer
-        layers = self._base_transformer.state_dict()
+    def _restore(self, base: CosmosTransformer3DModel) -> None:
+        self._pipe.transformer = base
+        layers = base.state_dict()
         for name, weight in self._base.items():
             layers[name].copy_(weight)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import CosmosTransformer3DModel
+from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.lora.variants import DoraLinearVariant
 
@@ -25,12 +26,13 @@ class ClosedFormDora(DoraLinearVariant):
         module: LoraLayer, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
         """Return m / |W + sBA| * (W x + s B A x), for a layer without dropout and bias."""
-        low, high = module.lora_A[active_adapter], module.lora_B[active_adapter]
+        low, high, base = module.lora_A[active_adapter], module.lora_B[active_adapter], module.get_base_layer()
+        magnitude = module.lora_magnitude_vector[active_adapter]
+        assert isinstance(low, torch.nn.Linear) and isinstance(high, torch.nn.Linear)
+        assert isinstance(base, torch.nn.Linear) and isinstance(magnitude, DoraLinearLayer)
         scaling = module.scaling[active_adapter]
-        norm_O = column_norm(
-            module.get_base_layer().weight, getattr(module, BASE_NORM), low.weight, high.weight, scaling
-        )
-        gain_O = module.lora_magnitude_vector[active_adapter].weight / norm_O
+        norm_O = column_norm(base.weight, getattr(module, BASE_NORM), low.weight, high.weight, scaling)
+        gain_O = magnitude.weight / norm_O
         return gain_O.to(result.dtype) * (result + high(low(x)) * scaling)
 
 
@@ -78,6 +80,7 @@ def use_closed_form(transformer: CosmosTransformer3DModel) -> int:
             base = module.get_base_layer()
             plain = isinstance(module.lora_dropout[name], torch.nn.Identity) and getattr(base, "bias", None) is None
             if type(variant) is DoraLinearVariant and plain:
+                assert isinstance(base, torch.nn.Linear)
                 norm_squared_O = base.weight.detach().float().square().sum(dim=1)
                 module.register_buffer(BASE_NORM, norm_squared_O, persistent=False)
                 module.lora_variant[name] = ClosedFormDora()

@@ -13,6 +13,10 @@ from diffusers import CosmosTransformer3DModel
 from dreamgen.errors import UserError
 
 MAX_FP8 = 448.0  # largest finite e4m3
+LARGE_LAYERS = (
+    "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_out.0", "ff.net.0.proj",
+    "ff.net.2",
+)  # fmt: skip
 
 
 class Fp8Linear(torch.nn.Module):
@@ -21,6 +25,9 @@ class Fp8Linear(torch.nn.Module):
     Args:
         linear: The layer that it replaces, kept to be restored.
     """
+
+    weight_8: torch.Tensor
+    weight_scale: torch.Tensor
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
@@ -93,11 +100,9 @@ def large_layers(transformer: CosmosTransformer3DModel) -> list[tuple[torch.nn.M
     """
     found = []
     for block in transformer.transformer_blocks:
-        attention, cross = block.attn1, block.attn2
-        found += [(attention, name, getattr(attention, name)) for name in ("to_q", "to_k", "to_v")]
-        found += [(attention.to_out, "0", attention.to_out[0])]
-        found += [(cross, "to_q", cross.to_q), (cross.to_out, "0", cross.to_out[0])]
-        found += [(block.ff.net[0], "proj", block.ff.net[0].proj), (block.ff.net, "2", block.ff.net[2])]
+        for path in LARGE_LAYERS:
+            parent, _, name = path.rpartition(".")
+            found.append((block.get_submodule(parent), name, block.get_submodule(path)))
     return found
 
 

@@ -18,7 +18,7 @@ from diffusers import CosmosTransformer3DModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_cosmos import CosmosTransformerBlock
 
-from dreamgen.models.cosmos_predict25.velocity import Rope, embed, unpatchify
+from dreamgen.models.cosmos_predict25.velocity import Rope, blocks_of, embed, unpatchify
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -96,7 +96,7 @@ def text_keys_values(transformer: CosmosTransformer3DModel, text_BLD: torch.Tens
     Returns:
         One pair for each block, BNLD each.
     """
-    return [_keys_values(block.attn2, text_BLD) for block in transformer.transformer_blocks]
+    return [_keys_values(block.attn2, text_BLD) for block in blocks_of(transformer)]
 
 
 def velocities(
@@ -125,7 +125,7 @@ def velocities(
     hidden_BTSD, embedded_BT1D, temb_BT1D, rope = embed(
         transformer, latents_BCTHW, condition_mask_B1THW, timestep_BT, rope
     )
-    first, *others = transformer.transformer_blocks
+    first, *others = blocks_of(transformer)
     # The text enters in the second part of the first block; up to there all passes are the same.
     shared_BTSD = parts.first(first, hidden_BTSD, embedded_BT1D, temb_BT1D, rope)
     velocities_BCTHW = []
@@ -136,12 +136,13 @@ def velocities(
         hidden_BTSD = transformer.norm_out(hidden_BTSD, embedded_BT1D, temb_BT1D)
         height, width = latents_BCTHW.shape[-2:]
         velocities_BCTHW.append(
-            unpatchify(transformer.proj_out(hidden_BTSD), height, width, transformer.config.patch_size)
+            unpatchify(transformer.proj_out(hidden_BTSD), height, width, transformer.config["patch_size"])
         )
     return velocities_BCTHW
 
 
 def _keys_values(attention: Attention, text_BLD: torch.Tensor) -> KeysValues:
+    assert attention.to_k is not None and attention.to_v is not None and attention.norm_k is not None
     keys, values = (
         project(text_BLD).unflatten(2, (attention.heads, -1)).transpose(1, 2)
         for project in (attention.to_k, attention.to_v)
@@ -150,6 +151,7 @@ def _keys_values(attention: Attention, text_BLD: torch.Tensor) -> KeysValues:
 
 
 def _attend(attention: Attention, hidden_BLD: torch.Tensor, text_BNLD: KeysValues) -> torch.Tensor:
+    assert attention.norm_q is not None and attention.to_out is not None
     queries_BNLD = attention.norm_q(attention.to_q(hidden_BLD).unflatten(2, (attention.heads, -1)).transpose(1, 2))
     attended_BNLD = F.scaled_dot_product_attention(queries_BNLD, *text_BNLD)
     return attention.to_out[0](attended_BNLD.transpose(1, 2).flatten(2, 3).type_as(queries_BNLD))

@@ -33,7 +33,7 @@ def vae_means(vae: AutoencoderKLWan, video_BTHWC: torch.Tensor) -> torch.Tensor:
         mean_BCTHW in the VAE's dtype, not normalized.
     """
     video_BCTHW = (video_BTHWC.permute(0, 4, 1, 2, 3).float() / 255.0 * 2.0 - 1.0).to(vae.dtype)
-    return torch.cat([vae.encode(one_CTHW[None]).latent_dist.mode() for one_CTHW in video_BCTHW])
+    return torch.cat([vae.encode(one_CTHW[None], return_dict=False)[0].mode() for one_CTHW in video_BCTHW])
 
 
 class LatentScale:
@@ -99,4 +99,4 @@ def use_channels_last(pipe: Cosmos2_5_PredictBasePipeline) -> None:
     """Store the VAE's convolution weights channels-last: the same sums, decoded faster on a GPU."""
     for module in pipe.vae.modules():
         if isinstance(module, torch.nn.Conv3d):
-            module.to(memory_format=torch.channels_last_3d)
+            module.to(memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]  # missing in torch's overloads

@@ -26,6 +26,9 @@ from dreamgen.models.devices import resolve_device, torch_dtype
 from dreamgen.models.loader_logging import quiet_loaders
 from dreamgen.models.world_model import WorldModelSource
 
+# diffusers accepts None for every part of a pipeline and does not say so in its types.
+WITHOUT_TEXT_ENCODER: dict[str, Any] = {"text_encoder": None, "tokenizer": None}
+
 
 def load_pipeline(
     source: WorldModelSource,
@@ -58,12 +61,9 @@ def load_pipeline(
         pipe = Cosmos2_5_PredictBasePipeline(
             transformer=transformer or _load_part(CosmosTransformer3DModel, "transformer", source, model),
             vae=_load_part(AutoencoderKLWan, "vae", source, model),
-            text_encoder=None,
-            tokenizer=None,
-            scheduler=UniPCMultistepScheduler.from_pretrained(
-                source.path, subfolder="scheduler", revision=source.revision
-            ),
+            scheduler=_from_pretrained(UniPCMultistepScheduler, "scheduler", source),
             safety_checker=checker,
+            **WITHOUT_TEXT_ENCODER,
         )
     for component in (pipe.transformer, pipe.vae):
         if component is not transformer:
@@ -85,7 +85,7 @@ def load_text_encoder(pipe: Cosmos2_5_PredictBasePipeline, source: WorldModelSou
     """
     with _loading(source):
         encoder = _load_part(Qwen2_5_VLForConditionalGeneration, "text_encoder", source, model)
-        tokenizer = AutoTokenizer.from_pretrained(source.path, subfolder="tokenizer", revision=source.revision)
+        tokenizer = _from_pretrained(AutoTokenizer, "tokenizer", source)
     pipe.text_encoder = encoder.requires_grad_(False).eval().to(pipe.vae.device)
     pipe.tokenizer = tokenizer
 
@@ -110,8 +110,9 @@ def empty_transformer(source: WorldModelSource) -> CosmosTransformer3DModel:
         UserError: if the model cannot be loaded.
     """
     with _loading(source), init_empty_weights():
-        config = CosmosTransformer3DModel.load_config(source.path, subfolder="transformer", revision=source.revision)
-        return CosmosTransformer3DModel.from_config(config)
+        transformer = CosmosTransformer3DModel.from_config(_config(CosmosTransformer3DModel, "transformer", source))
+    assert isinstance(transformer, CosmosTransformer3DModel)
+    return transformer
 
 
 def latent_statistics(source: WorldModelSource) -> tuple[list[float], list[float]]:
@@ -121,18 +122,20 @@ def latent_statistics(source: WorldModelSource) -> tuple[list[float], list[float
         UserError: if the model cannot be loaded.
     """
     with _loading(source):
-        config = AutoencoderKLWan.load_config(source.path, subfolder="vae", revision=source.revision)
+        config = _config(AutoencoderKLWan, "vae", source)
     return config["latents_mean"], config["latents_std"]
 
 
 def _load_part(cls: Any, name: str, source: WorldModelSource, model: ModelSettings) -> Any:
-    return cls.from_pretrained(
-        source.path,
-        subfolder=name,
-        revision=source.revision,
-        torch_dtype=torch_dtype(model.dtype),
-        use_safetensors=True,
-    )
+    return _from_pretrained(cls, name, source, torch_dtype=torch_dtype(model.dtype), use_safetensors=True)
+
+
+def _from_pretrained(cls: Any, name: str, source: WorldModelSource, **options: Any) -> Any:
+    return cls.from_pretrained(source.path, subfolder=name, revision=source.revision, **options)
+
+
+def _config(cls: Any, name: str, source: WorldModelSource) -> dict[str, Any]:
+    return cls.load_config(source.path, subfolder=name, revision=source.revision)
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def build_mini(sizes: dict[str, Any]) -> Cosmos2_5_PredictBasePipeline:
     scheduler = sizes.get("scheduler") or read_yaml(configs_folder() / "models" / "mini.yaml")["scheduler"]
     return Cosmos2_5_PredictBasePipeline(
         text_encoder=text_encoder.eval(),
-        tokenizer=tokenizer,
+        tokenizer=tokenizer,  # pyright: ignore[reportArgumentType]  # diffusers names the factory, not what it makes
         transformer=transformer.eval(),
         vae=vae.eval(),
         scheduler=UniPCMultistepScheduler(**scheduler),
@@ -86,8 +86,13 @@ def build_mini(sizes: dict[str, Any]) -> Cosmos2_5_PredictBasePipeline:
 
 def build_transformer(sizes: dict[str, Any]) -> CosmosTransformer3DModel:
     """Create the transformer of a recipe with random weights."""
-    config = transformer_config(sizes)
-    return CosmosTransformer3DModel(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+    return transformer_from_config(transformer_config(sizes))
+
+
+def transformer_from_config(config: dict[str, Any]) -> CosmosTransformer3DModel:
+    """Create a transformer with random weights from the result of `transformer_config`."""
+    arguments: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
+    return CosmosTransformer3DModel(**arguments)
 
 
 def transformer_config(sizes: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +120,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_text_encoder(sizes: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
     """Create the text encoder of a recipe with random weights; its vision part is always tiny."""
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    vocabulary = tokenizer.get_vocab()
+    ids = {token: vocabulary[token] for token in SPECIAL_TOKENS}
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": sizes.get("vocab_size", len(tokenizer)),

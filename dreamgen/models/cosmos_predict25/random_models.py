@@ -15,7 +15,7 @@ from transformers import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
 from dreamgen.config.loading import configs_folder, read_yaml
-from dreamgen.models.cosmos_predict25.mini import build_mini, transformer_config
+from dreamgen.models.cosmos_predict25.mini import build_mini, transformer_config, transformer_from_config
 from dreamgen.models.cosmos_predict25.text import NUM_TOKENS
 from dreamgen.models.loader_logging import quiet_loaders
 
@@ -57,9 +57,9 @@ def random_transformer(
     """
     torch.manual_seed(0)
     with torch.device(device):
-        transformer = CosmosTransformer3DModel(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+        transformer = transformer_from_config(config)
     with quiet_loaders():
-        return transformer.to(dtype).requires_grad_(False).eval()
+        return transformer.requires_grad_(False).eval().to(dtype)  # pyright: ignore[reportArgumentType]  # diffusers wraps `to`
 
 
 def published_encoders(
@@ -74,7 +74,8 @@ def published_encoders(
         dtype: Of their weights.
     """
     with torch.device(device):
-        vae = AutoencoderKLWan(**sizes["vae"]).to(dtype).eval().requires_grad_(False)
+        vae = AutoencoderKLWan(**sizes["vae"]).requires_grad_(False).eval()
+        vae.to(dtype)  # pyright: ignore[reportArgumentType]  # diffusers wraps `to`
         keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
         config = Qwen2_5_VLTextConfig(
             **{key: sizes["text_encoder"][key] for key in keys},
@@ -90,7 +91,7 @@ def published_encoders(
 
     @torch.no_grad()
     def run() -> None:
-        vae.encode(video_BCTHW.to(dtype)).latent_dist.mode()
+        vae.encode(video_BCTHW.to(dtype), return_dict=False)[0].mode()
         states = text(tokens, output_hidden_states=True).hidden_states[1:]
         torch.cat([(s - s.mean(-1, keepdim=True)) / (s.std(-1, keepdim=True) + 1e-8) for s in states], dim=-1)
 

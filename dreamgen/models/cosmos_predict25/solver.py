@@ -54,16 +54,17 @@ def step_table(scheduler: UniPCMultistepScheduler, num_steps: int) -> StepTable:
     Raises:
         UserError: if the model's scheduler does not predict a flow.
     """
-    if scheduler.config.prediction_type != "flow_prediction" or scheduler.config.thresholding:
+    config = scheduler.config
+    if config["prediction_type"] != "flow_prediction" or config["thresholding"]:
         raise UserError(
             "the model's scheduler cannot be stepped",
-            actual=f"{type(scheduler).__name__}, prediction_type {scheduler.config.prediction_type}",
+            actual=f"{type(scheduler).__name__}, prediction_type {config['prediction_type']}",
             allowed="UniPCMultistepScheduler with prediction_type flow_prediction, as Cosmos Predict 2.5 has it",
             next_step="correct scheduler/scheduler_config.json in the model's folder",
         )
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(num_steps, device="cpu")
-    order = scheduler.config.solver_order
+    order = config["solver_order"]
     # A step reads the sample, the velocity, the corrected sample of the step before, and the last `order` predictions.
     units_II = torch.eye(3 + order, dtype=torch.float64)
     sample_1I, velocity_1I, corrected_1I, *predictions = (unit[None] for unit in units_II)
@@ -73,7 +74,9 @@ def step_table(scheduler: UniPCMultistepScheduler, num_steps: int) -> StepTable:
         scheduler.last_sample = corrected_1I if index else None
         scheduler.model_outputs = list(predictions)
         following_1I = scheduler.step(velocity_1I, timestep, sample_1I, return_dict=False)[0]
-        rows.append(torch.cat([following_1I, scheduler.last_sample, *scheduler.model_outputs]))
+        outputs = [x for x in (following_1I, scheduler.last_sample, *scheduler.model_outputs) if x is not None]
+        assert len(outputs) == 2 + order, "a step leaves its sample and all predictions"
+        rows.append(torch.cat(outputs))
     sigmas = tuple(float(sigma) for sigma in scheduler.sigmas[:num_steps])
     return StepTable(sigmas, torch.stack(rows).float())
 

@@ -104,7 +104,8 @@ def check_fits(size: TransformerSize, settings: Settings, memory_gib: float, gpu
     Raises:
         UserError: with the estimate, and what to change.
     """
-    least = estimate_memory(size, settings, size.num_layers * [LEAST], settings.finetune.compile)
+    policies: list[CheckpointPolicy] = [LEAST] * size.num_layers
+    least = estimate_memory(size, settings, policies, settings.finetune.compile)
     if least.peak <= memory_gib:
         return
     raise UserError(

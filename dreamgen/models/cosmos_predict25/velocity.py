@@ -11,6 +11,7 @@ same, so the result differs by rounding at most.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from diffusers import CosmosTransformer3DModel
@@ -46,6 +47,11 @@ def block_forward(
     return hidden_BTSD + gate * block.ff(modulated)
 
 
+def blocks_of(transformer: CosmosTransformer3DModel) -> list[CosmosTransformerBlock]:
+    """Return the transformer's blocks; torch does not type what a ModuleList holds."""
+    return cast(list[CosmosTransformerBlock], list(transformer.transformer_blocks))
+
+
 def project_text(transformer: CosmosTransformer3DModel, text: torch.Tensor) -> torch.Tensor:
     """Apply the frozen cross-attention projection: 100,352 features a token become 1,024 in the real model.
 
@@ -55,7 +61,7 @@ def project_text(transformer: CosmosTransformer3DModel, text: torch.Tensor) -> t
     Returns:
         text_BLD, what `velocity` takes.
     """
-    return transformer.crossattn_proj(text) if transformer.config.use_crossattn_projection else text
+    return transformer.crossattn_proj(text) if transformer.config["use_crossattn_projection"] else text
 
 
 def velocity(
@@ -80,12 +86,12 @@ def velocity(
         velocity_BCTHW.
     """
     hidden_BTSD, embedded_BT1D, temb_BT1D, rope = embed(transformer, latents_BCTHW, condition_mask_B1THW, timestep_BT)
-    blocks = transformer.transformer_blocks
+    blocks = blocks_of(transformer)
     for block, run in zip(blocks, [run_block] * len(blocks) if callable(run_block) else run_block, strict=True):
         hidden_BTSD = run(block, hidden_BTSD, text_BLD, embedded_BT1D, temb_BT1D, rope)
     hidden_BTSD = transformer.norm_out(hidden_BTSD, embedded_BT1D, temb_BT1D)
     height, width = latents_BCTHW.shape[-2:]
-    return unpatchify(transformer.proj_out(hidden_BTSD), height, width, transformer.config.patch_size)
+    return unpatchify(transformer.proj_out(hidden_BTSD), height, width, transformer.config["patch_size"])
 
 
 def embed(
@@ -106,10 +112,10 @@ def embed(
         hidden_BTSD, the embedded timestep and its modulation (BT1D each), and the rotary embedding.
     """
     config = transformer.config
-    assert config.patch_size[0] == 1 and not config.extra_pos_embed_type, "not a Cosmos Predict 2.5 transformer"
+    assert config["patch_size"][0] == 1 and not config["extra_pos_embed_type"], "not a Cosmos Predict 2.5 transformer"
     batch_size, _, num_frames, _, _ = latents_BCTHW.shape
     channels = [latents_BCTHW, condition_mask_B1THW]
-    if config.concat_padding_mask:
+    if config["concat_padding_mask"]:
         channels.append(torch.zeros_like(condition_mask_B1THW))
     stacked = torch.cat(channels, dim=1)
     hidden_BTSD = transformer.patch_embed(stacked).flatten(2, 3)
