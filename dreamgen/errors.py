@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import partial
 
 
 class UserError(Exception):
@@ -32,9 +33,10 @@ class UserError(Exception):
             lines.append(f"  do:      {self.next_step}")
         return "\n".join(lines)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[partial[UserError], tuple[str]]:
         # Ray pickles exceptions, and by default pickle would drop the keyword arguments.
-        return _rebuild_user_error, (type(self), self.what, self.actual, self.allowed, self.next_step)
+        make = partial(type(self), actual=self.actual, allowed=self.allowed, next_step=self.next_step)
+        return make, (self.what,)
 
 
 class NothingAccepted(UserError):
@@ -43,10 +45,6 @@ class NothingAccepted(UserError):
 
 class CannotWrite(UserError):
     """The storage cannot be written to; what was recorded is kept, and the same command continues later."""
-
-
-def _rebuild_user_error(kind, what, actual, allowed, next_step) -> UserError:
-    return kind(what, actual=actual, allowed=allowed, next_step=next_step)
 
 
 class Problems:
