@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 
@@ -56,6 +57,14 @@ class Problems:
     def add(self, what: str, *, actual: object = None, allowed: object = None, next_step: str | None = None) -> None:
         """Add one problem; takes the arguments of `UserError`."""
         self.errors.append(UserError(what, actual=actual, allowed=allowed, next_step=next_step))
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Add the user error that the block raises, if any, and go on after it."""
+        try:
+            yield
+        except UserError as error:
+            self.errors.append(error)
 
     def raise_if_any(self, headline: str) -> None:
         """Raise nothing, the only problem, or one error that lists them all under `headline`.

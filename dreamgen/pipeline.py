@@ -126,10 +126,8 @@ def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume:
         lambda: check_size(settings),
         lambda: check_export(settings),
     ):
-        try:
+        with problems.collected():
             check()
-        except UserError as error:
-            problems.errors.append(error)
     if run.train.exists():
         pass  # the demonstrations were read
     elif settings.demos is None:

@@ -55,10 +55,8 @@ def open_mixed_datasets(export: ExportSettings, features: RobotFeatures) -> list
     for setting in ("append_to", "mix_with"):
         if (given := getattr(export, setting)) is None:
             continue
-        try:
+        with problems.collected():
             mixed_datasets.append(_open(setting, Path(given), cameras, export, features))
-        except UserError as error:
-            problems.errors.append(error)
     problems.raise_if_any("datasets that cannot be mixed in")
     return mixed_datasets
 

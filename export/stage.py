@@ -99,11 +99,9 @@ def check_export(settings: Settings) -> None:
     """
     problems, export = Problems(), settings.export
     for check, value in ((check_camera_name, export.camera), (robot_preset, export.robot)):
-        try:
-            if value is not None:
+        if value is not None:
+            with problems.collected():
                 check(value)
-        except UserError as error:
-            problems.errors.append(error)
     check_can_push("export.push_to_hub", export.push_to_hub, "the datasets", problems)
     problems.raise_if_any("the export's settings cannot work")
 

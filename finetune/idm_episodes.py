@@ -116,10 +116,8 @@ def _read_all_vectors(
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
     problems, vectors = Problems(), []
     for clip in clips:
-        try:
+        with problems.collected():
             vectors.append(_read_vectors(tables[clip], clip.num_frames, want_state))
-        except UserError as error:
-            problems.errors.append(error)
     for number, name in enumerate(("action", "observation.state")):
         shapes = {None if pair[number] is None else pair[number].shape[1] for pair in vectors}
         if len(shapes) > 1:

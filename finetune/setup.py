@@ -13,7 +13,7 @@ from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwa
 
 from dreamgen.config.paths import all_settings, get_path
 from dreamgen.config.settings import Settings
-from dreamgen.errors import Problems, UserError
+from dreamgen.errors import Problems
 from dreamgen.models.devices import resolve_device
 from dreamgen.models.world_model import model_type
 from dreamgen.run.run_folder import RunFolder
@@ -53,10 +53,8 @@ def check_can_start(settings: Settings) -> None:
     if tune.sample_every and not tune.validation_clips:
         problems.add("finetune.sample_every needs a held-out clip to generate from", next_step="--validation_clips=1")
     if tune.sample_every:
-        try:
+        with problems.collected():
             model_type(settings.model).load_class().check_requirements(settings.model)
-        except UserError as error:
-            problems.errors.append(error)
     check_can_push(tune.push_to_hub, problems)
     problems.raise_if_any("the training cannot start")
 

@@ -68,13 +68,10 @@ def read_training_set(run: RunFolder, video: VideoSettings, num_held_out: int = 
         name, prompt = row["file_name"] or "", (row["prompt"] or "").strip()
         where = f"{metadata} line {line}"
         _check_prompt(prompt, f"{where}: {_readable(name)}", problems)
-        try:
+        with problems.collected():
             info = probe(inside(run.train, _readable(name), where))
-        except UserError as error:
-            problems.errors.append(error)
-            continue
-        _check_video(info, row.get("num_frames"), video, problems)
-        clips.append(TrainingClip(info.path, prompt, info.num_frames))
+            _check_video(info, row.get("num_frames"), video, problems)
+            clips.append(TrainingClip(info.path, prompt, info.num_frames))
     num_videos = len({clip.path for clip in clips}) + len(rows) - len(clips)  # the unreadable ones may be repaired
     if num_held_out and num_held_out >= num_videos:
         problems.add(

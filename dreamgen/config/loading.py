@@ -105,10 +105,8 @@ def _decode(cls: type, values: Any, prefix: str, problems: Problems) -> Any:
         if field.name not in values or (setting is None and value is None):  # an empty YAML section
             continue
         if setting is not None:
-            try:
+            with problems.collected():
                 decoded[field.name] = _decode_value(setting, value)
-            except UserError as error:
-                problems.errors.append(error)
         elif isinstance(value, dict):
             decoded[field.name] = _decode(cast(type, field.default_factory), value, path + ".", problems)
         else:
