@@ -332,7 +332,7 @@ def test_a_missing_hub_dataset_is_not_fetched_by_a_dry_run(tmp_path, settings_fo
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_max_episodes_must_be_positive(count, tmp_path, settings_for):
-    with pytest.raises(UserError, match="max_episodes"):
+    with pytest.raises(UserError, match=r"prepare\.max_episodes is too small"):
         prepare(settings_for(tmp_path, prepare={"max_episodes": count}))
 
 
