@@ -41,7 +41,7 @@ class UserError(Exception):
 
 
 class NothingAccepted(UserError):
-    """No clip was accepted, so there is no dataset to write; the report says why."""
+    """No clip was accepted, so there is no dataset to write; the report lists the reasons."""
 
 
 class CannotWrite(UserError):
@@ -60,7 +60,7 @@ class Problems:
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Add the user error that the block raises, if any, and go on after it."""
+        """Add the user error that the block raises, if any, and continue after it."""
         try:
             yield
         except UserError as error:

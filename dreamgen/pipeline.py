@@ -27,7 +27,7 @@ def run_stage(name: str, settings: Settings, resume: bool = False, dry_run: bool
     Args:
         name: Name of a stage of `dreamgen run`.
         settings: With `out`.
-        resume: Keep output that exists, and go on where the stage stopped.
+        resume: Keep output that exists, and continue where the stage stopped.
         dry_run: Write nothing.
 
     Returns:
@@ -69,7 +69,7 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
 
     Args:
         settings: With `out` and `demos`.
-        resume: Go on in an existing run folder, keeping what is done.
+        resume: Continue in an existing run folder, keeping finished work.
         dry_run: Write nothing; inspect the demonstrations and estimate the training set.
 
     Returns:

@@ -73,8 +73,7 @@ def nothing_accepted(run: RunFolder, settings: Settings) -> NothingAccepted:
         outside = [value for value in values if threshold.is_violated(value, limit)]
         if outside:
             advice.append(
-                f"curate.{threshold.setting}={limit:g} turned away {len(outside)}, "
-                f"the nearest with {nearest(outside):.3g}"
+                f"curate.{threshold.setting}={limit:g} rejected {len(outside)}, the nearest with {nearest(outside):.3g}"
             )
     return NothingAccepted(
         "no clip was accepted, so there is nothing to export",

@@ -72,7 +72,7 @@ class VideoClipSource:
 
 @dataclass(frozen=True)
 class ClipSource:
-    """A clip that lies within other files.
+    """A clip that is part of other files.
 
     Args:
         clip: `label` is the file of its rows.

@@ -160,7 +160,7 @@ def _call_shared[Item, Result](function: Callable[[Any, Item], Result], item: It
 
 
 def _begin(parent: int, shared: Any) -> None:
-    """Keep what `map` shares, leave Ctrl-C to the parent, and end when it does: a killed parent cannot say so."""
+    """Keep what `map` shares, leave Ctrl-C to the parent, and exit with it, as a killed parent cannot stop workers."""
     global _shared
     _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)

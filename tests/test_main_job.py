@@ -133,7 +133,7 @@ def test_a_run_in_which_nothing_is_accepted_still_gets_its_page(finished_run, tm
     shutil.copytree(finished_run, out)
     shutil.rmtree(out / "datasets")
     done = dreamgen("run", "--out", out, "--resume", "--curate.min_motion=1000", status=3)
-    assert "min_motion=1000 turned away" in done.stdout
+    assert "min_motion=1000 rejected" in done.stdout
     assert not (out / "datasets").exists()
     assert "1000" in (out / "report.html").read_text()
 

@@ -59,7 +59,7 @@ class Setting:
                            for kind in self.kinds)  # fmt: skip
 
     def invalidates(self, stage: str) -> bool:
-        """Return whether a change makes half-finished output of a stage useless."""
+        """Return whether a change invalidates unfinished output of a stage."""
         if self.option.scope != "run":
             return False
         stages = self.option.invalidates
@@ -87,7 +87,7 @@ def get_path(settings: Any, path: str) -> Any:
 
 
 def paths_that_invalidate(stage: str) -> list[str]:
-    """Return the settings of which a change makes half-finished output of a stage useless."""
+    """Return the settings whose change invalidates unfinished output of a stage."""
     return [path for path, setting in all_settings().items() if setting.invalidates(stage)]
 
 

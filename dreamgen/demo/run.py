@@ -15,7 +15,7 @@ from dreamgen.run.run_folder import RunFolder
 
 
 def run_demo(settings: Settings) -> list[StageResult]:
-    """Run all stages on generated demonstrations; called again, it goes on where it stopped.
+    """Run all stages on generated demonstrations; a second call continues where the first stopped.
 
     Args:
         settings: `out` names the run folder; runs/demo when not given.
@@ -33,7 +33,7 @@ def run_demo(settings: Settings) -> list[StageResult]:
     preset = read_yaml(find_preset("mini"))
     settings = settings_from_dict({**preset, "out": str(out), "demos": str(demos)})
     settings = replace(settings, plan=replace(settings.plan, instructions=demo_instructions(2, seed=0)))
-    # The last result says where everything is, so the others leave it out.
+    # The last result lists all outputs, so the others list none.
     results = [replace(result, outputs={}) for result in run_all(settings, resume=True)]
     return [*results, StageResult("demo", _outputs(RunFolder(out)), {}, _next_commands(out))]
 

@@ -22,7 +22,7 @@ class DemoSource:
         name: Name in the registry.
         summary: The layout in words, with the files that it is recognized by; listed where no layout is recognized.
         recognizes: Whether an existing file or folder has this layout; looks at names only and decodes nothing.
-        open: Lists the demonstrations, with the settings that say which camera, how many episodes and which caption.
+        open: Lists the demonstrations, with the settings for camera, number of episodes and caption.
             It raises UserError if the source as a whole cannot be read; one bad clip is returned with `refused` set.
         has_cameras: Whether `prepare.cameras` can choose several cameras.
     """
@@ -34,7 +34,7 @@ class DemoSource:
     has_cameras: bool = False
 
 
-# `recognize` asks from the last to the first: a package may claim folders that a more general built-in would take.
+# `recognize` tries them from the last to the first: a package may claim folders that a built-in would also accept.
 DEMO_SOURCES: Registry[DemoSource] = Registry(
     "demonstration source",
     "dreamgen.demo_sources",

@@ -1,6 +1,6 @@
 """Export formats: what a format declares, and the registry of all formats.
 
-`docs/extending/export_format.md` shows a complete format. `Any` stands for classes of the `export` package, which this
+`docs/extending/export_format.md` shows a complete format. `Any` replaces classes of the `export` package, which this
 module must not import: `EpisodeStore` (export/episode_store.py), `DatasetSpec` (export/spec.py), `Workers`
 (export/workers.py), `Findings`, `Finding` and `Code` (export/check), `Change` (export/check/repair).
 """
@@ -103,7 +103,7 @@ class ExportFormat:
         write: Writes a dataset.
         reader: Reads it for `check` and the report. Formats may share one.
         load_example: Code or command for the dataset card that loads the dataset; takes the `DatasetSpec`.
-        is_resumable: Whether `write` can continue in the folder that a stopped call left. If not, it starts anew.
+        is_resumable: Whether `write` can continue in the folder of a stopped call; if not, it starts from scratch.
         needs_states: Whether episodes without `observation.state` cannot be written.
         estimate_bytes: Approximate size of the dataset on disk.
         card_metadata: Entries for the YAML front matter of the dataset card.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Judgment:
-    """What a judge says of one metric of a clip.
+    """A judge's score of a clip for one metric.
 
     Args:
         value: The score, in the metric's unit; None where the judge gives none.

@@ -133,7 +133,7 @@ def clips_to_label(run: RunFolder, jobs: JobRows, made_by: dict[str, Any]) -> Jo
 
 
 def label_clip(clip: ClipContext, model: InverseDynamics, made_by: dict[str, Any]) -> JournalRecord:
-    """Label one clip; an error is recorded, and the other clips go on.
+    """Label one clip; an error goes into the record instead of being raised.
 
     Args:
         clip: The clip.

@@ -18,7 +18,7 @@ from dreamgen.errors import UserError
 from dreamgen.models.world_model import model_type
 from dreamgen.run.run_folder import RunFolder
 
-CAMERA = "{camera}"  # in a file name, stands for each camera's name
+CAMERA = "{camera}"  # in a file name, replaced by each camera's name
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 VIDEO_SUFFIXES = (".mp4",)
 
@@ -79,7 +79,7 @@ def _read_frames(file: Path, settings: Settings, num_stacked: int) -> list[np.nd
         frames = list(itertools.islice(iter_frames(file), num))
     if len(frames) < num:
         raise UserError(
-            f"{file} is too short to go on from",
+            f"{file} is too short to continue",
             actual=f"{len(frames)} frames",
             allowed=f"a video of at least {num} frames",
             next_step="--plan.condition=image needs one frame only",

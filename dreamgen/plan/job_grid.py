@@ -34,7 +34,7 @@ class Conditioning:
         first_frame_sha256: Hash of the conditioning frames at the clip's size; None for text alone.
         instruction: The task in words, without prefix, on one line.
         seed: The first seed.
-        source: Where the frame comes from, for people.
+        source: Where the frame comes from, for display.
     """
 
     first_frame_sha256: str | None

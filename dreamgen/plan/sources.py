@@ -34,7 +34,7 @@ class FrameRow:
             for text alone.
         instruction: The task in words, as the source has it; None if it has none.
         seed: The row's own first seed; None for the run's.
-        source: Where the row is, for people.
+        source: Where the row is, for display.
         num_stacked: Frames that an image holds, below one another.
     """
 
@@ -143,7 +143,7 @@ def folder_rows(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, views:
 def table_rows(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, views: tuple[View, ...] = ()) -> FrameRows:
     """List a .csv or .jsonl; image paths are relative to its folder, and a row may have its own seed.
 
-    With several cameras, a path may have `{camera}` in its name, which stands for each.
+    With several cameras, a path may have `{camera}` in its name, which is replaced by each camera's name.
 
     Raises:
         UserError: if the file cannot be read, or a column is missing.

@@ -1,4 +1,4 @@
-"""Read the rows of a CSV or JSONL one by one; an error of one row names its line, and the others go on."""
+"""Read the rows of a CSV or JSONL one by one; a bad row yields an error that names its line, and reading continues."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def prepare(settings: Settings, dry_run: bool = False) -> StageResult:
         raise UserError(
             f"{run.train} already exists",
             allowed="a run without a training set",
-            next_step="add --resume to keep it and go on, or choose another --out",
+            next_step="add --resume to keep it and continue, or choose another --out",
         )
     source = _open(settings, may_download=True)
     views = source.features.views

@@ -21,7 +21,7 @@ from export.workers import Workers
 __all__ = ["convert_dataset"]
 
 MAX_EPISODES_PER_FILE = 1000
-# Files and folders that the writer writes anew, or that are not copied.
+# Files and folders that the writer makes itself, or that are not copied.
 VERSION_FILES = {"meta/info.json", "meta/stats.json", "meta/tasks.jsonl", "meta/tasks.parquet", "meta/episodes.jsonl",
                  "meta/episodes_stats.jsonl"}  # fmt: skip
 VERSION_FOLDERS = {"data", "videos", "images", "meta/episodes", ".git", ".cache"}

@@ -102,7 +102,7 @@ def as_float64(column: pa.ChunkedArray, num_rows: int) -> np.ndarray:
 def _indices(
     dataset: SourceDataset, episode: Episode, source: pa.Table, first_index: int
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Count the columns by which readers find frames anew, and note where the source has something else."""
+    """Recompute the columns by which readers find frames, and note where the source differs."""
     length, notes = episode.length, []
     times_s = frame_times_s(length, dataset.fps)
     indices = {
@@ -116,8 +116,8 @@ def _indices(
         if given is None:
             notes.append(f"{name} is missing: written")
         elif np.abs(given - values).max() > (TIME_TOLERANCE_S if name == "timestamp" else 0):
-            notes.append(f"{name} is counted anew: the source begins with {given[0]:g} instead of {values[0]:g}"
-                         if given[0] != values[0] else f"{name} is counted anew")  # fmt: skip
+            notes.append(f"{name} is recomputed: the source begins with {given[0]:g} instead of {values[0]:g}"
+                         if given[0] != values[0] else f"{name} is recomputed")  # fmt: skip
     if "task_index" not in source.column_names:
         if len(episode.tasks) != 1 or episode.tasks[0] not in dataset.tasks:
             raise UserError(f"{episode.data_file} has no column task_index, and the metadata does not name one task",

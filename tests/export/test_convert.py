@@ -217,7 +217,7 @@ def test_v20_with_quirks(copy_of, exported, tmp_path, version):
     result = convert(as_v20(copy_of("lerobot-v2.1")), tmp_path / "out", to=version)
     notes = "\n".join(result.notes)
     for quirk in ("observation.images.nowhere, but no episode has a file", "'0:100'", "frame_index is missing",
-                  "timestamp is counted anew: the source begins with 0.0625"):  # fmt: skip
+                  "timestamp is recomputed: the source begins with 0.0625"):  # fmt: skip
         assert quirk in notes
     errors = [str(f) for f in check(tmp_path / "out") if f.severity == "error" and "count" not in f.where]
     assert errors == []

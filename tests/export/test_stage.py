@@ -101,7 +101,7 @@ def test_no_accepted_clip_names_the_threshold(tmp_path):
         export_datasets(run_settings(run.root))
     text = str(refused.value)
     assert "2 generate failed" in text and "3 curate rejected" in text
-    assert "3 x motion # is below min_motion #" in text and "curate.min_motion=0.5 turned away 3" in text
+    assert "3 x motion # is below min_motion #" in text and "curate.min_motion=0.5 rejected 3" in text
 
 
 def test_rejected_clips_that_could_not_be_measured_do_not_hide_the_reasons(tmp_path):

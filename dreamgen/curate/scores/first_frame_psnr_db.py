@@ -48,7 +48,7 @@ SCORE = Score(
         help="PSNR of the clip's first frame against the planned one, below which it is rejected",
     ),
     rejection="first frame differs: PSNR {value:.1f} dB < {limit:g} dB",
-    missing="first frame differs: it has another size than the asked one",
+    missing="first frame differs: it has another size than the planned one",
     measure=_measure,
     applies=lambda job: job.num_conditioning_frames > 0,
 )

@@ -33,7 +33,7 @@ def motion(grey_THW: np.ndarray) -> float:
 
 SCORE = Score(
     name="motion",
-    summary="mean change of grey values (0-255) between frames half a clip apart",
+    summary="mean change of gray values (0-255) between frames half a clip apart",
     threshold=Threshold(
         setting="min_motion",
         default=0.5,

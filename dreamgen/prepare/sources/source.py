@@ -37,7 +37,7 @@ class SourceClip:
 
     Args:
         name: File stem in the training set: unique there; letters, digits, `.`, `_` and `-`; from `safe_names`.
-        origin: Where it is in the source, for people: a path below the source, or an episode.
+        origin: Where it is in the source, for display: a path below the source, or an episode.
         videos: One a camera; empty if the clip is refused.
         instruction: The task in words, as the source has it.
         fps: Frames a second that the source states; None to take the video's.
