@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -34,7 +34,7 @@ class UserError(Exception):
             lines.append(f"  do:      {self.next_step}")
         return "\n".join(lines)
 
-    def __reduce__(self) -> tuple[partial[UserError], tuple[str]]:
+    def __reduce__(self) -> tuple[Callable[[str], UserError], tuple[str]]:
         # Ray pickles exceptions, and by default pickle would drop the keyword arguments.
         make = partial(type(self), actual=self.actual, allowed=self.allowed, next_step=self.next_step)
         return make, (self.what,)
