@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, otherwise a line every ten seconds, and every minute after the first."""
+"""Progress on stderr: a bar on a terminal, otherwise a line every 10 s, and every 60 s after the first minute."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ LATER_LINE_EVERY_S = 60.0  # after the first minute
 
 
 def log(message: str) -> None:
-    """Write one line for the user to stderr; stdout is kept for results."""
+    """Write a line to stderr; stdout is reserved for results."""
     print(message, file=sys.stderr, flush=True)
 
 
 class Progress:
-    """Counts what is done of `total` and shows rate and time left.
+    """Counts finished items and shows the rate and the remaining time.
 
     Args:
-        stage: Name shown first.
-        total: How many items there are.
-        unit: What an item is, in the plural.
+        stage: Name at the start of the line.
+        total: Number of items.
+        unit: Name of the items, in the plural.
     """
 
     def __init__(self, stage: str, total: int, unit: str = "clips") -> None:
@@ -32,7 +32,7 @@ class Progress:
         self._terminal = sys.stderr.isatty()
 
     def add(self, num_done: int = 1, *, rejected: int = 0, failed: int = 0, note: str = "") -> None:
-        """Count finished items; rejected and failed ones are counted among the done."""
+        """Count finished items; `num_done` includes rejected and failed items."""
         self.done += num_done
         self.rejected += rejected
         self.failed += failed
@@ -67,7 +67,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as people read them: 45 s, 3 min 20 s, 2 h 05 min."""
+    """Format seconds for people: 45 s, 3 min 20 s, 2 h 05 min."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

@@ -1,4 +1,4 @@
-"""One generated clip with what scores and judges need of it, each part read or computed once.
+"""One generated clip with the data that scores and judges need, each part read or computed once.
 
 Axes: T frames, H height, W width, C channels, A action, S state. A `video_THWC` or `frame_HWC` is uint8, 0-255, RGB;
 a `grey_THW` is a small float32 copy, 0-255, in which pixel noise is averaged away.
@@ -20,11 +20,11 @@ GREY_PX = 32
 
 
 class ClipContext:
-    """A clip that is decoded at most once, however many stages, scores and judges look at it.
+    """A clip that is decoded at most once, however many stages, scores and judges use it.
 
     Args:
         run: The run folder.
-        job: The clip's job: its size, frame count, instruction and seed.
+        job: The clip's job, with its size, frame count, instruction and seed.
     """
 
     def __init__(self, run: RunFolder, job: Job) -> None:
@@ -46,7 +46,7 @@ class ClipContext:
 
     @cached_property
     def small_grey_THW(self) -> np.ndarray:
-        """Return all frames as `GREY_PX` squared grey pixels."""
+        """Return all frames in gray, `GREY_PX` x `GREY_PX` pixels."""
         return small_grey(self.video_THWC)
 
     @cached_property
@@ -72,10 +72,10 @@ class ClipContext:
         return self._label("observation.state")
 
     def check_is_whole(self) -> None:
-        """Count the frames without decoding them: a file that was cut short may decode without an error.
+        """Check the number of frames without decoding them: a truncated file may decode without an error.
 
         Raises:
-            UserError: if the file is missing, or ends before its header says.
+            UserError: if the file is missing, or has fewer frames than its header states.
         """
         probe(self.file)
 
@@ -90,6 +90,6 @@ class ClipContext:
 
 
 def small_grey(video_THWC: np.ndarray) -> np.ndarray:
-    """Return a grey_THW of `GREY_PX` squared pixels a frame; area averaging removes noise and keeps movement."""
+    """Return grey_THW, `GREY_PX` x `GREY_PX` pixels per frame; area averaging removes noise and keeps motion."""
     frames = [cv2.resize(f, (GREY_PX, GREY_PX), interpolation=cv2.INTER_AREA).astype(np.float32) for f in video_THWC]
     return np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])

@@ -1,7 +1,7 @@
-"""The frames that a clip begins with, as a run folder holds them.
+"""The conditioning frames of a clip, as a run folder stores them.
 
-Axes: T frames, H height, W width, C channels; uint8, 0-255, RGB. Several frames are stored as one PNG, below one
-another: without loss, and a first frame alone is an ordinary picture.
+Axes: T frames, H height, W width, C channels; uint8, 0-255, RGB. Several frames are stacked vertically in one PNG
+(lossless); a single first frame is an ordinary image.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from dreamgen.errors import UserError
 from dreamgen.run.records import Job
 from dreamgen.run.run_folder import RunFolder
 
-NUM_STORED_FRAMES = 5  # that prepare keeps of each demonstration: a clip that goes on from a video begins with five
+NUM_STORED_FRAMES = 5  # of each demonstration; a clip that continues a video is conditioned on five frames
 
 
 def read_conditioning_frames(run: RunFolder, job: Job) -> np.ndarray | None:
-    """Read the frames that a job begins with and make sure that they are those that were planned.
+    """Read the conditioning frames of a job and check that they are the planned ones.
 
     Returns:
         frames_THWC at the clip's size; None for a clip from text alone.
 
     Raises:
-        UserError: if they are missing, damaged or others.
+        UserError: if they are missing, damaged or not the planned ones.
     """
     if job.first_frame_sha256 is None:
         return None
@@ -35,6 +35,6 @@ def read_conditioning_frames(run: RunFolder, job: Job) -> np.ndarray | None:
             f"{path} is not the first frame that was planned",
             actual=f"pixels with hash {found[:12]}",
             allowed=job.first_frame_sha256[:12],
-            next_step=f"dreamgen plan --out {run} writes it anew",
+            next_step=f"dreamgen plan --out {run} writes it again",
         )
     return stacked_HWC.reshape(job.num_conditioning_frames, job.height, job.width, 3)

@@ -1,4 +1,4 @@
-"""Frames of many clips in one pass: episodes that share an mp4 are read one after the other without seeking."""
+"""Frames of many clips in one pass: episodes that share an mp4 are read in order, without seeking."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dreamgen.errors import UserError
 
 
 class FrameReader:
-    """Reads runs of frames by number, counted from the file's first.
+    """Reads ranges of frames by index, counted from the start of the file.
 
-    A packed mp4 is decoded once as long as runs are asked for in their order; going back starts it again. Frames are
-    numbered by counting and not by their times, which drift in files that were joined from many episodes.
+    An mp4 of many episodes is decoded once if their ranges are read in order; going back decodes it from the start.
+    Frames are counted rather than found by their timestamps, which drift in files joined from many episodes.
     """
 
     def __init__(self) -> None:
@@ -25,12 +25,12 @@ class FrameReader:
         self._position = 0
 
     def frames(self, path: Path, from_frame: int, wanted: np.ndarray) -> Iterator[np.ndarray]:
-        """Decode the wanted frames of one clip; each frame between them is decoded but not turned into RGB.
+        """Decode the wanted frames of one clip; the frames between them are not converted to RGB.
 
         Args:
             path: The video.
-            from_frame: Where the clip begins.
-            wanted: Indices within the clip that never fall; one that repeats is yielded again.
+            from_frame: Index of the clip's first frame in the file.
+            wanted: Indices within the clip, non-decreasing; a repeated index is yielded again.
 
         Yields:
             frame_HWC, uint8, 0-255, RGB; fewer than wanted when the video ends early.
@@ -53,11 +53,11 @@ class FrameReader:
                     )
                 if frame is None:
                     return
-            assert pixels_HWC is not None, "wanted frames never fall"
+            assert pixels_HWC is not None, "indices must not decrease"
             yield pixels_HWC
 
     def count_to(self, frame_index: int) -> int:
-        """Decode the open file up to a frame (exclusive) and return how many frames it turned out to have until there.
+        """Decode the open file up to a frame (exclusive) and return the number of frames decoded so far.
 
         Raises:
             UserError: if the video is damaged.

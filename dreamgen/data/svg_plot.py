@@ -1,8 +1,8 @@
-"""Small line plots as SVG text: no script, no outside reference, every text escaped.
+"""Small line plots as SVG text: no scripts, no external references, all text escaped.
 
 A plot carries CSS classes and no colors, so that a page can style it; `svg_document` adds a style sheet and makes it a
 file of its own. Classes: `line c0` to `line c7` and `line faint` for lines, `wide` for a thick one, `axis`, `range` and
-`rule` for what surrounds them.
+`rule` for their surroundings.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def strip_plot(
 
 
 def svg_document(svg: str) -> str:
-    """Make an `<svg>` element that a plot function returned a file of its own, with a style sheet."""
+    """Turn the `<svg>` element of a plot function into a standalone file with a style sheet."""
     opened, _, rest = svg.partition(">")
     return f'{opened} xmlns="http://www.w3.org/2000/svg"><style>{STYLE}</style>{rest}\n'
 
@@ -191,7 +191,7 @@ def _text(x: float, y: float, text: str, css_class: str) -> str:
 
 
 def _range(low: float, high: float) -> tuple[str, str]:
-    """Return both ends with as many decimals as it takes to tell them apart by two digits."""
+    """Format both ends with enough decimals to show their difference with two digits."""
     decimals = min(max(1 - math.floor(math.log10(high - low)), 0), 6) if high > low else 3
     # Adding zero turns -0.0 into 0.0.
     return f"{round(low, decimals) + 0.0:.{decimals}f}", f"{round(high, decimals) + 0.0:.{decimals}f}"

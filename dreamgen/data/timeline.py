@@ -27,7 +27,7 @@ def frame_times_s(num_frames: int, fps: int | Fraction) -> np.ndarray:
 def resampled_indices(num_frames: int, source_fps: int | Fraction, target_fps: int | Fraction) -> np.ndarray:
     """Choose, for each frame at the target rate, the source frame that is nearest in time.
 
-    Actions and states are taken at the same indices, so they stay with the picture that they belong to.
+    Actions and states are taken at the same indices, so they stay with their video frames.
 
     Args:
         num_frames: Frames of the source.
@@ -39,7 +39,7 @@ def resampled_indices(num_frames: int, source_fps: int | Fraction, target_fps: i
     """
     ratio = Fraction(source_fps) / Fraction(target_fps)
     num_target = int((num_frames - 1) / ratio) + 1 if num_frames else 0
-    # floor(x + 1/2) in integers: numpy's rounding to even would take one frame twice and skip its neighbour.
+    # floor(x + 1/2) in integers: numpy's rounding to even would take one frame twice and skip its neighbor.
     numerator, denominator = ratio.numerator, ratio.denominator
     steps = np.arange(num_target, dtype=np.int64)
     return np.minimum((2 * steps * numerator + denominator) // (2 * denominator), num_frames - 1)

@@ -1,6 +1,6 @@
-"""State and action of one clip: read from any parquet with LeRobot's column names, written beside the clip.
+"""States and actions of one clip, read from any parquet file with LeRobot's column names.
 
-Axes: T frames, S state, A action, D either. Written as float32, lists, one row a frame.
+Axes: T frames, S state, A action, D either. They are written as lists of float32, one row per frame.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ SMALL_FILE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What the robot did during a clip.
+    """States and actions of the robot during a clip.
 
     Args:
-        num_rows: Rows of the source, one a frame.
-        state_TS: float32, or None where the source has no state.
-        action_TA: float32, or None where the source has no action.
+        num_rows: Rows of the source, one per frame.
+        state_TS: float32; None if the source has no state.
+        action_TA: float32; None if the source has no action.
     """
 
     num_rows: int
@@ -35,16 +35,16 @@ class Trajectory:
     action_TA: np.ndarray | None
 
     def at(self, rows: np.ndarray, action_kind: str = "absolute") -> Trajectory:
-        """Return the trajectory at other frames.
+        """Resample the trajectory.
 
         Args:
-            rows: Which row each frame takes, ascending, from `core.timeline.resampled_indices`.
-            action_kind: absolute: actions are picked, as states always are. delta: each frame gets the sum of its row
-                and of those up to the next frame's; frames that take the same row share it. So the motion of the
-                clip, the sum over its rows, stays what it was.
+            rows: Source row of each frame, ascending, from `dreamgen.data.timeline.resampled_indices`.
+            action_kind: "absolute" selects actions, as states always are. "delta" sums the rows from a frame's row up
+                to the next frame's row; frames with the same row divide it equally. This keeps the total motion, the
+                sum over all rows.
 
         Returns:
-            One row a frame, float32.
+            One row per frame, float32.
         """
         action_TA = self.action_TA
         if action_TA is not None and len(rows):
@@ -52,7 +52,7 @@ class Trajectory:
         return Trajectory(len(rows), None if self.state_TS is None else self.state_TS[rows], action_TA)
 
     def first(self, num_rows: int) -> Trajectory:
-        """Return the first rows, those that have a picture."""
+        """Return the first rows, those with a video frame."""
         parts = (None if values_TD is None else values_TD[:num_rows] for values_TD in (self.state_TS, self.action_TA))
         return Trajectory(min(num_rows, self.num_rows), *parts)
 
@@ -61,24 +61,24 @@ def read_trajectory(
     path: Path, state_dim: int | None = None, action_dim: int | None = None, episode_index: int | None = None,
     include_state: bool = True,
 ) -> Trajectory:  # fmt: skip
-    """Read `observation.state` and `action` where the file has them.
+    """Read `observation.state` and `action`, if the file has them.
 
     Args:
-        path: Parquet with one row a frame.
-        state_dim: Features that the state must have; None: any.
-        action_dim: Features that the action must have; None: any.
-        episode_index: Only the rows of this episode, for files that hold several; None: all rows.
+        path: Parquet file with one row per frame.
+        state_dim: Required length of the state; None for any.
+        action_dim: Required length of the action; None for any.
+        episode_index: Read only the rows of this episode, in a file of several; None for all rows.
         include_state: Whether to read the state.
 
     Raises:
         UserError: if the file is missing or damaged, a vector has the wrong length, or a value is not finite.
     """
-    there = read_schema(path).names
+    available = read_schema(path).names
     for name, dim in ((STATE, state_dim), (ACTION, action_dim)):
-        if dim is not None and name not in there:
-            raise UserError(f"{path} has no column {name}", actual=", ".join(there)[:200])
+        if dim is not None and name not in available:
+            raise UserError(f"{path} has no column {name}", actual=", ".join(available)[:200])
     wanted = (STATE, ACTION) if include_state else (ACTION,)
-    names = [name for name in wanted if name in there]
+    names = [name for name in wanted if name in available]
     filters = None if episode_index is None else [("episode_index", "=", episode_index)]
     table = read_columns(path, names or None, filters)
     return Trajectory(
@@ -89,7 +89,7 @@ def read_trajectory(
 
 
 def write_trajectory(path: Path, trajectory: Trajectory) -> None:
-    """Write the vectors that there are as lists of float32, atomically."""
+    """Write states and actions, if there are any, as lists of float32, atomically."""
     vectors = {ACTION: trajectory.action_TA, STATE: trajectory.state_TS}
     columns = {
         name: pa.array(list(values_TD), pa.list_(pa.float32()))
@@ -101,7 +101,7 @@ def write_trajectory(path: Path, trajectory: Trajectory) -> None:
 
 
 def read_schema(path: Path) -> pa.Schema:
-    """Return the columns of a parquet file.
+    """Return the schema of a parquet file.
 
     Raises:
         UserError: if it is missing or not parquet.
@@ -123,7 +123,7 @@ def read_columns(path: Path, names: list[str] | None, filters: list | None = Non
     try:
         if filters is not None:
             return pq.read_table(path, columns=names, filters=filters)
-        # A small file is read in this thread: to wake others takes longer than reading.
+        # Read a small file in this thread: starting others takes longer than reading.
         with pq.ParquetFile(path, pre_buffer=False) as file:
             return file.read(names, use_threads=path.stat().st_size > SMALL_FILE_BYTES)
     except (pa.ArrowException, OSError, KeyError) as error:

@@ -22,15 +22,15 @@ from av.container import InputContainer
 from dreamgen.errors import UserError
 from dreamgen.run.files import atomic_file
 
-# Errors only: all three report on files otherwise, libav as soon as another library has it write to the terminal.
+# Log errors only: all three print information about files otherwise, libav once another library turns its log on.
 os.environ.setdefault("SVT_LOG", "1")
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 av.logging.set_libav_level(av.logging.ERROR)
 
 # One thread: with more, the encoders' output may depend on the machine, and clips are compared byte for byte.
 # x264's lookahead reads past the edge of small frames: 10 of 250 encodes of one 48x64 clip differed, none without it.
-# It has little to look at between key frames that are this close.
-# B-frames are off so that a stream copy may cut or join at any key frame without a lost or repeated frame.
+# Lookahead has little use with key frames this close together.
+# B-frames are off, so that a stream copy can cut or join at any key frame without losing or repeating a frame.
 ENCODERS = {
     "h264": (
         "libx264",
@@ -42,7 +42,7 @@ ENCODERS = {
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file holds; `num_frames` is counted, not read from the header."""
+    """Properties of a video file; `num_frames` is counted, not read from the header."""
 
     path: Path
     codec: str
@@ -57,8 +57,8 @@ def probe(path: str | Path) -> VideoInfo:
     """Open a video and count its frames without decoding them.
 
     Raises:
-        UserError: if the file is missing, cannot be opened (truncated, not a video), ends before its header says,
-            or has no frames.
+        UserError: if the file is missing, cannot be opened (truncated, not a video), has fewer frames than its header
+            states, or has no frames.
     """
     path = Path(path)
     with _open(path) as container:
@@ -67,13 +67,13 @@ def probe(path: str | Path) -> VideoInfo:
 
 @contextmanager
 def open_packets(path: str | Path) -> Iterator[tuple[VideoInfo, av.VideoStream, list[av.Packet]]]:
-    """Open a short video once for all that is asked of it: what `probe` says, and its encoded frames.
+    """Open a short video once for both its properties and its encoded frames.
 
     Yields:
-        What it holds; its stream, which decodes packets; all packets with content, in the order of the file.
+        The result of `probe`; the stream, which decodes packets; all packets with content, in file order.
 
     Raises:
-        UserError: as `probe` does.
+        UserError: as for `probe`.
     """
     path = Path(path)
     with _open(path) as container:
@@ -83,7 +83,7 @@ def open_packets(path: str | Path) -> Iterator[tuple[VideoInfo, av.VideoStream, 
 
 
 def _count(container: InputContainer, path: Path, packets: list[av.Packet] | None = None) -> VideoInfo:
-    """Demux to the end, count, and put the packets into a list where one is given."""
+    """Demux to the end and count frames; append the packets to the list, if one is passed."""
     stream = container.streams.video[0]
     codec = stream.codec_context
     num_frames = num_hidden = 0
@@ -91,7 +91,7 @@ def _count(container: InputContainer, path: Path, packets: list[av.Packet] | Non
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 raise _damaged(path, ValueError(f"the file ends within frame {num_frames}"))
-            # An edit list may hide packets that only feed the decoder.
+            # An edit list may hide packets that are only there for the decoder.
             num_frames += bool(packet.size and not packet.is_discard)
             num_hidden += bool(packet.size and packet.is_discard)
             if packets is not None and packet.size:
@@ -111,10 +111,10 @@ def _count(container: InputContainer, path: Path, packets: list[av.Packet] | Non
 
 
 def decode_frames(path: str | Path) -> Generator[av.VideoFrame]:
-    """Decode a video frame by frame, without the cost of turning each into RGB.
+    """Decode a video frame by frame, without converting frames to RGB.
 
     Yields:
-        PyAV frames in the order in which they are shown; `to_ndarray(format="rgb24")` gives frame_HWC.
+        PyAV frames in presentation order; `to_ndarray(format="rgb24")` gives frame_HWC.
 
     Raises:
         UserError: if the file is missing or damaged.
@@ -160,12 +160,12 @@ def write_video(
     path: str | Path, frames: Iterable[np.ndarray], fps: int | Fraction, codec: str = "h264", crf: int = 18,
     gop: int = 2,
 ) -> int:  # fmt: skip
-    """Encode frames to an mp4 whose bytes depend on nothing but the arguments; written atomically.
+    """Encode frames to an mp4, atomically. Its bytes depend on the arguments only.
 
     Args:
         path: The file to write.
         frames: frame_HWC each, uint8, 0-255, RGB, all of one even size.
-        fps: Frames a second.
+        fps: Frames per second.
         codec: A key of `ENCODERS`.
         crf: Quality, lower is better.
         gop: Frames between key frames.
@@ -185,13 +185,13 @@ def write_video(
 def video_writer(
     path: str | Path, fps: int | Fraction, codec: str = "h264", crf: int = 18, gop: int = 2
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """Open an mp4 that is given frame by frame, so that several can be written of one pass over their source.
+    """Open an mp4 for writing frame by frame, so that several files can be written in one pass over a source.
 
     Args:
-        path: As `write_video` takes it; the others too.
+        path, fps, codec, crf, gop: As for `write_video`.
 
     Yields:
-        What takes the next frame_HWC. The file is there, whole, when the context ends without an error.
+        A function that encodes the next frame_HWC. The complete file exists once the context ends without an error.
     """
     encoder, options = ENCODERS[codec]
     num_frames = 0
@@ -219,16 +219,16 @@ def video_writer(
 
 
 def fit_frame(frame_HWC: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
-    """Resize a frame with its aspect ratio kept.
+    """Resize a frame and keep its aspect ratio.
 
     Args:
         frame_HWC: uint8, RGB.
-        height: Wanted pixels.
-        width: Wanted pixels.
-        fit: "crop" fills the size and cuts what stands over, evenly; "pad" shows all and adds black borders.
+        height: Target height in pixels.
+        width: Target width in pixels.
+        fit: "crop" fills the size and crops both sides evenly; "pad" shows the whole frame with black borders.
 
     Returns:
-        frame_HWC of the wanted size; the same array when it has that size already.
+        frame_HWC of the target size; the same array if it has that size already.
     """
     source_height, source_width = frame_HWC.shape[:2]
     if (source_height, source_width) == (height, width):
@@ -266,7 +266,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def frame_sha256(frame_HWC: np.ndarray) -> str:
-    """Return the hash of a frame's size and pixels, the same whatever file it was read from.
+    """Return the hash of a frame's size and pixels, which does not depend on the file format.
 
     Args:
         frame_HWC: uint8, 0-255, RGB.
@@ -279,7 +279,7 @@ def frame_sha256(frame_HWC: np.ndarray) -> str:
 
 
 def write_png(path: str | Path, frame_HWC: np.ndarray) -> None:
-    """Write uint8 RGB pixels as PNG, without loss, atomically."""
+    """Write uint8 RGB pixels as a lossless PNG, atomically."""
     done, data = cv2.imencode(".png", cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2BGR))
     assert done, "PNG encoding of a uint8 array does not fail"
     with atomic_file(path) as temporary:

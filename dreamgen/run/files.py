@@ -1,4 +1,4 @@
-"""Writing so that a file or folder is whole or absent, and keeping paths that come from data inside their folder."""
+"""Atomic writes of files and folders, and checks that paths read from data stay inside their folder."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def _this_host() -> str:
 
 
 def _temporary_sibling(path: Path) -> Path:
-    # The suffix stays last: muxers and image writers choose their format by it.
+    # The suffix stays last: muxers and image writers choose the format by it.
     return path.with_name(f".{path.stem}.{os.getpid()}-{_this_host()}{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
 
 
 def _remove_stale_temporaries(folder: Path) -> None:
-    """Remove what processes of this host that are gone left half-written in a folder.
+    """Remove the temporary files that ended processes of this host left in a folder.
 
-    A process of another host cannot be seen from here; its temporaries, and all other files, are left alone.
+    Processes of other hosts are not visible, so their temporary files are kept, like all other files.
     """
     for entry in os.scandir(folder):
         match = TEMPORARY.fullmatch(entry.name)
@@ -40,7 +40,7 @@ def _remove_stale_temporaries(folder: Path) -> None:
         try:
             if time.time() - entry.stat(follow_symlinks=False).st_mtime <= STALE_AFTER_S:
                 continue
-        except FileNotFoundError:  # another process swept it
+        except FileNotFoundError:  # another process removed it
             continue
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path, ignore_errors=True)
@@ -49,25 +49,25 @@ def _remove_stale_temporaries(folder: Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Say whether a process of this machine is there, whoever owns it."""
+    """Return whether a process of this machine is running, whoever owns it."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # the process of another user
         return True
     return True
 
 
-def _share(path: Path, mode: int) -> None:
-    # Some writers make files that only their owner reads; a run folder is for the whole team, as far as umask allows.
+def _make_readable(path: Path, mode: int) -> None:
+    # Some libraries create files that only the owner can read; a run folder is for the team, as far as umask allows.
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(mode & ~umask)
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file's bytes, or the names in a folder, are on the disk."""
+    """Wait until a file's bytes, or a folder's entries, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -80,17 +80,17 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success it is synced and renamed to `path`.
 
     Args:
-        path: The final file. Its folder is made; an existing file is replaced in one step.
+        path: The final file. Its folder is created; an existing file is replaced atomically.
 
     Raises:
-        Whatever the body raises; the temporary file is removed then and `path` is left as it was.
+        Whatever the body raises; then the temporary file is removed and `path` is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(path)
     try:
         yield temporary
-        _share(temporary, 0o666)
+        _make_readable(temporary, 0o666)
         fsync(temporary)
         temporary.replace(path)
         fsync(path.parent)
@@ -100,9 +100,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary sibling folder; on success it becomes `path`, so the folder is whole or absent.
+    """Yield a temporary sibling folder; on success it is renamed to `path`, so the folder is complete or absent.
 
-    Siblings that a killed process of this host left behind are removed first.
+    Temporary siblings of killed processes of this host are removed first.
 
     Raises:
         UserError: if `path` already exists; nothing that a user made is ever replaced.
@@ -120,7 +120,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         for folder, _, names in os.walk(temporary, topdown=False):
             for name in names:
-                _share(Path(folder) / name, 0o666)
+                _make_readable(Path(folder) / name, 0o666)
                 fsync(Path(folder) / name)
             fsync(Path(folder))
         temporary.rename(path)
@@ -164,28 +164,28 @@ def sha256_of_file(path: str | Path) -> str:
 
 
 def inside(root: str | Path, relative: str | Path, named_by: str) -> Path:
-    """Resolve a path that came from data and refuse one that leaves `root`.
+    """Resolve a path read from data, and refuse a path outside `root`.
 
-    A snapshot in the Hugging Face cache consists of links into the blobs beside it; these count as inside.
+    A snapshot in the Hugging Face cache consists of links to the blobs folder beside it; these count as inside.
 
     Args:
-        root: The folder that the data owns.
-        relative: The path as the data gives it.
-        named_by: Where it was read, for the error (a file, a row).
+        root: The folder of the data.
+        relative: The path in the data.
+        named_by: Where the path was read (a file, a row), for the error.
 
     Returns:
         The resolved absolute path; it need not exist.
 
     Raises:
-        UserError: if the path is absolute, leads outside `root` through `..` or a symbolic link, or cannot be one.
+        UserError: if the path is absolute, leads outside `root` through `..` or a symbolic link, or is not valid.
     """
     root = Path(root).resolve()
     try:
         resolved = (root / relative).resolve()
-        os.lstat(resolved)  # says of a name that it is too long
+        os.lstat(resolved)  # raises an error for a name that is too long
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a cycle of links
         raise UserError(f"{named_by} names no path", actual=f"{str(relative)[:80]!r}: {error}"[:200]) from None
     owned = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
     lexically_inside = Path(os.path.normpath(root / relative)).is_relative_to(root)
@@ -205,7 +205,7 @@ def inside(root: str | Path, relative: str | Path, named_by: str) -> Path:
 
 
 def existing_folder(path: str | Path, purpose: str) -> Path:
-    """Return `path` if it is a folder with something in it.
+    """Return `path` if it is a folder that is not empty.
 
     Raises:
         UserError: if it is missing, a file, or empty.

@@ -1,7 +1,7 @@
-"""`jobs.parquet`, written and read in pieces, and the clips of a run that came through every stage.
+"""Reading and writing `jobs.parquet` in batches, and the clips that passed every stage.
 
-Equal texts stand once on the disk. In memory are never more than a few thousand jobs at a time, besides what a caller
-asks for by column.
+The file stores repeated texts once. No more than a few thousand jobs are held in memory as objects; a caller may also
+read whole columns.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COLUMNS = tuple(map(stored_name, FIELDS))
 
 
 def write_jobs(path: Path, jobs: Iterable[Job]) -> None:
-    """Write jobs as parquet, one row a clip, atomically."""
+    """Write jobs as parquet, one row per clip, atomically."""
     import pyarrow as pa
 
     remaining = iter(jobs)
@@ -42,7 +42,7 @@ def write_jobs(path: Path, jobs: Iterable[Job]) -> None:
 
 
 def write_job_tables(path: Path, tables: Iterable[Any]) -> None:
-    """Write tables with the columns of `Job` one after another as one file, atomically."""
+    """Write tables with the columns of `Job` to one file, in order, atomically."""
     import pyarrow.parquet as pq
 
     with atomic_file(path) as temporary, pq.ParquetWriter(temporary, job_schema(), compression="zstd") as writer:
@@ -56,7 +56,7 @@ def write_job_tables(path: Path, tables: Iterable[Any]) -> None:
 
 
 def iter_job_tables(path: Path, columns: Sequence[str] = COLUMNS) -> Iterator[Any]:
-    """Read a jobs table in pieces, in planned order.
+    """Read a jobs table in batches, in planned order.
 
     Yields:
         pyarrow.Table with the named columns.
@@ -73,7 +73,7 @@ def iter_job_tables(path: Path, columns: Sequence[str] = COLUMNS) -> Iterator[An
 
 
 def job_columns(path: Path, columns: Sequence[str]) -> Any:
-    """Read some columns of all jobs; texts that repeat are held once.
+    """Read some columns of all jobs; repeated texts are dictionary-encoded.
 
     Returns:
         pyarrow.Table in planned order.
@@ -99,7 +99,7 @@ def read_jobs(path: Path) -> list[Job]:
 
 
 def iter_jobs(path: Path, rows: np.ndarray | None = None) -> Iterator[Job]:
-    """Read jobs one after another, in planned order.
+    """Iterate over jobs in planned order.
 
     Args:
         path: The jobs table.
@@ -124,11 +124,11 @@ def iter_jobs(path: Path, rows: np.ndarray | None = None) -> Iterator[Job]:
 
 @dataclass(frozen=True)
 class JobRows:
-    """Some of a run's jobs, read from the disk as they are gone through.
+    """A selection of a run's jobs, read from disk during iteration.
 
     Args:
         path: The jobs table.
-        rows: Their numbers in it, int64, ascending.
+        rows: Indices of the selected rows, int64, ascending.
     """
 
     path: Path
@@ -141,15 +141,15 @@ class JobRows:
         return iter_jobs(self.path, self.rows)
 
     def where(self, keep: Any) -> JobRows:
-        """Return those for which `keep`, bool of the same length, is true."""
+        """Select the jobs for which `keep`, bool of the same length, is true."""
         return JobRows(self.path, self.rows[keep])
 
     def first(self, num: int) -> JobRows:
-        """Return the first `num` of them."""
+        """Select the first `num` jobs."""
         return JobRows(self.path, self.rows[:num])
 
     def is_one_of(self, column: str, values: Iterable[Any]) -> Any:
-        """Say of each job whether a text column has one of some values; None stands for none. bool, one a job."""
+        """Return for each job whether a text column has one of the values (None matches null): bool, one per job."""
         import numpy as np
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -160,7 +160,7 @@ class JobRows:
         return np.append(known, None in values)[np.asarray(texts.indices.fill_null(len(known)))]
 
     def distinct(self, columns: Sequence[str]) -> JobRows:
-        """Return the first job of each distinct set of values."""
+        """Select the first job of each distinct combination of values."""
         import numpy as np
 
         table, numbers = job_columns(self.path, columns), np.zeros(len(self), np.int64)
@@ -173,7 +173,7 @@ class JobRows:
 
 
 def generated_jobs(run: RunFolder, stage: str) -> JobRows:
-    """Return the jobs whose clips were generated, as the journal says, for a stage that works on them.
+    """Select the jobs whose clips were generated, according to the journal, for a stage that works on clips.
 
     Raises:
         UserError: if nothing is planned or generated.
@@ -189,19 +189,19 @@ def generated_jobs(run: RunFolder, stage: str) -> JobRows:
 
 
 def with_records(jobs: JobRows, run: RunFolder, stage: str) -> Iterator[tuple[Job, JournalRecord | None]]:
-    """Go through jobs with each one's latest record of a stage; only a few thousand are in memory as objects."""
+    """Iterate over jobs and their latest records of a stage; only a few thousand are in memory as objects."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     table = latest_records(run.journal, stage)
-    for some in itertools.batched(jobs, BATCH):
-        ids = pa.array([job.clip_id for job in some], pa.string())
+    for batch in itertools.batched(jobs, BATCH):
+        ids = pa.array([job.clip_id for job in batch], pa.string())
         records = {r.clip_id: r for r in records_of(table.filter(pc.is_in(table["clip_id"], value_set=ids)))}
-        yield from ((job, records.get(job.clip_id)) for job in some)
+        yield from ((job, records.get(job.clip_id)) for job in batch)
 
 
 def accepted_clips(run: RunFolder) -> list[AcceptedClip]:
-    """Collect the clips that were generated, labelled and accepted, in planned order.
+    """Return the clips that were generated, labeled and accepted, in planned order.
 
     Raises:
         UserError: if jobs or verdicts are missing.
@@ -210,7 +210,7 @@ def accepted_clips(run: RunFolder) -> list[AcceptedClip]:
 
 
 def iter_accepted_clips(run: RunFolder) -> Iterator[AcceptedClip]:
-    """Yield what `accepted_clips` collects; of the journals, only packed columns are in memory.
+    """Yield the clips of `accepted_clips`; the journals are in memory as columns only.
 
     Raises:
         UserError: if jobs or verdicts are missing.
@@ -227,9 +227,9 @@ def iter_accepted_clips(run: RunFolder) -> Iterator[AcceptedClip]:
         is_accepted &= _is_ok(ids, table)
     rows = np.flatnonzero(is_accepted)
     for begin in range(0, len(rows), BATCH):
-        some = ids.take(rows[begin : begin + BATCH]).combine_chunks()
-        generated, labelled, verdicts = (
-            {r.clip_id: r for r in records_of(table.filter(pc.is_in(table["clip_id"], value_set=some)))}
+        batch_ids = ids.take(rows[begin : begin + BATCH]).combine_chunks()
+        generated, labeled, verdicts = (
+            {r.clip_id: r for r in records_of(table.filter(pc.is_in(table["clip_id"], value_set=batch_ids)))}
             for table in tables
         )
         for job in iter_jobs(run.jobs, rows[begin : begin + BATCH]):
@@ -239,7 +239,7 @@ def iter_accepted_clips(run: RunFolder) -> Iterator[AcceptedClip]:
                 video=run.clip_file(job.clip_id),
                 num_frames=int(made["num_frames"]),
                 label=run.label_file(job.clip_id),
-                scores={**labelled[job.clip_id].metrics, **verdicts[job.clip_id].metrics},
+                scores={**labeled[job.clip_id].metrics, **verdicts[job.clip_id].metrics},
                 safety_checker=made.get("safety_checker"),
             )
 

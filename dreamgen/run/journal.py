@@ -23,7 +23,7 @@ from dreamgen.run.write_errors import storage_errors_as_user_errors
 
 RECORDS_A_FILE = 20_000
 MAX_PENDING = 1_000
-COMPACT_FROM = 1_000  # a shorter file stays lines that people can read
+COMPACT_FROM = 1_000  # a shorter file stays readable JSON lines
 REMOTE_COMMIT_EVERY_S = 1.0  # each commit to an object store is an object
 FIELDS = [METRICS_KEY if f.name == "metrics" else f.name for f in fields(JournalRecord)]
 
@@ -52,17 +52,17 @@ class Journal:
             self._begin_file()
 
     def append(self, record: JournalRecord) -> None:
-        """Write one record and sync it; it stands once this returns."""
+        """Write one record and sync it; it is durable once this returns."""
         self._commit([_stamped(record)])
 
     def add(self, record: JournalRecord) -> list[JournalRecord]:
-        """Hand a record over to be synced soon, together with others.
+        """Queue a record; it is synced soon, together with others.
 
         Returns:
             The records that were synced since the last call, in order; only these are done.
 
         Raises:
-            UserError: if the disk is full or cannot be written to; what was not returned is not done.
+            UserError: if the disk is full or cannot be written to; records not returned are not done.
         """
         if self._thread is None:
             self._thread = threading.Thread(target=self._commit_what_comes, daemon=True)
@@ -75,7 +75,7 @@ class Journal:
         return self._take_synced()
 
     def flush(self) -> list[JournalRecord]:
-        """Sync all that was handed over, and return what `add` has not returned yet."""
+        """Sync all queued records, and return those that `add` has not returned yet."""
         if self._thread is not None:
             thread, self._thread = self._thread, None
             self._wake.set()
@@ -88,7 +88,7 @@ class Journal:
         return self._take_synced()
 
     def close(self) -> None:
-        """Sync what is left and close the file; one without records is removed, a long one compacted."""
+        """Sync the remaining records and close the file; an empty file is removed, a long one compacted."""
         try:
             self.flush()
         finally:
@@ -101,7 +101,7 @@ class Journal:
         if kind is None:
             self.close()
             return
-        with suppress(Exception):  # the first error is the one to tell; what could not be synced is work not done
+        with suppress(Exception):  # report the first error; records that were not synced are not done
             self.close()
 
     def _take_synced(self) -> list[JournalRecord]:
@@ -139,7 +139,7 @@ class Journal:
             else:
                 assert self._stream is not None, "a local journal has a file open"
                 if os.fstat(self._stream.fileno()).st_nlink == 0:
-                    self._begin_file()  # taken for a dead process's and compacted
+                    self._begin_file()  # another process compacted it
                 self._stream.write(("\n".join(lines) + "\n").encode())
                 self._stream.flush()
                 os.fsync(self._stream.fileno())
@@ -156,7 +156,7 @@ class Journal:
         if not self.folder.is_remote:
             path = Path(self.folder.place) / f"{self._stem}.jsonl"
             self._stream, self._parts = path.open("ab"), [path.name]
-            # Or a crash of the machine could take the file's name, and every record with it.
+            # Otherwise a crash of the machine could lose the file's entry, and every record with it.
             fsync(path.parent)
             fsync(path.parent.parent)
 
@@ -172,12 +172,12 @@ class Journal:
 
 
 def latest_records(folder: Path | Store, stage: str, columns: tuple[str, ...] = COLUMNS) -> Any:
-    """Read the named columns of each clip's latest record; a million take seconds and no Python object each.
+    """Read the named columns of each clip's latest record; a million take seconds, without Python objects.
 
     Args:
         folder: `journal/` of the run; it may not exist yet.
         stage: generate, label or curate.
-        columns: Of `journal_files.COLUMNS`; `clip_id` and `time_s` are among the answer in any case.
+        columns: Of `journal_files.COLUMNS`; `clip_id` and `time_s` are always included.
 
     Returns:
         pyarrow.Table, one row a clip.
@@ -187,7 +187,7 @@ def latest_records(folder: Path | Store, stage: str, columns: tuple[str, ...] = 
 
 
 def read_journal(folder: Path | Store, stage: str) -> dict[str, JournalRecord]:
-    """Read a stage's records whole, the latest for each clip; `latest_records` is for what is to be counted.
+    """Read a stage's records whole, the latest for each clip; use `latest_records` for counting.
 
     Args:
         folder: `journal/` of the run; it may not exist yet.

@@ -1,11 +1,11 @@
-"""The files of a journal: lines of JSON while they are written, parquet once they are full; both read as one table.
+"""The files of a journal: JSON lines while they are written, parquet once they are full; both are read as one table.
 
-    STAGE-TIME-HOST-PID-NUMBER.jsonl     written now: locally it grows; in an object store, where nothing can be
-    STAGE-TIME-HOST-PID-NUMBER.PART.jsonl   appended, each commit is a part of its own
-    STAGE-TIME-HOST-PID-NUMBER.parquet   the same records, compacted
+    STAGE-TIME-HOST-PID-NUMBER.jsonl        open for appending, on a local disk
+    STAGE-TIME-HOST-PID-NUMBER.PART.jsonl   one commit, in an object store, which cannot append
+    STAGE-TIME-HOST-PID-NUMBER.parquet      the same records, compacted
 
-A file is removed only after the records that it held stand in another one. Between the two a record is there twice,
-which changes nothing: the last one of a clip counts.
+A file is removed only after its records are in another file. Until then a record exists twice, which is harmless: the
+latest record of a clip counts.
 """
 
 from __future__ import annotations
@@ -32,15 +32,18 @@ ABANDONED_AFTER_S = 24 * 3600.0
 
 
 def read_files(folder: Store, stage: str, columns: Sequence[str]) -> Any:
-    """Read the named columns of all of a stage's records, in the order of the files' names and within them.
+    """Read the named columns of all records of a stage, in the order of the file names and of the lines in a file.
 
     Args:
         folder: `journal/` of the run; it may not exist yet.
-        stage: What the files begin with.
+        stage: Prefix of the file names.
         columns: Of `COLUMNS`; the metrics are JSON.
 
     Returns:
         pyarrow.Table.
+
+    Raises:
+        UserError: if other processes replace files at every attempt to read them.
     """
     import pyarrow as pa
 
@@ -53,7 +56,7 @@ def read_files(folder: Store, stage: str, columns: Sequence[str]) -> Any:
         before, names = names, _names(folder, stage)
         if tables is not None and names == before:
             return pa.concat_tables(tables) if tables else schema(columns).empty_table()
-        # Files were compacted meanwhile; a folder that changes while it is listed may show neither old nor new.
+        # Files were compacted meanwhile. A listing of a folder that changes may omit both the old and the new file.
     raise UserError(f"{folder} changes faster than it can be read", next_step="try again")
 
 
@@ -66,7 +69,7 @@ def schema(columns: Iterable[str] = COLUMNS) -> Any:
 
 
 def table_of_lines(lines: Iterable[str | bytes], columns: Sequence[str] = COLUMNS) -> Any:
-    """Turn lines of JSON into a table; a line that a kill cut short is passed over: its clip counts as not done."""
+    """Convert JSON lines to a table. A line cut short by a kill is skipped, so its clip counts as not done."""
     import pyarrow as pa
 
     values: dict[str, list[Any]] = {name: [] for name in columns}
@@ -87,7 +90,7 @@ def table_of_lines(lines: Iterable[str | bytes], columns: Sequence[str] = COLUMN
 
 
 def latest(table: Any) -> Any:
-    """Keep of each clip the record with the highest `time_s`, of equal ones the last."""
+    """Keep the record with the highest `time_s` for each clip; the last one if several are equal."""
     import numpy as np
 
     if len(table) == 0:
@@ -111,9 +114,9 @@ def write_compacted(folder: Store, name: str, table: Any) -> None:
 
 
 def compact(folder: Store, stage: str) -> None:
-    """Put a stage's closed files together into one, where there are many or they are lines of JSON.
+    """Merge the closed files of a stage into one parquet file if there are many.
 
-    Files that a living process writes are left alone. Several processes may do this at once.
+    Files of running processes are left alone. Several processes may compact at the same time.
     """
     sizes = {name: size for name, size in folder.sizes().items() if name.startswith(f"{stage}-")}
     small = [name for name, size in sizes.items() if name.endswith(".parquet") and size < MERGED_BYTES]
@@ -124,7 +127,7 @@ def compact(folder: Store, stage: str) -> None:
     try:
         tables = [table for name in names if (table := _read(folder, name, COLUMNS)) is not None]
     except FileNotFoundError:
-        return  # another process is at it
+        return  # another process is compacting
     if tables:
         import pyarrow as pa
 
@@ -134,12 +137,12 @@ def compact(folder: Store, stage: str) -> None:
 
 
 def file_stem(stage: str) -> str:
-    """Return the beginning of the names of this process's files; of two made in one second the later one sorts last."""
+    """Return a new prefix for this process's file names; later prefixes sort last, even within one second."""
     return f"{stage}-{time.strftime('%Y%m%dT%H%M%S')}{time.time_ns() % 10**9:09d}-{os.uname().nodename}-{os.getpid()}"
 
 
 def is_closed(name: str) -> bool:
-    """Say whether nobody writes a file of lines any more: its process is gone, or was begun days ago elsewhere."""
+    """Return whether a JSON lines file has no writer: its process ended, or it began a day ago on another machine."""
     match = NAME.fullmatch(name)
     if match is None:
         return False
@@ -167,23 +170,23 @@ def _read(folder: Store, name: str, columns: Sequence[str]) -> Any:
     data = folder.read(name)
     if METRICS_KEY not in columns and (table := _read_fast(data, columns)) is not None:
         return table
-    return table_of_lines(data.split(b"\n"), columns)  # records hold U+2028 as it is
+    return table_of_lines(data.split(b"\n"), columns)  # not splitlines: records contain U+2028 unescaped
 
 
 def _read_fast(data: bytes, columns: Sequence[str]) -> Any:
-    """Read lines of JSON ten times as fast, if all are whole; None if one is not, or there is none."""
+    """Read JSON lines with pyarrow, ten times as fast; None if a line is incomplete or there are no lines."""
     import pyarrow as pa
     import pyarrow.json
 
     plain = schema(name for name in columns if name != "num_bytes")
-    asked = plain.append(pa.field(METRICS_KEY, pa.struct([("num_bytes", pa.int64())])))
-    how = pyarrow.json.ParseOptions(explicit_schema=asked, unexpected_field_behavior="ignore")
+    wanted = plain.append(pa.field(METRICS_KEY, pa.struct([("num_bytes", pa.int64())])))
+    options = pyarrow.json.ParseOptions(explicit_schema=wanted, unexpected_field_behavior="ignore")
     try:
-        table = pyarrow.json.read_json(pa.BufferReader(data), parse_options=how)
+        table = pyarrow.json.read_json(pa.BufferReader(data), parse_options=options)
     except pa.ArrowException:
         return None
-    numbers = pa.chunked_array([chunk.field("num_bytes") for chunk in table[METRICS_KEY].chunks], pa.int64())
-    values = {name: numbers if name == "num_bytes" else table[name] for name in columns}
+    num_bytes = pa.chunked_array([chunk.field("num_bytes") for chunk in table[METRICS_KEY].chunks], pa.int64())
+    values = {name: num_bytes if name == "num_bytes" else table[name] for name in columns}
     if "attempt" in values:
         values["attempt"] = values["attempt"].fill_null(1)
     return pa.table(values, schema=schema(columns))

@@ -42,12 +42,12 @@ class RobotFeatures:
 
     Args:
         robot_type: As in LeRobot's info.json.
-        camera: The video feature that was used, or None for a plain folder of videos.
-        views: Of several cameras, where each is in the picture; empty where one fills it.
-        state_names: One name a dimension; empty without states.
-        action_names: One name a dimension; empty without actions.
+        camera: The video feature; None for a plain folder of videos.
+        views: The tile of each camera in the image; empty for a single camera.
+        state_names: One name per dimension; empty without states.
+        action_names: One name per dimension; empty without actions.
         modality: GR00T's modality.json of the source, or None.
-        source: Where the demonstrations were read, and their layout.
+        source: Path and layout of the demonstrations.
     """
 
     robot_type: str = "unknown"
@@ -60,7 +60,7 @@ class RobotFeatures:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RobotFeatures:
-        """Read what `asdict` and JSON made of one."""
+        """Create the features from the result of `dataclasses.asdict`, for example after JSON."""
         names = {key: tuple(values[key]) for key in ("state_names", "action_names")}
         views = tuple(View.from_dict(view) for view in values.get("views", ()))
         return cls(**{**values, **names, "views": views})

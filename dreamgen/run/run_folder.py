@@ -1,4 +1,4 @@
-"""The run folder: where each stage's files lie, and the record of the settings that made them."""
+"""The run folder: the paths of every stage's files, and the settings that they were made with."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ ALWAYS_RECORDED = ("out", "demos", *SHARED)
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """Paths of one run; stages meet only here.
+    """Paths of one run; stages exchange data only through these files.
 
     Args:
-        root: The folder on this machine. Of a run in an object store it holds what was needed from there so far.
-        store: The object store; None for a run on this machine.
+        root: The local folder. For a run in an object store, a cache of the files that were needed so far.
+        store: The object store; None for a local run.
     """
 
     root: Path
@@ -37,14 +37,14 @@ class RunFolder:
 
     @classmethod
     def of(cls, settings: Settings, may_be_remote: bool = False) -> RunFolder:
-        """Return the run folder that the settings name.
+        """Return the run folder of the settings.
 
         Args:
             settings: `out` is used.
             may_be_remote: Whether the caller reads and writes through `fetch` and `publish`.
 
         Raises:
-            UserError: if none is named, it cannot be written to, or it is in an object store and must not be.
+            UserError: if `out` is not set, is not writable, or is in an object store and must be local.
         """
         if not settings.out:
             raise UserError("no run folder given", next_step="add --out runs/NAME")
@@ -81,19 +81,19 @@ class RunFolder:
     report = property(lambda self: self.root / "report.html")
 
     def clip_file(self, clip_id: str) -> Path:
-        """Return where a clip's mp4 lies; two hex digits of the id keep folders small."""
+        """Return the path of a clip's mp4; subfolders by the first two hex digits keep folders small."""
         return self.clips / clip_id[:2] / f"{clip_id}.mp4"
 
     def label_file(self, clip_id: str) -> Path:
-        """Return where a clip's actions and states lie (parquet, one row a frame)."""
+        """Return the path of a clip's actions and states (parquet, one row per frame)."""
         return self.labels / clip_id[:2] / f"{clip_id}.parquet"
 
     def first_frame_file(self, sha256: str) -> Path:
-        """Return where a first frame lies, already at the clip's size (PNG, RGB), by the hash of its pixels."""
+        """Return the path of a first frame at the clip's size (PNG, RGB), named by the hash of its pixels."""
         return self.first_frames / sha256[:2] / f"{sha256[:32]}.png"
 
     def need(self, path: Path, made_by: str) -> Path:
-        """Return `path`, or say which command makes it.
+        """Return `path`, or raise an error that names the command that makes it.
 
         Raises:
             UserError: if it does not exist.
@@ -108,19 +108,19 @@ class RunFolder:
         return str(self.store or self.root)
 
     def shown(self, path: Path) -> Path | Store:
-        """Return a path of this run as its users know it: in the object store, where the run is there."""
+        """Return a path of this run as users know it: for a run in an object store, its URL."""
         return self.store / self._name(path) if self.store else path
 
     def absolute(self) -> RunFolder:
-        """Return this run by a path that holds in every working directory."""
+        """Return this run with an absolute path, which does not depend on the working directory."""
         return dataclasses.replace(self, root=self.root.resolve())
 
     def fetch(self, path: Path, anew: bool = False) -> Path:
-        """Bring a file of the run to this machine, where the run is in an object store.
+        """Download a file of the run if the run is in an object store.
 
         Args:
-            path: Where it lies, or is to lie, below `root`.
-            anew: Replace a copy that is here already; for files that change.
+            path: Its local path, below `root`.
+            anew: Replace an existing local copy; for files that change.
 
         Returns:
             `path`; it exists if the file does.
@@ -133,7 +133,7 @@ class RunFolder:
         return path
 
     def fetch_folder(self, path: Path) -> Path:
-        """Bring a flat folder of the run to this machine, where the run is in an object store."""
+        """Download the files of a folder, without its subfolders, if the run is in an object store."""
         if self.store is not None:
             for name, size in self.store.sizes(self._name(path)).items():
                 if not (path / name).is_file() or (path / name).stat().st_size != size:
@@ -141,11 +141,11 @@ class RunFolder:
         return path
 
     def publish(self, path: Path, keep: bool = True) -> None:
-        """Copy a file that was written on this machine to the object store, where the run is there.
+        """Upload a local file if the run is in an object store.
 
         Args:
             path: Below `root`.
-            keep: Leave the copy on this machine.
+            keep: Keep the local copy.
         """
         if self.store is not None:
             self.store.upload(path, self._name(path))
@@ -156,12 +156,12 @@ class RunFolder:
         return path.relative_to(self.root).as_posix()
 
     def check_unchanged(self, settings: Settings, sections: Sequence[str], but: Sequence[str] = ()) -> None:
-        """Refuse to go on in a run that was made with other settings.
+        """Refuse to continue a run with changed settings.
 
         Args:
-            settings: What the command was asked to do.
-            sections: The stages whose output is being continued.
-            but: Settings of those stages that may change all the same.
+            settings: Settings of the current command.
+            sections: The stages whose output is continued.
+            but: Settings of those stages that may change.
 
         Raises:
             UserError: listing each setting that differs from run.yaml.
@@ -180,18 +180,18 @@ class RunFolder:
             )
 
     def record(self, settings: Settings, sections: Sequence[str]) -> None:
-        """Write the settings of a stage that ran, and those that all stages share, into run.yaml."""
+        """Write the settings of a finished stage, and the settings shared by all stages, to run.yaml."""
         self.fetch(self.settings_file, anew=True)
         recorded: dict[str, Any] = read_yaml(self.settings_file) if self.settings_file.exists() else {}
         plain = as_plain(settings)
         for path, setting in all_settings().items():
-            if setting.option.scope == "call":  # a limit that was recorded would stop every later call too
+            if setting.option.scope == "call":  # a recorded limit would also stop every later call
                 *sections_above, name = path.split(".")
                 functools.reduce(dict.__getitem__, sections_above, plain)[name] = setting.default
         if "demos" in recorded and "prepare" not in sections:
-            plain["demos"] = recorded["demos"]  # another stage did not read what it was given
+            plain["demos"] = recorded["demos"]  # other stages do not read it
         if "model" in recorded and "generate" not in sections:
-            plain["model"]["safety_checker"] = recorded["model"]["safety_checker"]  # it watched over the clips, or not
+            plain["model"]["safety_checker"] = recorded["model"]["safety_checker"]  # of the clips
         for name in (*ALWAYS_RECORDED, *sections):
             recorded[name] = plain[name]
         write_text(self.settings_file, yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True))
@@ -199,12 +199,12 @@ class RunFolder:
 
 
 def as_plain(settings: Settings) -> dict[str, Any]:
-    """Return settings as nested dicts of plain values, as they stand in YAML."""
+    """Return settings as nested dicts of plain values, as in YAML."""
     return draccus.encode(settings)
 
 
 def _copy_of(out: str) -> Path:
-    """Return the folder of this machine that holds what was needed so far of a run in an object store."""
+    """Return the local cache folder of a run in an object store."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = out.partition("?")[0].rstrip("/").rpartition("/")[2]
     return cache / "dreamgen" / f"{name}-{hashlib.sha256(out.encode()).hexdigest()[:12]}"

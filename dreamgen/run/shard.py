@@ -1,4 +1,4 @@
-"""A share of a job's clips, so that several drivers make one job without ever making the same clip."""
+"""Shards: disjoint parts of a run's clips, so that several drivers never generate the same clip."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ DIGITS = (12, 20)  # of the id that are used; the first ones name the folder
 
 @dataclass(frozen=True)
 class Shard:
-    """The clips whose id leaves `index` when divided by `count`.
+    """The clips whose id modulo `count` equals `index`.
 
     Args:
         index: 0 to count - 1.
-        count: How many shares there are.
+        count: Number of shards.
     """
 
     index: int = 0
@@ -27,7 +27,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Read `i/n`.
+        """Parse `i/n`.
 
         Raises:
             UserError: if the text does not have this form, or i is not less than n.
@@ -35,7 +35,7 @@ class Shard:
         match = TEXT.fullmatch(text.strip())
         if not match or int(match[1]) >= int(match[2]):
             raise UserError(
-                "generate.shard is no share of a job", actual=text, allowed="i/n with i from 0 to n - 1, such as 0/4"
+                "generate.shard is not a shard", actual=text, allowed="i/n with i from 0 to n - 1, such as 0/4"
             )
         return cls(int(match[1]), int(match[2]))
 
@@ -43,11 +43,11 @@ class Shard:
         return f"{self.index}/{self.count}"
 
     def overlaps(self, other: Shard) -> bool:
-        """Return whether some ids belong to both shares."""
+        """Return whether some ids belong to both shards."""
         return (self.index - other.index) % math.gcd(self.count, other.count) == 0
 
     def holds(self, ids: Any) -> Any:
-        """Return for each id whether it belongs to this share.
+        """Return for each id whether it belongs to this shard.
 
         Args:
             ids: pyarrow strings of 20 hex digits.

@@ -1,7 +1,7 @@
-"""A folder that is local or in an object store, with the few operations that both can do whole or not at all.
+"""A folder on a local disk or in an object store, with the operations that both support atomically.
 
-A local write goes to a temporary name, is synced and renamed. An object appears whole when its upload ends, and there
-is no renaming and no appending: who wants a list that grows writes one object after another.
+A local write goes to a temporary file, which is synced and renamed. An object becomes visible when its upload ends. An
+object store can neither rename nor append, so a growing list is written as a series of objects.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ NUM_LISTED_AT_ONCE = 16
 
 
 def is_url(place: str | Path) -> bool:
-    """Say whether a place is in an object store (`s3://bucket/folder`) rather than on this machine."""
+    """Return whether a place is a URL of an object store (`s3://bucket/folder`) and not a local path."""
     return URL.fullmatch(str(place)) is not None
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder by its path or URL. Names are relative to it, with slashes.
+    """A folder, given by path or URL. File names are relative to it, with slashes.
 
     Args:
         place: A path, or a URL that pyarrow knows: s3://, gs://, abfs://; others through an installed fsspec library.
@@ -42,12 +42,12 @@ class Store:
         return self.place
 
     def __truediv__(self, name: str) -> Store:
-        address, mark, options = self.place.partition("?")  # the endpoint and region of a store stand behind it
+        address, mark, options = self.place.partition("?")  # the query holds the store's endpoint and region
         return Store(f"{address.rstrip('/')}/{name}{mark}{options}")
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is in an object store."""
+        """Whether the folder is in an object store."""
         return is_url(self.place)
 
     @cached_property
@@ -55,10 +55,10 @@ class Store:
         return _open(self.place)
 
     def __reduce__(self):
-        return Store, (self.place,)  # connections do not travel to other processes
+        return Store, (self.place,)  # connections cannot be pickled
 
     def sizes(self, below: str = "") -> dict[str, int]:
-        """List the files of the folder `below`, not of its own folders: name -> bytes."""
+        """List the files directly in the subfolder `below`: name -> bytes."""
         import pyarrow.fs as fs
 
         filesystem, root = self._opened
@@ -68,12 +68,12 @@ class Store:
         return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
 
     def sizes_in(self, folders: list[str]) -> Iterator[tuple[str, dict[str, int]]]:
-        """List several folders, some at once; `sizes` of each."""
+        """List several subfolders in parallel. Yields each name with its `sizes`."""
         with ThreadPoolExecutor(NUM_LISTED_AT_ONCE) as pool:
             yield from zip(folders, pool.map(self.sizes, folders), strict=True)
 
     def has(self, name: str) -> bool:
-        """Say whether there is such a file."""
+        """Return whether the file exists."""
         import pyarrow.fs as fs
 
         filesystem, root = self._opened
@@ -81,10 +81,10 @@ class Store:
             return filesystem.get_file_info(f"{root}/{name}").type == fs.FileType.File
 
     def open(self, name: str) -> Any:
-        """Open a file for reading at any place.
+        """Open a file for reading, with random access.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if it does not exist.
         """
         filesystem, root = self._opened
         with self._errors_as_user_errors():
@@ -94,13 +94,13 @@ class Store:
         """Return a file's bytes.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if it does not exist.
         """
         with self.open(name) as stream:
             return stream.read()
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all, replacing one of that name."""
+        """Write a file atomically; an existing file is replaced."""
         if not self.is_remote:
             with atomic_file(Path(self.place) / name) as temporary:
                 temporary.write_bytes(data)
@@ -110,25 +110,25 @@ class Store:
             stream.write(data)
 
     def remove(self, name: str) -> None:
-        """Remove a file; one that is gone is fine."""
+        """Remove a file; do nothing if it does not exist."""
         filesystem, root = self._opened
         with suppress(FileNotFoundError):
             filesystem.delete_file(f"{root}/{name}")
 
     def upload(self, file: Path, name: str) -> None:
-        """Copy a local file here; it appears whole when its last byte is there."""
-        # Read to its end first: a stream that is closed after half a file would leave half an object.
+        """Copy a local file into this folder, atomically."""
+        # Read the whole file first: a stream closed after an error would leave half an object.
         self.write(name, file.read_bytes())
 
     def download(self, name: str, file: Path) -> None:
-        """Copy a file to this machine, atomically.
+        """Copy a file to a local path, atomically.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if it does not exist.
         """
         with self.open(name) as source, atomic_file(file) as temporary, temporary.open("wb") as target:
-            while block := source.read(8 * 2**20):
-                target.write(block)
+            while chunk := source.read(8 * 2**20):
+                target.write(chunk)
 
     @contextmanager
     def _errors_as_user_errors(self, kind: type[UserError] = UserError) -> Iterator[None]:
@@ -156,7 +156,7 @@ def _open(place: str) -> tuple[Any, str]:
         return fs.LocalFileSystem(), str(Path(place).absolute())
     address = place
     if place.startswith("s3://") and "allow_delayed_open" not in place:
-        address += ("&" if "?" in place else "?") + "allow_delayed_open=true"  # a small object in one request
+        address += ("&" if "?" in place else "?") + "allow_delayed_open=true"  # reads a small object in one request
     try:
         if place.partition("://")[0] in OF_PYARROW:
             filesystem, path = fs.FileSystem.from_uri(address)
@@ -165,7 +165,7 @@ def _open(place: str) -> tuple[Any, str]:
             filesystem = fs.PyFileSystem(fs.FSSpecHandler(filesystem))
     except (pa.ArrowException, ImportError, OSError, ValueError) as error:
         raise UserError(
-            f"{place} is not a place that can be opened", actual=str(error)[:300],
+            f"{place} cannot be opened", actual=str(error)[:300],
             allowed="a path, s3://, gs://, abfs://, or what an installed fsspec library opens",
         ) from None  # fmt: skip
     return filesystem, path.rstrip("/")

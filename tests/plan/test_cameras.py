@@ -101,9 +101,9 @@ def test_what_shows_other_cameras_is_refused(tmp_path, settings):
     assert "NAME.ego_view.png, NAME.wrist.png" in str(caught.value)
 
     video = replace(settings.video, height=2 * HEIGHT)
-    with pytest.raises(UserError, match="where a picture of .* has not") as caught:
+    with pytest.raises(UserError, match="camera tiles of .* do not fit an image of") as caught:
         plan(replace(settings, video=video))
-    assert "video.height and video.width as prepare had them" in str(caught.value)
+    assert "set video.height and video.width as for prepare" in str(caught.value)
 
     (given / "scene.png").unlink()
     write_each(given)

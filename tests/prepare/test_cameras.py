@@ -38,7 +38,7 @@ def test_tiles_are_alike_even_and_apart(count, size, places):
 
 
 def test_a_picture_that_is_too_small_is_refused():
-    with pytest.raises(UserError, match="too small for so many cameras"):
+    with pytest.raises(UserError, match="too small for the number of cameras"):
         tiled_views(["camera"] * 50, 8, 8)
 
 

@@ -42,7 +42,7 @@ def test_shares_are_whole_and_apart():
 
 @pytest.mark.parametrize("text", ["1", "2/2", "-1/2", "a/b", "1/0", "", "1/2/3"])
 def test_what_is_no_share_is_refused(text):
-    with pytest.raises(UserError, match="no share of a job"):
+    with pytest.raises(UserError, match="is not a shard"):
         Shard.parse(text)
 
 
