@@ -4,7 +4,7 @@
     python benchmarks/export_speed.py --clips 4 --reference_clips 2 --height 96 --width 128 --num_frames 17
 
 Ours is the command `dreamgen export`, from its start to its end, with reading and decoding the clips; the reference is
-given frames that are decoded already, and only its calls are timed. CPU seconds, of all processes and threads, tell
+gets decoded frames, and only its calls are timed. CPU seconds, of all processes and threads, show
 what a busy machine hides. Memory is the sum of all processes' resident sets.
 """
 

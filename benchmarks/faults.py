@@ -113,14 +113,14 @@ def planned(folder: Path, name: str, args: argparse.Namespace) -> RunFolder:
     settings = tiny_settings(
         folder / name, world, folder / "pairs",
         plan={"num_seeds": -(-args.clips // 3), "num_inference_steps": args.steps},
-        generate={"num_workers": None, "resources_per_worker": {"dreamer": 1.0}},
+        generate={"num_workers": None, "resources_per_worker": {"worker": 1.0}},
     )  # fmt: skip
     return planned_run(settings)
 
 
 def add_node(cluster: Cluster) -> Any:
     """Let a node with room for one worker join."""
-    return cluster.add_node(**NODE, resources={"dreamer": 1})
+    return cluster.add_node(**NODE, resources={"worker": 1})
 
 
 def start_driver(cluster: Cluster, run: RunFolder) -> subprocess.Popen:

@@ -1,4 +1,4 @@
-"""Main memory of each process of a training over its steps: does it grow?
+"""RAM of each process of a training over its steps: does it grow?
 
     python benchmarks/finetune_host_memory.py --out benchmarks/results/finetune_host_memory.json
     python benchmarks/finetune_host_memory.py --num_steps 60 --every 10    # a smoke test

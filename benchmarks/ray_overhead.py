@@ -120,8 +120,8 @@ def measure(pool: WorkerPool, tasks: Iterable[Clip], num_clips: int) -> dict[str
             seen["sum"] += int(record.clip_id[5:])
         elapsed_s, cpu_s = time.monotonic() - begun_s, time.process_time() - cpu_s
     assert seen["done"] == num_clips and seen["sum"] == num_clips * (num_clips - 1) // 2, seen
-    marks = [samples[round(share * (len(samples) - 1))] for share in (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)]
-    return {"elapsed_s": elapsed_s, "driver_cpu_ms": 1000 * cpu_s / num_clips, "memory": marks}
+    sampled = [samples[round(share * (len(samples) - 1))] for share in (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)]
+    return {"elapsed_s": elapsed_s, "driver_cpu_ms": 1000 * cpu_s / num_clips, "memory": sampled}
 
 
 @contextmanager

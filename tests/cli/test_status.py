@@ -79,7 +79,7 @@ def test_the_command_prints_text_and_json(run, capsys):
     assert sorted(run.root.rglob("*")) == before  # it only reads
 
 
-def test_nothing_planned_is_said(tmp_path):
+def test_nothing_planned_is_an_error(tmp_path):
     with pytest.raises(UserError, match="does not exist yet") as caught:
         status(Settings(out=str(tmp_path)))
     assert "dreamgen plan" in caught.value.next_step

@@ -1,4 +1,4 @@
-"""Curate: each figure tells its kind of bad clip from good ones, and each verdict gives its reasons."""
+"""Curate: each score separates its kind of bad clip from good ones, and each verdict gives its reasons."""
 
 from dataclasses import replace
 
@@ -182,7 +182,7 @@ def test_a_clip_without_its_file_is_not_done(tmp_path):
     assert jobs[0].clip_id not in read_journal(RunFolder(tmp_path).journal, "curate")
 
 
-def test_of_many_refusals_the_first_are_told_and_all_are_in_the_table(tmp_path, monkeypatch):
+def test_notes_hold_the_first_of_many_rejections_and_the_table_all(tmp_path, monkeypatch):
     monkeypatch.setattr(curate_module, "NUM_NOTES", 2)
     monkeypatch.setattr(score_table_module, "ROWS_AT_ONCE", 3)
     write_generated_run(tmp_path, [static()] * 5 + [moving_square()] * 2)

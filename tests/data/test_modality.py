@@ -26,7 +26,7 @@ def test_a_whole_modality_stays_as_it_is():
         {"start": 0, "end": 3, "original_key": ["action"]}, {"start": 0, "end": 3, "original_key": "other"},
     ],
 )  # fmt: skip
-def test_a_bad_part_is_dropped_and_said_and_the_others_stay(part):
+def test_a_bad_part_is_dropped_with_a_note_and_the_others_stay(part):
     kept, problems = usable_modality({**WHOLE, "action": {"bad": part, "hand": {"start": 2, "end": 3}}}, SIZES)
     assert kept == {**WHOLE, "action": {"hand": {"start": 2, "end": 3}}}
     assert len(problems) == 1 and problems[0].startswith("modality.json's action bad ")

@@ -14,5 +14,5 @@ from dreamgen.data.prompts import bare_instruction
         ("The arm works.\n", "The arm works. ", ""),
     ],
 )
-def test_prefix_is_not_said_twice(text, prefix, bare):
+def test_prefix_is_not_repeated(text, prefix, bare):
     assert bare_instruction(text, prefix) == bare

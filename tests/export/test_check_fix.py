@@ -63,7 +63,7 @@ def test_repaired_datasets_are_clean(good, tmp_path, damage):
     assert check_stage(root, fix=True).metrics["changes"] == []
 
 
-def test_figures_are_those_that_lerobot_computed(good, tmp_path):
+def test_statistics_are_those_that_lerobot_computed(good, tmp_path):
     root = shutil.copytree(good(V30), tmp_path / "dataset")
     theirs = json.loads((root / STATS).read_text())
     delete(root / STATS)

@@ -57,9 +57,9 @@ def test_a_file_that_no_source_recognizes_is_refused_and_the_layouts_are_listed(
     (tmp_path / "demos").mkdir()
     (tmp_path / "demos/notes.md").write_text("hello")
     dreamgen = installed("extending/demo_source.md")
-    told = dreamgen("prepare", "--demos", tmp_path / "demos", "--out", tmp_path / "run", status=2).stderr
+    stderr = dreamgen("prepare", "--demos", tmp_path / "demos", "--out", tmp_path / "run", status=2).stderr
     for layout in ("a file episodes.jsonl", "meta/info.json", "GR1", "NAME.mp4 + NAME.txt"):
-        assert layout in told
+        assert layout in stderr
     lone = tmp_path / "demos/notes.md"
     assert "not a folder" in dreamgen("prepare", "--demos", lone, "--out", tmp_path / "run", status=2).stderr
 

@@ -1,4 +1,4 @@
-"""plan: sources, refusals, ids, and planning again."""
+"""plan: sources, refused rows, ids, and planning again."""
 
 from __future__ import annotations
 
@@ -114,10 +114,10 @@ def test_bad_pairs_are_refused_and_the_others_go_on(tmp_path, world, pairs):
     settings = tiny_settings(tmp_path / "run", world, pairs)
     result = plan(settings)
     assert result.metrics["num_jobs"] == 3 and result.metrics["num_refused"] == 8
-    refusals = "\n".join(note for note in result.notes if note.startswith("refused"))
+    refused = "\n".join(note for note in result.notes if note.startswith("refused"))
     for text in ("without_text.png has no instruction", "without_image.txt has no image", "instruction is empty",
                  "latin.txt is not UTF-8", "broken.jpg cannot", "several images", "outside its dataset"):  # fmt: skip
-        assert text in refusals, text
+        assert text in refused, text
 
 
 def test_nothing_usable_names_every_problem_and_writes_nothing(tmp_path, world):

@@ -36,8 +36,8 @@ def refused_one(settings, num_good):
 def test_missing_and_empty_folders(tmp_path, settings_for):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    for name, said in (("missing", "does not exist"), ("empty", "is empty"), ("file", "not a folder")):
-        with pytest.raises(UserError, match=said) as error:
+    for name, message in (("missing", "does not exist"), ("empty", "is empty"), ("file", "not a folder")):
+        with pytest.raises(UserError, match=message) as error:
             prepare(settings_for(tmp_path / name))
         assert error.value.actual == str(tmp_path / name)
     assert not (tmp_path / "run").exists()

@@ -46,10 +46,10 @@ def test_each_camera_is_where_the_features_say(tmp_path, settings_for):
     demos.write_lerobot_v21(tmp_path / "demos")
     demos.add_camera(tmp_path / "demos", WRIST, 40, 40)
     cameras = {"cameras": ["ego_view", WRIST]}
-    told = inspect(settings_for(tmp_path / "demos", prepare=cameras))
+    inspected = inspect(settings_for(tmp_path / "demos", prepare=cameras))
     result = prepare(settings_for(tmp_path / "demos", prepare=cameras))
     train = result.outputs["train"]
-    assert told.metrics["frames"] == result.metrics["frames"] == 72
+    assert inspected.metrics["frames"] == result.metrics["frames"] == 72
     features = RobotFeatures.from_dict(json.loads((train / "features.json").read_text()))
     assert features.camera == demos.CAMERA and features.views == tiled_views([demos.CAMERA, WRIST], 48, 64)
     assert features.views[1] == View(WRIST, 0, 32, 48, 32)

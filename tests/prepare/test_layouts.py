@@ -49,7 +49,7 @@ def test_lerobot_clips_keep_picture_state_and_action_together(write, source_fps,
 
 
 @pytest.mark.parametrize("write", LEROBOT, ids=lambda f: f.__name__)
-def test_features_are_carried_through(write, tmp_path, settings_for):
+def test_features_are_kept(write, tmp_path, settings_for):
     write(tmp_path / "demos", num_episodes=1)
     train = prepare(settings_for(tmp_path / "demos")).outputs["train"]
     features = RobotFeatures.from_dict(json.loads((train / "features.json").read_text()))

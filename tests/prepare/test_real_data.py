@@ -14,7 +14,7 @@ CAMERA = "observation.images.ego_view"
 def test_real_episodes(real_demos, settings_for):
     shape = {"height": 64, "width": 64, "num_frames": 33, "fps": 16}
     result = prepare(settings_for(real_demos, **shape))
-    said = "\n".join(result.notes)
+    notes = "\n".join(result.notes)
     for quirk in (
         "observation.images.egoview",
         '"valid" of 5 episodes',
@@ -23,7 +23,7 @@ def test_real_episodes(real_demos, settings_for):
         "0:100",
         "0.05 s",
     ):
-        assert quirk in said
+        assert quirk in notes
     assert result.metrics == {"used": 0, "changed": 5, "refused": 0, "frames": 1676, "seconds": 104.75}
     train = result.outputs["train"]
     with (train / "metadata.csv").open(newline="", encoding="utf-8") as stream:

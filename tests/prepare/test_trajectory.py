@@ -39,16 +39,16 @@ def test_deltas_by_hand():
 @pytest.mark.parametrize("fps", [8, 32])
 def test_prepare_resamples_deltas_and_says_how_it_takes_actions(fps, tmp_path, settings_for):
     demos.write_lerobot_v21(tmp_path / "demos", num_episodes=2, fps=fps)
-    said = (
+    finding = (
         "2 clips are resampled to 16 fps: actions are taken as absolute targets; "
         "set --prepare.action_kind=delta for per-frame deltas"
     )
     absolute = settings_for(tmp_path / "demos")
-    assert said in inspect(absolute).notes and said in prepare(absolute).notes
+    assert finding in inspect(absolute).notes and finding in prepare(absolute).notes
     delta = settings_for(tmp_path / "demos", out="delta", prepare={"action_kind": "delta"})
-    assert said not in inspect(delta).notes
+    assert finding not in inspect(delta).notes
     result = prepare(delta)
-    assert said not in result.notes
+    assert finding not in result.notes
     for index in range(2):
         action_TA = demos.make_episode(index, 24, fps, 48, 64).action_TA
         table = pq.read_table(result.outputs["train"] / f"trajectories/episode_{index:06d}.parquet")

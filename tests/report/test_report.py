@@ -66,7 +66,9 @@ class Page(HTMLParser):
 
     def tiles(self):
         labels, values, contexts = (self.all("p", name) for name in ("label", "value", "context"))
-        return {label[1]: (value[1], told[1]) for label, value, told in zip(labels, values, contexts, strict=True)}
+        return {
+            label[1]: (value[1], context[1]) for label, value, context in zip(labels, values, contexts, strict=True)
+        }
 
 
 def page_of(run: RunFolder) -> Page:
@@ -208,7 +210,7 @@ def test_run_folder_that_does_not_exist_is_refused(tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
-def test_unfinished_run_gets_a_page_that_says_what_is_missing(tmp_path):
+def test_incomplete_run_gets_a_page_that_lists_what_is_missing(tmp_path):
     whole = make_run(tmp_path / "whole", num_clips=3, rejected=0)
     empty = RunFolder(tmp_path / "empty")
     empty.root.mkdir()
