@@ -14,13 +14,13 @@ from draccus.utils import DraccusException
 from mergedeep import merge
 
 from dreamgen.config.command_tokens import read_tokens
-from dreamgen.config.paths import Setting, all_settings, nearest_setting
-from dreamgen.config.rules import check_values
-from dreamgen.config.settings import Settings
+from dreamgen.config.paths import Setting, all_settings, get_path, nearest_setting
+from dreamgen.config.settings import MAX_CRF, Settings
 from dreamgen.errors import Problems, UserError
 from dreamgen.run.store import Store, is_url
 
 SHARED = ("seed", "prompt_prefix", "model", "video")  # what all stages depend on
+MAX_H264_CRF = 51
 
 
 def parse_settings(
@@ -94,6 +94,24 @@ def settings_from_dict(values: dict[str, Any]) -> Settings:
     problems.raise_if_any("settings that cannot be read")
     check_values(settings)
     return settings
+
+
+def check_values(settings: Settings) -> None:
+    """Refuse values of the right type that cannot work, all at once.
+
+    Raises:
+        UserError: listing each.
+    """
+    problems, video = Problems(), settings.video
+    for path, setting in all_settings().items():
+        problem = setting.option.problem(path, get_path(settings, path))
+        if problem is not None:
+            problems.errors.append(problem)
+    if video.codec == "h264" and MAX_H264_CRF < video.crf <= MAX_CRF:
+        problems.add("video.crf is too large for h264", actual=video.crf, allowed=f"0 to {MAX_H264_CRF}")
+    if settings.export.real_share is not None and settings.export.mix_with is None:
+        problems.add("export.real_share needs real episodes", next_step="--export.mix_with=path/to/lerobot_dataset")
+    problems.raise_if_any("settings that cannot work")
 
 
 def _decode(cls: type, values: Any, prefix: str, problems: Problems) -> Any:

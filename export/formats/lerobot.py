@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from dreamgen.data.lerobot.file_layout import FileLimits
+from dreamgen.data.lerobot.modality import VECTORS, usable_modality
 from dreamgen.data.lerobot.writer import write_v21, write_v30
 from dreamgen.extensions.export_format import ExportFormat, FormatReader
 from dreamgen.run.files import read_json, write_json
 from export.check.lerobot import check_lerobot
 from export.check.repair import repair
 from export.episode_store import EpisodeStore
-from export.formats.lerobot_episodes import StoredEpisodes
-from export.modality import modality_json
-from export.spec import DatasetSpec
+from export.formats.lerobot_episodes import TASK_ANNOTATION, StoredEpisodes
+from export.spec import IMAGE_PREFIX, Camera, DatasetSpec
 from export.workers import Workers
 
 INFO = Path("meta", "info.json")
@@ -63,6 +63,32 @@ def write_lerobot_v21(
 def _video_size(spec: DatasetSpec) -> dict[str, Any]:
     return {"video.height": spec.height, "video.width": spec.width, "video.codec": spec.codec,
             "video.pix_fmt": spec.pix_fmt}  # fmt: skip
+
+
+def modality_json(spec: DatasetSpec) -> dict[str, dict[str, Any]]:
+    """Return modality.json: the parts that the demonstrations name, else one part that is the whole vector.
+
+    Parts that do not fit the vectors are left out; prepare has already reported them.
+    """
+    sizes = {VECTORS["state"]: len(spec.state_names), VECTORS["action"]: len(spec.action_names)}
+    given, _ = usable_modality(spec.modality, sizes)
+    parts = {
+        kind: given.get(kind) or ({"whole": {"start": 0, "end": sizes[column]}} if sizes[column] else {})
+        for kind, column in VECTORS.items()
+    }
+    names = given.get("video", {})
+    return {
+        **parts,
+        "video": {_video_name(camera, names): {"original_key": camera.name} for camera in spec.cameras},
+        "annotation": {TASK_ANNOTATION: {}},
+    }
+
+
+def _video_name(camera: Camera, given: dict[str, dict]) -> str:
+    for name, entry in given.items():
+        if entry.get("original_key", f"{IMAGE_PREFIX}{name}") == camera.source:
+            return name
+    return camera.short
 
 
 READER = FormatReader(

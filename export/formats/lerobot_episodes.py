@@ -23,11 +23,12 @@ from dreamgen.data.lerobot.writer import (
 from dreamgen.data.timeline import frame_time_s, frame_times_s
 from export.episode_store import EpisodeStore
 from export.episodes import ExportEpisode
-from export.modality import TASK_COLUMN
 from export.spec import DatasetSpec
 
 BYTES_OF_INDEX = 4 + 4 * 8  # timestamp and four indices of a row
 FEATURES = {"state": "observation.state", "action": "action"}
+TASK_ANNOTATION = "human.action.task_description"  # of GR00T's modality.json
+TASK_COLUMN = f"annotation.{TASK_ANNOTATION}"
 
 
 @dataclass(frozen=True)

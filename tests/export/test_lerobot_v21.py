@@ -17,7 +17,7 @@ from dreamgen.run.records import RobotFeatures
 from export import export_datasets
 from export.check import check
 from export.clips import generated_clips
-from export.modality import modality_json
+from export.formats.lerobot import modality_json
 from export.spec import dataset_spec
 from export.validation import validate_clips
 from tests.export.test_lerobot_v30 import assert_same_as_clips
