@@ -73,8 +73,8 @@ def line_plot(
         lines: In the order in which they are drawn. Lines with a name get a legend.
         label: Describes the plot to screen readers.
         x_label: Name of the x axis.
-        width_px: Of the picture.
-        height_px: Of the picture.
+        width_px: Of the plot.
+        height_px: Of the plot.
         from_zero: Let the y axis begin at 0 or below.
 
     Returns:
@@ -128,7 +128,7 @@ def strip_plot(
         label: Describes the plot to screen readers.
         x_labels: Of the first and the last point.
         css_classes: One for each line of a strip; a color of its own for each strip when not given.
-        width_px: Of the picture.
+        width_px: Of the plot.
         strip_height_px: Of each strip.
 
     Returns:

@@ -68,27 +68,27 @@ class RobotFeatures:
 
 @dataclass(frozen=True)
 class Job:
-    """One clip that is asked for: a row of `jobs.parquet`. Every field below `clip_id` determines the clip.
+    """One clip to generate: a row of `jobs.parquet`. The fields outside `NOT_IN_JOB_ID` determine the clip.
 
     Args:
         clip_id: 20 hex digits, `job_id` of the other fields.
-        first_frame_sha256: Hash of the pixels (height, width and RGB bytes) that the clip begins with, at its size;
-            several frames stand below one another. None for a clip from text alone.
-        num_conditioning_frames: Frames that the clip begins with: 1 (an image), 5 (a short video), 0 (text alone).
-        instruction: The task in words, as the dataset will carry it.
-        prompt: What the model reads: prefix + instruction.
-        negative_prompt: What guidance steers away from.
-        seed: Together with the id it draws the noise.
+        first_frame_sha256: Hash of the conditioning frames (height, width and RGB bytes) at the clip's size, stacked
+            vertically. None for a clip from text alone.
+        num_conditioning_frames: 1 (an image), 5 (a short video) or 0 (text alone).
+        instruction: The task in words, as in the exported dataset.
+        prompt: Input of the text encoder: prefix + instruction.
+        negative_prompt: Text that guidance steers away from.
+        seed: Determines the noise, together with the id.
         num_frames: Of the whole clip.
-        num_chunks: Samplings that the clip is made of, each beginning with the last frames of the one before.
-        chunk_overlap: How many frames those are; they are in the clip once.
-        level: Name of the sampler's level; exact, or one of those that trade likeness for speed.
+        num_chunks: Number of chunks sampled one after another; each is conditioned on the end of the previous one.
+        chunk_overlap: Number of conditioning frames of a later chunk; the clip contains them once.
+        level: Name of the sampling level: exact, or one that trades fidelity for speed.
         step_skipping: The level's sampling options, from `WorldModel.sampling_options`.
         model: Hub id and revision, or the folder's name.
         model_sha256: Fingerprint of the weights for a local folder; the revision for a hub model.
         adapter_sha256: Hash of the adapter's weights, or of a blend's; None without one.
-        adapter: Where it lies: a folder, or FOLDER:WEIGHT,FOLDER:WEIGHT for a blend; not part of the id.
-        source: Where the first frame came from; shown to the user, not part of the id.
+        adapter: A folder, or FOLDER:WEIGHT,FOLDER:WEIGHT for a blend; not part of the id.
+        source: Origin of the first frame, shown to the user; not part of the id.
     """
 
     clip_id: str
@@ -120,30 +120,30 @@ class Job:
 
     @property
     def task_id(self) -> str:
-        """Return the id that the worker pool knows the task by."""
+        """Return the task id in the worker pool."""
         return self.clip_id
 
     @property
     def frames_a_chunk(self) -> int:
-        """Frames that the model samples at once, 4k + 1."""
+        """Return the number of frames that the model samples at once, 4k + 1."""
         return (self.num_frames + (self.num_chunks - 1) * self.chunk_overlap) // self.num_chunks
 
 
 NOT_IN_JOB_ID = ("clip_id", "source", "model", "level", "adapter")
-# Files, provenance and clip ids keep the names that these fields had first.
+# Files, provenance and clip ids keep the original names of these fields.
 STORED_NAMES = {"num_conditioning_frames": "num_given_frames", "step_skipping": "shortcuts"}
 
 
 def stored_name(field_name: str) -> str:
-    """Return what `jobs.parquet`, provenance and the clip id call a field of `Job`."""
+    """Return the name of a field of `Job` in `jobs.parquet`, provenance and the clip id."""
     return STORED_NAMES.get(field_name, field_name)
 
 
 def job_id(values: dict[str, Any]) -> str:
-    """Return a clip's id: the hash of all that determines it.
+    """Return a clip's id: the hash of all fields that determine the clip.
 
     Args:
-        values: The fields of a `Job`; those in `NOT_IN_JOB_ID` are left out.
+        values: The fields of a `Job`; those in `NOT_IN_JOB_ID` are ignored.
 
     Returns:
         20 hex digits of SHA-256 over canonical JSON.
@@ -164,14 +164,14 @@ class JournalRecord:
         clip_id: The job's id.
         stage: generate, label or curate.
         status: ok; rejected (a result, never retried); failed (an error, retried).
-        reason: Why it was rejected, with metric and threshold.
+        reason: Reason of a rejection, with metric and threshold.
         error: Type and message of a failure.
-        traceback: Of a failure.
-        file: What was written, relative to the run folder.
+        traceback: Traceback of a failure.
+        file: The written file, relative to the run folder.
         metrics: Measurements by name, such as seconds and frame counts.
         attempt: Number of the attempt, from 1.
         worker: Host and process.
-        time_s: Seconds since the epoch when the record was made.
+        time_s: Time of the record, in seconds since the epoch.
     """
 
     clip_id: str
@@ -194,13 +194,13 @@ class JournalRecord:
 
 @dataclass(frozen=True)
 class AcceptedClip:
-    """A clip that every stage accepted: export writes it as one episode.
+    """A clip that passed every stage; export writes it as one episode.
 
     Args:
-        job: What asked for it.
+        job: The clip's job.
         video: Its mp4.
         num_frames: Counted frames of the mp4.
-        label: Parquet with `action` and perhaps `observation.state`, one row a frame.
+        label: Parquet file with `action` and optionally `observation.state`, one row per frame.
         scores: Metrics of curate and label.
         safety_checker: Whether the guardrail checked this clip; None if its record does not contain it.
     """
