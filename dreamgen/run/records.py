@@ -1,14 +1,18 @@
-"""The records that cross from one stage to the next, as files hold them."""
+"""The records that stages exchange through files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dreamgen.data.views import View
+
+if TYPE_CHECKING:
+    from dreamgen.run.store import Store
 
 METRICS_KEY = "figures"  # the name of `metrics` in journals and in `--json` output
 
@@ -26,7 +30,7 @@ class StageResult:
     """
 
     stage: str
-    outputs: dict[str, Path]
+    outputs: Mapping[str, Path | Store]
     metrics: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     partial: bool = False
