@@ -7,12 +7,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from dreamgen.data.views import View
-
-if TYPE_CHECKING:
-    from dreamgen.run.store import Store
 
 METRICS_KEY = "figures"  # the name of `metrics` in journals and in `--json` output
 
@@ -23,14 +20,14 @@ class StageResult:
 
     Args:
         stage: Name of the stage.
-        outputs: What was written, by name.
+        outputs: Paths of the written files, by name; a `Store` for those in an object store.
         metrics: Counts and measurements by name.
         notes: Sentences for the user, such as what was refused and why.
         partial: True if something failed that can be retried; exit status 3.
     """
 
     stage: str
-    outputs: Mapping[str, Path | Store]
+    outputs: Mapping[str, Path | Any]
     metrics: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     partial: bool = False
