@@ -87,7 +87,7 @@ def write_phase(folder: Path, num: int) -> dict[str, Any]:
             num_synced += len(journal.add(record))
         num_synced += len(journal.flush())
     assert num_synced == len(ids)
-    size_mb = sum(path.stat().st_size for path in run.journal.iterdir()) / 1e6
+    size_mb = sum(path.stat().st_size for path in (run.root / "journal").iterdir()) / 1e6
     return {"check": f"{num_synced:,} synced, {size_mb:.1f} MB", "cpu_s": time.process_time()}
 
 

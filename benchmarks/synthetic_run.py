@@ -47,8 +47,9 @@ def make_run(folder: Path, num_clips: int, height: int = 432, width: int = 768, 
     for number in range(distinct):
         sources.append(folder / "drawn" / f"{number}.mp4")
         write_video(sources[-1], drawn_frames(number, num_frames, height, width), fps, codec, crf)
-    run.journal.mkdir(parents=True)
-    streams = {stage: (run.journal / f"{stage}-1.jsonl").open("w") for stage in ("generate", "label", "curate")}
+    journal = run.root / "journal"
+    journal.mkdir(parents=True)
+    streams = {stage: (journal / f"{stage}-1.jsonl").open("w") for stage in ("generate", "label", "curate")}
     jobs = []
     for number in range(num_clips):
         job = _job(number, height, width, num_frames, fps, codec, crf)

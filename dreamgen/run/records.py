@@ -1,9 +1,10 @@
-"""The records that cross from one stage to the next, as files hold them."""
+"""The records that stages exchange through files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -19,14 +20,14 @@ class StageResult:
 
     Args:
         stage: Name of the stage.
-        outputs: What was written, by name.
+        outputs: Paths of the written files, by name; a `Store` for those in an object store.
         metrics: Counts and measurements by name.
         notes: Sentences for the user, such as what was refused and why.
         partial: True if something failed that can be retried; exit status 3.
     """
 
     stage: str
-    outputs: dict[str, Path]
+    outputs: Mapping[str, Path | Any]
     metrics: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     partial: bool = False

@@ -24,6 +24,16 @@ ALWAYS_RECORDED = ("out", "demos", *SHARED)
 
 
 @dataclasses.dataclass(frozen=True)
+class _Below:
+    """A path of `RunFolder`, as an attribute relative to its root."""
+
+    name: str
+
+    def __get__(self, run: RunFolder, owner: type[RunFolder]) -> Path:
+        return run.root / self.name
+
+
+@dataclasses.dataclass(frozen=True)
 class RunFolder:
     """Paths of one run; stages exchange data only through these files.
 
@@ -62,23 +72,31 @@ class RunFolder:
             )
         return cls(root)
 
-    settings_file = property(lambda self: self.root / "run.yaml")
-    model = property(lambda self: self.root / "model")
-    train = property(lambda self: self.root / "train")
-    cache = property(lambda self: self.root / "cache")
-    adapter = property(lambda self: self.root / "adapter")
-    finetune_logs = property(lambda self: self.root / "finetune")
-    idm = property(lambda self: self.root / "idm")
-    first_frames = property(lambda self: self.root / "first_frames")
-    texts = property(lambda self: self.root / "texts")
-    jobs = property(lambda self: self.root / "jobs.parquet")
-    clips = property(lambda self: self.root / "clips")
-    journal = property(lambda self: self.store / "journal" if self.store else self.root / "journal")
-    clip_store = property(lambda self: (self.store or Store(str(self.root))) / "clips")
-    labels = property(lambda self: self.root / "labels")
-    scores = property(lambda self: self.root / "scores")
-    datasets = property(lambda self: self.root / "datasets")
-    report = property(lambda self: self.root / "report.html")
+    settings_file = _Below("run.yaml")
+    model = _Below("model")
+    train = _Below("train")
+    cache = _Below("cache")
+    adapter = _Below("adapter")
+    finetune_logs = _Below("finetune")
+    idm = _Below("idm")
+    first_frames = _Below("first_frames")
+    texts = _Below("texts")
+    jobs = _Below("jobs.parquet")
+    clips = _Below("clips")
+    labels = _Below("labels")
+    scores = _Below("scores")
+    datasets = _Below("datasets")
+    report = _Below("report.html")
+
+    @property
+    def journal(self) -> Path | Store:
+        """Return the journal's folder; for a run in an object store, the remote one, which all drivers share."""
+        return (self.store or self.root) / "journal"
+
+    @property
+    def clip_store(self) -> Store:
+        """Return the folder of the clips, local or in the object store."""
+        return (self.store or Store(str(self.root))) / "clips"
 
     def clip_file(self, clip_id: str) -> Path:
         """Return the path of a clip's mp4; subfolders by the first two hex digits keep folders small."""

@@ -7,7 +7,7 @@ object store can neither rename nor append, so a growing list is written as a se
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class Store:
             found = filesystem.get_file_info(selector)
         return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
 
-    def sizes_in(self, folders: list[str]) -> Iterator[tuple[str, dict[str, int]]]:
+    def sizes_in(self, folders: Sequence[str]) -> Iterator[tuple[str, dict[str, int]]]:
         """List several subfolders in parallel. Yields each name with its `sizes`."""
         with ThreadPoolExecutor(NUM_LISTED_AT_ONCE) as pool:
             yield from zip(folders, pool.map(self.sizes, folders), strict=True)
