@@ -30,7 +30,7 @@ def check_can_push(setting: str, repo_id: str | None, what: str, problems: Probl
         problems.add(f"{setting} is not a hub id", actual=repo_id, allowed=str(error).splitlines()[0])
     if get_token() is None:
         problems.add(
-            f"{what} cannot be uploaded to {repo_id}: nobody is logged in to the hub",
+            f"{what} cannot be uploaded to {repo_id}: not logged in to the hub",
             next_step="hf auth login, or leave push_to_hub out",
         )
     if constants.HF_HUB_OFFLINE:

@@ -39,7 +39,7 @@ def resampled_indices(num_frames: int, source_fps: int | Fraction, target_fps: i
     """
     ratio = Fraction(source_fps) / Fraction(target_fps)
     num_target = int((num_frames - 1) / ratio) + 1 if num_frames else 0
-    # floor(x + 1/2) in integers: numpy's rounding to even would take one frame twice and skip its neighbour.
+    # floor(x + 1/2) in integers: numpy's rounding to even would take one frame twice and skip its neighbor.
     numerator, denominator = ratio.numerator, ratio.denominator
     steps = np.arange(num_target, dtype=np.int64)
     return np.minimum((2 * steps * numerator + denominator) // (2 * denominator), num_frames - 1)

@@ -183,7 +183,7 @@ def write_video(
 def video_writer(
     path: str | Path, fps: int | Fraction, codec: str = "h264", crf: int = 18, gop: int = 2
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """Open an mp4 that is given frame by frame, so that several can be written of one pass over their source.
+    """Open an mp4 and write it frame by frame, so that several can be written in one pass over their source.
 
     Args:
         path: As `write_video` takes it; the others too.

@@ -1,4 +1,4 @@
-"""Several cameras in one picture: the world model dreams them together, and export takes them apart again.
+"""Several cameras in one frame: the world model generates them together, and export separates them again.
 
 Axes: H height, W width, C channels. Frames are uint8, 0-255, RGB.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the command's help reads records, and with them this, befor
 
 @dataclass(frozen=True)
 class View:
-    """Which part of the picture is whose, in pixels.
+    """The part of the frame that shows one camera, in pixels.
 
     Args:
         camera: Name of the video feature.
@@ -40,7 +40,7 @@ class View:
         return cls(**values)
 
     def cut(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """Return this camera's part of a picture of all."""
+        """Return this camera's part of a frame of all cameras."""
         return frame_HWC[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
@@ -50,23 +50,23 @@ def short_name(camera: str) -> str:
 
 
 def tiled_views(cameras: Sequence[str], height: int, width: int) -> tuple[View, ...]:
-    """Share a picture out to cameras: rows from left to right, as many columns as rows or one more, all tiles alike.
+    """Divide a frame into equal tiles, one for each camera, in rows; there are as many columns as rows or one more.
 
     Args:
         cameras: In their order; two stand beside one another, three leave the last of four tiles black.
-        height: Pixels of the picture.
-        width: Pixels of the picture.
+        height: Of the frame, in pixels.
+        width: Of the frame, in pixels.
 
     Raises:
         UserError: if that leaves a tile no pixels.
     """
     num_columns = math.ceil(math.sqrt(len(cameras)))
     num_rows = math.ceil(len(cameras) / num_columns)
-    # Even, as encoders halve the colours' size; what is left over at the edges stays black.
+    # Even, as encoders halve the colors' size; what is left over at the edges stays black.
     tile_height, tile_width = height // num_rows // 2 * 2, width // num_columns // 2 * 2
     if min(tile_height, tile_width) < 2:
         raise UserError(
-            "the picture is too small for so many cameras", actual=f"{len(cameras)} in {width} x {height}",
+            "the frame is too small for this many cameras", actual=f"{len(cameras)} in {width} x {height}",
             next_step="fewer --prepare.cameras, or a larger video.height and video.width",
         )  # fmt: skip
     places = (divmod(number, num_columns) for number in range(len(cameras)))
@@ -77,26 +77,26 @@ def tiled_views(cameras: Sequence[str], height: int, width: int) -> tuple[View, 
 
 
 def check_views(views: Sequence[View], height: int, width: int) -> None:
-    """Refuse views that are those of a picture of another size: what they cut out would be no camera's.
+    """Check that views are those of a frame of this size; others would cut out wrong parts.
 
     Args:
         views: As they were recorded; none are of every size.
-        height: Pixels of the picture at hand.
-        width: Pixels of the picture at hand.
+        height: Of the frame, in pixels.
+        width: Of the frame, in pixels.
 
     Raises:
         UserError: with the cameras' places.
     """
     if views and tuple(views) != (expected := tiled_views([view.camera for view in views], height, width)):
         raise UserError(
-            f"train/features.json has the cameras where a picture of {width} x {height} has not",
-            actual=places_told(views), allowed=places_told(expected),
+            f"the tiles in train/features.json do not fit a frame of {width} x {height}",
+            actual=describe_views(views), allowed=describe_views(expected),
             next_step="video.height and video.width as prepare had them, or prepare into another --out",
         )  # fmt: skip
 
 
-def places_told(views: Sequence[View]) -> str:
-    """Say which part of the picture is whose."""
+def describe_views(views: Sequence[View]) -> str:
+    """Describe in words which part of the frame shows which camera."""
     return (
         ", ".join(f"{short_name(v.camera)} {v.width} x {v.height} at {v.left},{v.top}" for v in views) or "one camera"
     )

@@ -47,7 +47,7 @@ class ArmEpisode:
         scene: Objects on the table.
         state_TA: Measured joint angles and gripper opening, float32.
         action_TA: Servo targets at the same time, float32.
-        block_T2: x and z of the target block's centre, float64.
+        block_T2: x and z of the target block's center, float64.
     """
 
     scene: ArmScene

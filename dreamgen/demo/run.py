@@ -1,4 +1,4 @@
-"""The demo: all stages on demonstrations that it makes itself, with the mini model on a CPU."""
+"""The demo: all stages on generated demonstrations, with the untrained mini model on a CPU."""
 
 from __future__ import annotations
 

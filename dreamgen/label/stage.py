@@ -97,7 +97,7 @@ class Labeler:
             notes.append("no states: the demonstrations have none")
         if self._num_failed:
             notes.append(
-                f"{self._num_failed} clips could not be labelled; {self.run.journal} has the errors, and the next "
+                f"{self._num_failed} clips could not be labeled; {self.run.journal} has the errors, and the next "
                 "dreamgen label tries them again"
             )
         metrics = {

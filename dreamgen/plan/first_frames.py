@@ -13,7 +13,7 @@ import numpy as np
 
 from dreamgen.config.settings import Settings
 from dreamgen.data.video import fit_frame, frame_sha256, iter_frames, read_image, write_png
-from dreamgen.data.views import View, places_told, short_name, tile
+from dreamgen.data.views import View, describe_views, short_name, tile
 from dreamgen.errors import UserError
 from dreamgen.models.world_model import model_type
 from dreamgen.run.run_folder import RunFolder
@@ -52,8 +52,8 @@ def fitted_frames(file: Path, settings: Settings, views: Sequence[View] = (), nu
     if views and (height, width) != (video.height, video.width):
         raise UserError(
             f"{file} does not show the cameras of this run side by side", actual=f"{width} x {height}",
-            allowed=f"{video.width} x {video.height}: {places_told(views)}",
-            next_step="give a picture of each camera: " + ", ".join(of_camera(Path(f"NAME.{CAMERA}.png"), view).name
+            allowed=f"{video.width} x {video.height}: {describe_views(views)}",
+            next_step="give one image for each camera: " + ", ".join(of_camera(Path(f"NAME.{CAMERA}.png"), view).name
                                                                     for view in views),
         )  # fmt: skip
     return np.concatenate([fit_frame(frame_HWC, video.height, video.width, fit) for frame_HWC in frames])

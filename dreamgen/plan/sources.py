@@ -13,7 +13,7 @@ from typing import Any
 
 from dreamgen.config.settings import Settings
 from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
-from dreamgen.data.views import View, check_views, places_told, short_name
+from dreamgen.data.views import View, check_views, describe_views, short_name
 from dreamgen.errors import UserError, closest_match
 from dreamgen.plan.first_frames import CAMERA, IMAGE_SUFFIXES, VIDEO_SUFFIXES, of_camera
 from dreamgen.plan.tables import csv_rows, numbered_rows
@@ -92,8 +92,8 @@ def _find_rows(settings: Settings, run: RunFolder, views: tuple[View, ...]) -> F
         if (theirs := _views_of(path)) != views and run.train.exists():
             raise UserError(
                 f"{path} shows other cameras than this run's training set",
-                actual=places_told(theirs),
-                allowed=places_told(views),
+                actual=describe_views(theirs),
+                allowed=describe_views(views),
             )
         return training_rows(path)
     return folder_rows(path, suffixes, views)
@@ -156,7 +156,7 @@ def table_rows(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, views: tu
     if image_column is None:
         nearest = closest_match("image", columns)
         raise UserError(
-            f"{path} names no images", actual=f"columns: {', '.join(sorted(columns)) or 'none'}",
+            f"{path} has no image column", actual=f"columns {', '.join(sorted(columns)) or 'none'}",
             allowed=" or ".join(IMAGE_COLUMNS), next_step=f"rename the column {nearest}" if nearest else None,
         )  # fmt: skip
     rows = TableRows(path, (image_column, _column(columns, TEXT_COLUMNS)), suffixes, views)

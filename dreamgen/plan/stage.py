@@ -30,7 +30,7 @@ from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
 from dreamgen.run.write_errors import storage_error
 
-NUM_REFUSALS_SHOWN = 20
+NUM_ERRORS_SHOWN = 20
 NUM_PROMPTS_SHOWN = 3
 NOT_BUILT = "not built yet"
 
@@ -102,17 +102,17 @@ def _compare(run: RunFolder, ids: pa.Array) -> tuple[np.ndarray, np.ndarray, dic
 
 
 class PlanCounts:
-    """Counts of the rows that were read; only the first refusals are kept."""
+    """Counts of the rows that were read; only the first errors are kept."""
 
     def __init__(self) -> None:
         self.num_rows = self.num_own_instruction = self.num_conditionings = self.num_refused = 0
-        self.refusals: list[UserError] = []
+        self.errors: list[UserError] = []
 
     def refuse(self, error: UserError) -> None:
         """Count a row that cannot be used."""
         self.num_refused += 1
-        if len(self.refusals) < NUM_REFUSALS_SHOWN:
-            self.refusals.append(error)
+        if len(self.errors) < NUM_ERRORS_SHOWN:
+            self.errors.append(error)
 
 
 def read_conditionings(
@@ -224,9 +224,9 @@ def _check_can_plan(settings: Settings) -> None:
 
 def _raise_nothing_usable(counts: PlanCounts, source: str) -> NoReturn:
     problems = Problems()
-    problems.errors.extend(counts.refusals)
-    if counts.num_refused > len(counts.refusals):
-        problems.add(f"and {counts.num_refused - len(counts.refusals)} more")
+    problems.errors.extend(counts.errors)
+    if counts.num_refused > len(counts.errors):
+        problems.add(f"and {counts.num_refused - len(counts.errors)} more")
     problems.raise_if_any("no first frame can be used")
     raise UserError("the source names no first frame", actual=source)
 
@@ -267,10 +267,10 @@ def _notes(
         )
     if adapter is None:
         missing = "plan.adapter=base" if settings.plan.adapter else f"no adapter in {run.adapter}"
-        notes.append(f"{missing}: the base model makes the clips (dreamgen finetune makes an adapter)")
+        notes.append(f"{missing}: the base model generates the clips (dreamgen finetune trains an adapter)")
     if 0 < settings.plan.guidance_scale <= 1:
         notes.append(f"guidance_scale {settings.plan.guidance_scale:g} is at most 1, which turns guidance off")
-    notes.extend("refused: " + str(error).replace("\n", "\n  ") for error in counts.refusals)
-    if counts.num_refused > NUM_REFUSALS_SHOWN:
-        notes.append(f"and {counts.num_refused - NUM_REFUSALS_SHOWN} more were refused")
+    notes.extend("refused: " + str(error).replace("\n", "\n  ") for error in counts.errors)
+    if counts.num_refused > NUM_ERRORS_SHOWN:
+        notes.append(f"and {counts.num_refused - NUM_ERRORS_SHOWN} more were refused")
     return notes

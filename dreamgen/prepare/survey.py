@@ -141,7 +141,8 @@ def _size_of(source: SourceVideo, info: VideoInfo) -> tuple[int, int]:
         return info.height, info.width
     if part.top + part.height > info.height or part.left + part.width > info.width:
         raise UserError(
-            f"its picture has no room for the camera {short_name(part.camera)}", actual=f"{info.width} x {info.height}",
+            f"its frames are too small for the camera {short_name(part.camera)}",
+            actual=f"{info.width} x {info.height}",
             allowed=f"{part.width} x {part.height} at {part.left},{part.top}, as features.json says",
         )  # fmt: skip
     return part.height, part.width

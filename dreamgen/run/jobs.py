@@ -194,7 +194,7 @@ def with_records(jobs: JobRows, run: RunFolder, stage: str) -> Iterator[tuple[Jo
 
 
 def accepted_clips(run: RunFolder) -> list[AcceptedClip]:
-    """Collect the clips that were generated, labelled and accepted, in planned order.
+    """Collect the clips that were generated, labeled and accepted, in planned order.
 
     Raises:
         UserError: if jobs or verdicts are missing.
@@ -221,7 +221,7 @@ def iter_accepted_clips(run: RunFolder) -> Iterator[AcceptedClip]:
     rows = np.flatnonzero(is_accepted)
     for begin in range(0, len(rows), BATCH):
         some = ids.take(rows[begin : begin + BATCH]).combine_chunks()
-        generated, labelled, verdicts = (
+        generated, labeled, verdicts = (
             {r.clip_id: r for r in records_of(table.filter(pc.is_in(table["clip_id"], value_set=some)))}
             for table in tables
         )
@@ -232,7 +232,7 @@ def iter_accepted_clips(run: RunFolder) -> Iterator[AcceptedClip]:
                 video=run.clip_file(job.clip_id),
                 num_frames=int(made["num_frames"]),
                 label=run.label_file(job.clip_id),
-                scores={**labelled[job.clip_id].metrics, **verdicts[job.clip_id].metrics},
+                scores={**labeled[job.clip_id].metrics, **verdicts[job.clip_id].metrics},
                 safety_checker=made.get("safety_checker"),
             )
 

@@ -100,7 +100,8 @@ class RunFolder:
         """
         if not self.fetch(path, anew=True).exists():
             raise UserError(
-                f"{self.shown(path)} does not exist yet", next_step=f"dreamgen {made_by} --out {self}   (it makes this)"
+                f"{self.shown(path)} does not exist yet",
+                next_step=f"dreamgen {made_by} --out {self}   (it writes this file)",
             )
         return path
 

@@ -21,7 +21,7 @@ def _num_episodes(root: Path) -> int | None:
 
 
 READER = FormatReader(
-    layout="a LeRobot folder (meta/info.json)",
+    layout="LeRobot: a folder with meta/info.json",
     recognizes=lambda path: (path / INFO).exists(),
     check=check_lerobot,
     num_episodes=_num_episodes,

@@ -241,7 +241,7 @@ def test_files_that_are_full_and_several_processes(exported, tmp_path, monkeypat
 
 def test_what_cannot_be_converted_is_an_error(copy_of, exported, tmp_path):
     root = copy_of("lerobot-v2.1")
-    with pytest.raises(UserError, match=r"is LeRobot v2.1 already"):
+    with pytest.raises(UserError, match=r"is already LeRobot v2.1"):
         convert(root, tmp_path / "out", to="v2.1")
     with pytest.raises(UserError, match="already exists"):
         convert(root, exported.datasets / "lerobot-v3.0")

@@ -197,7 +197,7 @@ def test_jsonl(tmp_path, world, pairs):
 
 def test_table_without_an_image_column(tmp_path, world, pairs):
     (pairs / "ask.csv").write_text("imgae,prompt\nscene_0.png,go\n", encoding="utf-8")
-    with pytest.raises(UserError, match="names no images") as caught:
+    with pytest.raises(UserError, match="has no image column") as caught:
         plan(tiny_settings(tmp_path / "run", world, pairs / "ask.csv"))
     assert caught.value.next_step == "rename the column imgae"
 

@@ -38,7 +38,7 @@ def test_tiles_are_alike_even_and_apart(count, size, places):
 
 
 def test_a_picture_that_is_too_small_is_refused():
-    with pytest.raises(UserError, match="too small for so many cameras"):
+    with pytest.raises(UserError, match="too small for this many cameras"):
         tiled_views(["camera"] * 50, 8, 8)
 
 
@@ -99,7 +99,7 @@ def test_a_video_that_cannot_hold_the_tiles_is_refused(tmp_path, settings_for):
     write_video(video, read_video(video)[:, :, :32], 16)
     result = prepare(settings_for(train, out=tmp_path / "second"))
     assert result.metrics["refused"] == 1
-    assert any("no room for the camera wrist" in note and "32 x 48 at 32,0" in note for note in result.notes)
+    assert any("too small for the camera wrist" in note and "32 x 48 at 32,0" in note for note in result.notes)
 
 
 def test_what_cannot_be_tiled_is_refused(tmp_path, settings_for):

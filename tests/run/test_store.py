@@ -77,7 +77,7 @@ def test_the_journal_is_the_same_in_both(store, monkeypatch):
 def test_a_share_is_held_in_both(store, monkeypatch):
     monkeypatch.setattr(lease_module, "SETTLE_S", 0.1)
     with hold(store / "journal", "generate", Shard(0, 2)):
-        with pytest.raises(UserError, match="another driver is at work"), hold(store / "journal", "generate", Shard()):
+        with pytest.raises(UserError, match="another driver is working"), hold(store / "journal", "generate", Shard()):
             pass
         assert [lease.shard for lease in read_leases(store / "journal", "generate")] == ["0/2"]
     assert (store / "journal").sizes() == {}
