@@ -112,7 +112,7 @@ def _decode(cls: type, values: Any, prefix: str, problems: Problems) -> Any:
         elif isinstance(value, dict):
             decoded[field.name] = _decode(cast(type, field.default_factory), value, path + ".", problems)
         else:
-            problems.add(f"the value of a setting has the wrong type: {path}", actual=value,
+            problems.add(f"wrong type of value for {path}", actual=value,
                          allowed="a group of settings", next_step=f"--{path}.NAME=value")  # fmt: skip
     return None if problems.errors else cls(**decoded)
 
@@ -123,9 +123,9 @@ def _decode_value(setting: Setting, value: Any) -> Any:
     try:
         return draccus.decode(setting.type, value)
     except (DraccusException, TypeError, ValueError, AttributeError):
-        problem = "is not one of its choices" if setting.choices else "has the wrong type"
+        problem = "unknown value" if setting.choices else "wrong type of value"
         raise UserError(
-            f"the value of a setting {problem}: {setting.path}", actual=repr(value), allowed=setting.type_name,
+            f"{problem} for {setting.path}", actual=repr(value), allowed=setting.type_name,
             next_step="dreamgen run --help explains every setting",
         ) from None  # fmt: skip
 

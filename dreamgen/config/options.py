@@ -58,7 +58,7 @@ class Option:
             for name in names:
                 if name is not None and name not in known:
                     near = closest_match(str(name), known)
-                    return UserError(f"{path} has an unknown value", actual=name,
+                    return UserError(f"unknown value for {path}", actual=name,
                                      allowed=", ".join(known) or "none: no package that adds one is installed",
                                      next_step=f"did you mean {near}?" if near else None)  # fmt: skip
         if self.parse is not None and isinstance(value, str):

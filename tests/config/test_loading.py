@@ -176,7 +176,7 @@ def test_shipped_presets_are_within_the_ranges():
 
 
 def test_a_value_that_is_another_settings_name_does_not_mislead():
-    with pytest.raises(UserError, match=r"not one of its choices: plan\.level"):
+    with pytest.raises(UserError, match=r"unknown value for plan\.level"):
         parse_settings(["--level=fast"], "plan")
 
 
@@ -192,9 +192,7 @@ def test_a_value_that_is_another_settings_name_does_not_mislead():
     ],
 )
 def test_a_value_of_the_wrong_type_is_named_by_its_path(values, named, allowed):
-    with pytest.raises(
-        UserError, match="the value of a setting (has the wrong type|is not one of its choices)"
-    ) as caught:
+    with pytest.raises(UserError, match="(wrong type of value|unknown value) for") as caught:
         settings_from_dict(values)
     assert caught.value.what.endswith(named)
     assert allowed in str(caught.value)
