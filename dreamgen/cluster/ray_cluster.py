@@ -180,7 +180,7 @@ def _pool_size(options: PoolOptions, device: str, nodes: Sequence[dict[str, floa
     if options.num_workers is not None:
         return replace(size, num_workers=options.num_workers)
     if not gpus and not size.resources_per_worker:
-        return size  # on the CPU one worker is enough unless more are asked for
+        return size  # on the CPU, one worker unless the user sets more
     return replace(size, num_workers=max(1, room(size, nodes)), is_fixed=False)
 
 

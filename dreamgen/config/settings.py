@@ -182,7 +182,8 @@ class PlanSettings:
     """First frames x instructions x seeds -> jobs."""
 
     first_frames: str | None = option(
-        None, "folder of NAME.txt + NAME.png|jpg, a .csv or .jsonl, or a LeRobot dataset; default: the demonstrations"
+        None,
+        "folder of NAME.txt + NAME.png|jpg, a .csv or .jsonl table, or train/ of a run; default: the demonstrations",
     )
     instructions: list[str] = option([], "new instructions; each is combined with every first frame of a dataset")
     num_first_frames: int | None = option(None, "use only the first N first frames", ge=1)

@@ -15,7 +15,7 @@ from dreamgen.errors import UserError
 class FrameReader:
     """Reads runs of frames by number, counted from the file's first.
 
-    A packed mp4 is decoded once as long as runs are asked for in their order; going back starts it again. Frames are
+    A packed mp4 is decoded once as long as runs are requested in order; going back starts it again. Frames are
     numbered by counting and not by their times, which drift in files that were joined from many episodes.
     """
 

@@ -11,7 +11,7 @@ def check_can_push(setting: str, repo_id: str | None, what: str, problems: Probl
     """Report what would prevent an upload, without contacting the hub.
 
     Args:
-        setting: Path of the setting that asks for the upload.
+        setting: Path of the setting that requests the upload.
         repo_id: Value of the setting. None: nothing is uploaded.
         what: What would be uploaded, such as "the adapter".
         problems: Problems are added here.

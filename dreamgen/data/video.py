@@ -65,7 +65,7 @@ def probe(path: str | Path) -> VideoInfo:
 
 @contextmanager
 def open_packets(path: str | Path) -> Iterator[tuple[VideoInfo, av.VideoStream, list[av.Packet]]]:
-    """Open a short video once for all that is asked of it: what `probe` says, and its encoded frames.
+    """Read a short video in one pass: what `probe` returns, and its encoded frames.
 
     Yields:
         What it holds; its stream, which decodes packets; all packets with content, in the order of the file.

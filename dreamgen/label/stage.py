@@ -119,7 +119,7 @@ def check_frame_rate(run: RunFolder, model: InverseDynamics, jobs: JobRows) -> N
     rates = sorted({job.fps for job in jobs.distinct(["fps"])} - {model.config.fps})
     if rates:
         raise UserError(
-            f"{run.idm} was trained at another frame rate than the clips have",
+            f"{run.idm} was trained at a frame rate that the clips do not have",
             actual=f"clips at {', '.join(map(str, rates))} fps", allowed=f"{model.config.fps} fps",
             next_step=f"remove {run.idm} and label again, with demonstrations at the clips' rate",
         )  # fmt: skip

@@ -79,7 +79,7 @@ def _read_frames(file: Path, settings: Settings, num_stacked: int) -> list[np.nd
         frames = list(itertools.islice(iter_frames(file), num))
     if len(frames) < num:
         raise UserError(
-            f"{file} is too short to go on from",
+            f"{file} is too short to condition on",
             actual=f"{len(frames)} frames",
             allowed=f"a video of at least {num} frames",
             next_step="--plan.condition=image needs one frame only",

@@ -176,8 +176,8 @@ def _read_fast(data: bytes, columns: Sequence[str]) -> Any:
     import pyarrow.json
 
     plain = schema(name for name in columns if name != "num_bytes")
-    asked = plain.append(pa.field(METRICS_KEY, pa.struct([("num_bytes", pa.int64())])))
-    how = pyarrow.json.ParseOptions(explicit_schema=asked, unexpected_field_behavior="ignore")
+    wanted = plain.append(pa.field(METRICS_KEY, pa.struct([("num_bytes", pa.int64())])))
+    how = pyarrow.json.ParseOptions(explicit_schema=wanted, unexpected_field_behavior="ignore")
     try:
         table = pyarrow.json.read_json(pa.BufferReader(data), parse_options=how)
     except pa.ArrowException:

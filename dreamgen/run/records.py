@@ -68,7 +68,7 @@ class RobotFeatures:
 
 @dataclass(frozen=True)
 class Job:
-    """One clip that is asked for: a row of `jobs.parquet`. Every field below `clip_id` determines the clip.
+    """One planned clip: a row of `jobs.parquet`. Every field below `clip_id` determines the clip.
 
     Args:
         clip_id: 20 hex digits, `job_id` of the other fields.
@@ -197,7 +197,7 @@ class AcceptedClip:
     """A clip that every stage accepted: export writes it as one episode.
 
     Args:
-        job: What asked for it.
+        job: The job that it belongs to.
         video: Its mp4.
         num_frames: Counted frames of the mp4.
         label: Parquet with `action` and perhaps `observation.state`, one row a frame.

@@ -160,7 +160,7 @@ class RunFolder:
         """Refuse to go on in a run that was made with other settings.
 
         Args:
-            settings: What the command was asked to do.
+            settings: Settings of the command.
             sections: The stages whose output is being continued.
             but: Settings of those stages that may change all the same.
 

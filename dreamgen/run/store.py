@@ -1,7 +1,7 @@
 """A folder that is local or in an object store, with the few operations that both can do whole or not at all.
 
 A local write goes to a temporary name, is synced and renamed. An object appears whole when its upload ends, and there
-is no renaming and no appending: who wants a list that grows writes one object after another.
+is no renaming and no appending: a growing list is written as one object after another.
 """
 
 from __future__ import annotations

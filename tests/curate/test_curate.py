@@ -155,7 +155,7 @@ def test_all_reasons_are_listed(tmp_path):
 def test_a_first_frame_of_another_size_is_a_difference(tmp_path):
     write_generated_run(tmp_path, [moving_square()], [moving_square()[0][:64]])
     (record,) = [*read_after(tmp_path).values()]
-    assert record.reason == "first frame differs: it has another size than the asked one"
+    assert record.reason == "first frame differs: its size is not that of the planned one"
 
 
 def read_after(root, **limits):

@@ -264,7 +264,7 @@ def test_damaged_stored_frame_is_written_anew(tmp_path, world, pairs):
 
 
 def test_empty_new_instruction_is_refused(tmp_path, world, pairs):
-    with pytest.raises(UserError, match="has an empty one"):
+    with pytest.raises(UserError, match="contains an empty instruction"):
         plan(tiny_settings(tmp_path / "run", world, pairs, plan={"instructions": ["wave", " "]}))
 
 

@@ -116,7 +116,7 @@ def test_what_cannot_be_tiled_is_refused(tmp_path, settings_for):
         assert re.search(words, str(caught.value), re.DOTALL)
     with pytest.raises(UserError, match="do not go together"):
         open_source(str(root), PrepareSettings(camera="wrist", cameras=["wrist"]))
-    with pytest.raises(UserError, match="one picture of all") as caught:
+    with pytest.raises(UserError, match="for several in one frame") as caught:
         open_source(str(root), PrepareSettings())
     demos.write_plain(tmp_path / "plain")
     with pytest.raises(UserError, match="several video features"):
@@ -128,4 +128,4 @@ def test_what_cannot_be_tiled_is_refused(tmp_path, settings_for):
     result = prepare(settings_for(root, prepare={"cameras": ["ego_view", "wrist"]}))
     assert result.metrics["refused"] == 2 and result.metrics["frames"] == 24
     notes = "\n".join(result.notes)
-    assert "episode_000000.mp4 does not exist" in notes and "the cameras' videos do not belong together" in notes
+    assert "episode_000000.mp4 does not exist" in notes and "the cameras' videos differ in length" in notes

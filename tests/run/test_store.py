@@ -109,6 +109,6 @@ def test_places_that_cannot_be_used(bucket, tmp_path):
     assert "copy_files('s3://bucket/runs/x', 'runs/x')" in caught.value.next_step
     with pytest.raises(CannotWrite, match="cannot be used"):
         Store((bucket % "x").replace("s3://bucket", "s3://no-such-bucket")).write("a", b"1")
-    with pytest.raises(UserError, match="not a place that can be opened"):
+    with pytest.raises(UserError, match="not a location that can be opened"):
         Store("nosuchkind://x/y").read("a")
     assert is_url("s3://a/b") and not is_url("runs/a") and not is_url(tmp_path)
