@@ -102,10 +102,13 @@ class Command:
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        _, alive = psutil.wait_procs(children, CLEAN_UP_S)
+        deadline_s = time.monotonic() + CLEAN_UP_S
+        while (alive := [child for child in children if is_at_work(child)]) and time.monotonic() < deadline_s:
+            time.sleep(0.1)
         for child in alive:
             with suppress(psutil.NoSuchProcess):
-                print(f"left behind after {CLEAN_UP_S:.0f} s: {child.name()}", file=sys.stderr)
+                words = " ".join(child.cmdline())[:120]
+                print(f"left behind after {CLEAN_UP_S:.0f} s: {child.status()} {words}", file=sys.stderr)
                 child.kill()
         return not alive
 
@@ -126,6 +129,14 @@ class Command:
                 self.lines.append(Line(now_s, text.rstrip("\n")))
                 log.write(f"{now_s - self.start_s:8.2f} {text}")
                 log.flush()
+
+
+def is_at_work(process: psutil.Process) -> bool:
+    """Tell whether a process still runs; one that ended and that nobody waited for (a zombie) does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class MeasuredCommands:
