@@ -104,7 +104,7 @@ def _choose_cameras(root: Path, with_files: Sequence[str], wanted: Sequence[Came
         return (wanted[0].name,)
     if len(with_files) != 1:
         raise UserError(
-            f"{root}: the camera is not clear", actual=", ".join(with_files) or "no camera with files",
+            f"{root}: which camera to use is not clear", actual=", ".join(with_files) or "no camera with files",
             allowed="a dataset with one camera, or the one that export.camera names",
             next_step=f"--export.camera={with_files[0]}" if with_files else None,
         )  # fmt: skip

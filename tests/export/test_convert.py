@@ -245,7 +245,7 @@ def test_what_cannot_be_converted_is_an_error(copy_of, exported, tmp_path):
         convert(root, tmp_path / "out", to="v2.1")
     with pytest.raises(UserError, match="already exists"):
         convert(root, exported.datasets / "lerobot-v3.0")
-    with pytest.raises(UserError, match="within its source"):
+    with pytest.raises(UserError, match="outside the source dataset"):
         convert(root, root / "copy")
     with pytest.raises(UserError, match="does not exist"):
         convert(tmp_path / "nowhere", tmp_path / "out")
