@@ -164,7 +164,8 @@ def run_all_stages(check: Check) -> None:
     check.commands.finish(command)
     if command is None:
         return
-    starts = [(line.text.partition("] ")[2], line.time_s) for line in command.lines if line.text.startswith("[")]
+    announced = [line for line in command.lines if line.text.startswith("[")]  # "[7/10] curate", perhaps ": why not"
+    starts = [(line.text.partition("] ")[2].partition(":")[0], line.time_s) for line in announced]
     starts = [(name, time_s) for name, time_s in starts if name in RUN_STAGES]
     ends = [time_s for _, time_s in starts[1:]] + [command.end_s]
     for (name, start_s), end_s in zip(starts, ends, strict=True):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dreamgen.run.files import sha256_of_file
+
+TEXT_FILES = ("tokenizer.json", "merges.txt", "chat_template.jinja")
 
 
 def folder_fingerprint(folder: Path) -> str:
@@ -15,14 +18,15 @@ def folder_fingerprint(folder: Path) -> str:
     Configuration keys that begin with an underscore hold paths and library versions and are left out.
     """
     digest = hashlib.sha256()
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix == ".safetensors" or path.name in TEXT_FILES]
+    with ThreadPoolExecutor() as threads:  # hashing releases the GIL, and a large model has several files
+        hashes = dict(zip(paths, threads.map(sha256_of_file, paths), strict=True))
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.suffix == ".safetensors":
-            digest.update(f"{name}:{sha256_of_file(path)}\n".encode())
-        elif path.suffix == ".json" and path.name != "tokenizer.json":
+        if path in hashes:
+            digest.update(f"{name}:{hashes[path]}\n".encode())
+        elif path.suffix == ".json":
             values = json.loads(path.read_text(encoding="utf-8"))
             kept = {k: v for k, v in values.items() if not k.startswith("_") and k != "transformers_version"}
             digest.update(f"{name}:{json.dumps(kept, sort_keys=True)}\n".encode())
-        elif path.name in ("tokenizer.json", "merges.txt", "chat_template.jinja"):
-            digest.update(f"{name}:{sha256_of_file(path)}\n".encode())
     return digest.hexdigest()
