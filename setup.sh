@@ -1,9 +1,9 @@
 #!/bin/sh
-# Makes or refreshes .venv with everything that DreamGen needs. `make demo` and `make test` call it; so may you.
+# Creates or updates .venv with everything that DreamGen needs. `make demo` and `make test` call it; you can too.
 set -eu
 cd "$(dirname "$0")"
 
-# A name on the PATH proves nothing (it may be a shim for a version that is not selected), so each candidate is asked.
+# A name on the PATH proves nothing (it may be a shim for a version that is not selected), so each candidate is run.
 usable() {
     "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 12) <= sys.version_info[:2] < (3, 15))' >/dev/null 2>&1
 }
@@ -30,7 +30,7 @@ find_python() {
 }
 
 if [ -x .venv/bin/python ] && ! usable .venv/bin/python; then
-    echo "error: .venv is not of Python 3.12 to 3.14; move it away and try again" >&2
+    echo "error: .venv was not made with Python 3.12 to 3.14; move it away and try again" >&2
     exit 1
 fi
 if [ ! -x .venv/bin/python ]; then
@@ -40,14 +40,14 @@ if [ ! -x .venv/bin/python ]; then
              "or name it: PYTHON=/path/to/python3.12 make demo" >&2
         exit 1
     }
-    echo "making .venv with $python ($("$python" --version))" >&2
+    echo "creating .venv with $python ($("$python" --version))" >&2
     "$python" -m venv .venv
 fi
 
-# A set-up that was stopped leaves an environment without pip.
+# An interrupted setup leaves an environment without pip.
 .venv/bin/python -c 'import pip' 2>/dev/null || .venv/bin/python -m ensurepip >/dev/null
 
-# uv installs the same packages as pip in a tenth of the time; where it cannot be had, pip does it.
+# uv installs the same packages as pip in a tenth of the time; pip is used if uv cannot be installed.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check uv >&2 || true
 if [ -x .venv/bin/uv ]; then
     .venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[dev]' >&2

@@ -34,7 +34,7 @@ from dreamgen.config.settings import ModelSettings
 from dreamgen.curate.scores.cut_score import cut_score
 from dreamgen.curate.scores.first_frame_psnr_db import psnr_db
 from dreamgen.curate.scores.motion import motion
-from dreamgen.data.clip_context import small_grey
+from dreamgen.data.clip_context import small_gray
 from dreamgen.data.video import frame_sha256, read_image, write_png
 from dreamgen.generate.clip import encode_prompt, generate_clip, make_clip
 from dreamgen.generate.clip_generator import ClipGenerator
@@ -168,12 +168,12 @@ def measure_ours(generator: ClipGenerator, jobs: list[Job], device: torch.device
 def likeness(video_THWC: np.ndarray, wanted_THWC: np.ndarray) -> dict[str, float]:
     """Compare a clip with the published one, both before they are encoded."""
     pairs = list(zip(video_THWC, wanted_THWC, strict=True))
-    grey_THW = small_grey(video_THWC)
+    gray_THW = small_gray(video_THWC)
     return {
         "psnr_db": float(np.mean([decibels for a, b in pairs if (decibels := psnr_db(a, b)) is not None])),
         "ssim": float(np.mean([ssim(a, b) for a, b in pairs[:: max(1, len(pairs) // 8)]])),
-        "motion": motion(grey_THW),
-        "cut_score": cut_score(grey_THW),
+        "motion": motion(gray_THW),
+        "cut_score": cut_score(gray_THW),
     }
 
 

@@ -236,7 +236,7 @@ def _accounts() -> Iterator[Finding]:
     to_do = "models must be in the hub cache already; unset HF_HUB_OFFLINE to download them"
     yield Finding("accounts", "HF_HUB_OFFLINE", "set" if offline else "not set", "note" if offline else "ok", to_do)
     guarded = importlib.util.find_spec("cosmos_guardrail") is not None
-    to_do = "the license of the real model asks for it: pip install cosmos_guardrail (mini does not need it)"
+    to_do = "the license of the real model requires it: pip install cosmos_guardrail (mini does not need it)"
     found = "installed" if guarded else "not installed"
     yield Finding("accounts", "cosmos_guardrail", found, "ok" if guarded else "note", to_do)
     cluster = "set: Ray joins that cluster" if os.environ.get("RAY_ADDRESS") else "not set: Ray runs on this machine"

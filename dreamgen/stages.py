@@ -109,7 +109,7 @@ _TABLE = (
         output=lambda run: run.jobs, progress="jobs", may_be_remote=True, keeps_output=False,
     ),
     Stage(
-        name="generate", summary="jobs -> clips on Ray; generates what is missing",
+        name="generate", summary="jobs -> clips, with Ray; generates only what is missing",
         function="dreamgen.generate.stage:generate", section="generate", flags=("dry_run", "resume"), in_run=True,
         example="dreamgen generate --out runs/pick --limit 4", progress="journal", may_be_remote=True,
     ),
@@ -142,10 +142,10 @@ _TABLE = (
         progress="datasets",
     ),
     Stage(
-        name="check", summary="verify LeRobot, robomimic or ACT datasets, whoever wrote them",
+        name="check", summary="validate LeRobot, robomimic and ACT datasets, written by DreamGen or not",
         function="export.check:check_stage", section="check", flags=("fix",), in_run=True,
         run_function="dreamgen.pipeline:check_datasets", example="dreamgen check runs/pick/datasets/lerobot-v3.0",
-        paths=("PATH",), paths_help="a dataset, or several", needs=("actions", "datasets"),
+        paths=("PATH",), paths_help="one or more datasets", needs=("actions", "datasets"),
     ),
     Stage(
         name="convert", summary="LeRobot v2.0 or v2.1 -> v3.0, or v3.0 -> v2.1; video streams are copied",
@@ -158,16 +158,16 @@ _TABLE = (
         example="dreamgen run --config_path configs/mini.yaml --demos path/to/lerobot_dataset --out runs/pick",
     ),
     Stage(
-        name="report", summary="the run on one page, report.html", function="dreamgen.report:report",
+        name="report", summary="write report.html: the run on one page", function="dreamgen.report:report",
         section="report", flags=("resume",), in_run=True, example="dreamgen report --out runs/pick",
     ),
     Stage(
-        name="doctor", summary="versions, GPU, codecs, disk, login: one block for a bug report",
+        name="doctor", summary="print versions, GPU, codecs, disk and login as one block for a bug report",
         function="dreamgen.doctor:doctor", example="dreamgen doctor",
-        paths=("OUT",), paths_help="a run folder, to look at its disk", paths_optional=True,
+        paths=("OUT",), paths_help="a run folder whose disk is checked; optional", paths_optional=True,
     ),
     Stage(
-        name="demo", summary="the whole run on a CPU, on demonstrations that it makes itself",
+        name="demo", summary="all stages on a CPU, on generated demonstrations; mini is untrained, so clips are noise",
         function="dreamgen.demo.run:run_demo", example="dreamgen demo --out runs/demo",
         settings=("out",),
     ),

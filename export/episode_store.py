@@ -119,7 +119,7 @@ class EpisodeStore(Sequence[ExportEpisode]):
     def __getitem__(self, which: int | slice) -> ExportEpisode | EpisodeStore:
         if isinstance(which, slice):
             start, stop, step = which.indices(len(self))
-            assert step == 1, "episodes of a slice are neighbours"
+            assert step == 1, "episodes of a slice are neighbors"
             arrays = {name: value[start:stop] for name, value in vars(self).items() if name.endswith(("_E", "_EV"))}
             first, last = (int(arrays["part_E"][0]), int(arrays["part_E"][-1])) if stop > start else (0, 0)
             arrays["part_E"] = arrays["part_E"] - first

@@ -67,7 +67,7 @@ def target_spec_of(settings: Settings, clips: Iterable[Clip], views: Sequence[Vi
 
 
 def _first_readable(clips: Iterable[Clip]) -> tuple[Clip, VideoInfo]:
-    error = UserError("there is no clip")
+    error = UserError("there is no clip to export")
     for clip in clips:
         try:
             return clip, probe(clip.video)

@@ -65,7 +65,9 @@ def _open(
     setting: str, root: Path, wanted: Sequence[Camera], export: ExportSettings, features: RobotFeatures
 ) -> MixedDataset:
     if not root.is_dir():
-        raise UserError(f"export.{setting} is no folder", actual=str(root), allowed="a LeRobot dataset, v2.0 to v3.0")
+        raise UserError(
+            f"export.{setting} is not a folder", actual=str(root), allowed="a LeRobot dataset, v2.0 to v3.0"
+        )
     meta = read_meta(root)
     with_files = meta.episodes.existing_videos(meta.cameras)
     cameras = _choose_cameras(root, with_files, wanted)
@@ -100,8 +102,8 @@ def _choose_cameras(root: Path, with_files: Sequence[str], wanted: Sequence[Came
         return (wanted[0].name,)
     if len(with_files) != 1:
         raise UserError(
-            f"{root}: which camera is meant is not clear", actual=", ".join(with_files) or "no camera with files",
-            allowed="its only one, or the one that export.camera names",
+            f"{root}: which camera to use is not clear", actual=", ".join(with_files) or "no camera with files",
+            allowed="a dataset with one camera, or the one that export.camera names",
             next_step=f"--export.camera={with_files[0]}" if with_files else None,
         )  # fmt: skip
     return (with_files[0],)

@@ -34,7 +34,7 @@ def robot_preset(name: str) -> Robot:
     presets = {path.stem: path for path in (configs_folder() / "robots").glob("*.yaml")}
     if name not in presets:
         raise UserError(
-            "export.robot names no preset",
+            "export.robot is not a preset",
             actual=name,
             allowed=", ".join(sorted(presets)),
             next_step=f"--export.robot={closest_match(name, presets) or 'new_embodiment'}",

@@ -12,7 +12,7 @@ from dreamgen.stages import COMMANDS, Stage
 FLAG_HELP = {
     "dry_run": "write nothing: show counts, sample prompts and estimates",
     "resume": "continue in an existing run folder; finished work is kept",
-    "fix": "repair what is safe (totals, splits, statistics, index columns); a copy of the original stays beside it",
+    "fix": "repair what is safe (totals, splits, statistics, index columns); originals are kept as NAME.before-fix",
     "json": "print the result as JSON",
 }
 NAME_WIDTH, MIN_WIDTH, MAX_WIDTH = 34, 80, 120
@@ -23,7 +23,7 @@ def overview() -> str:
     """Return the text of `dreamgen --help`."""
     width = max(map(len, COMMANDS))
     lines = [
-        "DreamGen: robot demonstrations in, a policy-ready synthetic dataset out.",
+        "DreamGen: turn robot demonstrations into a policy-ready synthetic dataset.",
         "",
         "usage: dreamgen COMMAND [--config_path FILE] [--setting=value ...]",
         "",
@@ -32,7 +32,7 @@ def overview() -> str:
         "dreamgen COMMAND --help shows the settings of a command with their defaults and bounds.",
         "Exit status: 0 done, 1 failed, 2 wrong usage or input, 3 partly done.",
         "",
-        "Try it without any data:  dreamgen demo",
+        "To try it without data: dreamgen demo",
     ]
     return "\n".join(lines)
 
@@ -46,7 +46,7 @@ def command_help(stage: Stage) -> str:
     for flag in (*stage.flags, "json"):
         lines += _entry(f"--{flag}", FLAG_HELP[flag])
     if stage.takes_all_settings:
-        lines += _entry("--config_path FILE", "a preset, or run.yaml of a run; the command line overrides it")
+        lines += _entry("--config_path FILE", "a preset such as mini, or a YAML file; the command line overrides it")
     own, shared = _settings_of(stage)
     for title, settings in (("settings:", own), ("shared by all stages:", shared)):
         lines += ["", title] if settings else []
@@ -63,7 +63,7 @@ def _settings_of(stage: Stage) -> tuple[list[tuple[str, Setting]], list[tuple[st
         if stage.settings or (stage.paths and not stage.section):
             own += [(path, setting)] if path in stage.settings else []
         elif stage.section is None:
-            own.append((path, setting))
+            own += [(path, setting)] if stage.flags or path == "out" else []  # status only reads the run
         elif setting.section == stage.section:
             own.append((path.partition(".")[2], setting))
         elif stage.takes_all_settings and (is_top or setting.section in SHARED_SECTIONS):
@@ -74,6 +74,8 @@ def _settings_of(stage: Stage) -> tuple[list[tuple[str, Setting]], list[tuple[st
 def _default_and_bounds(setting: Setting) -> str:
     default = setting.default
     shown = "" if default in (None, "", {}) else str(default)
+    if shown != shown.strip():
+        shown = repr(default)  # prompt_prefix ends with a space
     if isinstance(default, list):
         shown = ", ".join(default)
     elif isinstance(default, bool):

@@ -57,7 +57,7 @@ def _dispatch(words: list[str]) -> int:
     name, *rest = words
     if name not in COMMANDS:
         near = closest_match(name, COMMANDS)
-        next_step = f"dreamgen {near or '--help'}"
+        next_step = f"did you mean dreamgen {near}?" if near else "dreamgen --help"
         raise UserError(f"unknown command: {name}", allowed=", ".join(COMMANDS), next_step=next_step)
     stage = COMMANDS[name]
     if "-h" in rest or "--help" in rest:

@@ -1,4 +1,4 @@
-"""What a stage asks of the worker pool."""
+"""Options with which a stage starts the worker pool."""
 
 from __future__ import annotations
 

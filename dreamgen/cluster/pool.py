@@ -107,7 +107,7 @@ class WorkerPool:
         self._actors.__exit__(*error)
 
     def _start_workers(self, schedule: Schedule) -> None:
-        num_missing = min(self._num_wanted, schedule.num_remaining()) - len(self._workers)
+        num_missing = min(self._num_wanted, schedule.num_left()) - len(self._workers)
         if num_missing > 0:
             num_loading = len(self._workers) - self.num_loaded
             for _ in range(min(num_missing, MAX_LOADING_PER_NODE * self._num_nodes - num_loading)):

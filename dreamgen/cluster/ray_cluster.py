@@ -172,7 +172,7 @@ def _start(options: PoolOptions, device: str) -> None:
 def _pool_size(options: PoolOptions, device: str, nodes: Sequence[dict[str, float]]) -> PoolSize:
     num_gpus = sum(node.get("GPU", 0) for node in nodes)
     if device == "cuda" and num_gpus == 0:
-        raise UserError("model.device asks for a GPU and Ray knows of none", next_step="dreamgen doctor")
+        raise UserError("model.device requests a GPU, but Ray has none", next_step="dreamgen doctor")
     if options.num_workers is not None and options.num_workers < 1:
         raise UserError(f"{options.stage}.num_workers is too small", actual=options.num_workers, allowed="at least 1")
     gpus = 0.0 if device == "cpu" or num_gpus == 0 else options.gpus_per_worker
@@ -180,7 +180,7 @@ def _pool_size(options: PoolOptions, device: str, nodes: Sequence[dict[str, floa
     if options.num_workers is not None:
         return replace(size, num_workers=options.num_workers)
     if not gpus and not size.resources_per_worker:
-        return size  # on the CPU one worker is enough unless more are asked for
+        return size  # on the CPU, one worker unless the user sets more
     return replace(size, num_workers=max(1, room(size, nodes)), is_fixed=False)
 
 

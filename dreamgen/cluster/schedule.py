@@ -84,14 +84,14 @@ class Schedule:
         self._queues[number] = WorkerQueue()
         self._available[number] = None
 
-    def num_remaining(self) -> int:
+    def num_left(self) -> int:
         """Count the tasks that are not finished, as far as they have been read."""
         self._read_ahead()
         return self._num_waiting + len(self._retries) + self._num_reserved + self.num_assigned
 
     def is_empty(self) -> bool:
         """Return whether every task has been assigned."""
-        return self.num_remaining() == self.num_assigned
+        return self.num_left() == self.num_assigned
 
     def assigned(self, number: int) -> list[Attempt]:
         """Return the attempts assigned to a worker, oldest first."""

@@ -27,7 +27,7 @@ def read_tokens(
         The values that were given, and `config_path`; for each flag, whether it was given.
 
     Raises:
-        UserError: for an unexpected word, a switch of another command, or a setting without its value.
+        UserError: for an unexpected argument, a switch of another command, or a setting without its value.
     """
     given: dict[str, Any] = {}
     switches = dict.fromkeys(flags, False)
@@ -36,7 +36,7 @@ def read_tokens(
     while queue:
         token = queue.pop(0)
         if not token.startswith("--") or token == "--":
-            raise UserError("unexpected word on the command line", actual=token, allowed="--setting=value")
+            raise UserError("unexpected argument", actual=token, allowed="--setting=value")
         path, has_value, text = token[2:].partition("=")
         if path == "resume" and path in switches and stage in ("finetune", None):
             switches[path] = True
@@ -77,7 +77,7 @@ def _parse_value(path: str, text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(
-            f"--{path} cannot be read", actual=f"{text}   ({' '.join(str(error).split())[:120]})",
+            f"--{path} is not a valid value", actual=f"{text}   ({getattr(error, 'problem', None) or 'not YAML'})",
             allowed="a number, true or false, a word, or a list such as '[\"one\", \"two\"]'",
         ) from None  # fmt: skip
 

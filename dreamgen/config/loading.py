@@ -128,19 +128,20 @@ def _decode(cls: type, values: Any, prefix: str, problems: Problems) -> Any:
         elif isinstance(value, dict):
             decoded[field.name] = _decode(cast(type, field.default_factory), value, path + ".", problems)
         else:
-            problems.add(f"a setting has the wrong type: {path}", actual=value, allowed="a group of settings",
-                         next_step=f"--{path}.NAME=value")  # fmt: skip
+            problems.add(f"wrong type of value for {path}", actual=value,
+                         allowed="a group of settings", next_step=f"--{path}.NAME=value")  # fmt: skip
     return None if problems.errors else cls(**decoded)
 
 
 def _decode_value(setting: Setting, value: Any) -> Any:
     if isinstance(value, bool) and bool not in setting.kinds:
-        raise UserError(f"{setting.path} is not a yes-or-no setting", actual=value, allowed=setting.type_name)
+        raise UserError(f"{setting.path} does not take true or false", actual=value, allowed=setting.type_name)
     try:
         return draccus.decode(setting.type, value)
     except (DraccusException, TypeError, ValueError, AttributeError):
+        problem = "unknown value" if setting.choices else "wrong type of value"
         raise UserError(
-            f"a setting has the wrong type: {setting.path}", actual=repr(value), allowed=setting.type_name,
+            f"{problem} for {setting.path}", actual=repr(value), allowed=setting.type_name,
             next_step="dreamgen run --help explains every setting",
         ) from None  # fmt: skip
 
@@ -175,7 +176,7 @@ def find_preset(name: str) -> Path:
     if name in shipped:
         return shipped[name]
     raise UserError(
-        "config file does not exist", actual=name, allowed=f"a path, or one of {', '.join(sorted(shipped))}"
+        "preset or configuration file not found", actual=name, allowed=f"a path, or one of {', '.join(sorted(shipped))}"
     )
 
 

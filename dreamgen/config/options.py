@@ -58,8 +58,8 @@ class Option:
             for name in names:
                 if name is not None and name not in known:
                     near = closest_match(str(name), known)
-                    return UserError(f"{path} names something that does not exist", actual=name,
-                                     allowed=", ".join(known) or "nothing: no package that adds one is installed",
+                    return UserError(f"unknown value for {path}", actual=name,
+                                     allowed=", ".join(known) or "none: no package that adds one is installed",
                                      next_step=f"did you mean {near}?" if near else None)  # fmt: skip
         if self.parse is not None and isinstance(value, str):
             try:
@@ -78,7 +78,9 @@ class Option:
             return UserError(what, actual=value, allowed=self.bounds()) if what else None
         if too_small or too_large or value % self.multiple_of:
             near = max(round(value / self.multiple_of) * self.multiple_of, math.ceil(self.ge or 0))
-            return UserError(f"{path} does not fit", actual=value, allowed=self.bounds(), next_step=f"--{path}={near}")
+            return UserError(
+                f"{path} is not an allowed size", actual=value, allowed=self.bounds(), next_step=f"--{path}={near}"
+            )
         return None
 
     def bounds(self) -> str:

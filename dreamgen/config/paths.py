@@ -53,8 +53,8 @@ class Setting:
     @property
     def type_name(self) -> str:
         """Return what its values are, in words."""
-        words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text",
-                 list[str]: "a list of texts", dict[str, float]: "numbers by name", type(None): "null"}  # fmt: skip
+        words = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
+                 list[str]: "a list of strings", dict[str, float]: "numbers by name", type(None): "null"}  # fmt: skip
         return " or ".join(", ".join(map(str, self.choices)) if kind not in words else words[kind]
                            for kind in self.kinds)  # fmt: skip
 

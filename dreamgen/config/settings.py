@@ -33,7 +33,7 @@ class ModelSettings:
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N", scope="machine")
     safety_checker: bool = option(
-        True, "run the guardrail that the model's license asks for (cosmos_guardrail)", scope="machine"
+        True, "run the guardrail that the model's license requires (cosmos_guardrail)", scope="machine"
     )
 
 
@@ -43,17 +43,23 @@ class VideoSettings:
 
     height: int = option(
         432,
-        "height of a clip in pixels; the world model may allow fewer sizes",
+        "height of a clip in pixels; each world model has its own rules, and the error names the nearest valid size",
         ge=2,
         multiple_of=2,
         invalidates=("finetune",),
     )
-    width: int = option(768, "width of a clip in pixels; likewise", ge=2, multiple_of=2, invalidates=("finetune",))
-    num_frames: int = option(93, "frames per clip; likewise", ge=2, invalidates=("finetune",))
+    width: int = option(768, "width of a clip in pixels; see height", ge=2, multiple_of=2, invalidates=("finetune",))
+    num_frames: int = option(93, "frames per clip; 4k + 1 for the built-in models", ge=2, invalidates=("finetune",))
     fps: int = option(16, "frames per second that the model was trained at", ge=1, invalidates=("finetune",))
     codec: Literal["h264", "av1"] = option("h264", "codec of every written mp4; datasets copy the stream")
-    crf: int = option(18, "constant rate factor: lower is better and larger", ge=0, le=MAX_CRF, invalidates=("export",))
-    gop: int = option(2, "frames between key frames; small is fast to seek", ge=1, invalidates=("export",))
+    crf: int = option(
+        18,
+        "constant rate factor: lower values give better quality and larger files",
+        ge=0,
+        le=MAX_CRF,
+        invalidates=("export",),
+    )
+    gop: int = option(2, "frames between key frames; small values make seeking faster", ge=1, invalidates=("export",))
 
 
 @dataclass(frozen=True)
@@ -61,14 +67,15 @@ class PrepareSettings:
     """Demonstrations -> training set."""
 
     camera: str | None = option(None, "video feature to use; default: the only camera that has files")
-    cameras: list[str] | None = option(None, "several video features, placed side by side in this order in one picture")
+    cameras: list[str] | None = option(None, "several video features, tiled into one frame in this order")
     fit: Literal["crop", "pad"] = option(
-        "crop", "how to reach the clip's aspect ratio: crop the borders or pad with black",
+        "crop", "how to reach the clip's aspect ratio: crop the edges, or pad with black",
         invalidates=("prepare", "export"),
     )  # fmt: skip
     max_episodes: int | None = option(None, "use only the first N episodes", ge=1)
     action_kind: Literal["absolute", "delta"] = option(
-        "absolute", "resampling to another frame rate picks absolute targets, and sums or splits deltas",
+        "absolute",
+        "how actions are resampled to another frame rate: absolute targets are selected, deltas summed or split",
         invalidates=("prepare", "export"),
     )  # fmt: skip
     caption_length: Literal["long", "medium", "short"] = option("long", "which text of captions/*.json to use")
@@ -142,7 +149,7 @@ class FinetuneSettings:
     )
     log_every: int = option(10, "optimizer steps between logged losses", ge=1, invalidates=())
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = option(
-        "tensorboard", "experiment tracker that gets the curves", invalidates=()
+        "tensorboard", "experiment tracker for the metrics", invalidates=()
     )
     validation_clips: int = option(0, "clips held out of training to measure the loss; chosen by the seed", ge=0)
     validate_every: int = option(500, "optimizer steps between validations", ge=1, invalidates=())
@@ -158,9 +165,9 @@ class FinetuneSettings:
 class IdmSettings:
     """The inverse-dynamics model: two frames -> the actions between them."""
 
-    horizon: int = option(16, "frames between the two input frames; it predicts the actions between them", ge=1)
-    image_px: int = option(64, "side of its square input images in pixels", ge=16, multiple_of=16)
-    width: int = option(256, "hidden features", ge=1)
+    horizon: int = option(16, "frames between the two input frames; the model predicts the actions between them", ge=1)
+    image_px: int = option(64, "side of the square input images in pixels", ge=16, multiple_of=16)
+    width: int = option(256, "hidden size", ge=1)
     num_steps: int = option(1500, "optimizer steps", ge=1)
     batch_size: int = option(32, "frame pairs per batch", ge=1)
     learning_rate: float = option(1e-3, "peak learning rate of AdamW", gt=0)
@@ -175,18 +182,19 @@ class PlanSettings:
     """First frames x instructions x seeds -> jobs."""
 
     first_frames: str | None = option(
-        None, "folder of NAME.txt + NAME.png|jpg, a .csv or .jsonl, or a LeRobot dataset; default: the demonstrations"
+        None,
+        "folder of NAME.txt + NAME.png|jpg, a .csv or .jsonl table, or train/ of a run; default: the demonstrations",
     )
     instructions: list[str] = option([], "new instructions; each is combined with every first frame of a dataset")
     num_first_frames: int | None = option(None, "use only the first N first frames", ge=1)
     num_seeds: int = option(1, "clips for each pair of first frame and instruction", ge=1)
     condition: Literal["image", "video", "text"] = option(
-        "image", "what conditions a clip besides its text: one frame, the first five frames of a video, or nothing"
+        "image", "what a clip starts from besides its text: one frame, the first five frames of a video, or nothing"
     )
     num_chunks: int = option(
-        1, "for long tasks: chain N clips, each beginning with the last frames of the one before", ge=1
+        1, "for long tasks: chain N chunks, each starting from the last frames of the previous one", ge=1
     )
-    chunk_overlap: Literal[1, 5] = option(5, "frames that two chained clips share; the joined clip has them once")
+    chunk_overlap: Literal[1, 5] = option(5, "frames that two consecutive chunks share; the joined clip has them once")
     adapter: str | None = option(
         None,
         "adapter folder, a blend FOLDER:WEIGHT,FOLDER:WEIGHT, or 'base'; default: adapter/ of the run; "
@@ -194,14 +202,14 @@ class PlanSettings:
     )
     level: Literal["exact", "balanced", "turbo"] = option(
         "exact",
-        "exact: the pipeline's own clips, faster; balanced and turbo skip passes at a measured cost",
+        "exact: the same clips as the diffusers pipeline, faster; balanced and turbo: skip forward passes at some loss",
     )
     fp8: bool = option(
-        False, "compute the transformer's large matrix products in 8 bits, at any level; a little faster, less exact"
+        False, "compute the transformer's large matrix products in fp8, at any level; a little faster, less exact"
     )
     num_inference_steps: int = option(36, "denoising steps", ge=1)
     guidance_scale: float = option(7.0, "g in cond + g (cond - uncond); 1 or less turns guidance off", ge=0)
-    negative_prompt: str | None = option(None, "what to avoid; default: the text of the pipeline")
+    negative_prompt: str | None = option(None, "negative prompt; default: that of the diffusers pipeline")
 
 
 @dataclass(frozen=True)
@@ -211,23 +219,23 @@ class GenerateSettings:
     num_workers: int | None = option(
         None, "workers, each with a copy of the model; default: one per GPU, or one without a GPU", ge=1
     )
-    gpus_per_worker: float = option(1.0, "GPUs per worker (may be a fraction); 0 on a machine without one", ge=0)
+    gpus_per_worker: float = option(1.0, "GPUs per worker (may be a fraction); 0 on a machine without GPUs", ge=0)
     cpus_per_worker: float = option(1.0, "CPU cores that Ray reserves per worker", ge=0)
     resources_per_worker: dict[str, float] = option(
         {}, "Ray's custom resources that a worker needs, to choose nodes: {accelerator_type:H100: 0.001}"
     )
     threads_per_worker: int = option(1, "torch threads of a CPU worker; fixed, because it changes rounding", ge=1)
     max_attempts: int = option(
-        3, "attempts at a clip, each on another worker where there is one, before it counts as failed", ge=1
+        3, "attempts at a clip, if possible on different workers, before it counts as failed", ge=1
     )
     clip_limit_s: float | None = option(
-        None, "timeout of a clip in seconds, after which its worker is replaced; default: far above the slowest so far",
+        None, "timeout of a clip in seconds, after which its worker is replaced; default: 20 times the slowest so far",
         ge=1,
     )  # fmt: skip
     compile: bool = option(True, "compile the transformer's blocks on a GPU; the first clip takes a minute longer")
     limit: int | None = option(None, "stop after N clips", ge=1, scope="call")
     shard: str = option(
-        "0/1", "i/n: generate only the i-th of n shares of the clips; start one driver per share",
+        "0/1", "i/n: generate only share i (0 to n - 1) of n; start one driver per share",
         parse=Shard.parse, scope="call",
     )  # fmt: skip
     clips_per_gpu_hour: float | None = option(
@@ -237,7 +245,7 @@ class GenerateSettings:
 
 @dataclass(frozen=True)
 class _JudgeSettings:
-    judges: list[str] = option([], "judges that watch each clip that the scores accept", choices=JUDGES.names)
+    judges: list[str] = option([], "judges (models) that rate the clips that the scores accept", choices=JUDGES.names)
 
 
 if TYPE_CHECKING:
@@ -265,11 +273,15 @@ class Hdf5Settings:
     """Images and lengths in the HDF5 formats, robomimic and aloha."""
 
     compression: Literal["lzf", "gzip", "none"] = option(
-        "lzf", "compression of images, one frame per chunk: none reads fastest, gzip is smallest, lzf needs h5py"
+        "lzf",
+        "compression of images, one frame per chunk: none reads fastest, gzip is smallest, lzf is read by h5py only",
     )
     next_obs: bool = option(False, "robomimic: write next_obs too, which doubles the file; for value-based methods")
     jpeg_quality: int | None = option(
-        None, "aloha: store frames as JPEG of this quality, like ALOHA's `compress`; default: pixels", ge=1, le=100
+        None,
+        "aloha: store frames as JPEG of this quality, like ALOHA's `compress`; default: uncompressed pixels",
+        ge=1,
+        le=100,
     )
     equal_length: bool = option(
         False, "aloha: repeat the last frame up to the longest episode, for the original ACT, which needs one length"
@@ -289,19 +301,21 @@ class ExportSettings:
         None,
         "preset for modality.json: gr1, so100, franka, droid, new_embodiment; default: that of the demonstrations",
     )
-    include_state: bool = option(True, "write observation.state where labels have one")
+    include_state: bool = option(True, "write observation.state if the labels have states")
     lerobot_sample: bool = option(
         False,
         "compute image statistics over the frames that LeRobot's writer samples (all of a clip of up to 100) instead "
         "of 16; an export takes about three times as long",
     )
-    dream_prefix: bool = option(False, "put <DREAM> before each task (understood by GR00T-Dreams only)")
+    dream_prefix: bool = option(
+        False, "put <DREAM> before the task of each generated episode (understood by GR00T-Dreams only)"
+    )
     append_to: str | None = option(
-        None, "LeRobot dataset whose episodes come first in the new one; clips that it has are not added twice"
+        None, "LeRobot dataset whose episodes come first in the new one; clips that it already has are not added again"
     )
     mix_with: str | None = option(None, "LeRobot dataset of real episodes to mix in; it is only read")
     real_share: float | None = option(
-        None, "share of mix_with's episodes; episodes of the other kind are left out by the seed; default: use all",
+        None, "share of real episodes (mix_with); surplus ones of either kind are left out by seed; default: use all",
         ge=0, le=1,
     )  # fmt: skip
     fps: int | None = option(
@@ -314,7 +328,8 @@ class ExportSettings:
         None, "image width of the datasets in pixels; clips of another size are encoded again", ge=16, multiple_of=2
     )
     push_to_hub: str | None = option(
-        None, "hub id that the datasets are uploaded to, private if new; with several formats each adds its name",
+        None,
+        "hub id that the datasets are uploaded to, private if new; with several formats, the format is appended",
         scope="machine",
     )  # fmt: skip
     license: str | None = option(None, "license of the datasets, such as cc-by-4.0, for dataset card and provenance")
@@ -335,16 +350,16 @@ class ConvertSettings:
     to: Literal["v2.1", "v3.0"] | None = option(
         None, "version to write; default: v3.0 for v2.0 and v2.1, and v2.1 for v3.0", scope="call"
     )
-    reencode: bool = option(False, "encode episodes again whose packets cannot be copied, and only these", scope="call")
+    reencode: bool = option(False, "re-encode episodes whose packets cannot be copied, and only these", scope="call")
     num_workers: int | None = option(None, "processes that write files; default: one per core", ge=1, scope="machine")
 
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """A dataset, from DreamGen or not -> problems that a trainer would run into."""
+    """A dataset, from DreamGen or not -> problems that a trainer would have with it."""
 
-    fast: bool = option(False, "read metadata, tables and video packets, and decode no frame", scope="call")
-    num_workers: int | None = option(None, "processes; default: one per core", ge=1, scope="machine")
+    fast: bool = option(False, "read only metadata, tables and video packets; decode no frame", scope="call")
+    num_workers: int | None = option(None, "processes that check files; default: one per core", ge=1, scope="machine")
 
 
 @dataclass(frozen=True)
@@ -366,7 +381,7 @@ class Settings:
         0, "seed of training and of the first of num_seeds clips", ge=0, le=2**62, invalidates=("finetune", "export")
     )  # and a few more for num_seeds: jobs.parquet holds 64 bits
     prompt_prefix: str = option(
-        "The robot arm is performing a task. ", "put before every instruction", invalidates=("finetune",)
+        "The robot arm is performing a task. ", "text before every instruction", invalidates=("finetune",)
     )
     model: ModelSettings = section(ModelSettings)
     video: VideoSettings = section(VideoSettings)

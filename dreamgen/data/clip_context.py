@@ -1,7 +1,7 @@
 """One generated clip with the data that scores and judges need, each part read or computed once.
 
 Axes: T frames, H height, W width, C channels, A action, S state. A `video_THWC` or `frame_HWC` is uint8, 0-255, RGB;
-a `grey_THW` is a small float32 copy, 0-255, in which pixel noise is averaged away.
+a `gray_THW` is a small float32 copy, 0-255, in which pixel noise is averaged away.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dreamgen.data.video import probe, read_image, read_video
 from dreamgen.run.records import Job
 from dreamgen.run.run_folder import RunFolder
 
-GREY_PX = 32
+GRAY_PX = 32
 
 
 class ClipContext:
@@ -45,9 +45,9 @@ class ClipContext:
         return read_video(self.file)
 
     @cached_property
-    def small_grey_THW(self) -> np.ndarray:
-        """Return all frames in gray, `GREY_PX` x `GREY_PX` pixels."""
-        return small_grey(self.video_THWC)
+    def small_gray_THW(self) -> np.ndarray:
+        """Return all frames as `GRAY_PX` squared gray pixels."""
+        return small_gray(self.video_THWC)
 
     @cached_property
     def first_frame_HWC(self) -> np.ndarray | None:
@@ -89,7 +89,7 @@ class ClipContext:
         return np.array(table[column].to_pylist(), np.float32) if column in table.column_names else None
 
 
-def small_grey(video_THWC: np.ndarray) -> np.ndarray:
-    """Return grey_THW, `GREY_PX` x `GREY_PX` pixels per frame; area averaging removes noise and keeps motion."""
-    frames = [cv2.resize(f, (GREY_PX, GREY_PX), interpolation=cv2.INTER_AREA).astype(np.float32) for f in video_THWC]
+def small_gray(video_THWC: np.ndarray) -> np.ndarray:
+    """Return a gray_THW of `GRAY_PX` squared pixels a frame; area averaging removes noise and keeps movement."""
+    frames = [cv2.resize(f, (GRAY_PX, GRAY_PX), interpolation=cv2.INTER_AREA).astype(np.float32) for f in video_THWC]
     return np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])

@@ -15,8 +15,8 @@ from dreamgen.errors import UserError
 class FrameReader:
     """Reads ranges of frames by index, counted from the start of the file.
 
-    An mp4 of many episodes is decoded once if their ranges are read in order; going back decodes it from the start.
-    Frames are counted rather than found by their timestamps, which drift in files joined from many episodes.
+    A packed mp4 is decoded once as long as runs are requested in order; going back starts it again. Frames are
+    numbered by counting and not by their times, which drift in files that were joined from many episodes.
     """
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ def check_can_push(setting: str, repo_id: str | None, what: str, problems: Probl
     """Report what would prevent an upload, without contacting the hub.
 
     Args:
-        setting: Path of the setting that asks for the upload.
+        setting: Path of the setting that requests the upload.
         repo_id: Value of the setting. None: nothing is uploaded.
         what: What would be uploaded, such as "the adapter".
         problems: Problems are added here.
@@ -30,7 +30,7 @@ def check_can_push(setting: str, repo_id: str | None, what: str, problems: Probl
         problems.add(f"{setting} is not a hub id", actual=repo_id, allowed=str(error).splitlines()[0])
     if get_token() is None:
         problems.add(
-            f"{what} cannot be uploaded to {repo_id}: nobody is logged in to the hub",
+            f"{what} cannot be uploaded to {repo_id}: not logged in to the hub",
             next_step="hf auth login, or leave push_to_hub out",
         )
     if constants.HF_HUB_OFFLINE:

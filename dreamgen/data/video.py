@@ -67,7 +67,7 @@ def probe(path: str | Path) -> VideoInfo:
 
 @contextmanager
 def open_packets(path: str | Path) -> Iterator[tuple[VideoInfo, av.VideoStream, list[av.Packet]]]:
-    """Open a short video once for both its properties and its encoded frames.
+    """Read a short video in one pass: what `probe` returns, and its encoded frames.
 
     Yields:
         The result of `probe`; the stream, which decodes packets; all packets with content, in file order.
@@ -185,7 +185,7 @@ def write_video(
 def video_writer(
     path: str | Path, fps: int | Fraction, codec: str = "h264", crf: int = 18, gop: int = 2
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """Open an mp4 for writing frame by frame, so that several files can be written in one pass over a source.
+    """Open an mp4 and write it frame by frame, so that several can be written in one pass over their source.
 
     Args:
         path, fps, codec, crf, gop: As for `write_video`.

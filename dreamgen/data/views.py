@@ -1,4 +1,4 @@
-"""Several cameras tiled into one image: the world model generates them together, and export splits them again.
+"""Several cameras in one frame: the world model generates them together, and export separates them again.
 
 Axes: H height, W width, C channels. Frames are uint8, 0-255, RGB.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # `--help` imports this module and must stay fast
 
 @dataclass(frozen=True)
 class View:
-    """The tile of one camera in the image, in pixels.
+    """The part of the frame that shows one camera, in pixels.
 
     Args:
         camera: Name of the video feature.
@@ -40,7 +40,7 @@ class View:
         return cls(**values)
 
     def cut(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """Return this camera's part of the tiled image, as a view of the array."""
+        """Return this camera's part of a frame of all cameras."""
         return frame_HWC[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
@@ -50,23 +50,23 @@ def short_name(camera: str) -> str:
 
 
 def tiled_views(cameras: Sequence[str], height: int, width: int) -> tuple[View, ...]:
-    """Divide an image into equal tiles, row by row, with as many columns as rows or one more.
+    """Divide a frame into equal tiles, one for each camera, in rows; there are as many columns as rows or one more.
 
     Args:
-        cameras: In order. Two are placed side by side; three leave the last of four tiles black.
-        height: Pixels of the image.
-        width: Pixels of the image.
+        cameras: In their order; two stand beside one another, three leave the last of four tiles black.
+        height: Of the frame, in pixels.
+        width: Of the frame, in pixels.
 
     Raises:
         UserError: if the tiles would be smaller than 2 x 2 pixels.
     """
     num_columns = math.ceil(math.sqrt(len(cameras)))
     num_rows = math.ceil(len(cameras) / num_columns)
-    # Even sizes, because encoders subsample color by two. Remaining pixels at the edges stay black.
+    # Even, as encoders halve the colors' size; what is left over at the edges stays black.
     tile_height, tile_width = height // num_rows // 2 * 2, width // num_columns // 2 * 2
     if min(tile_height, tile_width) < 2:
         raise UserError(
-            "the image is too small for the number of cameras", actual=f"{len(cameras)} in {width} x {height}",
+            "the frame is too small for this many cameras", actual=f"{len(cameras)} in {width} x {height}",
             next_step="fewer --prepare.cameras, or a larger video.height and video.width",
         )  # fmt: skip
     positions = (divmod(number, num_columns) for number in range(len(cameras)))
@@ -77,26 +77,26 @@ def tiled_views(cameras: Sequence[str], height: int, width: int) -> tuple[View, 
 
 
 def check_views(views: Sequence[View], height: int, width: int) -> None:
-    """Check that recorded views belong to images of a size; other views would cut across cameras.
+    """Check that views are those of a frame of this size; others would cut out wrong parts.
 
     Args:
-        views: The recorded views; an empty sequence fits every size.
-        height: Pixels of the image.
-        width: Pixels of the image.
+        views: As they were recorded; none are of every size.
+        height: Of the frame, in pixels.
+        width: Of the frame, in pixels.
 
     Raises:
         UserError: with the recorded and the expected tiles.
     """
     if views and tuple(views) != (expected := tiled_views([view.camera for view in views], height, width)):
         raise UserError(
-            f"the camera tiles of train/features.json do not fit an image of {width} x {height}",
+            f"the tiles in train/features.json do not fit a frame of {width} x {height}",
             actual=describe_views(views), allowed=describe_views(expected),
-            next_step="set video.height and video.width as for prepare, or run prepare with another --out",
+            next_step="video.height and video.width as prepare had them, or prepare into another --out",
         )  # fmt: skip
 
 
 def describe_views(views: Sequence[View]) -> str:
-    """Describe the tile of each camera."""
+    """Describe in words which part of the frame shows which camera."""
     return (
         ", ".join(f"{short_name(v.camera)} {v.width} x {v.height} at {v.left},{v.top}" for v in views) or "one camera"
     )

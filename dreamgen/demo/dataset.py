@@ -41,7 +41,7 @@ def write_demo_dataset(folder: Path, num_episodes: int = 6, seed: int = 0) -> Pa
         UserError: if `folder` exists, or `num_episodes` is 0.
     """
     if num_episodes < 1:
-        raise UserError("number of demo episodes", actual=num_episodes, allowed="at least 1")
+        raise UserError("num_episodes is too small", actual=num_episodes, allowed="at least 1")
     joints = {"dtype": "float32", "shape": (len(JOINT_NAMES),), "names": list(JOINT_NAMES)}
     image = {"dtype": "video", "shape": (SIZE_PX, SIZE_PX, 3), "names": ["height", "width", "channels"]}
     with atomic_folder(folder) as temporary, _quiet_libraries():
@@ -102,7 +102,7 @@ def demo_instructions(num: int, seed: int) -> list[str]:
     """
     tasks = _shuffled_tasks(seed)
     if not 0 <= num <= len(tasks):
-        raise UserError("number of demo instructions", actual=num, allowed=f"0 to {len(tasks)}")
+        raise UserError("the number of demo instructions is out of range", actual=num, allowed=f"0 to {len(tasks)}")
     scenes = (ArmScene(block, bin_, 0.0, 0.0, block, 0.0) for block, bin_ in reversed(tasks))
     return [scene.instruction for scene in itertools.islice(scenes, num)]
 

@@ -1,4 +1,4 @@
-"""The demo: all stages on demonstrations that it makes itself, with the mini model on a CPU."""
+"""The demo: all stages on generated demonstrations, with the untrained mini model on a CPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dreamgen.run.run_folder import RunFolder
 
 
 def run_demo(settings: Settings) -> list[StageResult]:
-    """Run all stages on generated demonstrations; a second call continues where the first stopped.
+    """Run all stages on generated demonstrations; a second call continues where the first one stopped.
 
     Args:
         settings: `out` names the run folder; runs/demo when not given.
@@ -28,7 +28,7 @@ def run_demo(settings: Settings) -> list[StageResult]:
     out = Path(settings.out or "runs/demo")
     demos = out / "demos"
     if not demos.exists():
-        log(f"making demonstrations: a drawn robot arm picks and places blocks -> {demos}")
+        log(f"writing demonstrations of a drawn robot arm to {demos}; mini is untrained, so its clips are noise")
         write_demo_dataset(demos)
     preset = read_yaml(find_preset("mini"))
     settings = settings_from_dict({**preset, "out": str(out), "demos": str(demos)})

@@ -34,7 +34,7 @@ class DemoSource:
     has_cameras: bool = False
 
 
-# `recognize` tries them from the last to the first: a package may claim folders that a built-in would also accept.
+# `recognize` tries them in reverse: a package may claim folders that a more general built-in would take.
 DEMO_SOURCES: Registry[DemoSource] = Registry(
     "demonstration source",
     "dreamgen.demo_sources",

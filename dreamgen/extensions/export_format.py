@@ -73,7 +73,7 @@ def size_with_videos(size: DatasetSize, settings: ExportSettings) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class FormatReader:
-    """What `dreamgen check` and the report need to read datasets of a format, whoever wrote them.
+    """What `dreamgen check` and the report need to read datasets of a format, written by DreamGen or not.
 
     Args:
         layout: What a dataset of the format looks like on disk, for the error about a path that no format recognizes.

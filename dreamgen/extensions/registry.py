@@ -1,6 +1,6 @@
 """A registry of one kind of extension, filled from the package itself, from entry points and at run time.
 
-Names are known without importing anything heavy: an entry is a reference `module:attribute` until its first use.
+Names are known without importing anything heavy: an entry is a reference `module:attribute` until it is requested.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Registry[T]:
 
         Args:
             name: What users write in settings.
-            entry: The object, or a reference `module:attribute` that is imported at its first use.
+            entry: The object, or a reference `module:attribute` that is imported when it is requested.
 
         Raises:
             UserError: if the name is taken.

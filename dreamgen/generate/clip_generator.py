@@ -41,7 +41,7 @@ class ClipGenerator:
             choice = adapter_of_job(job, self.run)
             if (choice and choice.sha256) != job.adapter_sha256:
                 raise UserError(
-                    f"the adapter {job.adapter} is another one than was planned for",
+                    f"the adapter {job.adapter} has changed since its jobs were planned",
                     actual=f"weights with hash {choice.sha256[:12] if choice else None}",
                     allowed=(job.adapter_sha256 or "")[:12],
                     next_step=f"dreamgen plan --out {self.run.root} adds jobs for the adapter as it is now",

@@ -93,7 +93,7 @@ class Labeler:
             notes.append("no states: the demonstrations have none")
         if self._num_failed:
             notes.append(
-                f"{self._num_failed} clips could not be labelled; {self.run.journal} has the errors, and the next "
+                f"{self._num_failed} clips could not be labeled; {self.run.journal} has the errors, and the next "
                 "dreamgen label tries them again"
             )
         metrics = {
@@ -115,7 +115,7 @@ def check_frame_rate(run: RunFolder, model: InverseDynamics, jobs: JobRows) -> N
     rates = sorted({job.fps for job in jobs.distinct(["fps"])} - {model.config.fps})
     if rates:
         raise UserError(
-            f"{run.idm} was trained at another frame rate than the clips have",
+            f"{run.idm} was trained at a frame rate that the clips do not have",
             actual=f"clips at {', '.join(map(str, rates))} fps", allowed=f"{model.config.fps} fps",
             next_step=f"remove {run.idm} and label again, with demonstrations at the clips' rate",
         )  # fmt: skip

@@ -23,7 +23,7 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         raise UserError("model.device is not a device", actual=name, allowed="auto, cpu, cuda, cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("model.device asks for a GPU and none is visible", actual=name, next_step="dreamgen doctor")
+        raise UserError("model.device requests a GPU, but torch sees none", actual=name, next_step="dreamgen doctor")
     return device
 
 

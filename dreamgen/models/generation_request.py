@@ -205,7 +205,7 @@ def _read_frames(image: Image) -> list[np.ndarray]:
     array = read_image(image) if isinstance(image, str | Path) else np.asarray(image)
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3:
         raise UserError(
-            "image is not a picture", actual=f"shape {array.shape}, {array.dtype}",
+            "image is neither an RGB image nor a stack of RGB frames", actual=f"shape {array.shape}, {array.dtype}",
             allowed="uint8 RGB, height x width x 3, or frames x height x width x 3",
         )  # fmt: skip
     return list(array) if array.ndim == 4 else [array]

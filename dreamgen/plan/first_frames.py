@@ -53,7 +53,7 @@ def fitted_frames(file: Path, settings: Settings, views: Sequence[View] = (), nu
         raise UserError(
             f"{file} does not show the cameras of this run side by side", actual=f"{width} x {height}",
             allowed=f"{video.width} x {video.height}: {describe_views(views)}",
-            next_step="give a picture of each camera: " + ", ".join(of_camera(Path(f"NAME.{CAMERA}.png"), view).name
+            next_step="give one image for each camera: " + ", ".join(of_camera(Path(f"NAME.{CAMERA}.png"), view).name
                                                                     for view in views),
         )  # fmt: skip
     return np.concatenate([fit_frame(frame_HWC, video.height, video.width, fit) for frame_HWC in frames])
@@ -79,7 +79,7 @@ def _read_frames(file: Path, settings: Settings, num_stacked: int) -> list[np.nd
         frames = list(itertools.islice(iter_frames(file), num))
     if len(frames) < num:
         raise UserError(
-            f"{file} is too short to continue",
+            f"{file} is too short to condition on",
             actual=f"{len(frames)} frames",
             allowed=f"a video of at least {num} frames",
             next_step="--plan.condition=image needs one frame only",

@@ -156,7 +156,7 @@ def table_rows(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, views: tu
     if image_column is None:
         nearest = closest_match("image", columns)
         raise UserError(
-            f"{path} names no images", actual=f"columns: {', '.join(sorted(columns)) or 'none'}",
+            f"{path} has no image column", actual=f"columns {', '.join(sorted(columns)) or 'none'}",
             allowed=" or ".join(IMAGE_COLUMNS), next_step=f"rename the column {nearest}" if nearest else None,
         )  # fmt: skip
     rows = TableRows(path, (image_column, _column(columns, TEXT_COLUMNS)), suffixes, views)

@@ -211,7 +211,9 @@ def _check_can_plan(settings: Settings) -> None:
     problems = Problems()
     for text in settings.plan.instructions:
         if not bare_instruction(text, settings.prompt_prefix):
-            problems.add("plan.instructions has an empty one", actual=repr(text), allowed="the task in words")
+            problems.add(
+                "plan.instructions contains an empty instruction", actual=repr(text), allowed="the task in words"
+            )
     video, wanted = settings.video, settings.plan
     if wanted.num_chunks > 1 and video.num_frames <= wanted.chunk_overlap:
         problems.add(
@@ -245,7 +247,7 @@ def _most_bytes_a_clip(rows: FrameRows, settings: Settings) -> int:
             if isinstance(row, UserError):
                 continue
             if row.file is None or settings.plan.condition == "text":
-                return 0  # there is no picture to estimate from
+                return 0  # there is no image to estimate from
             frame_HWC = fitted_frames(row.file, settings, rows.views, row.num_stacked)[: video.height]
         except (UserError, OSError):
             continue  # refused above, with its reason
@@ -267,7 +269,7 @@ def _notes(
         )
     if adapter is None:
         missing = "plan.adapter=base" if settings.plan.adapter else f"no adapter in {run.adapter}"
-        notes.append(f"{missing}: the base model makes the clips (dreamgen finetune makes an adapter)")
+        notes.append(f"{missing}: the base model generates the clips (dreamgen finetune trains an adapter)")
     if 0 < settings.plan.guidance_scale <= 1:
         notes.append(f"guidance_scale {settings.plan.guidance_scale:g} is at most 1, which turns guidance off")
     notes.extend("refused: " + str(error).replace("\n", "\n  ") for error in counts.errors)

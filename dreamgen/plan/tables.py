@@ -37,6 +37,8 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
     """Read a .csv or .jsonl as `csv_rows` does."""
+    if not path.is_file():
+        raise UserError(f"the table {path} does not exist", next_step="check --plan.first_frames")
     return csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path)
 
 

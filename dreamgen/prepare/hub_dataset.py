@@ -29,7 +29,7 @@ def hub_dataset(repo_id: str, may_download: bool) -> Path:
         return root
     if not may_download:
         raise UserError(
-            f"{repo_id} is no folder here, and a dry run downloads nothing", allowed="a folder",
+            f"{repo_id} is not a local folder, and --dry_run downloads nothing", allowed="a folder",
             next_step="leave out --dry_run to download it from the hub, or check the path",
         )  # fmt: skip
     try:
@@ -38,7 +38,7 @@ def hub_dataset(repo_id: str, may_download: bool) -> Path:
         snapshot_download(repo_id, repo_type="dataset", revision=commit, local_dir=root)
     except (OSError, httpx.HTTPError, HFValidationError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"{repo_id} is no folder here, and it, or what is missing of {root}, cannot be downloaded from the hub",
+            f"{repo_id} is not a local folder, and it, or what is missing of {root}, cannot be downloaded from the hub",
             actual=f"{type(error).__name__}: {error}".splitlines()[0],
             allowed="a folder, or a LeRobot dataset on the hub that you may read",
             next_step="check the path and the network, or download the dataset and give its folder",

@@ -72,7 +72,7 @@ def prepare(settings: Settings, dry_run: bool = False) -> StageResult:
         for reader in readers:
             reader.close()
     outputs = {"train": run.train, "summary": run.train / "summary.csv"}
-    notes = [*_findings(source, surveyed, settings), *_refused_notes(rows)]
+    notes = [*_findings(source, surveyed, settings), *_refused_clips(rows)]
     return StageResult("prepare", outputs, _statistics(rows, settings), notes)
 
 
@@ -83,7 +83,7 @@ def inspect(settings: Settings) -> StageResult:
         settings: As for `prepare`; `out` may be missing.
 
     Returns:
-        Counts and an estimate of disk space; as notes, three sample prompts, findings and refused clips.
+        Counts and an estimate of disk space; as notes, three sample prompts, findings and errors.
 
     Raises:
         UserError: if the demos cannot be used.
@@ -97,7 +97,7 @@ def inspect(settings: Settings) -> StageResult:
     bytes_per_pixel = metrics["frames"] * VIDEO_BYTES_PER_PIXEL + num_first_frames * PNG_BYTES_PER_PIXEL
     num_bytes = settings.video.height * settings.video.width * bytes_per_pixel
     prompts = [f"prompt of {row.name}: {settings.prompt_prefix}{row.instruction}" for row in kept[:NUM_SAMPLES]]
-    notes = [*prompts, *_findings(source, surveyed, settings), *_refused_notes(rows)]
+    notes = [*prompts, *_findings(source, surveyed, settings), *_refused_clips(rows)]
     return StageResult("prepare", {}, {**metrics, "disk_mib": round(num_bytes / 2**20, 3)}, notes)
 
 
@@ -115,7 +115,7 @@ def _open(settings: Settings, may_download: bool) -> Source:
 
 def _need_one_left(rows: Sequence[ClipRow], source: Source) -> None:
     if all(row.status == "refused" for row in rows):
-        reasons = "\n".join(f"- {note}" for note in _refused_notes(rows))
+        reasons = "\n".join(f"- {note}" for note in _refused_clips(rows))
         raise UserError(f"no clip of the {source.layout} can be used ({len(rows)} refused)\n{reasons}")
 
 
@@ -134,5 +134,5 @@ def _findings(source: Source, surveyed: Sequence[SurveyedClip], settings: Settin
     return [*source.findings, *(resampling_findings(surveyed, settings) if has_actions else ())]
 
 
-def _refused_notes(rows: Sequence[ClipRow]) -> list[str]:
+def _refused_clips(rows: Sequence[ClipRow]) -> list[str]:
     return [f"refused {row.source}: {row.detail}" for row in rows if row.status == "refused"]

@@ -113,7 +113,7 @@ def _survey_clip(
         num_rows = clip.load_trajectory().num_rows
         if abs(num_rows - num_frames) > MAX_FRAMES_APART:
             raise UserError(
-                "rows and frames do not belong together",
+                "numbers of rows and frames do not match",
                 actual=f"{num_rows} rows, {num_frames} frames",
                 allowed=f"at most {MAX_FRAMES_APART} apart",
             )
@@ -141,7 +141,8 @@ def _size_of(source: SourceVideo, info: VideoInfo) -> tuple[int, int]:
         return info.height, info.width
     if part.top + part.height > info.height or part.left + part.width > info.width:
         raise UserError(
-            f"its picture has no room for the camera {short_name(part.camera)}", actual=f"{info.width} x {info.height}",
+            f"its frames are too small for the camera {short_name(part.camera)}",
+            actual=f"{info.width} x {info.height}",
             allowed=f"{part.width} x {part.height} at {part.left},{part.top}, as features.json says",
         )  # fmt: skip
     return part.height, part.width
@@ -154,7 +155,7 @@ def _num_common_frames(clip: SourceClip, infos: tuple[VideoInfo, ...]) -> int:
         counts.append(available if video.num_frames is None else min(available, video.num_frames))
     if max(counts) - min(counts) > MAX_FRAMES_APART:
         raise UserError(
-            "the cameras' videos do not belong together",
+            "the cameras' videos differ in length",
             actual=", ".join(f"{count} frames in {video.path.parent.name}/{video.path.name}"
                              for count, video in zip(counts, clip.videos, strict=True)),
             allowed=f"at most {MAX_FRAMES_APART} apart",

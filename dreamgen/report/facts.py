@@ -75,7 +75,7 @@ def notices(view: RunView) -> list[dict[str, str]]:
         found.append({
             "title": "The safety checker was off",
             "text": f"{which} generated without screening of prompts and frames. "
-                    "The license of the real model asks for its guardrail.",
+                    "The license of the real model requires its guardrail.",
         })  # fmt: skip
     error, mean_error = held_out_error(view.idm or {})
     if error is not None and mean_error is not None and error >= mean_error:

@@ -201,7 +201,7 @@ def with_records(jobs: JobRows, run: RunFolder, stage: str) -> Iterator[tuple[Jo
 
 
 def accepted_clips(run: RunFolder) -> list[AcceptedClip]:
-    """Return the clips that were generated, labeled and accepted, in planned order.
+    """Collect the clips that were generated, labeled and accepted, in planned order.
 
     Raises:
         UserError: if jobs or verdicts are missing.
@@ -227,9 +227,9 @@ def iter_accepted_clips(run: RunFolder) -> Iterator[AcceptedClip]:
         is_accepted &= _is_ok(ids, table)
     rows = np.flatnonzero(is_accepted)
     for begin in range(0, len(rows), BATCH):
-        batch_ids = ids.take(rows[begin : begin + BATCH]).combine_chunks()
+        some = ids.take(rows[begin : begin + BATCH]).combine_chunks()
         generated, labeled, verdicts = (
-            {r.clip_id: r for r in records_of(table.filter(pc.is_in(table["clip_id"], value_set=batch_ids)))}
+            {r.clip_id: r for r in records_of(table.filter(pc.is_in(table["clip_id"], value_set=some)))}
             for table in tables
         )
         for job in iter_jobs(run.jobs, rows[begin : begin + BATCH]):

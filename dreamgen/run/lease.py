@@ -155,7 +155,7 @@ def _wait_until_dead(store: Store, lease: Lease) -> None:
         return
     log(
         f"{lease.stage}: a driver on {lease.host} holds shard {lease.shard}; "
-        f"waiting up to {DEAD_AFTER_S:.0f} s for a sign of life"
+        f"waiting up to {DEAD_AFTER_S:.0f} s for its lease to be renewed or to expire"
     )
     begun_s = time.monotonic()
     while time.monotonic() - begun_s < DEAD_AFTER_S:
@@ -170,7 +170,7 @@ def _wait_until_dead(store: Store, lease: Lease) -> None:
 
 def _held(lease: Lease) -> UserError:
     return UserError(
-        "another driver is at work on these clips",
+        "another driver is working on these clips",
         actual=f"{lease.stage} of shard {lease.shard} on {lease.host}, process {lease.pid}",
         allowed="drivers with different shares: --shard 0/2 and --shard 1/2",
         next_step="dreamgen status shows what runs; stop that driver first, or let it finish",

@@ -69,7 +69,7 @@ class RobotFeatures:
 
 @dataclass(frozen=True)
 class Job:
-    """One clip to generate: a row of `jobs.parquet`. The fields outside `NOT_IN_JOB_ID` determine the clip.
+    """One planned clip: a row of `jobs.parquet`. Every field below `clip_id` determines the clip.
 
     Args:
         clip_id: 20 hex digits, `job_id` of the other fields.
@@ -198,7 +198,7 @@ class AcceptedClip:
     """A clip that passed every stage; export writes it as one episode.
 
     Args:
-        job: The clip's job.
+        job: The job that it belongs to.
         video: Its mp4.
         num_frames: Counted frames of the mp4.
         label: Parquet file with `action` and optionally `observation.state`, one row per frame.

@@ -118,7 +118,8 @@ class RunFolder:
         """
         if not self.fetch(path, anew=True).exists():
             raise UserError(
-                f"{self.shown(path)} does not exist yet", next_step=f"dreamgen {made_by} --out {self}   (it makes this)"
+                f"{self.shown(path)} does not exist yet",
+                next_step=f"dreamgen {made_by} --out {self}   (it writes this file)",
             )
         return path
 
@@ -177,9 +178,9 @@ class RunFolder:
         """Refuse to continue a run with changed settings.
 
         Args:
-            settings: Settings of the current command.
-            sections: The stages whose output is continued.
-            but: Settings of those stages that may change.
+            settings: Settings of the command.
+            sections: The stages whose output is being continued.
+            but: Settings of those stages that may change all the same.
 
         Raises:
             UserError: listing each setting that differs from run.yaml.

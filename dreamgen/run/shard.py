@@ -35,7 +35,7 @@ class Shard:
         match = TEXT.fullmatch(text.strip())
         if not match or int(match[1]) >= int(match[2]):
             raise UserError(
-                "generate.shard is not a shard", actual=text, allowed="i/n with i from 0 to n - 1, such as 0/4"
+                "generate.shard is not a valid share", actual=text, allowed="i/n with i from 0 to n - 1, such as 0/4"
             )
         return cls(int(match[1]), int(match[2]))
 

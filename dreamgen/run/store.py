@@ -1,7 +1,7 @@
 """A folder on a local disk or in an object store, with the operations that both support atomically.
 
-A local write goes to a temporary file, which is synced and renamed. An object becomes visible when its upload ends. An
-object store can neither rename nor append, so a growing list is written as a series of objects.
+A local write goes to a temporary name, is synced and renamed. An object appears whole when its upload ends, and there
+is no renaming and no appending: a growing list is written as one object after another.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Store:
 
         filesystem, root = self._opened
         selector = fs.FileSelector(f"{root}/{below}" if below else root, allow_not_found=True)
-        with self._errors_as_user_errors():
+        with self._errors_for_user():
             found = filesystem.get_file_info(selector)
         return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
 
@@ -77,7 +77,7 @@ class Store:
         import pyarrow.fs as fs
 
         filesystem, root = self._opened
-        with self._errors_as_user_errors():
+        with self._errors_for_user():
             return filesystem.get_file_info(f"{root}/{name}").type == fs.FileType.File
 
     def open(self, name: str) -> Any:
@@ -87,7 +87,7 @@ class Store:
             FileNotFoundError: if it does not exist.
         """
         filesystem, root = self._opened
-        with self._errors_as_user_errors():
+        with self._errors_for_user():
             return filesystem.open_input_file(f"{root}/{name}")
 
     def read(self, name: str) -> bytes:
@@ -106,7 +106,7 @@ class Store:
                 temporary.write_bytes(data)
             return
         filesystem, root = self._opened
-        with self._errors_as_user_errors(CannotWrite), filesystem.open_output_stream(f"{root}/{name}") as stream:
+        with self._errors_for_user(CannotWrite), filesystem.open_output_stream(f"{root}/{name}") as stream:
             stream.write(data)
 
     def remove(self, name: str) -> None:
@@ -131,7 +131,7 @@ class Store:
                 target.write(chunk)
 
     @contextmanager
-    def _errors_as_user_errors(self, kind: type[UserError] = UserError) -> Iterator[None]:
+    def _errors_for_user(self, kind: type[UserError] = UserError) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError:
@@ -165,7 +165,7 @@ def _open(place: str) -> tuple[Any, str]:
             filesystem = fs.PyFileSystem(fs.FSSpecHandler(filesystem))
     except (pa.ArrowException, ImportError, OSError, ValueError) as error:
         raise UserError(
-            f"{place} cannot be opened", actual=str(error)[:300],
+            f"{place} is not a location that can be opened", actual=str(error)[:300],
             allowed="a path, s3://, gs://, abfs://, or what an installed fsspec library opens",
         ) from None  # fmt: skip
     return filesystem, path.rstrip("/")

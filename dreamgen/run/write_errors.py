@@ -41,7 +41,7 @@ def storage_error(error: BaseException, place: str | Path) -> CannotWrite | None
         return None
     reason = str(error) if number is None else os.strerror(number)
     return CannotWrite(
-        f"{place} {'has no room left' if is_full else 'cannot be written to'}",
+        f"{place} {'has no space left' if is_full else 'cannot be written to'}",
         actual=reason if free is None else f"{reason}; {free / 2**20:,.0f} MiB free",
         next_step="free some space or fix the permissions, then run the same command again: nothing that was recorded "
         "is lost or made twice",

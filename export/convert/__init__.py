@@ -43,11 +43,15 @@ def convert_dataset(source: str | Path, target: str | Path, settings: ConvertSet
     """
     source, target = existing_folder(source, "convert"), Path(target)
     if target.resolve().is_relative_to(source.resolve()):
-        raise UserError("the copy cannot lie within its source", actual=str(target), next_step="choose another target")
+        raise UserError(
+            "the target must be outside the source dataset",
+            actual=str(target),
+            next_step="choose another target folder",
+        )
     dataset, notes = open_source(source)
     version = settings.to or ("v2.1" if dataset.version == "v3.0" else "v3.0")
     if version == dataset.version:
-        raise UserError(f"{source} is LeRobot {version} already", next_step="--to with another version")
+        raise UserError(f"{source} is already LeRobot {version}", next_step="choose another version with --to")
     if version == "v3.0" and dataset.fps.denominator != 1:
         raise UserError(f"{source}: LeRobot v3.0 needs a whole number of frames a second", actual=float(dataset.fps))
     check_space(target.parent, {target.name: dataset.num_bytes}, 0.0)

@@ -143,5 +143,5 @@ def _typed(column: pa.Array, name: str, feature: dict[str, Any], version: str, e
         raise UserError(f"{episode.data_file}: {name} cannot be {dtype}", actual=str(error)) from None
     if len(flat) != len(column) * shape[0] or flat.null_count:
         raise UserError(f"{episode.data_file}: rows of {name} do not hold {shape[0]} values each",
-                        next_step="dreamgen check names the row")  # fmt: skip
+                        next_step="dreamgen check finds the row")  # fmt: skip
     return vector_array(flat, shape[0], version, name)

@@ -92,7 +92,7 @@ def _video_name(camera: Camera, given: dict[str, dict]) -> str:
 
 
 READER = FormatReader(
-    layout="a LeRobot folder (meta/info.json)",
+    layout="LeRobot: a folder with meta/info.json",
     recognizes=lambda path: (path / INFO).exists(),
     check=check_lerobot,
     num_episodes=lambda root: read_json(root / INFO).get("total_episodes"),

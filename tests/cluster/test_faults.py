@@ -109,7 +109,7 @@ def test_ray_started_on_this_machine_has_that_room(monkeypatch, num_gpus, option
 
 
 def test_ray_does_not_start_for_a_gpu_that_does_not_exist():
-    with pytest.raises(UserError, match="Ray knows of none"):
+    with pytest.raises(UserError, match="Ray has none"):
         local_resources(PoolOptions("generate"), "cuda", 0)
 
 

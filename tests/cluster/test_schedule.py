@@ -38,7 +38,7 @@ def test_each_worker_runs_one_task_and_has_one_queued():
     assert assigned(schedule) == []
     schedule.finish(2, "001")
     assert assigned(schedule) == [(2, "004")]
-    assert schedule.num_remaining() == 9 and not schedule.is_empty()
+    assert schedule.num_left() == 9 and not schedule.is_empty()
 
 
 def test_near_the_end_no_worker_queues_a_task_that_another_could_start():

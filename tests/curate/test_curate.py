@@ -15,7 +15,7 @@ from dreamgen.curate.scores.cut_score import cut_score
 from dreamgen.curate.scores.first_frame_psnr_db import MAX_PSNR_DB, psnr_db
 from dreamgen.curate.scores.motion import motion
 from dreamgen.curate.stage import curate
-from dreamgen.data.clip_context import small_grey
+from dreamgen.data.clip_context import small_gray
 from dreamgen.data.timeline import resampled_indices
 from dreamgen.data.video import read_video
 from dreamgen.errors import UserError
@@ -59,23 +59,23 @@ def hard_cut() -> np.ndarray:
 
 
 def test_motion_tells_still_pictures_from_slow_movement():
-    assert motion(small_grey(static())) == 0
-    assert motion(small_grey(static(noise=2))) < LIMITS.min_motion
-    assert motion(small_grey(moving_square(speed=1))) > LIMITS.min_motion
-    assert motion(small_grey(moving_square()[:1])) == 0
+    assert motion(small_gray(static())) == 0
+    assert motion(small_gray(static(noise=2))) < LIMITS.min_motion
+    assert motion(small_gray(moving_square(speed=1))) > LIMITS.min_motion
+    assert motion(small_gray(moving_square()[:1])) == 0
 
 
 def test_motion_is_the_mean_change_over_half_a_clip():
-    grey_THW = np.zeros((4, 2, 2), np.float32)
-    grey_THW[:, 0, 0] = (0, 10, 40, 90)
+    gray_THW = np.zeros((4, 2, 2), np.float32)
+    gray_THW[:, 0, 0] = (0, 10, 40, 90)
     # Half a clip: |40 - 0| and |90 - 10|; a third: 10, 30, 50; each over four pixels.
-    assert motion(grey_THW) == pytest.approx(60 / 4)
+    assert motion(gray_THW) == pytest.approx(60 / 4)
 
 
 def test_motion_sees_what_comes_back_after_half_a_clip():
     video_THWC = moving_square(num_frames=32, speed=4)
     video_THWC[16:] = video_THWC[:16]
-    assert motion(small_grey(video_THWC)) > LIMITS.min_motion
+    assert motion(small_gray(video_THWC)) > LIMITS.min_motion
 
 
 def test_psnr_by_hand():
@@ -87,14 +87,14 @@ def test_psnr_by_hand():
 
 
 def test_cut_score_tells_cuts_from_movement_and_noise():
-    assert cut_score(small_grey(hard_cut())) > LIMITS.max_cut_score
-    assert cut_score(small_grey(moving_square())) < LIMITS.max_cut_score / 2
-    assert cut_score(small_grey(static())) == 0
+    assert cut_score(small_gray(hard_cut())) > LIMITS.max_cut_score
+    assert cut_score(small_gray(moving_square())) < LIMITS.max_cut_score / 2
+    assert cut_score(small_gray(static())) == 0
     random = np.random.default_rng(0)
-    assert cut_score(small_grey(random.integers(0, 256, (NUM_FRAMES, 128, 192, 3), dtype=np.uint8))) < 2
+    assert cut_score(small_gray(random.integers(0, 256, (NUM_FRAMES, 128, 192, 3), dtype=np.uint8))) < 2
     pause_then_move = np.concatenate([np.repeat(moving_square()[:1], 12, axis=0), moving_square()])
-    assert cut_score(small_grey(pause_then_move)) < LIMITS.max_cut_score
-    assert cut_score(small_grey(moving_square()[:2])) == 0
+    assert cut_score(small_gray(pause_then_move)) < LIMITS.max_cut_score
+    assert cut_score(small_gray(moving_square()[:2])) == 0
 
 
 def test_each_kind_of_bad_clip_gets_its_reason(tmp_path):
@@ -155,7 +155,7 @@ def test_all_reasons_are_listed(tmp_path):
 def test_a_first_frame_of_another_size_is_a_difference(tmp_path):
     write_generated_run(tmp_path, [moving_square()], [moving_square()[0][:64]])
     (record,) = [*read_after(tmp_path).values()]
-    assert record.reason == "first frame differs: it has another size than the planned one"
+    assert record.reason == "first frame differs: its size is not that of the planned one"
 
 
 def read_after(root, **limits):
@@ -204,13 +204,13 @@ def test_only_generated_clips_are_judged(tmp_path):
 
 def test_real_demonstrations_pass_and_a_cut_between_them_does_not(real_demos):
     paths = sorted((real_demos / "videos").rglob("*.mp4"))[:2]
-    greys = []
+    grays = []
     for path in paths:
         video_THWC = read_video(path)
-        greys.append(small_grey(video_THWC[resampled_indices(len(video_THWC), 20, 16)]))
-    for grey_THW in greys:
-        for start in range(0, len(grey_THW) - 92, 31):
-            window_THW = grey_THW[start : start + 93]
+        grays.append(small_gray(video_THWC[resampled_indices(len(video_THWC), 20, 16)]))
+    for gray_THW in grays:
+        for start in range(0, len(gray_THW) - 92, 31):
+            window_THW = gray_THW[start : start + 93]
             assert motion(window_THW) > LIMITS.min_motion
             assert cut_score(window_THW) < LIMITS.max_cut_score
-    assert cut_score(np.concatenate([greys[0][:46], greys[1][:47]])) > LIMITS.max_cut_score
+    assert cut_score(np.concatenate([grays[0][:46], grays[1][:47]])) > LIMITS.max_cut_score

@@ -200,7 +200,7 @@ def test_a_clip_of_another_size_is_left_out(tmp_path):
     write_video(first.video, np.zeros((first.num_frames, 64, 48, 3), np.uint8), 16)
     result = export_datasets(run_settings(run.root, export={"formats": LEROBOT}))
     assert (result.metrics["episodes"], result.metrics["left_out"]) == (1, 1)
-    assert any(first.job.clip_id in note and "do not fit an image of 48 x 64" in note for note in result.notes)
+    assert any(first.job.clip_id in note and "do not fit a frame of 48 x 64" in note for note in result.notes)
 
 
 def test_the_cut_pictures_are_those_of_the_clip(run, cut_THWC):

@@ -70,7 +70,7 @@ def test_a_robot_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(UserError, match="does not fit the labels") as refused:
         export_datasets(run_settings(run.root, export={"formats": ["lerobot-v2.1"], "robot": "gr1"}))
     assert "new_embodiment" in str(refused.value)
-    with pytest.raises(UserError, match="names no preset") as refused:
+    with pytest.raises(UserError, match="is not a preset") as refused:
         export_datasets(run_settings(run.root, export={"formats": ["lerobot-v2.1"], "robot": "so10"}))
     assert "so100" in str(refused.value)
 

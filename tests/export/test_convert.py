@@ -241,11 +241,11 @@ def test_files_that_are_full_and_several_processes(exported, tmp_path, monkeypat
 
 def test_what_cannot_be_converted_is_an_error(copy_of, exported, tmp_path):
     root = copy_of("lerobot-v2.1")
-    with pytest.raises(UserError, match=r"is LeRobot v2.1 already"):
+    with pytest.raises(UserError, match=r"is already LeRobot v2.1"):
         convert(root, tmp_path / "out", to="v2.1")
     with pytest.raises(UserError, match="already exists"):
         convert(root, exported.datasets / "lerobot-v3.0")
-    with pytest.raises(UserError, match="within its source"):
+    with pytest.raises(UserError, match="outside the source dataset"):
         convert(root, root / "copy")
     with pytest.raises(UserError, match="does not exist"):
         convert(tmp_path / "nowhere", tmp_path / "out")

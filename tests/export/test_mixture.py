@@ -175,7 +175,7 @@ def test_a_camera_that_generated_clips_lack_is_left_out_with_a_note(real, tmp_pa
     run = run_like_the_demos(tmp_path / "run", num_clips=1)
     result = export_datasets(run_settings(run.root, export={"formats": V30, "mix_with": str(root)}))
     assert result.metrics["episodes"] == 5 and any(f"{wrist} is left out" in note for note in result.notes)
-    with pytest.raises(UserError, match="which camera is meant"):
+    with pytest.raises(UserError, match="which camera to use is not clear"):
         export = {"formats": V30, "mix_with": str(root), "camera": "observation.images.front"}
         export_datasets(run_settings(run_like_the_demos(tmp_path / "again", num_clips=1).root, export=export))
 

@@ -95,7 +95,7 @@ def test_an_unknown_format_is_refused_with_all_names(npz_installed, tmp_path, ca
 def test_a_path_that_no_format_recognizes_lists_all_layouts(npz_installed, tmp_path, capsys):
     assert main(["check", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert "a LeRobot folder (meta/info.json)" in error and "dataset.json and episode_000000.npz" in error
+    assert "LeRobot: a folder with meta/info.json" in error and "dataset.json and episode_000000.npz" in error
 
 
 def test_codes_of_a_format_that_is_not_installed_are_unknown():

@@ -103,7 +103,7 @@ def test_without_a_login_the_training_does_not_start(world, tmp_path, logged_out
     write_training_set(tmp_path)
     with pytest.raises(UserError) as caught:
         finetune(training_settings(tmp_path, world, finetune={"push_to_hub": "me/robot"}))
-    assert "nobody is logged in" in str(caught.value) and "hf auth login" in str(caught.value)
+    assert "not logged in" in str(caught.value) and "hf auth login" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
 
 

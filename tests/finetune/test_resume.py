@@ -139,7 +139,7 @@ def test_resume_is_a_switch_or_names_a_checkpoint():
         settings, switches = parse_settings(tokens, "finetune", flags=("resume",))
         assert settings.finetune.resume_from == asked
         assert switches["resume"] is (tokens[0] != "--resume_from=latest")
-    with pytest.raises(UserError, match="unexpected word"):
+    with pytest.raises(UserError, match="unexpected argument"):
         parse_settings(["--resume", "latest"], "generate", flags=("resume",))
 
 

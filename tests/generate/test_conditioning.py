@@ -52,7 +52,7 @@ def planned(base, out, source=None, **wanted):
 
 def test_a_clip_goes_on_from_the_first_five_frames_of_a_video(base, tmp_path):
     settings, result, run = planned(base, tmp_path / "run", "videos", condition="video")
-    assert result.metrics["num_jobs"] == 1 and any("too short to continue" in note for note in result.notes)
+    assert result.metrics["num_jobs"] == 1 and any("too short to condition on" in note for note in result.notes)
     (job,) = read_jobs(run.jobs)
     conditioning_THWC = read_conditioning_frames(run, job)
     assert conditioning_THWC.shape == (5, HEIGHT, WIDTH, 3) and job.num_conditioning_frames == 5

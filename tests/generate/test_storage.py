@@ -101,7 +101,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(base, cluster, tmp
         made = read_journal(run.journal, STAGE)
         free = shutil.disk_usage(disk).free
         (disk / "filler").write_bytes(b"x" * (free - 1024))
-        with pytest.raises(CannotWrite, match="no room left") as caught:
+        with pytest.raises(CannotWrite, match="no space left") as caught:
             generate(settings)
         assert "same command again" in caught.value.next_step
         assert read_journal(run.journal, STAGE) == made  # nothing is failed, nothing forgotten

@@ -89,7 +89,7 @@ def test_arguments_change_the_clip_and_wrong_ones_are_refused(base, tmp_path):
             model.generate(frame(0), "push", **(SIZE | changes))
     with pytest.raises(UserError, match="conditioning frames"):
         model.generate(five_THWC[:3], "push", **SIZE)
-    with pytest.raises(UserError, match="not a picture"):
+    with pytest.raises(UserError, match="neither an RGB image"):
         model.generate(frame(0) / 255, "push", **SIZE)
 
 

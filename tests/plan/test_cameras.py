@@ -101,7 +101,7 @@ def test_what_shows_other_cameras_is_refused(tmp_path, settings):
     assert "NAME.ego_view.png, NAME.wrist.png" in str(caught.value)
 
     video = replace(settings.video, height=2 * HEIGHT)
-    with pytest.raises(UserError, match="camera tiles of .* do not fit an image of") as caught:
+    with pytest.raises(UserError, match="do not fit a frame of") as caught:
         plan(replace(settings, video=video))
     assert "set video.height and video.width as for prepare" in str(caught.value)
 

@@ -197,7 +197,7 @@ def test_jsonl(tmp_path, world, pairs):
 
 def test_table_without_an_image_column(tmp_path, world, pairs):
     (pairs / "ask.csv").write_text("imgae,prompt\nscene_0.png,go\n", encoding="utf-8")
-    with pytest.raises(UserError, match="names no images") as caught:
+    with pytest.raises(UserError, match="has no image column") as caught:
         plan(tiny_settings(tmp_path / "run", world, pairs / "ask.csv"))
     assert caught.value.next_step == "rename the column imgae"
 
@@ -264,7 +264,7 @@ def test_damaged_stored_frame_is_written_anew(tmp_path, world, pairs):
 
 
 def test_empty_new_instruction_is_refused(tmp_path, world, pairs):
-    with pytest.raises(UserError, match="has an empty one"):
+    with pytest.raises(UserError, match="contains an empty instruction"):
         plan(tiny_settings(tmp_path / "run", world, pairs, plan={"instructions": ["wave", " "]}))
 
 

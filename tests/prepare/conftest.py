@@ -25,14 +25,14 @@ def settings_for(tmp_path) -> Callable[..., Settings]:
 
 @pytest.fixture
 def square_place() -> Callable[[np.ndarray], np.ndarray]:
-    """Where the square's centre is in each frame, as the state has it: x and y, 0-1; its green stands out."""
+    """Where the square's center is in each frame, as the state has it: x and y, 0-1; its green stands out."""
 
     def measure(video_THWC: np.ndarray) -> np.ndarray:
         places = []
         for frame_HWC in video_THWC:
             rows, columns = np.nonzero(frame_HWC[..., 1] > 165)
             height, width = frame_HWC.shape[:2]
-            # The square covers [centre - half, centre + half), so its mean lies half a pixel before the centre.
+            # The square covers [center - half, center + half), so its mean lies half a pixel before the center.
             places.append([(columns.mean() + 0.5) / (width - 1), (rows.mean() + 0.5) / (height - 1)])
         return np.array(places)
 

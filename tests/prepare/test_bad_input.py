@@ -325,7 +325,7 @@ def test_packed_file_that_ends_early_refuses_only_what_is_gone(tmp_path, setting
 def test_a_missing_hub_dataset_is_not_fetched_by_a_dry_run(tmp_path, settings_for, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for act in (inspect, prepare):  # offline: prepare may try, and says what came of it
-        with pytest.raises(UserError, match="somebody/nothing is no folder here"):
+        with pytest.raises(UserError, match="somebody/nothing is not a local folder"):
             act(settings_for("somebody/nothing"))
     assert list(tmp_path.iterdir()) == []
 

@@ -38,7 +38,7 @@ def test_tiles_are_alike_even_and_apart(count, size, places):
 
 
 def test_a_picture_that_is_too_small_is_refused():
-    with pytest.raises(UserError, match="too small for the number of cameras"):
+    with pytest.raises(UserError, match="too small for this many cameras"):
         tiled_views(["camera"] * 50, 8, 8)
 
 
@@ -99,7 +99,7 @@ def test_a_video_that_cannot_hold_the_tiles_is_refused(tmp_path, settings_for):
     write_video(video, read_video(video)[:, :, :32], 16)
     result = prepare(settings_for(train, out=tmp_path / "second"))
     assert result.metrics["refused"] == 1
-    assert any("no room for the camera wrist" in note and "32 x 48 at 32,0" in note for note in result.notes)
+    assert any("too small for the camera wrist" in note and "32 x 48 at 32,0" in note for note in result.notes)
 
 
 def test_what_cannot_be_tiled_is_refused(tmp_path, settings_for):
@@ -116,7 +116,7 @@ def test_what_cannot_be_tiled_is_refused(tmp_path, settings_for):
         assert re.search(words, str(caught.value), re.DOTALL)
     with pytest.raises(UserError, match="do not go together"):
         open_source(str(root), PrepareSettings(camera="wrist", cameras=["wrist"]))
-    with pytest.raises(UserError, match="one picture of all") as caught:
+    with pytest.raises(UserError, match="for several in one frame") as caught:
         open_source(str(root), PrepareSettings())
     demos.write_plain(tmp_path / "plain")
     with pytest.raises(UserError, match="several video features"):
@@ -128,4 +128,4 @@ def test_what_cannot_be_tiled_is_refused(tmp_path, settings_for):
     result = prepare(settings_for(root, prepare={"cameras": ["ego_view", "wrist"]}))
     assert result.metrics["refused"] == 2 and result.metrics["frames"] == 24
     notes = "\n".join(result.notes)
-    assert "episode_000000.mp4 does not exist" in notes and "the cameras' videos do not belong together" in notes
+    assert "episode_000000.mp4 does not exist" in notes and "the cameras' videos differ in length" in notes

@@ -27,7 +27,7 @@ def publish(hub, folder):
 def test_a_hub_dataset_is_downloaded_once(write, hub, home, tmp_path, settings_for):
     write(tmp_path / "source", num_episodes=2)
     publish(hub, tmp_path / "source")
-    with pytest.raises(UserError, match="a dry run downloads nothing"):
+    with pytest.raises(UserError, match="--dry_run downloads nothing"):
         inspect(settings_for("me/robot"))
     assert hub.downloads == []
     assert prepare(settings_for("me/robot")).metrics["refused"] == 0

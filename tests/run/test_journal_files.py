@@ -68,12 +68,12 @@ def test_an_error_of_the_disk_reaches_the_one_who_adds(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(Exception, match="has no room left") as caught:
+        with pytest.raises(Exception, match="has no space left") as caught:
             for number in range(1, 200):
                 assert journal.add(record(number)) == []
                 time.sleep(0.01)
         assert "No space left" in caught.value.actual and "same command again" in caught.value.next_step
-    with pytest.raises(Exception, match="has no room left"):
+    with pytest.raises(Exception, match="has no space left"):
         journal.close()
 
 

@@ -42,7 +42,7 @@ def test_shares_are_whole_and_apart():
 
 @pytest.mark.parametrize("text", ["1", "2/2", "-1/2", "a/b", "1/0", "", "1/2/3"])
 def test_what_is_no_share_is_refused(text):
-    with pytest.raises(UserError, match="is not a shard"):
+    with pytest.raises(UserError, match="not a valid share"):
         Shard.parse(text)
 
 
@@ -62,7 +62,7 @@ def test_a_living_driver_is_not_disturbed_and_a_killed_one_is_replaced(tmp_path)
     with other_driver(tmp_path, "0/2") as process:
         try:
             for shard in ("0/2", "0/1", "2/4", "1/3"):
-                with pytest.raises(UserError, match="another driver is at work") as caught:
+                with pytest.raises(UserError, match="another driver is working") as caught:
                     hold(tmp_path, "generate", Shard.parse(shard)).__enter__()
                 assert f"process {process.pid}" in caught.value.actual and "--shard" in caught.value.allowed
             with hold(tmp_path, "generate", Shard(1, 2)):
@@ -95,7 +95,7 @@ def test_another_machines_driver_is_watched(tmp_path):
 
     thread = threading.Thread(target=beat)
     thread.start()
-    with pytest.raises(UserError, match="another driver is at work"):
+    with pytest.raises(UserError, match="another driver is working"):
         hold(tmp_path, "generate", Shard()).__enter__()
     ended.set()
     thread.join()
@@ -121,7 +121,7 @@ def test_a_lease_that_cannot_be_read_for_a_moment_is_not_gone(tmp_path):
 
     thread = threading.Timer(0.1, break_and_renew)
     thread.start()
-    with pytest.raises(UserError, match="another driver is at work"):
+    with pytest.raises(UserError, match="another driver is working"):
         hold(tmp_path, "generate", Shard()).__enter__()
     thread.join()
 

@@ -51,7 +51,7 @@ def test_kinds_of_errors(tmp_path, error, is_storages):
 
 
 def test_it_travels_between_processes():
-    error = CannotWrite("x has no room left", actual="0 MiB free", next_step="make room")
+    error = CannotWrite("x has no space left", actual="0 MiB free", next_step="make room")
     other = pickle.loads(pickle.dumps(error))
     assert type(other) is CannotWrite and str(other) == str(error)
 
@@ -63,13 +63,13 @@ def test_a_clip_on_a_full_disk_stops_the_run(small_disk):
         write_video(file, noise_THWC, 16, crf=0)
     (small_disk / "filler").write_bytes(b"x" * 1_500_000)
     found_error = storage_error(caught.value, file)
-    assert found_error is not None and "no room" in found_error.what and "MiB free" in found_error.actual
+    assert found_error is not None and "no space" in found_error.what and "MiB free" in found_error.actual
     assert not file.exists() and list(file.parent.iterdir()) == []  # nothing half-written is left
 
 
 def test_a_journal_on_a_full_disk_keeps_what_it_told(small_disk):
     synced = []
-    with pytest.raises(CannotWrite, match="no room left"), Journal(small_disk / "journal", "generate") as journal:
+    with pytest.raises(CannotWrite, match="no space left"), Journal(small_disk / "journal", "generate") as journal:
         for number in range(100_000):
             record = JournalRecord(f"{number:020x}", "generate", "failed", error="E", traceback="x" * 5000)
             synced += journal.add(record)

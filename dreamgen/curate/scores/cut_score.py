@@ -16,21 +16,21 @@ STILL_CHANGE = 1.0  # of 255: smaller changes come from codec and noise, and cou
 NUM_NEIGHBORS = 4  # frame changes on each side that a change is compared with
 
 
-def cut_score(grey_THW: np.ndarray) -> float:
+def cut_score(gray_THW: np.ndarray) -> float:
     """Measure how far the most abrupt frame change stands out: change / median change of its neighbors in time.
 
     A cut is one large change between calm ones. Fast movement lasts several frames and noise lasts all of them, so
     both score near 1. Changes below `STILL_CHANGE` count as that, or the first movement after a pause would be a cut.
 
     Args:
-        grey_THW: From `small_grey`.
+        gray_THW: From `small_gray`.
 
     Returns:
         A ratio, at least 0; 0 for fewer than three frames, where no change has a neighbor.
     """
     import numpy as np
 
-    changes_T = np.abs(np.diff(grey_THW, axis=0)).mean(axis=(1, 2), dtype=np.float64)
+    changes_T = np.abs(np.diff(gray_THW, axis=0)).mean(axis=(1, 2), dtype=np.float64)
     if len(changes_T) < 2:
         return 0.0
     ratios = []
@@ -49,5 +49,5 @@ SCORE = Score(
         help="most abrupt frame change over the median of its neighbors, above which the clip has a cut",
     ),
     rejection="cut: score {value:.1f} > {limit:g}",
-    measure=lambda clip: cut_score(clip.small_grey_THW),
+    measure=lambda clip: cut_score(clip.small_gray_THW),
 )

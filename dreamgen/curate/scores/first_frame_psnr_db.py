@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
     from dreamgen.data.clip_context import ClipContext
 
-MAX_PSNR_DB = 100.0  # equal pictures have an infinite PSNR, which JSON cannot hold
+MAX_PSNR_DB = 100.0  # equal images have an infinite PSNR, which JSON cannot hold
 
 
 def psnr_db(frame_HWC: np.ndarray, reference_HWC: np.ndarray) -> float | None:
-    """Return the peak signal-to-noise ratio of 8-bit pictures, 10 log10(255^2 / mean squared error).
+    """Return the peak signal-to-noise ratio of 8-bit images, 10 log10(255^2 / mean squared error).
 
     Source of the formula: ITU-T J.340 (2010), without its alignment.
 
     Returns:
-        Decibels, at most `MAX_PSNR_DB`; None for pictures of different sizes.
+        Decibels, at most `MAX_PSNR_DB`; None for images of different sizes.
     """
     import numpy as np
 
@@ -48,7 +48,7 @@ SCORE = Score(
         help="PSNR of the clip's first frame against the planned one, below which it is rejected",
     ),
     rejection="first frame differs: PSNR {value:.1f} dB < {limit:g} dB",
-    missing="first frame differs: it has another size than the planned one",
+    missing="first frame differs: its size is not that of the planned one",
     measure=_measure,
     applies=lambda job: job.num_conditioning_frames > 0,
 )

@@ -13,22 +13,22 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def motion(grey_THW: np.ndarray) -> float:
+def motion(gray_THW: np.ndarray) -> float:
     """Measure how much a clip moves: mean |frame[t + lag] - frame[t]|, for a lag of half a clip.
 
     Movement adds up over the lag and noise does not, which separates a slow robot from a still picture with noise;
     neighboring frames do not separate them. The lag of a third finds movement that returns after half a clip.
 
     Args:
-        grey_THW: From `small_grey`.
+        gray_THW: From `small_gray`.
 
     Returns:
         Mean absolute difference, 0-255; 0 for a single frame.
     """
     import numpy as np
 
-    lags = {lag for lag in (len(grey_THW) // 2, len(grey_THW) // 3) if lag}
-    return max((float(np.abs(grey_THW[lag:] - grey_THW[:-lag]).mean()) for lag in lags), default=0.0)
+    lags = {lag for lag in (len(gray_THW) // 2, len(gray_THW) // 3) if lag}
+    return max((float(np.abs(gray_THW[lag:] - gray_THW[:-lag]).mean()) for lag in lags), default=0.0)
 
 
 SCORE = Score(
@@ -40,5 +40,5 @@ SCORE = Score(
         help="mean change between frames half a clip apart (0-255) below which a clip is static",
     ),
     rejection="static: motion {value:.2f} < {limit:g}",
-    measure=lambda clip: motion(clip.small_grey_THW),
+    measure=lambda clip: motion(clip.small_gray_THW),
 )

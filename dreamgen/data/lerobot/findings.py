@@ -59,7 +59,7 @@ class FatalFindings:
             subject += f": {where}"
         self._problems.add(
             f"{subject} {WHAT[code]}", actual=str(value)[:200], allowed=expected,
-            next_step=f"copy the dataset again; dreamgen check {self._root} lists all that is wrong",
+            next_step=f"copy the dataset again; dreamgen check {self._root} lists all problems",
         )  # fmt: skip
 
     def raise_if_any(self) -> None:

@@ -97,7 +97,7 @@ def inspect_spans(path: Path, spans: Sequence[VideoSpan], fps: Fraction) -> list
         if end > len(number_P):
             raise UserError(
                 f"{path} has too few frames", actual=f"{len(number_P)}", allowed=f"at least {end}",
-                next_step="dreamgen check names what does not fit",
+                next_step="dreamgen check lists all problems",
             )  # fmt: skip
         own_F = place_F[first:end]
         begin, last, problem = int(own_F.min()), int(own_F.max()), None

@@ -147,5 +147,5 @@ def _loading(source: WorldModelSource) -> Iterator[None]:
         raise UserError(
             f"the world model {source.name} could not be loaded",
             actual=str(error).splitlines()[0],
-            next_step="check the id, accept the model's licence on the hub, log in (dreamgen doctor), or give a folder",
+            next_step="check the id, accept the model's license on the hub, log in (dreamgen doctor), or give a folder",
         ) from None

@@ -57,7 +57,7 @@ def sample_latents(
         parts: How blocks are run.
 
     Returns:
-        latents_BCTHW, float32, normalised.
+        latents_BCTHW, float32, normalized.
     """
     device, dtype = noise_BCTHW.device, transformer.dtype
     num_conditioning = 0 if conditioning_BCTHW is None else conditioning_BCTHW.shape[2]

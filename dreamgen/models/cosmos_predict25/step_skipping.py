@@ -67,7 +67,7 @@ def level_step_skipping(level: str, fp8: bool = False) -> StepSkipping:
     """
     levels = read_yaml(configs_folder() / "sampling" / "levels.yaml")
     if level not in levels:
-        raise UserError("there is no such level", actual=level, allowed=", ".join(levels))
+        raise UserError("unknown value for plan.level", actual=level, allowed=", ".join(levels))
     return StepSkipping(**({"fp8": fp8} | (levels[level] or {})))
 
 

@@ -43,7 +43,7 @@ class MemoryEstimate:
     def __str__(self) -> str:
         return (
             f"{self.peak:.1f} GiB = weights {self.weights:.1f} + trained weights with optimizer "
-            f"{self.trained:.1f} + kept activations {self.kept:.1f} + a block at work {self.working:.1f}"
+            f"{self.trained:.1f} + kept activations {self.kept:.1f} + one active block {self.working:.1f}"
         )
 
 

@@ -126,7 +126,7 @@ def _row_text(row: dict[str | None, Any], origin: str) -> str | UserError:
         return UserError(
             f"{origin} has more fields than the header",
             actual=", ".join(row[None])[:80],
-            allowed="a text with commas stands in double quotes",
+            allowed="text with commas in double quotes",
         )
     return next((row[column].strip() for column in TEXT_COLUMNS if (row.get(column) or "").strip()), "")
 

@@ -88,7 +88,7 @@ def choose_cameras(meta: LeRobotMeta, settings: PrepareSettings) -> tuple[tuple[
         raise UserError(
             f"{meta.root} has several cameras", actual=", ".join(with_files), allowed="one, or a list of several",
             next_step=f"--prepare.camera={with_files[0]}, "
-            f"or --prepare.cameras='[{', '.join(with_files)}]' for one picture of all",
+            f"or --prepare.cameras='[{', '.join(with_files)}]' for several in one frame",
         )  # fmt: skip
     return (with_files[0],), findings
 
