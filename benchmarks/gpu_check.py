@@ -383,6 +383,8 @@ def settings_of(check: Check) -> list[str]:
         f"--plan.num_inference_steps={args.num_inference_steps}", "--curate.min_motion=0",
         "--curate.min_first_frame_psnr_db=-100", "--curate.max_cut_score=1e9", "--export.formats=[lerobot-v3.0]",
     ]  # fmt: skip
+    if args.no_compile:
+        words += ["--finetune.compile=false", "--generate.compile=false"]
     return words if check.num_gpus else [*words, "--model.device=cpu", "--generate.num_workers=1"]
 
 
@@ -419,7 +421,7 @@ def report_of(check: Check, elapsed_s: float) -> dict[str, Any]:
     args, rows = check.args, check.commands.rows
     return {
         "machine": machine(), "preset": args.preset, "size": [args.num_frames, args.height, args.width],
-        "num_inference_steps": args.num_inference_steps, "elapsed_s": round(elapsed_s, 1),
+        "num_inference_steps": args.num_inference_steps, "compiled": not args.no_compile, "elapsed_s": round(elapsed_s, 1),
         "rows": [asdict(rows[stage]) for stage in STAGES if stage in rows],
         "estimates": {what: asdict(item) for what, item in check.estimates.items()},
         "resumed": {what: asdict(item) for what, item in check.resumed.items()},
@@ -443,7 +445,7 @@ def tables(report: dict[str, Any]) -> str:
     size = "x".join(map(str, report["size"]))
     title = (
         f"{len(gpus) or 'no'} GPU{'' if len(gpus) == 1 else 's'}{': ' + gpus[0] if gpus else ''}; {report['preset']}, "
-        f"{size}, {report['num_inference_steps']} denoising steps; {report['elapsed_s']} s in all"
+        f"{size}, {report['num_inference_steps']} denoising steps, {'' if report['compiled'] else 'not '}compiled; {report['elapsed_s']} s in all"
     )
     rows = [
         (row["stage"], row["status"], row["seconds"], row["memory_gib"], row["busy_percent"],
@@ -479,6 +481,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_steps", type=int, default=6, help="optimizer steps of each adapter")
     parser.add_argument("--idm_num_steps", type=int, default=100, help="optimizer steps of inverse dynamics")
     parser.add_argument("--clips_per_gpu", type=int, default=2, help="of each adapter and level; at least 2")
+    parser.add_argument("--no_compile", action="store_true", help="compile nothing: a shorter check, slower clips")
     parser.add_argument("--limit_s", type=float, default=600.0, help="for everything together")
     parser.add_argument("--resume", action="store_true", help="go on in --work; what ended well is kept")
     parser.add_argument("--work", type=Path, help="new folder for models, runs and logs; a temporary one if not given")

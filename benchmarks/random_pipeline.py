@@ -48,7 +48,7 @@ def save_random_pipeline(model: str, folder: Path, device: torch.device) -> None
             pipe = build_mini(random_sizes(model))
     finally:
         torch.set_default_dtype(before)
-    save_pipeline(pipe.to(dtype=dtype), folder)
+    save_pipeline(pipe.to(dtype=dtype), folder, max_shard_size="512MB")
 
 
 def random_sizes(model: str) -> dict[str, Any]:

@@ -50,12 +50,18 @@ def save_mini(folder: Path, sizes: dict[str, Any]) -> None:
     save_pipeline(build_mini(sizes), folder)
 
 
-def save_pipeline(pipe: Cosmos2_5_PredictBasePipeline, folder: Path) -> None:
-    """Save a pipeline from `build_mini`, whole or not at all, so that it loads without this package."""
+def save_pipeline(pipe: Cosmos2_5_PredictBasePipeline, folder: Path, max_shard_size: str = "10GB") -> None:
+    """Save a pipeline from `build_mini`, whole or not at all, so that it loads without this package.
+
+    Args:
+        pipe: The pipeline.
+        folder: It must not exist yet.
+        max_shard_size: Of a weights file, as in `save_pretrained`; files are hashed in parallel.
+    """
     with atomic_folder(folder) as temporary, quiet_loaders():
         # `NoSafetyChecker` is part of this package; a saved model must load without it.
         pipe.register_to_config(safety_checker=(None, None))
-        pipe.save_pretrained(temporary, safe_serialization=True)
+        pipe.save_pretrained(temporary, safe_serialization=True, max_shard_size=max_shard_size)
 
 
 def build_mini(sizes: dict[str, Any]) -> Cosmos2_5_PredictBasePipeline:
