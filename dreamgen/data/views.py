@@ -91,7 +91,7 @@ def check_views(views: Sequence[View], height: int, width: int) -> None:
         raise UserError(
             f"the tiles in train/features.json do not fit a frame of {width} x {height}",
             actual=describe_views(views), allowed=describe_views(expected),
-            next_step="video.height and video.width as prepare had them, or prepare into another --out",
+            next_step="set video.height and video.width as for prepare, or prepare into another --out",
         )  # fmt: skip
 
 

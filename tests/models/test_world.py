@@ -121,7 +121,7 @@ def test_a_device_that_is_none_is_refused():
         resolve_device("gpu")
     if not torch.cuda.is_available():
         assert resolve_device("auto").type == "cpu"
-        with pytest.raises(UserError, match="none is visible"):
+        with pytest.raises(UserError, match="requests a GPU, but torch sees none"):
             resolve_device("cuda:0")
 
 
