@@ -21,7 +21,7 @@ STYLE = (
 ) + " ".join(f".plot .c{index} {{ stroke: {color}; }}" for index, color in enumerate(COLORS))
 MAX_POINTS = 600
 MAX_NAME_LENGTH = 15
-NAME_WIDTH_PX, RANGE_WIDTH_PX, AXIS_HEIGHT_PX, STRIP_MARGIN_PX = 92, 90, 16, 3
+NAME_WIDTH_PX, RANGE_WIDTH_PX, AXIS_HEIGHT_PX, STRIP_MARGIN_PX = 92, 104, 16, 3
 # A strip fills its height when its values spread at least this share of the widest strip's; less is drawn flatter, so
 # that noise in a joint that rests does not look like motion.
 MIN_SPREAD_SHARE = 0.05
