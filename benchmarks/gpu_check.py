@@ -421,7 +421,8 @@ def report_of(check: Check, elapsed_s: float) -> dict[str, Any]:
     args, rows = check.args, check.commands.rows
     return {
         "machine": machine(), "preset": args.preset, "size": [args.num_frames, args.height, args.width],
-        "num_inference_steps": args.num_inference_steps, "compiled": not args.no_compile, "elapsed_s": round(elapsed_s, 1),
+        "num_inference_steps": args.num_inference_steps, "compiled": not args.no_compile,
+        "elapsed_s": round(elapsed_s, 1),
         "rows": [asdict(rows[stage]) for stage in STAGES if stage in rows],
         "estimates": {what: asdict(item) for what, item in check.estimates.items()},
         "resumed": {what: asdict(item) for what, item in check.resumed.items()},
@@ -445,7 +446,8 @@ def tables(report: dict[str, Any]) -> str:
     size = "x".join(map(str, report["size"]))
     title = (
         f"{len(gpus) or 'no'} GPU{'' if len(gpus) == 1 else 's'}{': ' + gpus[0] if gpus else ''}; {report['preset']}, "
-        f"{size}, {report['num_inference_steps']} denoising steps, {'' if report['compiled'] else 'not '}compiled; {report['elapsed_s']} s in all"
+        f"{size}, {report['num_inference_steps']} denoising steps, "
+        f"{'' if report['compiled'] else 'not '}compiled; {report['elapsed_s']} s in all"
     )
     rows = [
         (row["stage"], row["status"], row["seconds"], row["memory_gib"], row["busy_percent"],
