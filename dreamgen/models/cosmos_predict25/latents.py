@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKLWan, Cosmos2_5_PredictBasePipeline
 
 from dreamgen.data.timeline import num_latent_frames
+from dreamgen.models.cosmos_predict25 import whole_clip
 
 CHANNELS, STRIDE_PX = 16, 8  # of the Wan VAE, which every Cosmos Predict 2.5 model uses
 
@@ -32,8 +33,18 @@ def vae_means(vae: AutoencoderKLWan, video_BTHWC: torch.Tensor) -> torch.Tensor:
     Returns:
         mean_BCTHW in the VAE's dtype, not normalized.
     """
-    video_BCTHW = (video_BTHWC.permute(0, 4, 1, 2, 3).float() / 255.0 * 2.0 - 1.0).to(vae.dtype)
-    return torch.cat([vae.encode(one_CTHW[None], return_dict=False)[0].mode() for one_CTHW in video_BCTHW])
+    num_frames, height, width = video_BTHWC.shape[1:4]
+    at_once = whole_clip.clips_at_once(vae, num_frames, height, width)
+    if vae.device.type == "cpu":
+        at_once = min(at_once, 1)  # no slower, and the values do not depend on how clips are batched
+    means = []
+    for some_BTHWC in video_BTHWC.split(max(at_once, 1)):
+        some_BCTHW = (some_BTHWC.permute(0, 4, 1, 2, 3).float() / 255.0 * 2.0 - 1.0).to(vae.dtype)
+        if at_once:
+            means.append(whole_clip.encode_moments(vae, some_BCTHW).chunk(2, dim=1)[0].contiguous())
+        else:
+            means.append(vae.encode(some_BCTHW, return_dict=False)[0].mode())
+    return torch.cat(means)
 
 
 class LatentScale:
@@ -90,13 +101,31 @@ def decode(pipe: Cosmos2_5_PredictBasePipeline, latents_BCTHW: torch.Tensor) -> 
     mean = pipe.latents_mean.to(latents_BCTHW)
     inverse_std = pipe.latents_std.to(latents_BCTHW)  # despite its name
     latents_BCTHW = latents_BCTHW / inverse_std + mean
-    video_BCTHW = pipe.vae.decode(latents_BCTHW.to(pipe.vae.dtype), return_dict=False)[0]
+    video_BCTHW = decode_video(pipe.vae, latents_BCTHW.to(pipe.vae.dtype))
     video_CTHW = (video_BCTHW[0].float() * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
     return video_CTHW.permute(1, 2, 3, 0).contiguous()
 
 
-def use_channels_last(pipe: Cosmos2_5_PredictBasePipeline) -> None:
-    """Store the VAE's convolution weights channels-last: the same sums, decoded faster on a GPU."""
-    for module in pipe.vae.modules():
+@torch.no_grad()
+def decode_video(vae: AutoencoderKLWan, latents_BCTHW: torch.Tensor) -> torch.Tensor:
+    """Decode latents that are not normalized: all frames at once where they fit, else as diffusers does.
+
+    Args:
+        vae: Frozen.
+        latents_BCTHW: In the VAE's dtype, on its device.
+
+    Returns:
+        video_BCTHW, -1 to 1.
+    """
+    num_frames, height, width = 4 * latents_BCTHW.shape[2] - 3, *(STRIDE_PX * n for n in latents_BCTHW.shape[3:])
+    if not whole_clip.clips_at_once(vae, num_frames, height, width):
+        return vae.decode(latents_BCTHW, return_dict=False)[0]
+    videos = [whole_clip.decode_latents(vae, one_CTHW[None]) for one_CTHW in latents_BCTHW]
+    return torch.cat(videos).clamp(-1, 1)
+
+
+def use_channels_last(vae: AutoencoderKLWan) -> None:
+    """Store the VAE's convolution weights channels-last: the same sums, computed faster."""
+    for module in vae.modules():
         if isinstance(module, torch.nn.Conv3d):
             module.to(memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]  # missing in torch's overloads

@@ -63,8 +63,7 @@ class CosmosPredict25(WorldModel):
         several_adapters: bool = False,
     ) -> None:
         self.pipe, self._source, self._model = pipe, source, model
-        if pipe.vae.device.type == "cuda":
-            use_channels_last(pipe)
+        use_channels_last(pipe.vae)
         self.parts = compiled_parts() if compiled else BlockParts()
         self.adapters = AdapterSwitch(pipe, several_adapters)
         self.fp8 = Fp8Switch()
