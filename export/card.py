@@ -51,8 +51,9 @@ error of the inverse-dynamics model, license.{no_state}
 
 
 def write_card(
-    folder: Path, export_format: ExportFormat, episodes: EpisodeStore, spec: DatasetSpec, license_id: str | None
-) -> None:
+    folder: Path, export_format: ExportFormat, episodes: EpisodeStore, spec: DatasetSpec, license_id: str | None,
+    sheet_HWC: np.ndarray,
+) -> None:  # fmt: skip
     """Write README.md and its image into a dataset.
 
     Args:
@@ -61,8 +62,9 @@ def write_card(
         episodes: All of its episodes.
         spec: What the episodes share.
         license_id: The license's identifier on the hub; left out if None.
+        sheet_HWC: From `contact_sheet`, the same for all formats.
     """
-    write_png(folder / SHEET_NAME, contact_sheet(episodes))
+    write_png(folder / SHEET_NAME, sheet_HWC)
     write_text(folder / "README.md", card_text(export_format, episodes, spec, license_id))
 
 

@@ -18,7 +18,7 @@ from dreamgen.run.files import atomic_folder, read_json
 from dreamgen.run.jobs import iter_accepted_clips
 from dreamgen.run.records import RobotFeatures, StageResult
 from dreamgen.run.run_folder import RunFolder
-from export.card import write_card
+from export.card import contact_sheet, write_card
 from export.clips import ClipList, generated_clips
 from export.episode_store import EpisodeStore
 from export.errors import dataset_exists, nothing_accepted, out_of_date, states_missing
@@ -135,14 +135,14 @@ def _write_datasets(
         for export_format in formats:
             if export_format.needs_states and not spec.state_names:
                 raise states_missing(export_format)
-        shared = run_provenance(run, export.license)
+        shared, sheet_HWC = run_provenance(run, export.license), contact_sheet(episodes)
         for export_format in formats:
             log(f"export: {export_format.name}, {len(episodes)} episodes")
             # Before the dataset, so that a dataset always has its provenance.
             write_provenance(provenance_file(run, export_format.name), episodes, shared)
             with _dataset_folder(export_format, staging, run.datasets / export_format.name) as folder:
                 export_format.write(folder, staging.done_markers(export_format.name), episodes, spec, workers)
-                write_card(folder, export_format, episodes, spec, export.license)
+                write_card(folder, export_format, episodes, spec, export.license, sheet_HWC)
     return episodes, left_out, notes
 
 

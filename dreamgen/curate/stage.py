@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Self
+from typing import Self
 
 from dreamgen.config.settings import Settings
 from dreamgen.curate.score_table import ScoreTable
 from dreamgen.curate.verdict import curate_clip, load_judges
 from dreamgen.data.clip_context import ClipContext
-from dreamgen.run.clip_pass import process_clips
+from dreamgen.run.clip_pass import ClipStage, process_clips
 from dreamgen.run.jobs import generated_jobs, with_records
-from dreamgen.run.journal import Journal
 from dreamgen.run.records import StageResult, Status
 from dreamgen.run.run_folder import RunFolder
 
@@ -41,8 +39,8 @@ def curate(settings: Settings) -> StageResult:
     return result
 
 
-class Curator:
-    """The curate stage as a `ClipStage`: gives each clip a verdict.
+class Curator(ClipStage):
+    """Gives each generated clip a verdict.
 
     Args:
         settings: As `curate` takes them.
@@ -54,23 +52,19 @@ class Curator:
     name = STAGE
 
     def __init__(self, settings: Settings) -> None:
-        self.run, self._limits = RunFolder.of(settings), settings.curate
-        self.jobs = generated_jobs(self.run, STAGE)
+        run, self._limits = RunFolder.of(settings), settings.curate
+        super().__init__(run, generated_jobs(run, STAGE))
         self._judges = load_judges(settings)
         self._table_path = self.run.scores / "scores.parquet"
         self._counts: Counter[str] = Counter()
         self._notes: list[str] = []
         self._missing: list[str] = []
-        self._open = ExitStack()
 
     def __enter__(self) -> Self:
         self._previous = with_records(self.jobs, self.run, STAGE)
-        self._journal = self._open.enter_context(Journal(self.run.journal, STAGE))
+        super().__enter__()
         self._table = self._open.enter_context(ScoreTable(self._table_path, self._judges))
         return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
 
     def process(self, clip: ClipContext) -> Status:
         """Measure one clip, and record its verdict if it changed."""

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import traceback
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +20,9 @@ from dreamgen.errors import UserError
 from dreamgen.models.devices import resolve_device
 from dreamgen.models.idm.model import WEIGHTS_NAME, InverseDynamics
 from dreamgen.progress import log
-from dreamgen.run.clip_pass import process_clips
+from dreamgen.run.clip_pass import ClipStage, process_clips
 from dreamgen.run.files import atomic_file, sha256_of_file
 from dreamgen.run.jobs import JobRows, generated_jobs, with_records
-from dreamgen.run.journal import Journal
 from dreamgen.run.records import Job, JournalRecord, StageResult, Status
 from dreamgen.run.run_folder import RunFolder
 
@@ -47,8 +45,8 @@ def label(settings: Settings) -> StageResult:
     return result
 
 
-class Labeler:
-    """The label stage as a `ClipStage`: wants the clips without a label by this run's model.
+class Labeler(ClipStage):
+    """Labels the clips without a label by this run's model.
 
     Args:
         settings: As `label` takes them.
@@ -60,24 +58,17 @@ class Labeler:
     name = STAGE
 
     def __init__(self, settings: Settings) -> None:
-        self.run = run = RunFolder.of(settings)
+        run = RunFolder.of(settings)
         generated = generated_jobs(run, STAGE)
         self._model = InverseDynamics.load(run.need(run.idm, STAGE)).to(resolve_device(settings.model.device))
         check_frame_rate(run, self._model, generated)
         self._wants_state = settings.idm.predict_state
         has_state = self._wants_state and self._model.config.states is not None
         self._made_by = {"idm_sha256": sha256_of_file(run.idm / WEIGHTS_NAME), "has_state": has_state}
-        self.jobs = clips_to_label(run, generated, self._made_by)
-        self._num_generated, self._num_failed, self._open = len(generated), 0, ExitStack()
+        super().__init__(run, clips_to_label(run, generated, self._made_by))
+        self._num_generated, self._num_failed = len(generated), 0
         held_out_mae = self._model.config.held_out["action"]["mae"]
         log(f"label: held-out error of the model: {held_out_mae:.4g} in the robot's units (mean absolute)")
-
-    def __enter__(self) -> Self:
-        self._journal = self._open.enter_context(Journal(self.run.journal, STAGE))
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
 
     def process(self, clip: ClipContext) -> Status:
         """Label one clip and record it."""

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack
-from typing import Protocol
+from abc import ABC, abstractmethod
+from contextlib import ExitStack
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from dreamgen.data.clip_context import ClipContext
 from dreamgen.progress import Progress
 from dreamgen.run.jobs import JobRows
+from dreamgen.run.journal import Journal
 from dreamgen.run.records import StageResult, Status
 from dreamgen.run.run_folder import RunFolder
 
 
-class ClipStage(AbstractContextManager["ClipStage"], Protocol):
-    """A stage that works on one clip after another; as a context, it keeps its output files open.
+class ClipStage(ABC):
+    """A stage that works on one clip after another; as a context, it keeps its journal open.
 
     Args:
-        name: Name of the stage.
         run: The run folder.
         jobs: Jobs whose clips it wants.
     """
 
-    name: str
-    run: RunFolder
-    jobs: JobRows
+    name: ClassVar[str]
 
+    def __init__(self, run: RunFolder, jobs: JobRows) -> None:
+        self.run, self.jobs, self._open = run, jobs, ExitStack()
+
+    def __enter__(self) -> Self:
+        self._journal = self._open.enter_context(Journal(self.run.journal, self.name))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
+
+    @abstractmethod
     def process(self, clip: ClipContext) -> Status:
         """Work on one clip, write the outcome, and return it; an error of one clip does not stop the others."""
-        ...
 
+    @abstractmethod
     def result(self) -> StageResult:
         """Return what was done; called after the last clip, outside the context."""
-        ...
 
 
 def process_clips(*stages: ClipStage) -> list[StageResult]:

@@ -8,17 +8,19 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from dreamgen.curate.stage import Curator, curate
 from dreamgen.data import video as video_module
 from dreamgen.label.stage import Labeler, label
+from dreamgen.pipeline import check_datasets, label_and_curate
 from dreamgen.report import report
 from dreamgen.run.clip_pass import process_clips
 from dreamgen.run.journal import read_journal
 from dreamgen.run.run_folder import RunFolder
+from export import export_datasets
 from finetune.inverse_dynamics import train_inverse_dynamics
 from tests.finetune.square_world import NUM_FRAMES, square_episode, square_settings, write_square_training_set
 from tests.generate.clips import write_generated_run
@@ -29,7 +31,6 @@ NUM_CLIPS = 3
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory):
     """A run with an inverse-dynamics model, trained for a few steps, and three clips."""
-    torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("one_pass") / "run"
     write_square_training_set(root)
     train_inverse_dynamics(square_settings(root, num_steps=5))
@@ -79,6 +80,34 @@ def test_each_clip_is_decoded_once_for_labels_scores_and_verdict(run, opened):
     assert [result.stage for result in results] == ["label", "curate"]
     assert results[0].metrics["num_labelled"] == results[1].metrics["num_clips"] == NUM_CLIPS
     assert {clip_id: opened[clip_id, "decode_frames"] for clip_id in clip_ids(run)} == dict.fromkeys(clip_ids(run), 1)
+
+
+def test_a_run_decodes_a_clip_once_for_the_stages_and_once_for_each_format_that_stores_pixels(run, monkeypatch):
+    opened: Counter[str] = Counter()
+    open_file = av.open
+
+    def counting(path, *words, **named):
+        if run.clips in Path(path).parents:
+            opened[Path(path).stem] += 1
+        return open_file(path, *words, **named)
+
+    monkeypatch.setattr(av, "open", counting)
+    settings = square_settings(run.root)
+    accept_all = replace(settings.curate, min_motion=0.0, min_first_frame_psnr_db=0.0, max_cut_score=1000.0)
+    formats = ["lerobot-v3.0", "lerobot-v2.1", "robomimic"]
+    settings = replace(settings, curate=accept_all, export=replace(settings.export, formats=formats, num_workers=1))
+
+    def opens_of(stage):
+        opened.clear()
+        stage(settings)
+        return [opened[clip_id] for clip_id in clip_ids(run)]
+
+    assert opens_of(label_and_curate) == [2] * NUM_CLIPS  # packets are counted, then decoded
+    # One look, whose packets also give the statistics; packets for v3.0 (v2.1 copies the file); robomimic's pixels; the
+    # card's pictures, which all formats share.
+    assert opens_of(export_datasets) == [1 + 1 + 1 + 1] * NUM_CLIPS
+    assert opens_of(check_datasets) == [0] * NUM_CLIPS  # it reads the datasets
+    assert opens_of(report) == [1] * NUM_CLIPS  # a poster
 
 
 def test_alone_each_stage_decodes_each_clip_once(run, opened):
