@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dreamgen.run.lease import hold_command
 from dreamgen.run.run_folder import RunFolder
 
 # What a stage works on; it is skipped in a run that has none.
@@ -43,6 +44,8 @@ class Stage:
         counts_clips_of: Of a stage that works on clips: the stage whose clips it works on.
         may_be_remote: Whether it works on a run folder in an object store.
         keeps_output: Whether `--resume` leaves existing output alone instead of running it again.
+        locks: Stages that no other process may run in the same run folder meanwhile; generate and export have locks of
+            their own, generate's one for each share.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Stage:
     counts_clips_of: str | None = None
     may_be_remote: bool = False
     keeps_output: bool = True
+    locks: tuple[str, ...] = ()
 
     @property
     def takes_all_settings(self) -> bool:
@@ -86,7 +90,12 @@ class Stage:
         module, _, name = ((self.run_function if in_run else None) or self.function).partition(":")
         function = getattr(importlib.import_module(module), name)
         taken = inspect.signature(function).parameters
-        return function(*arguments, **{switch: value for switch, value in switches.items() if switch in taken})
+        switches = {switch: value for switch, value in switches.items() if switch in taken}
+        if not self.locks or switches.get("dry_run"):
+            return function(*arguments, **switches)
+        run = RunFolder.of(arguments[0], may_be_remote=self.may_be_remote)
+        with hold_command(run.store or run.root, self.locks):
+            return function(*arguments, **switches)
 
 
 _TABLE = (
@@ -94,19 +103,19 @@ _TABLE = (
         name="prepare", summary="demonstrations -> training set", function="dreamgen.prepare.stage:prepare",
         section="prepare", flags=("dry_run", "resume"), in_run=True,
         example="dreamgen prepare --demos path/to/lerobot_dataset --out runs/pick",
-        output=lambda run: run.train, progress="training set",
+        output=lambda run: run.train, progress="training set", locks=("prepare",),
     ),
     Stage(
         name="finetune", summary="training set -> LoRA or DoRA adapter", function="finetune:finetune",
         section="finetune", flags=("dry_run", "resume"), in_run=True,
         example="dreamgen finetune --out runs/pick --method dora --lora.rank=16",
-        output=lambda run: run.adapter, progress="training log",
+        output=lambda run: run.adapter, progress="training log", locks=("finetune",),
     ),
     Stage(
         name="plan", summary="first frames x instructions x seeds -> jobs, added to those already planned",
         function="dreamgen.plan.stage:plan", section="plan", flags=("dry_run", "resume"), in_run=True,
         example="dreamgen plan --out runs/pick --first_frames path/to/pairs --num_seeds 5",
-        output=lambda run: run.jobs, progress="jobs", may_be_remote=True, keeps_output=False,
+        output=lambda run: run.jobs, progress="jobs", may_be_remote=True, keeps_output=False, locks=("plan",),
     ),
     Stage(
         name="generate", summary="jobs -> clips, with Ray; generates only what is missing",
@@ -121,19 +130,19 @@ _TABLE = (
     Stage(
         name="inverse dynamics", summary="training set -> inverse-dynamics model",
         function="finetune.inverse_dynamics:train_inverse_dynamics", section="idm", in_run=True, command="label",
-        output=lambda run: run.idm, needs=("actions",), progress="model",
+        output=lambda run: run.idm, needs=("actions",), progress="model", locks=("idm",),
     ),
     Stage(
         name="label", summary="clips -> actions, by an inverse-dynamics model trained on the demonstrations",
         function="dreamgen.label.stage:label", section="idm", flags=("resume",), in_run=True,
         run_function="dreamgen.pipeline:label_and_curate",
         example="dreamgen label --out runs/pick", needs=("actions", "clips"), first="inverse dynamics",
-        progress="journal", counts_clips_of="generate",
+        progress="journal", counts_clips_of="generate", locks=("label", "curate"),
     ),
     Stage(
         name="curate", summary="clips -> scores and verdicts", function="dreamgen.curate.stage:curate",
         section="curate", flags=("resume",), in_run=True, example="dreamgen curate --out runs/pick --min_motion=1.0",
-        needs=("clips",), progress="journal", counts_clips_of="label",
+        needs=("clips",), progress="journal", counts_clips_of="label", locks=("curate",),
     ),
     Stage(
         name="export", summary="accepted clips -> LeRobot and HDF5 datasets", function="export:export_datasets",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from datetime import timedelta
 
 from dreamgen.config.loading import parse_settings
 from dreamgen.environment import set_library_defaults
 from dreamgen.errors import UserError
+from dreamgen.run.lease import hold_command
 from dreamgen.run.run_folder import RunFolder
 
 USAGE = """\
@@ -35,7 +37,10 @@ def main(tokens: list[str]) -> int:
         else:
             from finetune.train import finetune
 
-            result = finetune(settings, **switches)
+            # One of the processes of a training holds the lease for all of them.
+            is_first = os.environ.get("RANK", "0") == "0" and not switches["dry_run"]
+            with hold_command(RunFolder.of(settings).root, ("finetune",)) if is_first else nullcontext():
+                result = finetune(settings, **switches)
             lines = [f"{name}: {value}" for name, value in {**result.outputs, **result.metrics}.items()]
             lines, status = [*lines, *result.notes], 3 if result.partial else 0
     except UserError as error:

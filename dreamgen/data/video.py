@@ -19,6 +19,7 @@ import numpy as np
 from av.codec.context import Flags
 from av.container import InputContainer
 
+from dreamgen.data.containers import open_video
 from dreamgen.errors import UserError
 from dreamgen.run.files import atomic_file
 
@@ -291,7 +292,7 @@ def _open(path: Path) -> Iterator[InputContainer]:
     if not path.is_file():
         raise UserError(f"{path} does not exist", allowed="a video file")
     try:
-        container = av.open(str(path))
+        container = open_video(path)
     except (av.FFmpegError, ValueError) as error:
         raise _damaged(path, error) from None
     with container:

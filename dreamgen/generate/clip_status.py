@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dreamgen.run.files import is_alive
 from dreamgen.run.jobs import JobRows, job_columns
 from dreamgen.run.journal import latest_records
+from dreamgen.run.process_identity import is_alive
 from dreamgen.run.records import Job, JournalRecord
 from dreamgen.run.run_folder import RunFolder
 from dreamgen.run.shard import Shard

@@ -119,7 +119,7 @@ def _generate(settings: Settings, run: RunFolder, shard: Shard, is_lost: Callabl
         notes.append("another driver took over these clips, as this one seemed dead; no more were started here")
     if was_interrupted:
         notes.append(f"stopped by Ctrl-C; continue with:  dreamgen generate --out {run}{_shard_option(shard)}")
-    return _result(run, shard, notes, was_interrupted)
+    return _result(run, shard, notes, was_interrupted, is_lost())
 
 
 def pool_options(settings: GenerateSettings) -> PoolOptions:
@@ -233,7 +233,9 @@ def _planned_for_another_model(job: Job, source: WorldModelSource, run: RunFolde
     )
 
 
-def _result(run: RunFolder, shard: Shard, notes: Sequence[str], was_interrupted: bool = False) -> StageResult:
+def _result(
+    run: RunFolder, shard: Shard, notes: Sequence[str], was_interrupted: bool = False, was_lost: bool = False
+) -> StageResult:
     now = clip_status(run, shard)
     metrics = now.counts() | ({"interrupted": True} if was_interrupted else {})
     notes = [*notes, *_first_reasons(run, now, REJECTED, "rejected"), *_first_reasons(run, now, FAILED, "failed")]
@@ -242,7 +244,8 @@ def _result(run: RunFolder, shard: Shard, notes: Sequence[str], was_interrupted:
             f"{metrics['num_failed']} clips failed; {run.journal} has their tracebacks; the same command retries them"
         )
     outputs = {"clips": run.shown(run.clips), "journal": run.journal}
-    return StageResult(STAGE, outputs, metrics, notes, partial=was_interrupted or bool(metrics["num_failed"]))
+    is_partial = was_interrupted or bool(metrics["num_failed"]) or (was_lost and len(now.left) > 0)
+    return StageResult(STAGE, outputs, metrics, notes, partial=is_partial)
 
 
 def _first_reasons(run: RunFolder, now: RunStatus, state: int, word: str) -> list[str]:

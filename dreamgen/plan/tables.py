@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dreamgen.errors import UserError
+from dreamgen.run.json_text import BadJson, parse_json
 
 
 def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
@@ -55,7 +55,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
 
 def _jsonl_row(where: str, line: str) -> dict[str, Any] | UserError:
     try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
+        values = parse_json(line)
+    except BadJson as error:
         return UserError(f"{where} is not JSON", actual=str(error))
     return values if isinstance(values, dict) else UserError(f"{where} is not a JSON object", actual=line[:80])

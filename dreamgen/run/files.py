@@ -14,13 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dreamgen.errors import UserError
+from dreamgen.run.json_text import BadJson, parse_json, read_json_text
+from dreamgen.run.process_identity import is_alive, machine_name
 
 TEMPORARY = re.compile(r"\..+\.(?P<pid>[0-9]{1,7})-(?P<host>[0-9a-f]{8})[0-9a-f]{8}\.tmp.*", re.DOTALL)
 STALE_AFTER_S = 600.0
 
 
 def _this_host() -> str:
-    return hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]
+    return hashlib.sha256(machine_name().encode()).hexdigest()[:8]
 
 
 def _temporary_sibling(path: Path) -> Path:
@@ -48,15 +50,12 @@ def _remove_stale_temporaries(folder: Path) -> None:
             Path(entry.path).unlink(missing_ok=True)
 
 
-def is_alive(pid: int) -> bool:
-    """Return whether a process of this machine is running, whoever owns it."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # the process of another user
-        return True
-    return True
+def remove_temporaries(folder: Path) -> None:
+    """Remove all temporary files below a folder, which the caller keeps other processes from writing to."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if TEMPORARY.fullmatch(name):
+                (Path(parent) / name).unlink(missing_ok=True)
 
 
 def _make_readable(path: Path, mode: int) -> None:
@@ -147,10 +146,10 @@ def read_json(path: str | Path) -> dict:
         UserError: if the file is missing, not UTF-8, not JSON, or not an object.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = parse_json(read_json_text(Path(path)))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist", next_step="check the path") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except BadJson as error:
         raise UserError(f"{path} is not valid JSON", actual=str(error), allowed="UTF-8 JSON") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object", actual=type(value).__name__)
@@ -202,6 +201,35 @@ def inside(root: str | Path, relative: str | Path, named_by: str) -> Path:
         allowed=f"a relative path below {root}",
         next_step="fix the path; data may not reach other folders",
     )
+
+
+def name_problem(name: str) -> str | None:
+    """Return why text from data cannot be the name of a file or folder; None if it can.
+
+    Every name that becomes a part of a path passes here: names of cameras, of formats, of clips.
+    """
+    if not name or name in (".", "..") or name != name.strip():
+        return "is empty, a dot, or has spaces around it"
+    if any(character in "/\\" or not character.isprintable() for character in name):
+        return "has slashes or characters that cannot be printed"  # among them halves of surrogate pairs
+    return "is longer than 200 bytes" if len(name.encode()) > 200 else None
+
+
+def path_component(name: str, what: str) -> str:
+    """Return a name that becomes a part of a path.
+
+    Args:
+        name: The name.
+        what: What has the name, for the error.
+
+    Raises:
+        UserError: if a file or folder cannot have it.
+    """
+    if problem := name_problem(name):
+        raise UserError(
+            f"{what} {name!r} {problem}", allowed="a name without slashes, such as observation.images.front"
+        )
+    return name
 
 
 def existing_folder(path: str | Path, purpose: str) -> Path:

@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from dreamgen.run.files import fsync
-from dreamgen.run.journal_files import COLUMNS, compact, file_stem, latest, read_files, table_of_lines, write_compacted
+from dreamgen.run.journal_files import (
+    COLUMNS,
+    GENERATION,
+    compact,
+    file_stem,
+    latest,
+    next_generation,
+    read_files,
+    table_of_lines,
+    write_compacted,
+)
 from dreamgen.run.records import METRICS_KEY, JournalRecord
 from dreamgen.run.store import Store
 from dreamgen.run.write_errors import storage_errors_as_user_errors
@@ -49,6 +59,9 @@ class Journal:
             Path(self.folder.place).mkdir(parents=True, exist_ok=True)
         with storage_errors_as_user_errors(self.folder.place):
             compact(self.folder, stage)
+            self._generation = next_generation(self.folder, stage)
+            # Taken once, so that the names of its files are in order even if the clock is set back.
+            self._prefix = file_stem(stage, self._generation)
             self._begin_file()
 
     def append(self, record: JournalRecord) -> None:
@@ -150,7 +163,7 @@ class Journal:
 
     def _begin_file(self) -> None:
         self._number += 1
-        self._stem = f"{file_stem(self.stage)}-{self._number:04d}"
+        self._stem = f"{self._prefix}-{self._number:04d}"
         self._lines: list[str] = []
         self._parts: list[str] = []
         if not self.folder.is_remote:
@@ -164,7 +177,9 @@ class Journal:
         if self._stream is not None:
             self._stream.close()
         if len(self._lines) >= COMPACT_FROM or (self.folder.is_remote and len(self._parts) > 1):
-            write_compacted(self.folder, f"{self._stem}.parquet", latest(table_of_lines(self._lines)))
+            write_compacted(
+                self.folder, f"{self._stem}.parquet", latest(table_of_lines(self._lines, COLUMNS, self._generation))
+            )
         elif self._lines:
             return
         for part in self._parts:
@@ -177,12 +192,12 @@ def latest_records(folder: Path | Store, stage: str, columns: tuple[str, ...] = 
     Args:
         folder: `journal/` of the run; it may not exist yet.
         stage: generate, label or curate.
-        columns: Of `journal_files.COLUMNS`; `clip_id` and `time_s` are always included.
+        columns: Of `journal_files.COLUMNS`; `clip_id`, `time_s` and the generation are always included.
 
     Returns:
         pyarrow.Table, one row a clip.
     """
-    needed = tuple(dict.fromkeys(("clip_id", "time_s", *columns)))
+    needed = tuple(dict.fromkeys(("clip_id", "time_s", GENERATION, *columns)))
     return latest(read_files(as_store(folder), stage, needed))
 
 

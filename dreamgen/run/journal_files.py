@@ -1,11 +1,12 @@
 """The files of a journal: JSON lines while they are written, parquet once they are full; both are read as one table.
 
-    STAGE-TIME-HOST-PID-NUMBER.jsonl        open for appending, on a local disk
-    STAGE-TIME-HOST-PID-NUMBER.PART.jsonl   one commit, in an object store, which cannot append
-    STAGE-TIME-HOST-PID-NUMBER.parquet      the same records, compacted
+    STAGE-gGENERATION-TIME-HOST-PID-NUMBER.jsonl        open for appending, on a local disk
+    STAGE-gGENERATION-TIME-HOST-PID-NUMBER.PART.jsonl   one commit, in an object store, which cannot append
+    STAGE-gGENERATION-TIME-HOST-PID-NUMBER.parquet      the same records, compacted
 
 A file is removed only after its records are in another file. Until then a record exists twice, which is harmless: the
-latest record of a clip counts.
+latest record of a clip counts. Which one is the latest does not follow from clocks, which may be wrong: a journal that
+is opened later has a higher generation, and within a journal records stay in order.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dreamgen.errors import UserError
-from dreamgen.run.files import is_alive
+from dreamgen.run.process_identity import is_alive, machine_name
 from dreamgen.run.records import METRICS_KEY
 from dreamgen.run.store import Store
 
-NAME = re.compile(r"(?P<stage>[a-z]+)-(?P<time>[0-9T]+)-(?P<host>.+)-(?P<pid>[0-9]+)-[0-9]{4,}(\.[0-9]+)?\.jsonl")
+GENERATION = "generation"
+IN_NAME = re.compile(r"[a-z]+-g(?P<generation>[0-9]{1,15})-")
+NAME = re.compile(
+    r"(?P<stage>[a-z]+)-(g[0-9]+-)?(?P<time>[0-9T]+)-(?P<host>.+)-(?P<pid>[0-9]+)-[0-9]{4,}(\.[0-9]+)?\.jsonl"
+)
 TEXTS = ("clip_id", "stage", "status", "reason", "error", "traceback", "file", METRICS_KEY, "worker")
-COLUMNS = (*TEXTS, "num_bytes", "attempt", "time_s")
+COLUMNS = (*TEXTS, "num_bytes", "attempt", "time_s", GENERATION)
 NUM_READS = 50
 MERGE_FROM = 8  # closed files; fewer are read as fast one by one
 MERGED_BYTES = 64 * 2**20  # a parquet file of this size is left as it is: about a million records
@@ -64,12 +69,15 @@ def schema(columns: Iterable[str] = COLUMNS) -> Any:
     """Return the pyarrow schema of the named columns."""
     import pyarrow as pa
 
-    kinds = {"num_bytes": pa.int64(), "attempt": pa.int32(), "time_s": pa.float64()}
+    kinds = {"num_bytes": pa.int64(), "attempt": pa.int32(), "time_s": pa.float64(), GENERATION: pa.int64()}
     return pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
 
 
-def table_of_lines(lines: Iterable[str | bytes], columns: Sequence[str] = COLUMNS) -> Any:
-    """Convert JSON lines to a table. A line cut short by a kill is skipped, so its clip counts as not done."""
+def table_of_lines(lines: Iterable[str | bytes], columns: Sequence[str] = COLUMNS, generation: int = 0) -> Any:
+    """Convert JSON lines of one generation to a table.
+
+    A line cut short by a kill is skipped, so its clip counts as not done.
+    """
     import pyarrow as pa
 
     values: dict[str, list[Any]] = {name: [] for name in columns}
@@ -84,19 +92,25 @@ def table_of_lines(lines: Iterable[str | bytes], columns: Sequence[str] = COLUMN
                 column.append(json.dumps(metrics, ensure_ascii=False))
             elif name == "num_bytes":
                 column.append(metrics.get("num_bytes"))
+            elif name == GENERATION:
+                column.append(generation)
             else:
                 column.append(record.get(name, 1 if name == "attempt" else None))
     return pa.table(values, schema=schema(columns))
 
 
 def latest(table: Any) -> Any:
-    """Keep the record with the highest `time_s` for each clip; the last one if several are equal."""
+    """Keep the last record of each clip: that of the highest generation, and the last one within it.
+
+    Files that were written before there were generations count as generation 0, in which `time_s` decides.
+    """
     import numpy as np
 
     if len(table) == 0:
         return table
     codes = table["clip_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    order = np.lexsort((np.arange(len(codes)), table["time_s"].to_numpy(), codes))
+    generation, time_s = table[GENERATION].to_numpy(), table["time_s"].to_numpy()
+    order = np.lexsort((np.arange(len(codes)), np.where(generation == 0, time_s, 0.0), generation, codes))
     is_last = np.append(codes[order][1:] != codes[order][:-1], True)
     if is_last.all():
         return table
@@ -131,14 +145,27 @@ def compact(folder: Store, stage: str) -> None:
     if tables:
         import pyarrow as pa
 
-        write_compacted(folder, f"{file_stem(stage)}.parquet", latest(pa.concat_tables(tables)))
+        generation = max(map(generation_of, names))
+        write_compacted(folder, f"{file_stem(stage, generation)}.parquet", latest(pa.concat_tables(tables)))
     for name in names:
         folder.remove(name)
 
 
-def file_stem(stage: str) -> str:
-    """Return a new prefix for this process's file names; later prefixes sort last, even within one second."""
-    return f"{stage}-{time.strftime('%Y%m%dT%H%M%S')}{time.time_ns() % 10**9:09d}-{os.uname().nodename}-{os.getpid()}"
+def file_stem(stage: str, generation: int) -> str:
+    """Return a new prefix for this process's file names, as the module describes them."""
+    now = f"{time.strftime('%Y%m%dT%H%M%S')}{time.time_ns() % 10**9:09d}"
+    return f"{stage}-g{generation:06d}-{now}-{machine_name()}-{os.getpid()}"
+
+
+def generation_of(name: str) -> int:
+    """Return the highest generation of the records in a file; 0 for names without one."""
+    match = IN_NAME.match(name)
+    return int(match["generation"]) if match else 0
+
+
+def next_generation(folder: Store, stage: str) -> int:
+    """Return the generation of a journal that is opened now."""
+    return 1 + max(map(generation_of, _names(folder, stage)), default=0)
 
 
 def is_closed(name: str) -> bool:
@@ -146,7 +173,7 @@ def is_closed(name: str) -> bool:
     match = NAME.fullmatch(name)
     if match is None:
         return False
-    if match["host"] == os.uname().nodename:
+    if match["host"] == machine_name():
         return not is_alive(int(match["pid"]))
     try:
         begun_s = time.mktime(time.strptime(match["time"][:15], "%Y%m%dT%H%M%S"))
@@ -160,25 +187,29 @@ def _names(folder: Store, stage: str) -> list[str]:
 
 
 def _read(folder: Store, name: str, columns: Sequence[str]) -> Any:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     if name.endswith(".parquet"):
         with folder.open(name) as stream:
-            return pq.read_table(stream, columns=list(columns)).cast(schema(columns))
+            table = pq.ParquetFile(stream).read(columns=list(columns))  # of those that it has
+        if GENERATION in columns and GENERATION not in table.column_names:
+            table = table.append_column(GENERATION, pa.repeat(pa.scalar(0, pa.int64()), len(table)))
+        return table.select(list(columns)).cast(schema(columns))
     if not name.endswith(".jsonl"):
         return None
-    data = folder.read(name)
-    if METRICS_KEY not in columns and (table := _read_fast(data, columns)) is not None:
+    data, generation = folder.read(name), generation_of(name)
+    if METRICS_KEY not in columns and (table := _read_fast(data, columns, generation)) is not None:
         return table
-    return table_of_lines(data.split(b"\n"), columns)  # not splitlines: records contain U+2028 unescaped
+    return table_of_lines(data.split(b"\n"), columns, generation)  # not splitlines: records contain U+2028 unescaped
 
 
-def _read_fast(data: bytes, columns: Sequence[str]) -> Any:
+def _read_fast(data: bytes, columns: Sequence[str], generation: int) -> Any:
     """Read JSON lines with pyarrow, ten times as fast; None if a line is incomplete or there are no lines."""
     import pyarrow as pa
     import pyarrow.json
 
-    plain = schema(name for name in columns if name != "num_bytes")
+    plain = schema(name for name in columns if name not in ("num_bytes", GENERATION))
     wanted = plain.append(pa.field(METRICS_KEY, pa.struct([("num_bytes", pa.int64())])))
     options = pyarrow.json.ParseOptions(explicit_schema=wanted, unexpected_field_behavior="ignore")
     try:
@@ -186,7 +217,8 @@ def _read_fast(data: bytes, columns: Sequence[str]) -> Any:
     except pa.ArrowException:
         return None
     num_bytes = pa.chunked_array([chunk.field("num_bytes") for chunk in table[METRICS_KEY].chunks], pa.int64())
-    values = {name: num_bytes if name == "num_bytes" else table[name] for name in columns}
+    own = {"num_bytes": num_bytes, GENERATION: pa.repeat(pa.scalar(generation, pa.int64()), len(table))}
+    values = {name: own[name] if name in own else table[name] for name in columns}
     if "attempt" in values:
         values["attempt"] = values["attempt"].fill_null(1)
     return pa.table(values, schema=schema(columns))

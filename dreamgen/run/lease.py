@@ -13,14 +13,15 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from dreamgen.errors import UserError
 from dreamgen.progress import log
 from dreamgen.run.journal import as_store
+from dreamgen.run.process_identity import process_space, process_start
 from dreamgen.run.shard import Shard
 from dreamgen.run.store import Store
 from dreamgen.run.write_errors import storage_errors_as_user_errors
@@ -29,6 +30,7 @@ BEAT_EVERY_S = 15.0
 DEAD_AFTER_S = 60.0
 SETTLE_S = 2.0
 SUFFIX = ".lease"
+SHARED_STAGES = ("generate",)  # several drivers may work on different shares
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Lease:
         owner: Unique id.
         host: Host name of the owner.
         pid: Process id of the owner.
-        process: Boot id and start time of the process, since process ids are reused.
+        process: Boot, container and start time of the process, since process ids are reused.
         begun_s: Seconds since the epoch.
         beat: Increases while the owner is alive.
     """
@@ -51,7 +53,7 @@ class Lease:
     owner: str = field(default_factory=lambda: uuid.uuid4().hex)
     host: str = field(default_factory=lambda: os.uname().nodename)
     pid: int = field(default_factory=os.getpid)
-    process: str = field(default_factory=lambda: _process_start(os.getpid()) or "")
+    process: str = field(default_factory=lambda: process_start(os.getpid()) or "")
     begun_s: float = field(default_factory=time.time)
     beat: int = 0
 
@@ -61,12 +63,12 @@ class Lease:
         return f"{self.stage}.{self.shard.replace('/', '-of-')}{SUFFIX}"
 
     def is_of_this_machine(self) -> bool:
-        """Return whether this machine can see the owner's process."""
-        return self.host == os.uname().nodename and bool(self.process)
+        """Return whether this process can see the owner's: it is on the same machine and in the same container."""
+        return self.process.rpartition(":")[0] == process_space() != ""
 
     def is_known_dead(self) -> bool:
         """Return whether the owner's process has ended; unknown, and so False, on another machine."""
-        return self.is_of_this_machine() and _process_start(self.pid) != self.process
+        return self.is_of_this_machine() and process_start(self.pid) != self.process
 
 
 @contextmanager
@@ -168,7 +170,40 @@ def _wait_until_dead(store: Store, lease: Lease) -> None:
     store.remove(lease.name)
 
 
+@contextmanager
+def hold_command(root: Path | Store, stages: Sequence[str]) -> Iterator[None]:
+    """Hold the leases of a command that no other process may run in the same run folder at the same time.
+
+    Args:
+        root: The run folder; what is made in it for the leases alone is removed again.
+        stages: What the command runs.
+
+    Raises:
+        UserError: naming the process that runs one of them.
+    """
+    is_new = not isinstance(root, Store) and not root.exists()
+    try:
+        with ExitStack() as stack:
+            for stage in stages:
+                stack.enter_context(hold(root / "journal", stage, Shard()))
+            yield
+    finally:
+        if not isinstance(root, Store):
+            with suppress(OSError):  # not empty
+                (root / "journal").rmdir()
+                if is_new:
+                    root.rmdir()
+
+
 def _held(lease: Lease) -> UserError:
+    if lease.stage not in SHARED_STAGES:
+        begun = time.strftime("%H:%M:%S", time.localtime(lease.begun_s))
+        return UserError(
+            f"{lease.stage} is running in this run folder",
+            actual=f"process {lease.pid} on {lease.host}, since {begun}",
+            allowed="one process at a time, because both would write the same files",
+            next_step="let it finish, or stop it; then run the same command again",
+        )  # fmt: skip
     return UserError(
         "another driver is working on these clips",
         actual=f"{lease.stage} of shard {lease.shard} on {lease.host}, process {lease.pid}",
@@ -200,13 +235,3 @@ def _read(store: Store, name: str) -> Lease | None:
 
 def _write(store: Store, lease: Lease) -> None:
     store.write(lease.name, json.dumps(asdict(lease)).encode())
-
-
-def _process_start(pid: int) -> str | None:
-    """Return what identifies a process beyond its reused id; None if it has ended or is not visible."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else f"{boot}:{fields[19]}"

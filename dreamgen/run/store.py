@@ -42,6 +42,8 @@ class Store:
         return self.place
 
     def __truediv__(self, name: str) -> Store:
+        if not self.is_remote:  # a path may hold any character
+            return Store(f"{self.place.rstrip('/')}/{name}")
         address, mark, options = self.place.partition("?")  # the query holds the store's endpoint and region
         return Store(f"{address.rstrip('/')}/{name}{mark}{options}")
 

@@ -8,7 +8,7 @@ import pytest
 
 from dreamgen.errors import UserError
 from dreamgen.run.jobs import read_jobs, write_jobs
-from dreamgen.run.journal import Journal, read_journal
+from dreamgen.run.journal import Journal, latest_records, read_journal
 from dreamgen.run.records import NOT_IN_JOB_ID, Job, JournalRecord, job_id
 from tests.fixtures.jobs import SAMPLED_PLAINLY
 
@@ -30,6 +30,19 @@ def test_the_last_record_of_a_clip_counts_across_files(tmp_path):
     )
     assert read_journal(tmp_path, "generate")["c1"].metrics == {"num_frames": 9}
     assert read_journal(tmp_path, "curate") == {}
+
+
+def test_the_clock_does_not_decide_which_record_is_the_latest(tmp_path):
+    with Journal(tmp_path, "curate") as journal:
+        journal.append(JournalRecord("c1", "curate", "ok", time_s=2e9))  # while the clock was years ahead
+        journal.append(JournalRecord("c2", "curate", "ok", time_s=2e9))
+        journal.append(JournalRecord("c2", "curate", "rejected", time_s=1.0))  # set back in between
+    for verdict in ("rejected", "ok", "rejected"):
+        with Journal(tmp_path, "curate") as journal:
+            journal.append(JournalRecord("c1", "curate", verdict, time_s=1.0))
+        assert {id: r.status for id, r in read_journal(tmp_path, "curate").items()} == {"c1": verdict, "c2": "rejected"}
+        statuses = latest_records(tmp_path, "curate", ("status",))["status"].to_pylist()
+        assert sorted(statuses) == sorted([verdict, "rejected"])
 
 
 def test_a_line_cut_by_a_kill_is_passed_over(tmp_path):

@@ -7,11 +7,13 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from dreamgen.run import journal as journal_module
 from dreamgen.run.journal import Journal, latest_records, read_journal
-from dreamgen.run.journal_files import MERGE_FROM, compact, is_closed, table_of_lines
+from dreamgen.run.journal_files import GENERATION, MERGE_FROM, compact, is_closed, table_of_lines
+from dreamgen.run.process_identity import machine_name
 from dreamgen.run.records import JournalRecord
 from dreamgen.run.store import Store
 
@@ -24,7 +26,7 @@ def record(number: int, status: str = "ok", time_s: float = 0.0, **more) -> Jour
 
 
 def left_by(pid: int, folder: Path, number: int, *records: JournalRecord) -> Path:
-    path = folder / f"generate-20260101T000000-{os.uname().nodename}-{pid}-{number:04d}.jsonl"
+    path = folder / f"generate-20260101T000000-{machine_name()}-{pid}-{number:04d}.jsonl"
     path.write_text("".join(r.to_json() + "\n" for r in records))
     return path
 
@@ -91,6 +93,23 @@ def test_files_of_dead_processes_are_merged_and_living_ones_left(tmp_path):
     assert alive.name in names and len(names) == 2
     assert read_journal(tmp_path, "generate") == before and len(before) == MERGE_FROM + 1
     assert before[record(3).clip_id].status == "ok" and before[record(99).clip_id].time_s == 1.0 + MERGE_FROM
+
+
+def test_compaction_keeps_the_order_and_reads_files_of_before(tmp_path):
+    pq.write_table(table_of_lines([record(1, "failed", 9e9).to_json()]).drop_columns(GENERATION),
+                   tmp_path / "generate-20990101T000000-a-1.parquet")  # fmt: skip
+    for number in range(MERGE_FROM + 1):
+        with Journal(tmp_path, "generate") as journal:
+            journal.append(record(1, "ok" if number % 2 == 0 else "rejected", 1e9 - number, attempt=number + 1))
+        assert read_journal(tmp_path, "generate")[record(1).clip_id].attempt == number + 1
+        for path in tmp_path.glob("*.jsonl"):
+            path.rename(str(path).replace(f"-{os.getpid()}-", f"-{DEAD}-"))  # so that it counts as closed
+    compact(Store(str(tmp_path)), "generate")
+    assert [path.suffix for path in tmp_path.iterdir()].count(".jsonl") < MERGE_FROM
+    assert read_journal(tmp_path, "generate")[record(1).clip_id].attempt == MERGE_FROM + 1
+    with Journal(tmp_path, "generate") as journal:
+        journal.append(record(1, "failed", 1.0))
+    assert read_journal(tmp_path, "generate")[record(1).clip_id].status == "failed"
 
 
 def test_a_writer_whose_file_was_taken_away_begins_another(tmp_path):

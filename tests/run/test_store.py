@@ -35,6 +35,17 @@ def store(request, tmp_path) -> Store:
     return Store(request.getfixturevalue("bucket") % f"runs/{request.node.originalname}")
 
 
+@pytest.mark.parametrize("name", ["a?b", "a#b", "a::b", "a%20b", "a?region=x#y::z"])
+def test_a_local_path_is_never_parsed_as_a_url(tmp_path, name):
+    run = RunFolder.of(Settings(out=str(tmp_path / name)))
+    run.clip_store.write("ab/clip.mp4", b"1")
+    assert run.clip_file("abclip").parent.parent == run.clips and (run.clips / "ab/clip.mp4").read_bytes() == b"1"
+    assert (run.clip_store / "ab").sizes() == {"clip.mp4": 1} and run.clip_store.sizes("ab") == {"clip.mp4": 1}
+    with Journal(run.journal, "generate") as journal:
+        journal.append(JournalRecord("c1", "generate", "ok"))
+    assert set(read_journal(run.root / "journal", "generate")) == {"c1"}
+
+
 def test_what_a_folder_can_do(store, tmp_path):
     assert store.sizes() == {} and not store.has("a")
     store.write("a", b"1")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,11 @@ import pyarrow.parquet as pq
 from dreamgen.data.lerobot.findings import FindingSink
 from dreamgen.errors import UserError
 from dreamgen.run.files import inside
+from dreamgen.run.json_text import BadJson, parse_json, read_json_text
 
 PARQUET_DAMAGE = (OSError, pa.ArrowException, ValueError)
 ROWS_PER_READ = 1000
+MAX_LINE_BYTES = 64 * 2**20  # a longer line is read in pieces, none of which is JSON
 
 
 def find_file(root: Path, relative: str, named_by: str, findings: FindingSink) -> Path | None:
@@ -73,8 +74,8 @@ def read_json_object(root: Path, relative: str, findings: FindingSink) -> dict[s
     if path is None:
         return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = parse_json(read_json_text(path))
+    except (OSError, BadJson) as error:
         findings.add("unreadable-file", relative, "", str(error), "UTF-8 JSON")
         return None
     if not isinstance(value, dict):
@@ -91,7 +92,7 @@ def iter_json_lines(root: Path, relative: str, findings: FindingSink) -> Iterato
     try:
         # Bytes are split at \n only: tasks hold U+2028 and other characters at which text mode would end a line.
         with path.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
+            for number, line in enumerate(iter(partial(stream.readline, MAX_LINE_BYTES), b""), start=1):
                 value = parse_json_line(line, relative, f"line {number}", findings)
                 if value is not None:
                     yield number, value
@@ -104,8 +105,8 @@ def parse_json_line(line: bytes, relative: str, where: str, findings: FindingSin
     if not line.strip():
         return None
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(line)
+    except BadJson as error:
         findings.add("unreadable-file", relative, where, str(error), "one JSON object a line")
         return None
     if not isinstance(value, dict):

@@ -11,6 +11,7 @@ from typing import Any
 
 from dreamgen.data.lerobot.files import read_json_object
 from dreamgen.data.lerobot.findings import FindingSink
+from dreamgen.run.files import name_problem
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 INFO, STATS, MODALITY = "meta/info.json", "meta/stats.json", "meta/modality.json"
@@ -27,6 +28,7 @@ TEMPLATES_V3 = {
 INDEX_COLUMNS = ("timestamp", "episode_index", "index", "task_index", "frame_index")
 NUMERIC = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DEFAULT_CHUNKS_SIZE = 1000
+MAX_VALUES = 2**30  # of a cell: more than any image or vector holds
 FIELD = re.compile(r"\{(\w+)(?::0?(\d))?d?\}")
 
 Feature = dict[str, Any]
@@ -115,10 +117,15 @@ def _features(info: dict[str, Any], findings: FindingSink) -> dict[str, Feature]
     for name, feature in features.items():
         shape = feature.get("shape") if isinstance(feature, dict) else None
         sizes = [whole_number(size) for size in shape] if isinstance(shape, list) and shape else [None]
+        is_video = isinstance(feature, dict) and feature.get("dtype") == "video"
         if not isinstance(feature, dict):
             findings.add("feature", INFO, f"features.{name}", feature, "dtype and shape")
         elif not isinstance(feature.get("dtype"), str) or None in sizes:
             findings.add("feature", INFO, f"features.{name}", feature, "dtype and shape", fatal=False)
+        elif (number := math.prod(size or 0 for size in sizes)) < 0 or number > MAX_VALUES:
+            findings.add("feature", INFO, f"features.{name}", f"shape {shape}", f"at most {MAX_VALUES} values")
+        elif is_video and (problem := name_problem(name)):  # it becomes the name of a folder
+            findings.add("feature", INFO, f"features.{name}", f"{name!r} {problem}", "a name that a folder can have")
         else:
             good[name] = feature
             if "/" in name:
@@ -163,7 +170,8 @@ def whole_number(value: object) -> int | None:
 def split_ends(span: object) -> tuple[int, int] | None:
     """Return first and last (exclusive) episode of a split such as "0:100", or None for anything else."""
     first, _, last = span.partition(":") if isinstance(span, str) else ("", "", "")
-    return (int(first), int(last)) if first.isdecimal() and last.isdecimal() else None
+    are_numbers = first.isdecimal() and last.isdecimal() and max(len(first), len(last)) < 19
+    return (int(first), int(last)) if are_numbers else None
 
 
 def video_info(feature: Feature) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 
+from dreamgen.data.containers import open_video
 from dreamgen.data.frames import FrameReader
 from dreamgen.data.timeline import frame_index_at
 from dreamgen.data.video import ENCODERS, probe, write_video
@@ -115,7 +116,7 @@ def _scan_packets(path: Path, fps: Fraction) -> tuple[np.ndarray, np.ndarray, np
     """Return frame number, whether it is a key frame, and size of each packet, and the video's encoding."""
     probe(path)
     numbers, keys, sizes = array("q"), bytearray(), array("q")
-    with closing(av.open(str(path))) as source:
+    with closing(open_video(path)) as source:
         stream = source.streams.video[0]
         for packet in source.demux(stream):
             if packet.size and packet.pts is not None:
@@ -146,7 +147,7 @@ class PacketReader:
         if source is None or self._path != path:
             self.__exit__()
             self._path = path
-            source = self._source = av.open(str(path))
+            source = self._source = open_video(path)
         return source, source.streams.video[0]
 
     def packets(self, span: VideoSpan, fps: int | Fraction) -> Iterator[tuple[int, av.Packet]]:

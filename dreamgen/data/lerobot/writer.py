@@ -46,7 +46,7 @@ from dreamgen.data.lerobot.statistics import (
 from dreamgen.data.lerobot.video import PacketReader, copy_spans
 from dreamgen.data.timeline import frame_time_s
 from dreamgen.progress import Progress
-from dreamgen.run.files import atomic_file, fsync, write_json, write_text
+from dreamgen.run.files import atomic_file, fsync, path_component, write_json, write_text
 
 DATA_V30, VIDEO_V30 = TEMPLATES_V3["data_path"], TEMPLATES_V3["video_path"]
 DATA_V21, VIDEO_V21 = TEMPLATES_V2["data_path"], TEMPLATES_V2["video_path"]
@@ -90,7 +90,7 @@ def write_v30(
         videos = source.videos(camera)
         files = plan_files(videos.num_bytes_N, limits.video_bytes, encoding_N=videos.encoding_N)
         places[camera] = video_places(files, source.num_frames_N)
-        path = VIDEO_V30.replace("{video_key}", camera)
+        path = VIDEO_V30.replace("{video_key}", path_component(camera, "the camera"))
         tasks += [partial(_join_videos, root / path.format(**_number(n, limits)), videos[file], source.fps)
                   for n, file in enumerate(files)]  # fmt: skip
     rows = [partial(_write_part_v30, root, marker, _number(n, limits), source[part],
@@ -121,6 +121,8 @@ def write_v21(
         stage: Name for the progress line.
         episodes_per_task: How many a worker writes at once.
     """
+    for camera in source.cameras:
+        path_component(camera, "the camera")
     starts = range(0, len(source), episodes_per_task)
     markers = [done_markers / f"{start:09d}.npz" for start in starts]
     tasks = (partial(_write_part_v21, root, marker, source[start : start + episodes_per_task])

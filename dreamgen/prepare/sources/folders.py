@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from dreamgen.errors import UserError, reason_of
 from dreamgen.extensions.demo_source import DemoSource
 from dreamgen.prepare.sources.source import Source, SourceClip, SourceVideo, safe_names
 from dreamgen.run.files import inside, read_json
+from dreamgen.run.json_text import BadJson, parse_json
 from dreamgen.run.records import RobotFeatures
 
 FILE_COLUMNS = ("file_name", "video", "path", "video_path")
@@ -155,8 +155,8 @@ def _caption_beside(root: Path, stem: str, length: str) -> str:
     if not (root / relative).exists():
         raise UserError(f"{stem} has no caption", allowed=f"a row of metadata.csv, metas/{stem}.txt or {relative}")
     try:
-        captions = json.loads(_read_text(root, relative))
-    except json.JSONDecodeError as error:
+        captions = parse_json(_read_text(root, relative))
+    except BadJson as error:
         raise UserError(f"{root / relative} is not JSON", actual=str(error)) from None
     by_length = _first_table(captions)
     if not isinstance(by_length.get(length), str):

@@ -11,6 +11,8 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
+from dreamgen.data.containers import open_video
+
 
 @dataclass(frozen=True)
 class VideoScan:
@@ -50,7 +52,7 @@ def scan_video(path: Path, decode: bool, on_frame: Callable[[float, av.VideoFram
     height = width = 0
     codec, pix_fmt, fps = "none", None, None
     try:
-        with av.open(str(path)) as container:
+        with open_video(path) as container:
             if not container.streams.video:
                 return VideoScan(np.empty(0), 0, 0, codec, None, None, 0, "no video stream")
             stream = container.streams.video[0]
