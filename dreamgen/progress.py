@@ -6,13 +6,15 @@ import sys
 import time
 from types import TracebackType
 
+from dreamgen.text_escape import terminal_text
+
 LINE_EVERY_S = 10.0
 LATER_LINE_EVERY_S = 60.0  # after the first minute
 
 
 def log(message: str) -> None:
     """Write a line to stderr; stdout is reserved for results."""
-    print(message, file=sys.stderr, flush=True)
+    print(terminal_text(message), file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -50,6 +52,7 @@ class Progress:
         text += f"  rejected {self.rejected}" if self.rejected else ""
         text += f"  failed {self.failed}" if self.failed else ""
         text += f"  {self.note}" if self.note else ""
+        text = terminal_text(text)
         if self._terminal:
             filled = 24 * self.done // max(self.total, 1)
             end = "\n" if self.done >= self.total else ""

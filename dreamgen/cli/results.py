@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dreamgen.run.records import StageResult
+from dreamgen.text_escape import json_text, terminal_text
 
 ALL_DONE, FAILED, WRONG_USAGE, DONE_IN_PART = 0, 1, 2, 3
 
@@ -14,10 +15,10 @@ ALL_DONE, FAILED, WRONG_USAGE, DONE_IN_PART = 0, 1, 2, 3
 def show(results: Sequence[StageResult], as_json: bool) -> int:
     """Print results on stdout and return the exit status."""
     if as_json:
-        print(json.dumps([_plain(result.to_dict()) for result in results], indent=2, ensure_ascii=False))
+        print(json_text(json.dumps([_plain(result.to_dict()) for result in results], indent=2, ensure_ascii=False)))
     else:
         for result in results:
-            print(result_text(result))
+            print(terminal_text(result_text(result)))
     if any(result.metrics.get("num_errors") for result in results):
         return FAILED
     return DONE_IN_PART if any(result.partial for result in results) else ALL_DONE
