@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from export.check import check
 from tests.fixtures.damage import DAMAGES, Damage
+from tests.fixtures.damaging import without_manifest
 from tests.fixtures.good_datasets import GOOD_DATASETS
 
 
@@ -53,7 +54,7 @@ def main() -> int:
 
 def try_damage(damage: Damage, good: Path, root: Path) -> dict[str, Any]:
     """Damage a copy of a good dataset and check it both ways."""
-    shutil.copytree(good, root)
+    without_manifest(good, root)
     damage.apply(root / damage.file)
     codes, places = {}, {}
     for mode in ("fast", "full"):

@@ -22,6 +22,7 @@ from export.card import contact_sheet, write_card
 from export.clips import ClipList, generated_clips
 from export.episode_store import EpisodeStore
 from export.errors import dataset_exists, nothing_accepted, out_of_date, states_missing
+from export.manifest import write_manifest
 from export.mixture import gather, is_resized
 from export.other_datasets import MixedDataset, open_mixed_datasets
 from export.provenance import provenance_file, run_provenance, write_provenance
@@ -143,6 +144,7 @@ def _write_datasets(
             with _dataset_folder(export_format, staging, run.datasets / export_format.name) as folder:
                 export_format.write(folder, staging.done_markers(export_format.name), episodes, spec, workers)
                 write_card(folder, export_format, episodes, spec, export.license, sheet_HWC)
+                write_manifest(folder, export.num_workers)
     return episodes, left_out, notes
 
 

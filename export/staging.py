@@ -15,7 +15,7 @@ from typing import Any
 import dreamgen
 from dreamgen.errors import UserError
 from dreamgen.progress import log
-from dreamgen.run.files import fsync, write_text
+from dreamgen.run.files import fsync, remove_temporaries, write_text
 from export.clips import Clip
 
 STAGING_FOLDER = ".unfinished"
@@ -91,6 +91,7 @@ def staging_area(datasets: Path, fingerprint: str) -> Iterator[StagingArea]:
         recorded = folder / "fingerprint"
         if recorded.exists() and recorded.read_text() == fingerprint:
             log("export: continuing an export that was stopped")
+            remove_temporaries(folder)  # of half-written tables, which would be published as tables
         else:
             for path in folder.iterdir():
                 if path.name != "lock":

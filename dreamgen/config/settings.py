@@ -359,6 +359,12 @@ class CheckSettings:
     """A dataset, from DreamGen or not -> problems that a trainer would have with it."""
 
     fast: bool = option(False, "read only metadata, tables and video packets; decode no frame", scope="call")
+    verify: bool = option(
+        False, "only compare every file with the manifest that export writes; reads no content", scope="call"
+    )
+    write_manifest: bool = option(
+        False, "record the files as they are, if there is no error; later checks find any change", scope="call"
+    )
     num_workers: int | None = option(None, "processes that check files; default: one per core", ge=1, scope="machine")
 
 

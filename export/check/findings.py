@@ -84,6 +84,8 @@ class Findings:
             self._counts[kind] += max(0, count - SHOWN_OF_A_KIND)  # those that were only counted
 
     def _add(self, finding: Finding) -> None:
+        if finding in self._kept:  # found by several processes, or when rows and when pictures were read
+            return
         kind = (finding.severity, finding.code)
         self._counts[kind] += 1
         if self._counts[kind] <= SHOWN_OF_A_KIND:

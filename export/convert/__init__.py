@@ -15,6 +15,7 @@ from dreamgen.run.records import StageResult
 from export.convert.episodes import converted_episodes
 from export.convert.source import SourceDataset, first_ten, open_source
 from export.convert.videos import locate_videos
+from export.manifest import MANIFEST, write_manifest
 from export.space import check_space
 from export.workers import Workers
 
@@ -23,7 +24,7 @@ __all__ = ["convert_dataset"]
 MAX_EPISODES_PER_FILE = 1000
 # Files and folders that the writer makes itself, or that are not copied.
 VERSION_FILES = {"meta/info.json", "meta/stats.json", "meta/tasks.jsonl", "meta/tasks.parquet", "meta/episodes.jsonl",
-                 "meta/episodes_stats.jsonl"}  # fmt: skip
+                 "meta/episodes_stats.jsonl", MANIFEST}  # fmt: skip
 VERSION_FOLDERS = {"data", "videos", "images", "meta/episodes", ".git", ".cache"}
 
 
@@ -72,6 +73,7 @@ def convert_dataset(source: str | Path, target: str | Path, settings: ConvertSet
             write_v21(folder, staging, episodes, workers, "convert: v2.1", per_task)
         shutil.rmtree(staging)
         copied = copy_other_files(folder, dataset)
+        write_manifest(folder, settings.num_workers)
     metrics = {
         "from": dataset.version,
         "to": version,

@@ -9,6 +9,7 @@ import pytest
 
 from dreamgen.run.run_folder import RunFolder
 from export import export_datasets
+from export.manifest import MANIFEST
 from tests.fixtures.runs import make_run, run_settings
 
 LENGTHS = (9, 13, 5)
@@ -24,10 +25,10 @@ def exported(tmp_path_factory) -> RunFolder:
 
 @pytest.fixture
 def copy_of(exported, tmp_path):
-    """Return a function that copies an exported dataset, to be damaged."""
+    """Return a function that copies an exported dataset, to be damaged; without a manifest, which finds any damage."""
 
     def copy(name: str) -> Path:
-        return Path(shutil.copytree(exported.datasets / name, tmp_path / name))
+        return Path(shutil.copytree(exported.datasets / name, tmp_path / name, ignore=lambda *_: {MANIFEST}))
 
     return copy
 

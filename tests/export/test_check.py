@@ -14,7 +14,7 @@ from export import workers
 from export.check import check, check_stage
 from tests.fixtures.damage import DATA30, EPISODES30, INFO, VIDEO21
 from tests.fixtures.damaging import all_of, in_json, swap_with
-from tests.fixtures.good_datasets import lerobot_v30
+from tests.fixtures.good_datasets import CAMERAS, lerobot_v30
 
 V30, V21 = "lerobot-v3.0", "lerobot-v2.1"
 
@@ -65,6 +65,27 @@ def test_garbage_in_v30_tables_gives_findings_not_tracebacks(copy_of):
         path.write_bytes(good)
 
 
+def test_a_damaged_column_of_statistics_is_found_and_the_others_are_compared(tmp_path):
+    root = lerobot_v30(tmp_path / "dataset", cameras=CAMERAS[:1], lengths=(5, 9))
+    path = root / EPISODES30
+    good, metadata = path.read_bytes(), pq.read_metadata(path).row_group(0)
+    columns = [metadata.column(place) for place in range(metadata.num_columns)]
+    all_of("action", lambda values: [2 * value for value in values])(root / DATA30)
+    for column in columns:
+        name = "/".join(column.path_in_schema.split("/")[:3]).split(".list.")[0]
+        if not name.startswith("stats/"):
+            continue
+        start = column.dictionary_page_offset or column.data_page_offset
+        path.write_bytes(good[:start] + b"\xff" * column.total_compressed_size
+                         + good[start + column.total_compressed_size :])  # fmt: skip
+        found = check(root)
+        texts = [str(finding) for finding in found if finding.severity == "error" and finding.where == name]
+        is_read = not name.startswith(("stats/timestamp", "stats/index", "stats/frame_index", "stats/task_index",
+                                       "stats/episode_index")) or texts  # fmt: skip
+        assert not is_read or len(texts) == 1, (name, [str(f) for f in found])
+        assert any(f.code == "episode-statistics-differ" for f in found), "what can be read is compared"
+
+
 def test_real_demonstrations(real_demos):
     found = {(finding.severity, finding.code): str(finding) for finding in reversed(check(real_demos))}
     texts = "\n".join(str(finding) for finding in check(real_demos))
@@ -83,16 +104,14 @@ def test_real_demonstrations(real_demos):
 def test_stage_counts_and_lists(copy_of):
     root = copy_of(V30)
     good = check_stage(root)
-    assert (
-        good.metrics == {"num_errors": 0, "num_warnings": 0, "decoded": True, "findings": [], "changes": []}
-        and good.notes == []
-    )
+    clean = {"num_errors": 0, "num_warnings": 0, "manifest": False, "findings": [], "changes": []}
+    assert good.metrics == {**clean, "decoded": True} and "no manifest.sha256" in good.notes[0]
     in_json("total_frames", value=1)(root / INFO)
     bad = check_stage(root)
     assert bad.metrics["num_errors"] == 1
     finding = json.loads(json.dumps(bad.metrics["findings"]))[0]
     assert finding["file"] == "meta/info.json" and finding["value"] == "1" and finding["expected"].startswith("49")
-    assert finding["consequence"] and "total_frames" in bad.notes[0]
+    assert finding["consequence"] and "total_frames" in bad.notes[1]
 
 
 def test_what_is_no_dataset_is_a_users_error(tmp_path):
@@ -121,7 +140,8 @@ def test_command(copy_of, capsys):
     root = copy_of(V30)
     assert main(["check", str(root), "--json", "--fast", "--num_workers", "1"]) == 0
     (printed,) = json.loads(capsys.readouterr().out)
-    assert printed["figures"] == {"num_errors": 0, "num_warnings": 0, "decoded": False, "findings": [], "changes": []}
+    clean = {"num_errors": 0, "num_warnings": 0, "manifest": False, "findings": [], "changes": []}
+    assert printed["figures"] == {**clean, "decoded": False}
     in_json("total_frames", value=1)(root / INFO)
     assert main(["check", str(root), "--num_workers=1"]) == 1
     assert "[wrong-total] meta/info.json, total_frames: 1; expected 49" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from export.check import check
 from export.check.codes import CODES, markdown
 from tests.fixtures.damage import DAMAGES
+from tests.fixtures.damaging import without_manifest
 from tests.fixtures.good_datasets import GOOD_DATASETS
 
 
@@ -33,7 +33,7 @@ def test_good_datasets_have_no_findings(good, name):
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: f"{d.dataset}: {d.what}")
 def test_damage_is_found_and_named(good, tmp_path, damage):
-    root = shutil.copytree(good(damage.dataset), tmp_path / "dataset")
+    root = without_manifest(good(damage.dataset), tmp_path / "dataset")
     damage.apply(root / damage.file)
     for fast in (False,) if damage.full else (False, True):
         found = check(root, fast=fast)

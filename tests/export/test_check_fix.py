@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 
+import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,17 @@ import pytest
 from dreamgen.cli.main import main
 from export.check import check, check_stage
 from tests.fixtures.damage import DAMAGES, DATA21, DATA30, EPISODE_STATS21, EPISODES21, INFO, STATS, V30
-from tests.fixtures.damaging import cut_off, delete, drop_last_row, in_json, in_lines, in_table, without
+from tests.fixtures.damaging import (
+    all_of,
+    cut_off,
+    delete,
+    drop_last_row,
+    in_json,
+    in_lines,
+    in_table,
+    without,
+    without_manifest,
+)
 from tests.fixtures.good_datasets import CAMERAS, GOOD_DATASETS
 
 REPAIRED = [damage for damage in DAMAGES if not damage.also and not damage.full and (damage.code, damage.what) in {
@@ -46,7 +57,7 @@ def test_the_list_names_sixteen():
 
 @pytest.mark.parametrize("damage", REPAIRED, ids=lambda d: f"{d.dataset}: {d.what}")
 def test_repaired_datasets_are_clean(good, tmp_path, damage):
-    root = shutil.copytree(good(damage.dataset), tmp_path / "dataset")
+    root = without_manifest(good(damage.dataset), tmp_path / "dataset")
     damage.apply(root / damage.file)
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     assert all(finding.fixable for finding in check(root))
@@ -64,7 +75,7 @@ def test_repaired_datasets_are_clean(good, tmp_path, damage):
 
 
 def test_statistics_are_those_that_lerobot_computed(good, tmp_path):
-    root = shutil.copytree(good(V30), tmp_path / "dataset")
+    root = without_manifest(good(V30), tmp_path / "dataset")
     theirs = json.loads((root / STATS).read_text())
     delete(root / STATS)
     check_stage(root, fix=True)
@@ -81,7 +92,7 @@ def test_statistics_are_those_that_lerobot_computed(good, tmp_path):
 def test_added_columns_leave_the_others_and_lerobot_reads_them(good, tmp_path):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    root = shutil.copytree(good(V30), tmp_path / "dataset")
+    root = without_manifest(good(V30), tmp_path / "dataset")
     whole = pq.read_table(root / DATA30)
     for column in ("frame_index", "index", "timestamp", "episode_index"):
         without(column)(root / DATA30)
@@ -97,7 +108,7 @@ def test_added_columns_leave_the_others_and_lerobot_reads_them(good, tmp_path):
     lambda root: (root / "meta/tasks.jsonl").write_text("{'task': 1}\n"),
 ])  # fmt: skip
 def test_nothing_is_counted_from_what_is_damaged_itself(good, tmp_path, break_more):
-    root = shutil.copytree(good("LeRobot v2.1 for GR00T"), tmp_path / "dataset")
+    root = without_manifest(good("LeRobot v2.1 for GR00T"), tmp_path / "dataset")
     in_json("total_frames", value=1)(root / INFO)
     break_more(root)
     before = {path: hashlib.sha256(path.read_bytes()).digest() for path in root.rglob("*") if path.is_file()}
@@ -108,7 +119,7 @@ def test_nothing_is_counted_from_what_is_damaged_itself(good, tmp_path, break_mo
 
 @pytest.mark.parametrize("break_more", [cut_off, in_table(drop_last_row), delete])
 def test_no_statistics_of_rows_in_doubt(good, tmp_path, break_more):
-    root = shutil.copytree(good("LeRobot v2.1 for GR00T"), tmp_path / "dataset")
+    root = without_manifest(good("LeRobot v2.1 for GR00T"), tmp_path / "dataset")
     delete(root / STATS)
     break_more(root / DATA21)
     result = check_stage(root, fix=True)
@@ -116,8 +127,50 @@ def test_no_statistics_of_rows_in_doubt(good, tmp_path, break_more):
     assert not (root / STATS).exists()
 
 
+def test_nothing_is_computed_from_rows_that_the_same_check_calls_changed(good, tmp_path):
+    root = without_manifest(good(V30), tmp_path / "dataset")
+    all_of("action", lambda values: [2 * value for value in values])(root / DATA30)
+    before = (root / STATS).read_bytes()
+    result = check_stage(root, fix=True)
+    assert {finding["code"] for finding in result.metrics["findings"]} == {
+        "statistics-differ", "episode-statistics-differ",
+    }  # fmt: skip
+    assert result.metrics["changes"] == [] and (root / STATS).read_bytes() == before
+    assert "rows are in doubt" in result.notes[0]
+
+
+def test_no_total_is_counted_from_lengths_in_doubt(good, tmp_path):
+    root = without_manifest(good("LeRobot v2.1 for GR00T"), tmp_path / "dataset")
+    in_lines(lambda rows: rows[1].__setitem__("length", 14))(root / EPISODES21)
+    result = check_stage(root, fix=True)
+    assert result.metrics["changes"] == [] and "lengths of episodes are in doubt" in result.notes[0]
+
+
+@pytest.mark.parametrize("link", [h5py.ExternalLink("other.hdf5", "/demo"), h5py.ExternalLink("../x.hdf5", "/demo"),
+                                  h5py.SoftLink("/elsewhere")])  # fmt: skip
+def test_a_demo_behind_a_link_is_not_dropped_from_the_total(good, tmp_path, link):
+    root = without_manifest(good("robomimic by h5py"), tmp_path / "dataset")
+    with h5py.File(root / "data.hdf5", "r+") as file:
+        moved = "other.hdf5" if getattr(link, "filename", "") == "other.hdf5" else None
+        if moved is None:
+            file.move("data/demo_1", "elsewhere")
+        else:
+            with h5py.File(root / moved, "w") as other:
+                file.copy("data/demo_1", other, "demo")
+            del file["data/demo_1"]
+        file["data/demo_1"] = link
+        total = file["data"].attrs["total"]
+        file["data/demo_2"].attrs["num_samples"] = 1
+    result = check_stage(root, fix=True)
+    with h5py.File(root / "data.hdf5") as file:
+        assert file["data"].attrs["total"] == total
+    if moved is None:
+        assert result.metrics["changes"] == [] and "in doubt" in result.notes[0]
+        assert "hdf5-total" not in {f["code"] for f in result.metrics["findings"] if f["where"] == "data, total"}
+
+
 def test_all_statistics_of_episodes_are_made_where_there_are_none(good, tmp_path):
-    root = shutil.copytree(good("LeRobot v2.1 for GR00T"), tmp_path / "dataset")
+    root = without_manifest(good("LeRobot v2.1 for GR00T"), tmp_path / "dataset")
     theirs = [json.loads(line) for line in (root / EPISODE_STATS21).read_text().splitlines()]
     delete(root / EPISODE_STATS21)
     assert check_stage(root, fix=True).metrics["findings"] == []

@@ -29,12 +29,15 @@ from export.check.hdf5.arrays import (
     open_hdf5,
     single_hdf5_file,
 )
-from export.check.lerobot.files import BACKUP
+from export.manifest import BACKUP, MANIFEST
 from export.workers import Workers
 
 EPISODE = re.compile(r"episode_(0|[1-9]\d*)\.hdf5")
 ALLOWED = re.compile(
-    r"(README|LICENSE|\.git).*|dataset_stats\.pkl|.*\.json|episode_\d+_.*\.(mp4|png)|.*" + re.escape(BACKUP) + ".*"
+    r"(README|LICENSE|\.git).*|dataset_stats\.pkl|.*\.json|episode_\d+_.*\.(mp4|png)|.*"
+    + re.escape(BACKUP)
+    + ".*|"
+    + re.escape(MANIFEST)
 )
 NEEDED = ("action", "observations/qpos", "observations/qvel")
 FILES_AT_ONCE = 2

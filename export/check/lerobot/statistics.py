@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from dreamgen.data.lerobot.files import PARQUET_DAMAGE, find_file, parse_json_line, read_json_object
+from dreamgen.data.lerobot.files import PARQUET_DAMAGE, find_file, open_parquet, parse_json_line, read_json_object
 from dreamgen.data.lerobot.lines import EpisodeLines, find_lines
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.rows import ParquetRows, matrix
@@ -78,6 +79,7 @@ class EpisodeStatistics:
         self._dataset, self._lines = check.dataset, check.statistics
         self._findings, self._of_pictures = findings, of_pictures
         self._opened: tuple[int, ParquetRows | None] = (-1, None)
+        self._damaged: dict[int, frozenset[str]] = {}
 
     def __enter__(self) -> EpisodeStatistics:
         return self
@@ -125,37 +127,81 @@ class EpisodeStatistics:
         for source in np.unique(episodes.source_N[positions]).tolist():
             places = np.flatnonzero(episodes.source_N[positions] == source)
             rows = episodes.source_row_N[positions[places]]
-            try:
-                opened = self._open(source)
-                if opened is None:
-                    continue
-                table = opened.read(int(rows.min()), int(rows.max()) + 1).take(rows - rows.min())
-            except PARQUET_DAMAGE:
-                continue  # reported when the episodes themselves were read
+            table = self._read_table(source, int(rows.min()), int(rows.max()) + 1)
+            if table is None:
+                continue
+            table, file = table.take(rows - rows.min()), episodes.sources[source]
             for column in table.column_names:
                 _, name, stat = column.split("/", 2)
                 size = self._size(name, stat)
-                if size is None or table.column(column).null_count:
+                if size is None:
                     continue
-                values_ED = matrix(table.column(column), size)[0]
+                values, own_places = self._without_nulls(table.column(column), column, file, positions, places)
+                values_ED = matrix(values, size)[0]
                 if values_ED is None:
-                    self._findings.add("statistics-length", episodes.sources[source], column,
-                                       str(table.column(column).type), f"{size} numbers", fixable=False)  # fmt: skip
+                    self._findings.add("statistics-length", file, column, str(values.type), f"{size} numbers",
+                                       fixable=False)  # fmt: skip
                     continue
                 values_ED = values_ED.astype(np.float64)
                 for place in np.flatnonzero(~np.isfinite(values_ED).all(axis=1)).tolist():
-                    index = episodes.index_N[positions[places[place]]]
-                    self._findings.add("statistics-not-finite", episodes.sources[source], f"episode {index}, {column}",
+                    index = episodes.index_N[positions[own_places[place]]]
+                    self._findings.add("statistics-not-finite", file, f"episode {index}, {column}",
                                        values_ED[place].tolist(), "finite numbers", fixable=False)  # fmt: skip
                 all_ED = found.setdefault(name, {}).setdefault(stat, np.full((len(positions), size), np.nan))
-                all_ED[places] = values_ED
+                all_ED[own_places] = values_ED
         return found
+
+    def _without_nulls(
+        self, values: pa.ChunkedArray, column: str, file: str, positions: np.ndarray, places: np.ndarray
+    ) -> tuple[pa.ChunkedArray, np.ndarray]:
+        """Return the recorded values and the places of their episodes; report episodes that have none."""
+        if not values.null_count:
+            return values, places
+        is_null_E = values.is_null().to_numpy()
+        if column.endswith(tuple(f"/{stat}" for stat in NEEDED)):
+            for place in places[is_null_E].tolist():
+                self._findings.add("statistics-missing", file,
+                                   f"episode {self._dataset.episodes.index_N[positions[place]]}, {column}", None,
+                                   "a value, with which the episode could be compared", severity="warning",
+                                   fixable=False)  # fmt: skip
+        return values.drop_null(), places[~is_null_E]
+
+    def _read_table(self, source: int, begin: int, end: int) -> pa.Table | None:
+        """Read rows of a file of v3.0's metadata; a column that cannot be read is a finding, and is left out."""
+        try:
+            opened = self._open(source)
+            return None if opened is None else opened.read(begin, end)
+        except PARQUET_DAMAGE:
+            self._damaged[source] = self._damaged.get(source, frozenset()) | self._damaged_columns(source)
+            self.__exit__()
+        try:
+            opened = self._open(source)
+            return None if opened is None else opened.read(begin, end)
+        except PARQUET_DAMAGE:
+            return None  # a file without a footer, which was reported when the episodes were read
+
+    def _damaged_columns(self, source: int) -> frozenset[str]:
+        """Report and return the columns of recorded statistics that cannot be read, each with all of its rows."""
+        file, damaged = self._dataset.episodes.sources[source], set()
+        opened = open_parquet(self._dataset.root, file, "the layout", Findings())
+        if opened is None:
+            return frozenset()
+        with opened:
+            for column in filter(self._is_wanted, opened.schema_arrow.names):
+                try:
+                    opened.read([column], use_threads=False)
+                except PARQUET_DAMAGE as error:
+                    damaged.add(column)
+                    self._findings.add("unreadable-file", file, column, str(error),
+                                       "recorded statistics, with which the episodes could be compared")  # fmt: skip
+        return frozenset(damaged)
 
     def _open(self, source: int) -> ParquetRows | None:
         if self._opened[0] != source:
             self.__exit__()
             path = find_file(self._dataset.root, self._dataset.episodes.sources[source], "the layout", Findings())
-            self._opened = (source, path and ParquetRows(path, self._is_wanted))
+            damaged = self._damaged.get(source, frozenset())
+            self._opened = (source, path and ParquetRows(path, lambda c: c not in damaged and self._is_wanted(c)))
         return self._opened[1]
 
     def _is_wanted(self, column: str) -> bool:

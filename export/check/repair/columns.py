@@ -18,13 +18,13 @@ from dreamgen.data.lerobot.schema import Feature
 from dreamgen.data.timeline import frame_times_s
 from export.check.findings import Findings
 from export.check.lerobot.files import FileGroup, table_groups
-from export.check.repair.files import Change, replaced
+from export.check.repair.files import Replacements
 
 DERIVED = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64"}
 HUGGINGFACE = b"huggingface"  # its copy of the schema would no longer be the file's
 
 
-def repair_columns(dataset: LeRobotMeta, changes: list[Change], notes: list[str]) -> dict[str, Feature]:
+def repair_columns(dataset: LeRobotMeta, new_files: Replacements, notes: list[str]) -> dict[str, Feature]:
     """Add index columns to the tables that lack them.
 
     Returns:
@@ -33,11 +33,11 @@ def repair_columns(dataset: LeRobotMeta, changes: list[Change], notes: list[str]
     added: set[str] = set()
     for group in table_groups(dataset):
         for file in group.single_files(dataset.episodes):
-            added |= _add_to(dataset, file, changes, notes)
+            added |= _add_to(dataset, file, new_files, notes)
     return {name: {"dtype": DERIVED[name], "shape": [1], "names": None} for name in DERIVED if name in added}
 
 
-def _add_to(dataset: LeRobotMeta, group: FileGroup, changes: list[Change], notes: list[str]) -> set[str]:
+def _add_to(dataset: LeRobotMeta, group: FileGroup, new_files: Replacements, notes: list[str]) -> set[str]:
     opened = open_parquet(dataset.root, group.file, "", Findings())
     if opened is None:
         return set()
@@ -61,7 +61,7 @@ def _add_to(dataset: LeRobotMeta, group: FileGroup, changes: list[Change], notes
             "episode_index": np.repeat(episodes.index_N[positions], lengths_E),
             "index": np.repeat(first_rows_E, lengths_E) + frames_N,
         }
-        with replaced(dataset.root, group.file, f"columns + {', '.join(missing)}", changes) as path:
+        with new_files.file(group.file, f"columns + {', '.join(missing)}") as path:
             _write(opened, path, {name: columns[name] for name in missing})
             _compare(opened, path)
     return set(missing)

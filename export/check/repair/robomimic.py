@@ -11,9 +11,12 @@ import h5py
 from export.check.findings import Finding
 from export.check.hdf5.arrays import array_at, group_at, keys_of, whole
 from export.check.hdf5.robomimic import robomimic_file
-from export.check.repair.files import Change, replaced
+from export.check.repair.files import Change, replacing
 
 MAX_LISTED = 5
+# Demos that cannot be followed or read would be left out of `total`; rows in doubt cannot be counted.
+DOUBTFUL = ("unreadable-file", "path-outside", "missing-file", "soft-link", "row-count", "missing-column",
+            "manifest-differs", "manifest-damaged")  # fmt: skip
 
 
 def repair_robomimic(dataset: Path, findings: Sequence[Finding]) -> tuple[list[Change], list[str]]:
@@ -29,8 +32,8 @@ def repair_robomimic(dataset: Path, findings: Sequence[Finding]) -> tuple[list[C
     path = robomimic_file(dataset)
     if path is None or not any(finding.fixable for finding in findings):
         return [], []
-    if any(finding.code == "unreadable-file" for finding in findings):
-        return [], [f"not fixed: {path.name} cannot be read completely, so nothing in it can be counted"]
+    if doubt := next((finding for finding in findings if finding.code in DOUBTFUL), None):
+        return [], [f"not fixed: what is counted is in doubt itself: {doubt}"]
     with h5py.File(path, "r") as file:
         data, lengths = group_at(file, "data"), {}
         assert data is not None, "the check found something in it that can be repaired"
@@ -46,7 +49,7 @@ def repair_robomimic(dataset: Path, findings: Sequence[Finding]) -> tuple[list[C
     changes: list[Change] = []
     if texts:
         what = ", ".join(texts[:MAX_LISTED]) + (" ..." if len(texts) > MAX_LISTED else "")
-        with replaced(path.parent, path.name, what, changes) as copy:
+        with replacing(path.parent, changes) as new, new.file(path.name, what) as copy:
             shutil.copyfile(path, copy)
             with h5py.File(copy, "r+") as file:
                 for key, length in wrong.items():

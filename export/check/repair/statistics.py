@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dreamgen.data.frames import FrameReader
-from dreamgen.data.lerobot.files import find_file
+from dreamgen.data.lerobot.files import find_file, read_json_object
 from dreamgen.data.lerobot.image_statistics import ImageHistogram, sampled_frames
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.rows import ParquetRows, matrix
@@ -23,22 +23,20 @@ from dreamgen.data.lerobot.statistics import GROOT_STATISTICS, Statistics, merge
 from export.check.findings import Findings
 from export.check.lerobot.files import FileGroup, table_groups
 from export.check.lerobot.statistics import NEEDED, PICTURES, EpisodeStatistics, LeRobotCheck, merge_features
-from export.check.repair.files import Change, replaced
+from export.check.repair.files import Replacements, json_text
 
 
-def repair_statistics(check: LeRobotCheck, wanted: set[str], changes: list[Change], notes: list[str]) -> None:
+def repair_statistics(check: LeRobotCheck, wanted: set[str], new_files: Replacements, notes: list[str]) -> None:
     """Write stats.json with the statistics of some features computed again from all rows.
 
     Args:
         check: The dataset.
         wanted: Features whose statistics are missing or wrong; the file's others are kept.
-        changes: Receives what was changed.
+        new_files: Receives the new file.
         notes: Receives what could not be computed.
     """
     dataset = check.dataset
-    path, old = dataset.root / STATS, {}
-    if path.exists():
-        old = json.loads(path.read_text(encoding="utf-8"))
+    old = read_json_object(dataset.root, STATS, Findings()) or {}
     merged: dict[str, Statistics] = {}
     for _, statistics in _row_statistics(dataset, wanted):
         merge_features(merged, statistics)
@@ -52,9 +50,8 @@ def repair_statistics(check: LeRobotCheck, wanted: set[str], changes: list[Chang
             merged[name] = recorded
     new = {name: _as_json(whole, is_groot, name in pictures) for name, whole in merged.items()}
     if new:
-        with replaced(dataset.root, STATS, f"statistics of {', '.join(new)}", changes) as temporary:
-            text = json.dumps({**old, **new}, indent=4, ensure_ascii=False, allow_nan=False)
-            temporary.write_text(text + "\n", encoding="utf-8")
+        with new_files.file(STATS, f"statistics of {', '.join(new)}") as path:
+            path.write_text(json_text({**old, **new}, dataset.root / STATS), encoding="utf-8")
 
 
 def _recorded_pictures(check: LeRobotCheck, feature: str) -> Statistics | None:
@@ -101,15 +98,15 @@ def _table_statistics(
     rows.close()
 
 
-def repair_episode_statistics(check: LeRobotCheck, changes: list[Change]) -> None:
+def repair_episode_statistics(check: LeRobotCheck, new_files: Replacements) -> None:
     """Write the lines of episodes_stats.jsonl that are missing or malformed again; the others stay as they are."""
     dataset, bad = check.dataset, set(_malformed(check))
     if not bad:
         return
     kept = check.statistics.read() if check.statistics else (b"" for _ in dataset.episodes.index_N)
     with (
-        replaced(dataset.root, EPISODE_STATS_V2, f"the lines of {len(bad)} episodes", changes) as temporary,
-        temporary.open("wb") as target,
+        new_files.file(EPISODE_STATS_V2, f"the lines of {len(bad)} episodes") as path,
+        path.open("wb") as target,
     ):
         for line, (position, own) in zip(kept, _row_statistics(dataset, set(dataset.features)), strict=True):
             if position in bad:
