@@ -46,14 +46,15 @@ def repair(path: Path, findings: Sequence[Finding]) -> tuple[list[Change], list[
         return [], [f"not fixed: what repairs are counted from is damaged itself: {damage}"]
     changes: list[Change] = []
     notes: list[str] = []
-    if doubt := _first(findings, LENGTHS_DOUBTFUL) or _changed(findings, "meta/episodes"):
+    statistics = [finding for finding in fixable if finding.code.startswith(("statistics-", "groot-"))]
+    doubt = _first(findings, LENGTHS_DOUBTFUL) or _changed(findings, "meta/episodes")
+    if doubt and len(statistics) < len(fixable):
         notes.append(f"not fixed: the lengths of episodes are in doubt: {doubt}")
-    else:
+    elif len(statistics) < len(fixable):
         needs_columns = any(finding.code == "missing-column" for finding in fixable)
         with replacing(path, changes) as new_files:
             added = repair_columns(dataset, new_files, notes) if needs_columns else {}
             _repair_info(dataset, added, new_files)
-    statistics = [finding for finding in fixable if finding.code.startswith(("statistics-", "groot-"))]
     doubt = _first(findings, ROWS_DOUBTFUL) or _unreadable(findings, "data/") or _changed(findings, "data/")
     if statistics and doubt:
         notes.append(f"statistics not fixed: the rows are in doubt: {doubt}")
