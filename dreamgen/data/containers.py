@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 from av.container import InputContainer
 
+from dreamgen.data.images import MAX_PIXELS
 from dreamgen.errors import UserError
 
 # FFmpeg's names of its demuxers.
@@ -28,4 +29,14 @@ def open_video(path: Path) -> InputContainer:
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise UserError(f"{path} is not a regular file", allowed="a video file")
-    return av.open(f"file:{path}", options=dict(OPTIONS))
+    container = av.open(f"file:{path}", options=dict(OPTIONS))
+    for stream in container.streams.video:
+        context = stream.codec_context
+        if context is None:
+            container.close()
+            raise ValueError("its codec is unknown")
+        if context.width * context.height > MAX_PIXELS:
+            container.close()
+            raise ValueError(f"frames of {context.width} x {context.height} pixels; at most {MAX_PIXELS} are decoded")
+        context.options = {**context.options, "max_pixels": str(MAX_PIXELS)}  # of what the stream itself says later
+    return container

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dreamgen.errors import UserError
-from dreamgen.run.files import atomic_file
+from dreamgen.run.files import atomic_file, regular_file
 
 STATE, ACTION = "observation.state", "action"
 SMALL_FILE_BYTES = 1 << 20
@@ -106,12 +106,15 @@ def read_schema(path: Path) -> pa.Schema:
     Raises:
         UserError: if it is missing or not parquet.
     """
+    if not path.exists():
+        raise UserError(f"{path} does not exist", allowed="a parquet file with one row a frame")
     try:
-        return pq.read_schema(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist", allowed="a parquet file with one row a frame") from None
-    except (pa.ArrowException, OSError) as error:
+        schema = pq.read_schema(regular_file(path))
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged or is not parquet", actual=_first_line(error)) from None
+    if twice := {name for name in schema.names if schema.names.count(name) > 1}:
+        raise UserError(f"{path} has columns of one name", actual=", ".join(sorted(twice)), allowed="each name once")
+    return schema
 
 
 def read_columns(path: Path, names: list[str] | None, filters: list | None = None) -> pa.Table:
@@ -126,7 +129,7 @@ def read_columns(path: Path, names: list[str] | None, filters: list | None = Non
         # Read a small file in this thread: starting others takes longer than reading.
         with pq.ParquetFile(path, pre_buffer=False) as file:
             return file.read(names, use_threads=path.stat().st_size > SMALL_FILE_BYTES)
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged or is not parquet", actual=_first_line(error)) from None
 
 

@@ -20,6 +20,7 @@ from av.codec.context import Flags
 from av.container import InputContainer
 
 from dreamgen.data.containers import open_video
+from dreamgen.data.images import MAX_PIXELS, decode_image, image_size
 from dreamgen.errors import UserError
 from dreamgen.run.files import atomic_file
 
@@ -260,9 +261,14 @@ def read_image(path: str | Path) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist", allowed="a PNG or JPEG image")
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB) if path.stat().st_size else None
+    data = path.read_bytes()
+    pixels = decode_image(data)
     if pixels is None:
-        raise UserError(f"{path} cannot be read as an image", allowed="a PNG or JPEG image")
+        size = image_size(data)
+        raise UserError(
+            f"{path} cannot be read as an image", actual=f"{size[1]} x {size[0]} pixels" if size else None,
+            allowed=f"a PNG or JPEG image of at most {MAX_PIXELS} pixels",
+        )  # fmt: skip
     return pixels
 
 

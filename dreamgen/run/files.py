@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -201,6 +202,21 @@ def inside(root: str | Path, relative: str | Path, named_by: str) -> Path:
         allowed=f"a relative path below {root}",
         next_step="fix the path; data may not reach other folders",
     )
+
+
+def regular_file(path: Path) -> Path:
+    """Return `path` if it is a regular file: opening a FIFO would wait for its writer, and a device has no end.
+
+    Raises:
+        UserError: if it does not exist or is something else.
+    """
+    try:
+        is_regular = stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read", actual=getattr(error, "strerror", None) or str(error)) from None
+    if not is_regular:
+        raise UserError(f"{path} is not a regular file", allowed="a file that is read from beginning to end")
+    return path
 
 
 def name_problem(name: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ def read_json_text(path: Path) -> bytes:
         BadJson: if it is too large to be parsed.
         OSError: if it cannot be read.
     """
-    size = path.stat().st_size
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # opening a FIFO would wait for its writer
+        raise BadJson("not a regular file")
+    size = found.st_size
     if size > MAX_JSON_BYTES:
         raise BadJson(f"{size} bytes, more than the {MAX_JSON_BYTES} that are read")
     return path.read_bytes()

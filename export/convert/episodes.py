@@ -11,11 +11,11 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 
 from dreamgen.data.frames import FrameReader
+from dreamgen.data.images import decode_image
 from dreamgen.data.lerobot.episode_source import EpisodeRecord, EpisodeSource
 from dreamgen.data.lerobot.image_statistics import ImageHistogram, sampled_frames
 from dreamgen.data.lerobot.lines import EpisodeLines
@@ -167,7 +167,7 @@ def measure(dataset: SourceDataset, videos: dict[str, SourceVideos], recorded: E
                     f"{episode.data_file}: {name} of episode {episode.index} is not finite", allowed="finite numbers",
                     next_step=f"dreamgen check {dataset.root}",
                 )  # fmt: skip
-        images = {name: own for name, own in known.items() if set(own) >= NEEDED}
+        images = {name: own for name, own in known.items() if _is_usable(own)}
         for name in dataset.images:
             if name not in images:
                 frames = _sampled(videos[name].span(place), readers[name]) if name in videos else _decoded(table[name])
@@ -178,6 +178,18 @@ def measure(dataset: SourceDataset, videos: dict[str, SourceVideos], recorded: E
     for reader in readers.values():
         reader.close()
     return part
+
+
+def _is_usable(recorded: dict[str, Any]) -> bool:
+    """Return whether recorded statistics of images are complete and numbers; others are computed again."""
+    if not set(recorded) >= NEEDED:
+        return False
+    try:
+        arrays = _as_arrays(recorded)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    shapes = {values.shape for stat, values in arrays.items() if stat != "count"}
+    return len(shapes) == 1 and arrays["count"].shape == (1,) and all(np.isfinite(v).all() for v in arrays.values())
 
 
 def _as_arrays(recorded: dict[str, Any]) -> Statistics:
@@ -194,7 +206,7 @@ def _decoded(column: pa.ChunkedArray) -> Iterator[np.ndarray]:
     """Decode the same frames of a column that holds images as files."""
     for index in sampled_frames(len(column)):
         data = column[int(index)].as_py()["bytes"]
-        frame_HWC = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+        frame_HWC = decode_image(data) if data else None
         if frame_HWC is None:
             raise UserError(f"the image of row {index} is not within the table, or cannot be decoded")
         yield frame_HWC

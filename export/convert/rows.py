@@ -23,6 +23,7 @@ from dreamgen.errors import UserError
 from export.convert.source import SourceDataset
 
 TIME_TOLERANCE_S = 1e-4  # LeRobot's own
+ROW_DAMAGE = (*PARQUET_DAMAGE, KeyError, TypeError, OverflowError, NotImplementedError)  # NumPy's, and Arrow's
 
 
 def read_rows(dataset: SourceDataset, version: str) -> Iterator[tuple[Episode, pa.Table, list[str]]]:
@@ -46,19 +47,32 @@ def read_rows(dataset: SourceDataset, version: str) -> Iterator[tuple[Episode, p
                 f"{episode.data_file}: rows of episode {episode.index} differ from its length", actual=source.num_rows,
                 allowed=episode.length, next_step=f"dreamgen check {dataset.root}",
             )  # fmt: skip
-        indices, notes = _indices(dataset, episode, source, first_index)
-        columns = {}
-        for name, feature in dataset.features.items():
-            dtype = feature.get("dtype")
-            if name in indices:
-                columns[name] = pa.array(indices[name])
-            elif dtype != "video":
-                if name not in source.column_names:
-                    raise UserError(f"{episode.data_file} has no column {name}, which info.json names",
-                                    next_step=f"dreamgen check {dataset.root}")  # fmt: skip
-                column = source[name].combine_chunks()
-                columns[name] = column if dtype == "image" else _typed(column, name, feature, version, episode)
-        yield episode, pa.table(columns), notes
+        try:
+            table, notes = _converted(dataset, version, episode, source, first_index)
+        except ROW_DAMAGE as error:
+            raise UserError(
+                f"{episode.data_file}: the rows of episode {episode.index} do not hold what info.json says",
+                actual=str(error)[:200], next_step=f"dreamgen check {dataset.root}",
+            ) from None  # fmt: skip
+        yield episode, table, notes
+
+
+def _converted(
+    dataset: SourceDataset, version: str, episode: Episode, source: pa.Table, first_index: int
+) -> tuple[pa.Table, list[str]]:
+    indices, notes = _indices(dataset, episode, source, first_index)
+    columns = {}
+    for name, feature in dataset.features.items():
+        dtype = feature.get("dtype")
+        if name in indices:
+            columns[name] = pa.array(indices[name])
+        elif dtype != "video":
+            if name not in source.column_names:
+                raise UserError(f"{episode.data_file} has no column {name}, which info.json names",
+                                next_step=f"dreamgen check {dataset.root}")  # fmt: skip
+            column = source[name].combine_chunks()
+            columns[name] = column if dtype == "image" else _typed(column, name, feature, version, episode)
+    return pa.table(columns), notes
 
 
 class EpisodeTables:

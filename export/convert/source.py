@@ -5,6 +5,7 @@ Axes: N episodes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -16,8 +17,11 @@ import numpy as np
 
 from dreamgen.data.lerobot.episodes import Episodes
 from dreamgen.data.lerobot.metadata import LeRobotMeta, read_meta
+from dreamgen.data.lerobot.schema import INFO
 from dreamgen.data.lerobot.writer import INDEX_FEATURES
-from dreamgen.errors import Problems
+from dreamgen.errors import Problems, UserError
+
+MAX_PLACEHOLDERS = 10_000  # for task numbers that no task has
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,11 @@ def open_source(root: Path) -> tuple[SourceDataset, list[str]]:
     if not np.array_equal(episodes.index_N, np.arange(len(episodes))):
         problems.add(f"{root}: episodes are not numbered from 0 without a gap", next_step=f"dreamgen check {root}")
     features = dict(meta.info["features"])
+    for name in (name for name in features if name not in meta.features):
+        problems.add(f"{root / INFO}: the feature {name!r} is malformed", actual=str(features[name])[:80],
+                     allowed="dtype and shape")  # fmt: skip
+    with problems.collected():
+        _check_is_json(root, meta.info)
     for camera in [name for name, feature in features.items() if feature.get("dtype") == "video"]:
         missing = [e.index for e in episodes if camera not in e.videos or not e.videos[camera].is_file()]
         if len(missing) == len(episodes):
@@ -99,12 +108,24 @@ def open_source(root: Path) -> tuple[SourceDataset, list[str]]:
     notes += _wrong_totals(meta, len(episodes))
     # Tasks in the order of their numbers: v3.0 finds a task by its row.
     num_tasks = max(meta.tasks, default=-1) + 1
+    if num_tasks > 10 * len(meta.tasks) + MAX_PLACEHOLDERS:
+        raise UserError(
+            f"{root}: task_index {num_tasks - 1} is far beyond the number of tasks", actual=f"{len(meta.tasks)} tasks",
+            next_step="number the tasks from 0",
+        )  # fmt: skip
     if gaps := [index for index in range(num_tasks) if index not in meta.tasks]:
         notes.append(f"no task has the number {first_ten(gaps)}: a placeholder keeps the others' numbers")
     tasks = tuple(meta.tasks.get(index, f"(no task {index})") for index in range(num_tasks))
     first_index_N = np.cumsum(episodes.length_N) - episodes.length_N
     return SourceDataset(root, meta.version, meta.info, features | INDEX_FEATURES, meta.fps, episodes, tasks,
                          first_index_N), notes  # fmt: skip
+
+
+def _check_is_json(root: Path, info: dict[str, Any]) -> None:
+    try:
+        json.dumps(info, allow_nan=False)
+    except ValueError:
+        raise UserError(f"{root / INFO} holds NaN or infinity, which is not JSON", allowed="finite numbers") from None
 
 
 def _wrong_totals(meta: LeRobotMeta, num_episodes: int) -> Iterator[str]:

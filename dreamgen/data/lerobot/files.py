@@ -121,7 +121,11 @@ def open_parquet(root: Path, relative: str, named_by: str, findings: FindingSink
     if path is None:
         return None
     try:
-        return pq.ParquetFile(path)
+        opened = pq.ParquetFile(path)
+        names = opened.schema_arrow.names
+        if len(set(names)) < len(names):
+            raise ValueError("it has columns of one name")
+        return opened
     except PARQUET_DAMAGE as error:
         findings.add("unreadable-file", relative, "", str(error), "a parquet file with a footer")
         return None

@@ -205,7 +205,7 @@ def _read_tasks(root: Path, is_v3: bool, findings: FindingSink) -> dict[int, str
     for number, row in rows:
         where = f"{'row' if is_v3 else 'line'} {number}"
         index, task = whole_number(row.get("task_index")), row.get("task", row.get(UNNAMED_INDEX))
-        if index is None or not isinstance(task, str):
+        if not _is_count(index) or not isinstance(task, str):
             findings.add("task-entry", file, where, row, "task_index and task")
             continue
         if index in tasks:

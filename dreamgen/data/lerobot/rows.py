@@ -41,6 +41,8 @@ class ParquetRows:
         groups = self._file.metadata
         self._ends = np.cumsum([groups.row_group(i).num_rows for i in range(groups.num_row_groups)], dtype=np.int64)
         self.schema: pa.Schema = self._file.schema_arrow
+        if len(set(self.schema.names)) < len(self.schema.names):
+            raise ValueError("it has columns of one name")
         self.num_rows: int = groups.num_rows
         self._columns = [name for name in self.schema.names if is_wanted(name)]
         self._table, self._first, self._last = None, 0, 0

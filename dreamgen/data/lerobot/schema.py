@@ -146,7 +146,8 @@ def _templates(
             continue
         templates[key] = info.get(key, default)
         values = dict.fromkeys(names, 0) | ({"video_key": "camera"} if key == "video_path" else {})
-        if not isinstance(templates[key], str) or fill_template(templates[key], values) is None:
+        filled = fill_template(templates[key], values) if isinstance(templates[key], str) else None
+        if filled is None or not filled.isprintable() or any(len(part) > 200 for part in filled.split("/")):
             findings.add("path-template", INFO, key, templates[key], default)
             usable = False
     return templates if usable else None

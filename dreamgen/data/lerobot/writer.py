@@ -45,6 +45,7 @@ from dreamgen.data.lerobot.statistics import (
 )
 from dreamgen.data.lerobot.video import PacketReader, copy_spans
 from dreamgen.data.timeline import frame_time_s
+from dreamgen.errors import UserError
 from dreamgen.progress import Progress
 from dreamgen.run.files import atomic_file, fsync, path_component, write_json, write_text
 
@@ -161,11 +162,21 @@ def vector_array(flat: pa.Array, width: int, version: str, name: str) -> pa.Arra
 def json_lines(rows: Iterable[dict[str, Any]]) -> str:
     """Return one JSON object a line, whatever a reader takes for a line's end."""
     # A line separator within a JSON string would split the line for readers that follow Unicode's line breaks.
-    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
+    lines = map(_json_line, rows)
     escaped = (
         line.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085") for line in lines
     )
     return "".join(line + "\n" for line in escaped)
+
+
+def _json_line(row: dict[str, Any]) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise UserError(
+            f"the metadata of episode {row.get('episode_index')} holds NaN or infinity, which is not JSON",
+            allowed="finite numbers", next_step="dreamgen check names the value",
+        ) from None  # fmt: skip
 
 
 def _write_part_v30(

@@ -19,7 +19,7 @@ from dreamgen.data.trajectory import read_trajectory
 from dreamgen.errors import UserError, reason_of
 from dreamgen.extensions.demo_source import DemoSource
 from dreamgen.prepare.sources.source import Source, SourceClip, SourceVideo, safe_names
-from dreamgen.run.files import inside, read_json
+from dreamgen.run.files import inside, read_json, regular_file
 from dreamgen.run.json_text import BadJson, parse_json
 from dreamgen.run.records import RobotFeatures
 
@@ -176,10 +176,10 @@ def _first_table(captions: Any) -> dict[str, Any]:
 
 def _read_text(root: Path, relative: str) -> str:
     path = inside(root, relative, str(root))
+    if not path.exists():
+        raise UserError(f"{relative} does not exist", allowed="the instruction beside its video")
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{relative} does not exist", allowed="the instruction beside its video") from None
+        return regular_file(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{relative} is not UTF-8", actual=str(error), next_step="save it as UTF-8") from None
 

@@ -65,7 +65,7 @@ def _has_act_layout(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             return "data" not in file and ("observations" in file or "action" in file)
-    except OSError:
+    except DAMAGE:
         return False
 
 

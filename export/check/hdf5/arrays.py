@@ -5,6 +5,8 @@ Axes: N rows, D values, H height, W width, C channels.
 
 from __future__ import annotations
 
+import math
+import stat
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import cv2
 import h5py
 import numpy as np
 
+from dreamgen.data.images import decode_image
 from export.check.findings import Findings
 
 SUFFIXES = (".hdf5", ".h5")
@@ -22,7 +25,9 @@ MAX_DEPTH = 8  # hard links can form a cycle
 # What h5py raises for damaged bytes, broken links and filters that fail.
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 
-ROWS_AT_ONCE = 65536
+READ_AT_ONCE_BYTES = 2**26
+MAX_ROW_BYTES = 2**28  # more than any image takes
+MAX_RATIO = 2000  # of bytes and stored bytes: HDF5's filters reach half of it
 CHANNELS = (1, 3, 4)
 
 type Shape = tuple[int, ...] | None
@@ -49,8 +54,10 @@ def single_hdf5_file(path: Path) -> Path | None:
 def open_hdf5(path: Path, name: str, findings: Findings) -> h5py.File | None:
     """Open a file for reading, or add a finding and return None. The caller closes it."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError("not a regular file")  # opening a FIFO would wait for its writer
         return h5py.File(path, "r")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         findings.add("unreadable-file", name, "", str(error), "an HDF5 file")
         return None
 
@@ -124,15 +131,36 @@ def check_links(name: str, group: h5py.Group, findings: Findings, prefix: str = 
             findings.add("path-outside", name, where, "values stored in another file", "data within the file")
 
 
+def is_stored(name: str, where: str, array: h5py.Dataset, findings: Findings) -> bool:
+    """Return whether an array can be read, judged before memory is asked for; report one that cannot.
+
+    A few bytes can declare an array of any size, whose values are then made up as they are read.
+    """
+    row_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
+    stored = array.id.get_storage_size()
+    if row_bytes <= MAX_ROW_BYTES and array.nbytes <= max(READ_AT_ONCE_BYTES, MAX_RATIO * stored):
+        return True
+    findings.add("unreadable-file", name, where, f"shape {array.shape}, of which {stored} bytes are stored",
+                 "an array with values")  # fmt: skip
+    return False
+
+
+def portions(array: h5py.Dataset) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the first row and the values of parts of an array that fit into memory."""
+    row_bytes = max(1, math.prod(array.shape[1:]) * array.dtype.itemsize)
+    num_rows = max(1, READ_AT_ONCE_BYTES // row_bytes)
+    for begin in range(0, len(array), num_rows):
+        yield begin, array[begin : begin + num_rows]
+
+
 def check_finite(name: str, where: str, array: h5py.Dataset, findings: Findings) -> bool:
     """Read an array of numbers in parts, and report the first value that is not finite."""
-    if array.dtype.kind != "f" or not array.ndim:
-        for begin in range(0, len(array) if array.ndim else 0, ROWS_AT_ONCE):
-            array[begin : begin + ROWS_AT_ONCE]  # only reading reveals damaged chunks
+    if not array.ndim or array.dtype.kind not in "fiub":
         return True
-    for begin in range(0, len(array), ROWS_AT_ONCE):
-        values = array[begin : begin + ROWS_AT_ONCE]
-        if not np.isfinite(values).all():
+    if not is_stored(name, where, array, findings):
+        return False
+    for begin, values in portions(array):  # also of whole numbers: only reading reveals damaged chunks
+        if array.dtype.kind == "f" and not np.isfinite(values).all():
             row = int(np.argwhere(~np.isfinite(values))[0][0])
             findings.add("not-finite", name, f"{where}, row {begin + row}", str(values[row]), "finite numbers")
             return False
@@ -144,6 +172,8 @@ def check_pictures(name: str, where: str, array: h5py.Dataset, fast: bool, findi
     is_map = array.ndim == 4 and array.shape[-1] == 1 and array.dtype.kind in "iuf"  # depth or segmentation
     if not is_map and (array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] not in CHANNELS):
         findings.add("picture-type", name, where, f"{array.dtype} {array.shape}", "uint8 (N, H, W, 3)")
+    if not is_stored(name, where, array, findings):
+        return
     for row in range(len(array)) if not fast else _ends(len(array)):
         try:
             array[row]
@@ -160,12 +190,14 @@ def check_jpegs(name: str, where: str, array: h5py.Dataset, fast: bool, findings
         Height and width, or None if no image could be decoded.
     """
     size = None
+    if not is_stored(name, where, array, findings):
+        return size
     for row in range(len(array)) if not fast else _ends(len(array)):
         image = None
         try:
             encoded = np.asarray(array[row], np.uint8).ravel()
-            image = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if _whole_jpeg(encoded) else None
-        except (*DAMAGE, cv2.error) as error:
+            image = decode_image(encoded, cv2.IMREAD_COLOR) if _whole_jpeg(encoded) else None
+        except DAMAGE as error:
             findings.add("damaged-picture", name, f"{where}, row {row}", f"{type(error).__name__}: {error}", "a JPEG")
             return size
         if image is None:

@@ -18,7 +18,6 @@ from export.check.findings import Findings
 from export.check.hdf5.aloha import aloha_episodes
 from export.check.hdf5.arrays import (
     DAMAGE,
-    ROWS_AT_ONCE,
     Hdf5Check,
     Shape,
     array_at,
@@ -30,12 +29,14 @@ from export.check.hdf5.arrays import (
     group_at,
     keys_of,
     open_hdf5,
+    portions,
     single_hdf5_file,
     whole,
 )
 from export.workers import Workers
 
 DEMOS_AT_ONCE = 8
+MAX_NAMES = 10**7  # of a mask
 NOT_PER_SAMPLE = ("initial_state/", "datagen_info/")  # written by Isaac Lab, not read by robomimic
 
 
@@ -68,7 +69,7 @@ def num_demos(path: Path) -> int | None:
         with h5py.File(file, "r") as opened:
             data = group_at(opened, "data")
             return None if data is None else len(data)
-    except OSError as error:
+    except DAMAGE as error:
         raise UserError(f"{file} is not an HDF5 file", actual=str(error)) from None
 
 
@@ -79,6 +80,13 @@ def check_robomimic(dataset: Path, fast: bool, num_workers: int | None, findings
     file = open_hdf5(path, path.name, findings)
     if file is None:
         return
+    try:
+        _check_file(path, file, fast, num_workers, findings)
+    except DAMAGE as error:
+        findings.add("unreadable-file", path.name, "", f"{type(error).__name__}: {error}", "readable groups")
+
+
+def _check_file(path: Path, file: h5py.File, fast: bool, num_workers: int | None, findings: Findings) -> None:
     with file:
         check_links(path.name, file, findings)
         data = group_at(file, "data")
@@ -172,8 +180,8 @@ def _check_demo(name: str, key: str, demo: h5py.Group, fast: bool, findings: Fin
 
 
 def _check_range(name: str, where: str, actions: h5py.Dataset, findings: Findings) -> None:
-    for begin in range(0, len(actions), ROWS_AT_ONCE):
-        size_N = np.abs(actions[begin : begin + ROWS_AT_ONCE]).max(axis=tuple(range(1, actions.ndim)))
+    for begin, values in portions(actions):
+        size_N = np.abs(values).max(axis=tuple(range(1, actions.ndim)))
         if len(size_N) and size_N.max() > 1 + 1e-6:
             row = int(np.argmax(size_N))
             findings.add("action-range", name, f"{where}, row {begin + row}", f"{size_N[row]:g}", "within -1 and 1")
@@ -184,7 +192,7 @@ def _check_masks(name: str, file: h5py.File, demos: set[str], findings: Findings
     masks, sets = group_at(file, "mask"), {}
     for key in keys_of(masks) if masks is not None else ():
         array = array_at(file, f"mask/{key}")
-        if array is None or array.ndim != 1 or array.dtype.kind not in "SO":
+        if array is None or array.ndim != 1 or array.dtype.kind not in "SO" or len(array) > MAX_NAMES:
             findings.add("mask", name, f"mask/{key}", "no list of names", "byte strings")
             continue
         names = {v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in array[...]}

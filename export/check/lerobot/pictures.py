@@ -18,6 +18,8 @@ from export.check.findings import Findings
 FAR = 0.04  # of 1: encoding moves the mean of a picture by less, another scene's by more
 NOTICEABLE = 0.001
 NEARER = 4.0  # times nearer to another episode's statistics than to one's own
+CLEAR = 0.01  # of 1: a difference that no encoder makes
+BGR_F = [2, 1, 0, 5, 4, 3]  # the statistics of a picture with red and blue exchanged
 MAX_COMPARED = 2000  # of each with each
 
 
@@ -71,6 +73,11 @@ class PictureStatistics:
         """Largest difference between the two."""
         return float(np.abs(self.decoded_F - self.recorded_F).max())
 
+    @property
+    def exchanged_difference(self) -> float:
+        """Largest difference if red and blue were exchanged."""
+        return float(np.abs(self.decoded_F[BGR_F] - self.recorded_F).max())
+
 
 def check_pictures(dataset: LeRobotMeta, pictures: list[PictureStatistics], findings: Findings) -> None:
     """Report episodes that show each other's pictures, and pictures that are no episode's.
@@ -90,6 +97,10 @@ def check_pictures(dataset: LeRobotMeta, pictures: list[PictureStatistics], find
                 holder = next(p for p in own if p.position in swapped and swapped[p.position] is picture)
                 findings.add("video-swapped", picture.file, name, f"the pictures of episode {index_N[other.position]}",
                              f"its own, which are in {holder.file}")  # fmt: skip
+            elif NEARER * picture.exchanged_difference < picture.difference > CLEAR:
+                findings.add("picture-channels", picture.file, f"{name}, mean color",
+                             np.round(picture.decoded_F[:3], 3).tolist(),
+                             f"{np.round(picture.recorded_F[:3], 3).tolist()} as recorded")  # fmt: skip
             elif np.abs(picture.decoded_F[:3] - picture.recorded_F[:3]).max() > FAR:
                 findings.add("picture-statistics", picture.file, f"{name}, mean color",
                              np.round(picture.decoded_F[:3], 3).tolist(),

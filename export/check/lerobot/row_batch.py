@@ -15,12 +15,15 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
+from dreamgen.data.images import decode_image
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.rows import describe_column, is_number, matrix
 from dreamgen.data.lerobot.schema import INDEX_COLUMNS, NUMERIC
 from dreamgen.data.lerobot.statistics import Statistics
 from dreamgen.data.timeline import frame_times_s
+from dreamgen.data.trajectory import ACTION, STATE
 from export.check.findings import Findings
+from export.check.lerobot.alignment import Alignment, alignment_of
 from export.check.lerobot.metadata import annotation_columns
 from export.check.lerobot.statistics import EpisodeStatistics
 
@@ -75,8 +78,16 @@ class RowBatch:
                 yield self.name(place), int(self.frame_N[row]), row
 
 
-def check_row_batch(batch: RowBatch, recorded: EpisodeStatistics, findings: Findings) -> dict[str, Statistics]:
+def check_row_batch(
+    batch: RowBatch, recorded: EpisodeStatistics, findings: Findings, alignments: list[Alignment] | None = None
+) -> dict[str, Statistics]:
     """Compare rows with the metadata of their episodes.
+
+    Args:
+        batch: The rows.
+        recorded: Statistics that the dataset records.
+        findings: Receives what is wrong.
+        alignments: Receives how actions fit states, if given.
 
     Returns:
         Statistics of the float features whose rows are all finite.
@@ -85,7 +96,7 @@ def check_row_batch(batch: RowBatch, recorded: EpisodeStatistics, findings: Find
         return {}  # the file ended early, which its row count shows
     _check_indices(batch, findings)
     _check_annotations(batch, findings)
-    by_episode, of_batch = {}, {}
+    by_episode, of_batch, vectors = {}, {}, {}
     for name, values_ND in _float_features(batch, findings):
         bad_N = np.any(~np.isfinite(values_ND), axis=1)
         for episode, frame, row in batch.first_bad(bad_N):
@@ -99,6 +110,12 @@ def check_row_batch(batch: RowBatch, recorded: EpisodeStatistics, findings: Find
                 "mean": values_ND.mean(axis=0, dtype=np.float64), "std": values_ND.std(axis=0, dtype=np.float64),
                 "count": np.array([len(values_ND)]),
             }  # fmt: skip
+        vectors |= {name: values_ND} if not bad_N.any() and name in (ACTION, STATE) else {}
+    if alignments is not None and len(vectors) == 2:
+        for place, begin in enumerate(batch.starts_E.tolist()):
+            rows = slice(begin, begin + int(batch.num_rows_E[place]))
+            found = alignment_of(int(batch.positions[place]), vectors[ACTION][rows], vectors[STATE][rows])
+            alignments += [found] if found else []
     recorded.compare(batch.file, batch.positions, by_episode)
     return of_batch
 
@@ -210,7 +227,7 @@ def check_stored_pictures(batch: RowBatch, findings: Findings) -> None:
         for row, cell in enumerate(batch.table.column(name)):
             where = f"{batch.name(int(batch.place_N[row]))}, row {batch.frame_N[row]}, {name}"
             encoded = (cell.as_py() or {}).get("bytes") if pa.types.is_struct(cell.type) else None
-            picture = None if not encoded else cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+            picture = decode_image(encoded, cv2.IMREAD_UNCHANGED) if encoded else None
             if picture is None:
                 findings.add("damaged-picture", batch.file, where, "no picture", "an encoded picture")
             elif sorted(picture.shape[:2]) != size:

@@ -17,6 +17,7 @@ from dreamgen.data.lerobot.rows import ParquetRows, is_number
 from dreamgen.data.lerobot.schema import INDEX_COLUMNS
 from dreamgen.data.lerobot.statistics import Statistics
 from export.check.findings import Findings
+from export.check.lerobot.alignment import Alignment, check_alignment
 from export.check.lerobot.files import FileGroup, table_groups
 from export.check.lerobot.metadata import annotation_columns
 from export.check.lerobot.row_batch import RowBatch, check_row_batch, check_stored_pictures
@@ -33,10 +34,12 @@ class RowSummary:
     Args:
         num_rows: Position of an episode -> rows that were found, where these are not its length.
         statistics: Feature -> statistics of its rows.
+        alignments: How actions fit states; empty with `--fast`.
     """
 
     num_rows: dict[int, int] = field(default_factory=dict)
     statistics: dict[str, Statistics] = field(default_factory=dict)
+    alignments: list[Alignment] = field(default_factory=list)
 
 
 def check_rows(workers: Workers, dataset: LeRobotMeta, findings: Findings) -> RowSummary:
@@ -46,6 +49,8 @@ def check_rows(workers: Workers, dataset: LeRobotMeta, findings: Findings) -> Ro
         findings.merge(found)
         summary.num_rows.update(part.num_rows)
         merge_features(summary.statistics, part.statistics)
+        summary.alignments += part.alignments
+    check_alignment(dataset, summary.alignments, findings)
     return summary
 
 
@@ -59,7 +64,8 @@ def check_tables(check: LeRobotCheck, group: FileGroup) -> tuple[Findings, RowSu
         batches = _check_together(check, list(batches), summary)
     with EpisodeStatistics(check, findings) as recorded:
         for batch in batches:
-            merge_features(summary.statistics, check_row_batch(batch, recorded, findings))
+            alignments = None if check.fast else summary.alignments
+            merge_features(summary.statistics, check_row_batch(batch, recorded, findings, alignments))
             if has_images:
                 check_stored_pictures(batch, findings)
     return findings, summary
@@ -74,17 +80,18 @@ def _check_together(check: LeRobotCheck, batches: list[RowBatch], summary: RowSu
     is_alike = all(b.table.schema.equals(batches[0].table.schema) and b.usable == batches[0].usable for b in batches)
     if len(batches) < 2 or not is_alike:
         return batches
-    found = Findings()
+    found, alignments = Findings(), None if check.fast else []
     joined = replace(
         batches[0], file="", table=pa.concat_tables([batch.table for batch in batches]),
         positions=np.concatenate([batch.positions for batch in batches]),
         num_rows_E=np.concatenate([batch.num_rows_E for batch in batches]),
     )  # fmt: skip
     with EpisodeStatistics(check, found) as recorded:
-        statistics = check_row_batch(joined, recorded, found)
+        statistics = check_row_batch(joined, recorded, found, alignments)
     if found.all():
         return batches
     merge_features(summary.statistics, statistics)
+    summary.alignments += alignments or []
     return []
 
 
