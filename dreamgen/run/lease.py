@@ -64,7 +64,7 @@ class Lease:
 
     def is_of_this_machine(self) -> bool:
         """Return whether this process can see the owner's: it is on the same machine and in the same container."""
-        return self.process.rpartition(":")[0] == process_space() != ""
+        return self.host == os.uname().nodename and self.process.rpartition(":")[0] == process_space() != ""
 
     def is_known_dead(self) -> bool:
         """Return whether the owner's process has ended; unknown, and so False, on another machine."""

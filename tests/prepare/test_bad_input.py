@@ -88,7 +88,7 @@ def test_mp4_with_no_frames_no_bytes_and_no_video(tmp_path, settings_for):
     folder = tmp_path / "demos"
     (folder / "no_bytes.mp4").write_bytes(b"")
     (folder / "no_mp4.mp4").write_bytes(b"<html>not found</html>")
-    with wave.open(str(folder / "no_video.mp4"), "wb") as sound:  # opens as media, has no pictures
+    with wave.open(str(folder / "no_video.mp4"), "wb") as sound:  # media, but no container of videos
         sound.setparams((1, 2, 8000, 0, "NONE", "none"))
         sound.writeframes(bytes(2000))
     empty = _mp4_without_frames(folder / "no_frames.mp4")
@@ -99,7 +99,7 @@ def test_mp4_with_no_frames_no_bytes_and_no_video(tmp_path, settings_for):
     assert [note.split(":")[0] for note in notes] == [
         f"refused {name}.mp4" for name in ("no_bytes", "no_frames", "no_mp4", "no_video")
     ]
-    assert "has 0 frames" in notes[1] and "no video stream" in notes[3]
+    assert "has 0 frames" in notes[1] and "is not a video" in notes[3]
 
 
 def _mp4_without_frames(path):
