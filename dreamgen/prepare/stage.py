@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from itertools import batched
+from pathlib import Path
 
 from dreamgen.config.settings import Settings
 from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
 from dreamgen.data.frames import FrameReader
-from dreamgen.data.views import tiled_views
+from dreamgen.data.views import View, tiled_views
 from dreamgen.errors import UserError
 from dreamgen.models.world_model import check_size
 from dreamgen.prepare.build import ClipRow, build_clip, row_of, write_tables
@@ -27,6 +32,7 @@ __all__ = ["inspect", "open_source", "prepare"]
 VIDEO_BYTES_PER_PIXEL = 0.1
 PNG_BYTES_PER_PIXEL = 1.5
 NUM_SAMPLES = 3
+MANY_CLIPS = 64  # for fewer, starting processes takes longer than the work
 
 
 def prepare(settings: Settings, dry_run: bool = False) -> StageResult:
@@ -56,24 +62,58 @@ def prepare(settings: Settings, dry_run: bool = False) -> StageResult:
     surveyed = list(survey(source.clips, settings, views))
     _need_one_left([row_of(clip) for clip in surveyed], source)
     is_new_run = not run.root.exists()
-    readers, rows = [FrameReader() for _ in views or (None,)], []
     try:
-        with atomic_folder(run.train) as folder, Progress("prepare", len(surveyed)) as progress:
-            for clip in surveyed:
-                rows.append(build_clip(folder, clip, readers, settings, views))
-                progress.add(rejected=rows[-1].status == "refused")
+        with atomic_folder(run.train) as folder:
+            rows = _build_all(folder, surveyed, settings, views)
             _need_one_left(rows, source)
             write_tables(folder, rows, source.features, settings)
     except UserError:
         if is_new_run and not any(run.root.iterdir()):
             run.root.rmdir()
         raise
-    finally:
-        for reader in readers:
-            reader.close()
     outputs = {"train": run.train, "summary": run.train / "summary.csv"}
     notes = [*_findings(source, surveyed, settings), *_refused_clips(rows)]
     return StageResult("prepare", outputs, _statistics(rows, settings), notes)
+
+
+def _build_all(
+    folder: Path, surveyed: Sequence[SurveyedClip], settings: Settings, views: Sequence[View]
+) -> list[ClipRow]:
+    """Write all clips; many of them on several processes, each of which takes clips that follow one another."""
+    num_workers = settings.prepare.num_workers or (len(os.sched_getaffinity(0)) if len(surveyed) > MANY_CLIPS else 1)
+    with Progress("prepare", len(surveyed)) as progress:
+        if num_workers == 1:
+            rows = []
+            for row in _build(folder, surveyed, settings, views):
+                rows.append(row)
+                progress.add(rejected=row.status == "refused")
+            return rows
+        size = -(-len(surveyed) // num_workers)  # a packed mp4 is decoded up to a process's first clip
+        # Spawned: a fork of a process in which libraries run threads may hang.
+        with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
+            futures = [pool.submit(_build_some, folder, some, settings, views) for some in batched(surveyed, size)]
+            for future in as_completed(futures):
+                rows = future.result()
+                progress.add(len(rows), rejected=sum(row.status == "refused" for row in rows))
+            return [row for future in futures for row in future.result()]
+
+
+def _build_some(
+    folder: Path, surveyed: Sequence[SurveyedClip], settings: Settings, views: Sequence[View]
+) -> list[ClipRow]:
+    return list(_build(folder, surveyed, settings, views))
+
+
+def _build(
+    folder: Path, surveyed: Sequence[SurveyedClip], settings: Settings, views: Sequence[View]
+) -> Iterator[ClipRow]:
+    readers = [FrameReader() for _ in views or (None,)]
+    try:
+        for clip in surveyed:
+            yield build_clip(folder, clip, readers, settings, views)
+    finally:
+        for reader in readers:
+            reader.close()
 
 
 def inspect(settings: Settings) -> StageResult:
