@@ -112,6 +112,12 @@ _TABLE = (
         output=lambda run: run.adapter, progress="training log", locks=("finetune",),
     ),
     Stage(
+        name="finetune_vae", summary="training set -> VAE, from scratch or from the model's own",
+        function="finetune.vae.train:finetune_vae", section="finetune_vae", flags=("resume",),
+        example="dreamgen finetune_vae --out runs/vae --config mini --max_minutes 10",
+        output=lambda run: run.vae,
+    ),
+    Stage(
         name="plan", summary="first frames x instructions x seeds -> jobs, added to those already planned",
         function="dreamgen.plan.stage:plan", section="plan", flags=("dry_run", "resume"), in_run=True,
         example="dreamgen plan --out runs/pick --first_frames path/to/pairs --num_seeds 5",

@@ -9,9 +9,12 @@ Axes: B batch, L tokens, D features. An encoded window has the model's own shape
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +29,7 @@ from dreamgen.run.files import atomic_file, sha256_of_file
 from finetune.windows import Window, read_window
 
 NAME = "values"
+BATCH_BYTES = 2**28  # of the frames that are decoded to be encoded together
 FORMAT = 1  # of the files and their encoding; a new number encodes everything again
 
 
@@ -75,6 +79,17 @@ class Cache:
             UserError: if the file is missing or damaged.
         """
         return self._need(self.prompt_file(prompt))
+
+    def read_windows(self, windows: Iterable[Window], ram_gib: float) -> dict[Window, torch.Tensor]:
+        """Return encoded windows that fit into the RAM, in order; the others stay on the disk."""
+        kept: dict[Window, torch.Tensor] = {}
+        free_bytes = ram_gib * 2**30
+        for window in dict.fromkeys(windows):
+            kept[window] = self.read_window(window)
+            free_bytes -= kept[window].nbytes
+            if free_bytes < kept[window].nbytes:
+                break
+        return kept
 
     def has_window(self, window: Window) -> bool:
         """Return whether a window's file is complete and fits the model."""
@@ -128,14 +143,23 @@ def missing_share(
     )
 
 
-def encode_window(cache: Cache, window: Window) -> None:
-    """Encode a window into the cache; its model's encoders are loaded.
+def encode_windows(cache: Cache, windows: Sequence[Window], threads: Executor) -> None:
+    """Encode windows into the cache, in batches; the model's encoders are loaded.
+
+    Args:
+        cache: To write to.
+        windows: A few of them.
+        threads: Decode and write files.
 
     Raises:
-        UserError: if the clip is damaged.
+        UserError: if a clip is damaged.
     """
-    video_THWC = read_window(window, cache.video.num_frames)
-    write_tensor(cache.window_file(window), cache.model.encode_windows(video_THWC[None])[0])
+    video = cache.video
+    at_once = max(1, BATCH_BYTES // (3 * video.num_frames * video.height * video.width))
+    for some in itertools.batched(windows, at_once):
+        videos = threads.map(partial(read_window, num_frames=video.num_frames), some)
+        encoded_B = cache.model.encode_windows(torch.stack(list(videos))).cpu()
+        list(threads.map(write_tensor, map(cache.window_file, some), encoded_B))
 
 
 def encode_prompt(cache: Cache, prompt: str | None) -> None:

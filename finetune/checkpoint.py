@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -23,13 +24,13 @@ from safetensors.torch import load_file, save_file
 
 from dreamgen.errors import UserError
 from dreamgen.models.adapter_files import weight_files
-from dreamgen.models.trainable import TrainableWorldModel
 from dreamgen.run.files import atomic_folder, read_json, write_json
 from finetune.ema import averaged
 from finetune.random_state import random_states, set_random_states
 from finetune.stopping import on_main_process
 
 STATE, OPTIMIZER, AVERAGE, RANDOM = "state.json", "optimizer.safetensors", "ema.safetensors", "random.safetensors"
+VAE_NAME = "vae"  # its folder, in place of an adapter's file
 NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -52,8 +53,21 @@ class TrainingState:
     losses: tuple[float, ...] = ()
 
 
+class TrainedNetwork(Protocol):
+    """A model whose weights go into a checkpoint: `TrainableWorldModel`, or a VAE."""
+
+    network: torch.nn.Module
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the trained weights into an existing folder."""
+
+    def load_adapter(self, weights: dict[str, torch.Tensor]) -> list[str]:
+        """Set the trained weights, and return the names that do not fit."""
+        ...
+
+
 @dataclass(frozen=True)
-class TrainableState:
+class TrainableState[Model: TrainedNetwork]:
     """What optimizer steps change.
 
     Args:
@@ -62,7 +76,7 @@ class TrainableState:
         average: Their moving average, if there is one.
     """
 
-    model: TrainableWorldModel
+    model: Model
     optimizer: torch.optim.Optimizer
     average: EMAModel | None = None
 
@@ -181,7 +195,7 @@ def point_last(checkpoint: Path) -> None:
 
 
 def _load_weights(trained: TrainableState, checkpoint: Path) -> None:
-    files = weight_files(checkpoint)
+    files = sorted((checkpoint / VAE_NAME).glob("*.safetensors")) or weight_files(checkpoint)
     weights: dict[str, torch.Tensor] = {}
     for path in files:
         weights |= _load(path)

@@ -5,7 +5,8 @@ Axes: B batch, T frames, H height, W width, C channels, L tokens, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,13 +20,15 @@ from dreamgen.models.trainable import TrainableWorldModel
 from dreamgen.models.world_model import WorldModelSource
 from dreamgen.progress import Progress
 from dreamgen.run.run_folder import RunFolder
-from finetune.cache import Cache, encode_prompt, encode_window, missing_share
+from finetune.cache import Cache, encode_prompt, encode_windows, missing_share
 from finetune.windows import Window, read_window
 
 # Processes synchronize after this many items. None is ever further ahead of the others, so the process group's timeout,
 # which detects a hang, need not be raised.
 ITEMS_BETWEEN_BARRIERS = 32
 RAM_GIB = 4.0  # for prompts; a prompt is 1 MB in a 2B model
+DEVICE_GIB = 0.5  # for the first prompts: those of a small model need no copy at each step
+THREADS = 8  # decode clips and write the cache
 
 
 class EncodedPrompts:
@@ -41,6 +44,7 @@ class EncodedPrompts:
         self, read: Callable[[str | None], torch.Tensor], device: torch.device, ram_gib: float = RAM_GIB
     ) -> None:
         self._read, self._device, self._free_bytes = read, device, ram_gib * 2**30
+        self._free_on_device = DEVICE_GIB * 2**30
         self._kept: dict[str | None, torch.Tensor] = {}
 
     def __call__(self, prompts: Sequence[str | None]) -> torch.Tensor:
@@ -53,10 +57,31 @@ class EncodedPrompts:
         text_1LD = self._read(prompt)
         if text_1LD.nbytes <= self._free_bytes:
             self._free_bytes -= text_1LD.nbytes
+            if text_1LD.nbytes <= self._free_on_device:
+                self._free_on_device -= text_1LD.nbytes
+                self._kept[prompt] = text_1LD.to(self._device)
+                return self._kept[prompt]
             text_1LD = text_1LD.cpu()
             # Only a copy from pinned memory overlaps with the GPU's work.
             self._kept[prompt] = text_1LD.pin_memory() if self._device.type == "cuda" else text_1LD
         return text_1LD
+
+
+@dataclass(frozen=True)
+class KeptWindows:
+    """Returns encoded windows, from RAM where they are kept there.
+
+    Args:
+        cache: Has all of them.
+        kept: Those in RAM.
+    """
+
+    cache: Cache
+    kept: Mapping[Window, torch.Tensor]
+
+    def __call__(self, window: Window) -> torch.Tensor:
+        encoded = self.kept.get(window)
+        return self.cache.read_window(window) if encoded is None else encoded
 
 
 @dataclass(frozen=True)
@@ -67,12 +92,14 @@ class StepInputs:
         read: Returns a window's content, on the CPU: its frames, or its cached encoding.
         encode: Turns contents, stacked and on the device, into encoded windows.
         prompts: Returns text_BLD of prompts.
+        dropped: The prompt that stands for a dropped one; None: zeros.
         num_encoded: Windows and prompts that were encoded for the cache, by all processes.
     """
 
     read: Callable[[Window], torch.Tensor]
     encode: Callable[[torch.Tensor], torch.Tensor]
     prompts: EncodedPrompts
+    dropped: str | None = None
     num_encoded: tuple[int, int] = (0, 0)
 
 
@@ -83,6 +110,7 @@ def prepare_inputs(
     windows: list[Window],
     prompts: list[str],
     accelerator: Accelerator,
+    dropped: str | None = None,
 ) -> StepInputs:
     """Fill the cache and unload the encoders, or keep them loaded if nothing is cached.
 
@@ -93,6 +121,7 @@ def prepare_inputs(
         windows: All that the training or its validation may read.
         prompts: Theirs.
         accelerator: Every process calls this.
+        dropped: The prompt that stands for a dropped one; None: zeros.
 
     Raises:
         UserError: if a clip or the model cannot be read.
@@ -100,14 +129,17 @@ def prepare_inputs(
     if settings.finetune.cache == "none":
         model.load_encoders(text_encoder=True)
         read = partial(read_window, num_frames=settings.video.num_frames)
-        return StepInputs(read, model.encode_windows, EncodedPrompts(model.encode_prompt, accelerator.device))
+        return StepInputs(read, model.encode_windows, EncodedPrompts(model.encode_prompt, accelerator.device), dropped)
     cache = Cache(cache_folder(settings), source, settings, model)
-    num_encoded = fill(cache, windows, [*prompts, None], accelerator)
+    num_encoded = fill(cache, windows, [*prompts, dropped], accelerator)
     texts = EncodedPrompts(cache.read_prompt, accelerator.device)
-    return StepInputs(cache.read_window, lambda encoded_B: encoded_B, texts, num_encoded)
+    read = KeptWindows(cache, cache.read_windows(windows, settings.finetune.cache_ram_gib))
+    return StepInputs(read, lambda encoded_B: encoded_B, texts, dropped, num_encoded)
 
 
-def fill(cache: Cache, windows: list[Window], prompts: list[str | None], accelerator: Accelerator) -> tuple[int, int]:
+def fill(
+    cache: Cache, windows: list[Window], prompts: Sequence[str | None], accelerator: Accelerator
+) -> tuple[int, int]:
     """Encode what the cache lacks, each process its share; every process returns when all of it is written.
 
     The encoders are loaded only if something is missing, the text encoder only for a prompt, and are unloaded
@@ -127,14 +159,17 @@ def _encode_share(
 ) -> None:
     if windows or prompts:
         cache.model.load_encoders(text_encoder=any(prompt is not None for prompt in prompts))
-    todo = [partial(encode_prompt, cache, prompt) for prompt in prompts]
-    todo += [partial(encode_window, cache, window) for window in windows]
-    with Progress("encode", len(todo), "windows and prompts") as progress:
+    todo: list[Window | str | None] = [*prompts, *windows]
+    with Progress("encode", len(todo), "windows and prompts") as progress, ThreadPoolExecutor(THREADS) as threads:
         for first in range(0, largest_share, ITEMS_BETWEEN_BARRIERS):
-            for encode in todo[first : first + ITEMS_BETWEEN_BARRIERS]:
-                encode()
-                if accelerator.is_main_process:
-                    progress.add()
+            items = todo[first : first + ITEMS_BETWEEN_BARRIERS]
+            for prompt in items:
+                if not isinstance(prompt, Window):
+                    encode_prompt(cache, prompt)
+            if some_windows := [item for item in items if isinstance(item, Window)]:
+                encode_windows(cache, some_windows, threads)
+            if accelerator.is_main_process and items:
+                progress.add(len(items))
             accelerator.wait_for_everyone()
     if todo:
         cache.model.unload_encoders()

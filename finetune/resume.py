@@ -8,6 +8,7 @@ import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from dreamgen.config.paths import get_path, paths_that_invalidate
 from dreamgen.config.settings import Settings
@@ -17,10 +18,12 @@ from dreamgen.run.run_folder import RunFolder
 from finetune.checkpoint import STATE, TrainingState, point_last, read_state, step_of, whole_checkpoints
 from finetune.windows import TrainingClip
 
+CHECKPOINTS = "checkpoints"
+
 
 def checkpoints_of(run: RunFolder) -> Path:
     """Return the folder of a run's checkpoints."""
-    return run.finetune_logs / "checkpoints"
+    return run.finetune_logs / CHECKPOINTS
 
 
 def find_checkpoint(settings: Settings, resume: bool = False) -> Path | None:
@@ -57,7 +60,11 @@ def find_checkpoint(settings: Settings, resume: bool = False) -> Path | None:
 
 
 def fixed_values(
-    settings: Settings, clips: Sequence[TrainingClip], base_sha256: str, num_processes: int
+    settings: Settings,
+    clips: Sequence[TrainingClip],
+    base_sha256: str,
+    num_processes: int,
+    section: Literal["finetune", "finetune_vae"] = "finetune",
 ) -> dict[str, str]:
     """Return, by name and as text, the values that determine the result of a training.
 
@@ -66,10 +73,12 @@ def fixed_values(
         clips: The training set.
         base_sha256: Fingerprint of the base model.
         num_processes: Of this training; half as many with twice the accumulation give the same steps.
+        section: Whose settings they are.
     """
+    tune = settings.finetune if section == "finetune" else settings.finetune_vae
     training_set = json.dumps([(clip.path.name, clip.prompt, clip.num_frames) for clip in clips])
-    values = {path: get_path(settings, path) for path in paths_that_invalidate("finetune")} | {
-        "processes x gradient_accumulation_steps": num_processes * settings.finetune.gradient_accumulation_steps,
+    values = {path: get_path(settings, path) for path in paths_that_invalidate(section)} | {
+        "processes x gradient_accumulation_steps": num_processes * tune.gradient_accumulation_steps,
         "base model": base_sha256,
         "training set": hashlib.sha256(training_set.encode("utf-8")).hexdigest()[:16],
     }
@@ -104,8 +113,8 @@ def state_of(checkpoint: Path | None, fixed: Mapping[str, str]) -> TrainingState
     return state
 
 
-def make_folder(run: RunFolder, checkpoint: Path | None) -> list[str]:
-    """Prepare `finetune/` for a new training, or for one that continues from a checkpoint in it.
+def make_folder(logs: Path, checkpoint: Path | None) -> list[str]:
+    """Prepare the folder of logs and checkpoints for a new training, or for one that continues from one of them.
 
     Files of a training that is not resumed are renamed, never deleted, and so are checkpoints after the one to continue
     from. The log itself drops its rows of steps that will be repeated.
@@ -113,7 +122,7 @@ def make_folder(run: RunFolder, checkpoint: Path | None) -> list[str]:
     Returns:
         Notes for the user.
     """
-    folder, notes = checkpoints_of(run), []
+    folder, notes = logs / CHECKPOINTS, []
     if checkpoint is not None and checkpoint.parent.resolve() == folder.resolve():
         _clear(folder)
         for later in whole_checkpoints(folder):
@@ -122,9 +131,9 @@ def make_folder(run: RunFolder, checkpoint: Path | None) -> list[str]:
                 notes.append(f"a later checkpoint is now {later.rename(f'{later}.left-{number}')}")
         point_last(folder / checkpoint.name)
         notes.insert(0, f"resumed from {checkpoint}")
-    elif run.finetune_logs.exists():
-        number = 1 + len(list(run.root.glob("finetune.interrupted-*")))
-        aside = run.finetune_logs.rename(run.root / f"finetune.interrupted-{number}")
+    elif logs.exists():
+        number = 1 + len(list(logs.parent.glob(f"{logs.name}.interrupted-*")))
+        aside = logs.rename(logs.with_name(f"{logs.name}.interrupted-{number}"))
         notes.append(f"an earlier training did not finish; its files are in {aside}")
     folder.mkdir(parents=True, exist_ok=True)
     return notes

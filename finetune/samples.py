@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from dreamgen.config.settings import Settings
 from dreamgen.data.seeds import derived_seed
 from dreamgen.data.video import write_video
+from dreamgen.models.trainable import TrainableWorldModel
 from dreamgen.models.world_model import Rejected
 from dreamgen.progress import log as log_message
 from dreamgen.run.run_folder import RunFolder
@@ -40,7 +41,7 @@ class Samples:
         self,
         accelerator: Accelerator,
         forward_module: torch.nn.Module,
-        trained: TrainableState,
+        trained: TrainableState[TrainableWorldModel],
         windows: Sequence[Window],
         inputs: StepInputs,
         settings: Settings,

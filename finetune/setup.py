@@ -98,7 +98,7 @@ def start_logs(
     notes = []
 
     def write() -> None:
-        notes.extend(make_folder(run, checkpoint))
+        notes.extend(make_folder(run.finetune_logs, checkpoint))
         run.record(settings, ["finetune"])
 
     on_main_process(accelerator, write)

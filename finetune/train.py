@@ -6,6 +6,7 @@ Axes: B batch, L tokens, D features.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,8 @@ from finetune.samples import Samples
 from finetune.schedule import learning_rate
 from finetune.setup import check_can_start, end_logs, make_accelerator, start_logs
 from finetune.stopping import on_main_process, stop_signals
-from finetune.training_log import TrainingLog
+from finetune.time_limit import TimeLimit
+from finetune.training_log import TrainingLog, read_steps
 from finetune.validate import Validation, hold_out
 from finetune.windows import TrainingClip, Window, all_windows, read_training_set
 
@@ -53,6 +55,7 @@ class Training:
         checkpoint: The one that the training continues from.
         validation: Measures the loss of held-out clips.
         samples: Generates from one of them.
+        time_limit: Ends the training before its last step.
     """
 
     settings: Settings
@@ -60,11 +63,12 @@ class Training:
     forward_module: torch.nn.Module
     inputs: StepInputs
     loader: DataLoader
-    trained: TrainableState
+    trained: TrainableState[TrainableWorldModel]
     start: TrainingState
     checkpoint: Path | None
     validation: Validation
     samples: Samples
+    time_limit: TimeLimit
 
 
 def finetune(settings: Settings, dry_run: bool = False, resume: bool = False) -> StageResult:
@@ -82,7 +86,7 @@ def finetune(settings: Settings, dry_run: bool = False, resume: bool = False) ->
     Raises:
         UserError: if the training set, the output folder, a checkpoint or a setting cannot be used.
     """
-    run, tune = RunFolder.of(settings), settings.finetune
+    start_s, run, tune = time.monotonic(), RunFolder.of(settings), settings.finetune
     check_size(settings)
     check_can_start(settings)
     clips = read_training_set(run, settings.video, tune.validation_clips)
@@ -98,7 +102,9 @@ def finetune(settings: Settings, dry_run: bool = False, resume: bool = False) ->
         source = resolve_world_model(settings.model, run)
     start = state_of(checkpoint, fixed_values(settings, clips, source.sha256, accelerator.num_processes))
     model = source.load_class().for_training(source, settings, accelerator.device)
-    inputs = prepare_inputs(settings, source, model, *needed(settings, clips, held_out), accelerator)
+    inputs = prepare_inputs(
+        settings, source, model, *needed(settings, clips, held_out), accelerator, dropped_text(source, tune)
+    )
     parameters = model.make_trainable()
     counts = count(settings, clips, held_out, accelerator.num_processes)
     loader = make_loader(
@@ -116,6 +122,7 @@ def finetune(settings: Settings, dry_run: bool = False, resume: bool = False) ->
     training = Training(
         settings, accelerator, forward_module, inputs, loader, trained, start, checkpoint,
         Validation(*watched, start.step), Samples(*watched),
+        TimeLimit(accelerator, tune.max_minutes, start_s, seconds_before(run, start.step)),
     )  # fmt: skip
     cost = source.load_class().training_cost(settings)
     flops = None if cost is None else cost.window_flops
@@ -126,6 +133,10 @@ def finetune(settings: Settings, dry_run: bool = False, resume: bool = False) ->
     if stopped is not None:
         end_logs(accelerator)
         return interrupted(settings, stopped, accelerator.num_processes, notes)
+    if log.last_step < tune.num_steps:
+        notes.append(f"the time was up after {log.last_step} of {tune.num_steps} steps")
+        settings = replace(settings, finetune=replace(tune, num_steps=log.last_step))
+        counts = count(settings, clips, held_out, accelerator.num_processes)
     write_adapter(training, source, counts, log.last_loss)
     end_logs(accelerator)
     return finished(training, counts, log, notes)
@@ -148,13 +159,14 @@ def take_steps(training: Training, log: TrainingLog) -> Path | None:
     training.validation.step(step, log)
     with stop_signals(accelerator) as stop_requested:
         for batch in training.loader:
+            time_share = training.time_limit.share()
             with accelerator.accumulate(training.forward_module):
                 loss = batch_loss(batch, training.trained.model, training.forward_module, training.inputs)
                 accelerator.backward(loss)
                 log.add(loss)
                 if accelerator.sync_gradients:
                     grad_norm = accelerator.clip_grad_norm_(parameters, tune.max_grad_norm)
-                    rate = learning_rate(step, tune)
+                    rate = learning_rate(step, tune, time_share) if time_share else learning_rate(step, tune)
                     set_learning_rate(optimizer, rate)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -163,11 +175,14 @@ def take_steps(training: Training, log: TrainingLog) -> Path | None:
             step += 1
             if average is not None:
                 average.step(parameters)
-            log.step(step, rate, grad_norm)
-            training.validation.step(step, log)
+            is_last = step == tune.num_steps or time_share >= 1
+            log.step(step, rate, grad_norm, is_last)
+            training.validation.step(step, log, is_last)
             training.samples.step(step, log)
             stop = stop_requested()
-            if step < tune.num_steps and (stop or step % tune.checkpoint_every == 0):
+            if is_last:
+                return None
+            if stop or step % tune.checkpoint_every == 0:
                 written = save_checkpoint(training, log, step)
                 if stop:
                     return written
@@ -188,7 +203,7 @@ def save_checkpoint(training: Training, log: TrainingLog, step: int) -> Path:
 
 def make_trainable_state(
     model: TrainableWorldModel, optimizer: torch.optim.Optimizer, tune: FinetuneSettings
-) -> TrainableState:
+) -> TrainableState[TrainableWorldModel]:
     """Return what the steps change, with its moving average if the settings want one."""
     trained = TrainableState(model, optimizer)
     if tune.ema_decay is None:
@@ -212,7 +227,7 @@ def batch_loss(
     """
     noise = batch["noise"]
     prompts = zip(batch["prompt"], noise.drop_text, strict=True)
-    text_BLD = inputs.prompts([None if dropped else prompt for prompt, dropped in prompts])
+    text_BLD = inputs.prompts([inputs.dropped if dropped else prompt for prompt, dropped in prompts])
     return model.loss(forward_module, inputs.encode(batch["content"]), text_BLD, noise).mean()
 
 
@@ -236,6 +251,8 @@ def write_adapter(training: Training, source: WorldModelSource, counts: dict[str
     def write() -> None:
         with atomic_folder(RunFolder.of(settings).adapter) as temporary, training.trained.averaged():
             training.trained.model.save_adapter(temporary)
+            if settings.finetune.save_pipeline and settings.finetune.method == "full":
+                training.trained.model.save_other_parts(temporary)
             write_card(temporary, settings, source, accelerator.device.type, counts, final_loss)
 
     on_main_process(accelerator, write)
@@ -244,13 +261,24 @@ def write_adapter(training: Training, source: WorldModelSource, counts: dict[str
 def finished(training: Training, counts: dict[str, Any], log: TrainingLog, notes: list[str]) -> StageResult:
     """Upload the adapter if the settings want it, and return the result; a failed upload makes it partial."""
     run, tune = RunFolder.of(training.settings), training.settings.finetune
-    metrics = {**counts, "final_loss": log.last_loss, "step_s": round(log.elapsed_s / tune.num_steps, 3)}
+    metrics = {**counts, "final_loss": log.last_loss, "step_s": round(log.elapsed_s / max(log.last_step, 1), 3)}
     upload_notes, is_uploaded = [], True
     if tune.push_to_hub is not None and training.accelerator.is_main_process:
         note, is_uploaded = push_adapter(run.adapter, tune.push_to_hub)
         upload_notes.append(note)
     outputs = {"adapter": run.adapter, "loss": run.finetune_logs / "loss.csv"}
     return StageResult("finetune", outputs, metrics, [*notes, *upload_notes], partial=not is_uploaded)
+
+
+def dropped_text(source: WorldModelSource, tune: FinetuneSettings) -> str | None:
+    """Return the prompt that stands for a dropped one; None: zeros."""
+    return source.load_class().default_negative_prompt if tune.dropped_text == "negative_prompt" else None
+
+
+def seconds_before(run: RunFolder, step: int) -> float:
+    """Return the seconds that a resumed training has taken up to a step."""
+    rows = read_steps(run.finetune_logs / "loss.csv", step) if step else []
+    return float(rows[-1]["seconds"]) if rows else 0.0
 
 
 def needed(

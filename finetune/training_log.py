@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import torch
 from accelerate import Accelerator
 
-from dreamgen.config.settings import FinetuneSettings
+from dreamgen.config.settings import FinetuneSettings, FinetuneVaeSettings
 from dreamgen.errors import UserError
 from dreamgen.progress import Progress
 from dreamgen.run.files import write_text
@@ -38,18 +38,20 @@ class TrainingLog:
         window_flops: Operations of training on one window; None omits MFU.
         done_steps: Steps that a resumed training has done; the file's lines up to there are kept.
         pending_losses: From `pending_losses` at that step.
+        name: Of the training, for the progress line.
     """
 
     def __init__(
         self,
         accelerator: Accelerator,
         path: Path,
-        tune: FinetuneSettings,
+        tune: FinetuneSettings | FinetuneVaeSettings,
         window_flops: float | None = None,
         done_steps: int = 0,
         pending_losses: Sequence[float] = (),
+        name: str = "finetune",
     ) -> None:
-        self.last_loss = math.nan
+        self.last_loss, self.last_step = math.nan, done_steps
         self._accelerator, self._tune = accelerator, tune
         own = pending_losses[accelerator.process_index :: accelerator.num_processes]
         self._losses = list(torch.tensor(own, dtype=torch.float32, device=accelerator.device))
@@ -63,7 +65,7 @@ class TrainingLog:
             if kept:
                 self.last_loss, before_s = float(kept[-1]["loss"]), float(kept[-1]["seconds"])
             self._stream = start_table(path, COLUMNS, kept)
-            self._progress = Progress("finetune", tune.num_steps - done_steps, "steps")
+            self._progress = Progress(name, tune.num_steps - done_steps, "steps")
         self._start_s = time.monotonic() - before_s
         self._line_step, self._line_s = done_steps, time.monotonic()
 
@@ -71,18 +73,20 @@ class TrainingLog:
         """Record the loss of one batch; it stays on its device until the next line."""
         self._losses.append(loss.detach())
 
-    def step(self, step: int, learning_rate: float, grad_norm: torch.Tensor | float) -> None:
+    def step(self, step: int, learning_rate: float, grad_norm: torch.Tensor | float, is_last: bool = False) -> None:
         """Count an optimizer step, and write a line if one is due.
 
         Args:
             step: 1 for the first.
             learning_rate: Of the step.
             grad_norm: Before clipping.
+            is_last: Whether the training ends with it.
 
         Raises:
             UserError: if the loss is no longer a number.
         """
-        if step % self._tune.log_every == 0 or step == self._tune.num_steps:
+        self.last_step = step
+        if step % self._tune.log_every == 0 or is_last or step == self._tune.num_steps:
             self._write_line(step, learning_rate, grad_norm)
         if self._progress is not None:
             self._progress.add(note=f"loss {self.last_loss:.4f}" if math.isfinite(self.last_loss) else "")

@@ -105,7 +105,7 @@ class Validation:
         self,
         accelerator: Accelerator,
         forward_module: torch.nn.Module,
-        trained: TrainableState,
+        trained: TrainableState[TrainableWorldModel],
         windows: Sequence[Window],
         inputs: StepInputs,
         settings: Settings,
@@ -118,15 +118,16 @@ class Validation:
         if windows and accelerator.is_main_process:
             start_table(self._path, COLUMNS, read_steps(self._path, done_steps)).close()
 
-    def step(self, step: int, log: TrainingLog) -> None:
+    def step(self, step: int, log: TrainingLog, is_last: bool = False) -> None:
         """Measure if it is due, with the weights as they are.
 
         Args:
             step: Optimizer steps done, 0 before the first.
             log: Its clock stops meanwhile.
+            is_last: Whether the training ends with it.
         """
         tune = self._settings.finetune
-        is_due = step % tune.validate_every == 0 or step == tune.num_steps
+        is_due = step % tune.validate_every == 0 or is_last or step == tune.num_steps
         if not self._windows or not is_due or step == self._last_step:
             return
         self._last_step = step

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -129,11 +130,15 @@ def choose_window(
         The window; the same arguments give the same window in any process.
     """
     epoch, position = divmod(sample_index, len(clips))
-    order = np.random.default_rng(derived_seed(seed, "order", epoch)).permutation(len(clips))
-    index = int(order[position])
+    index = int(_order(seed, epoch, len(clips))[position])
     starts = window_starts(clips[index], num_frames, windows_per_clip)
     drawn = np.random.default_rng(derived_seed(seed, "start", epoch, index)).integers(len(starts))
     return Window(clips[index], starts[int(drawn)])
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, num_clips: int) -> np.ndarray:
+    return np.random.default_rng(derived_seed(seed, "order", epoch)).permutation(num_clips)
 
 
 def read_window(window: Window, num_frames: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dreamgen.config.options import option, section
 from dreamgen.extensions.export_format import EXPORT_FORMATS
@@ -78,6 +78,10 @@ class PrepareSettings:
         "how actions are resampled to another frame rate: absolute targets are selected, deltas summed or split",
         invalidates=("prepare", "export"),
     )  # fmt: skip
+    num_workers: int | None = option(
+        None, "processes that read and encode clips; default: one per core, or one for up to 64 clips", ge=1,
+        scope="machine",
+    )  # fmt: skip
     caption_length: Literal["long", "medium", "short"] = option("long", "which text of captions/*.json to use")
 
 
@@ -101,6 +105,13 @@ class FinetuneSettings:
     )
     lora: LoraSettings = section(LoraSettings)
     num_steps: int = option(2000, "optimizer steps", ge=1)
+    max_minutes: float | None = option(
+        None,
+        "end the training after this time, reading and encoding included, if that is before num_steps; the learning "
+        "rate decays by then",
+        gt=0,
+        invalidates=(),
+    )
     batch_size: int = option(1, "windows per batch on each GPU", ge=1)
     gradient_accumulation_steps: int = option(
         1, "batches accumulated for one optimizer step", ge=1, invalidates=()
@@ -119,12 +130,21 @@ class FinetuneSettings:
         1e-4, "timestep of the conditioning frames; a negative value uses the timestep of the noise", le=1
     )
     text_dropout: float = option(0.2, "probability of training a window without its text", ge=0, le=1)
+    dropped_text: Literal["zeros", "negative_prompt"] = option(
+        "zeros",
+        "what a window without its text is trained with: zeros, or the model's default negative prompt, so that it "
+        "can guide a model that is trained from scratch",
+    )
     cache: Literal["disk", "none"] = option(
         "disk", "disk: encode each window and prompt once and keep them; none: encode at every step, for large data"
     )
     cache_dir: str | None = option(
         None, "folder of the cache, to share it between runs; default: cache/ of the run", scope="machine"
     )
+    cache_ram_gib: float = option(
+        16.0, "RAM for cached windows of each process; those that fit are read from the disk once", ge=0,
+        scope="machine",
+    )  # fmt: skip
     windows_per_clip: int = option(
         4, "cached windows per clip, evenly spaced; each visit draws one (4 MB each at 432 x 768 x 93 in bf16)", ge=1
     )
@@ -156,9 +176,61 @@ class FinetuneSettings:
     sample_every: int = option(
         0, "optimizer steps between clips generated from a held-out first frame; 0: none", ge=0, invalidates=()
     )
+    save_pipeline: bool = option(
+        False,
+        "with method full: complete the result with the model's other parts, so that --model.path can name its folder",
+        invalidates=(),
+    )
     push_to_hub: str | None = option(
         None, "hub id that the finished adapter is uploaded to; a new repository is private", invalidates=()
     )
+
+
+@dataclass(frozen=True)
+class FinetuneVaeSettings:
+    """Training set -> VAE (reconstruction of whole clips)."""
+
+    gradient_accumulation_steps: ClassVar[int] = 1
+    config: str | None = option(
+        None,
+        "train from scratch with the sizes in `vae:` of this YAML file or preset of configs/models; default: continue "
+        "from the VAE of the model",
+    )
+    num_steps: int = option(20000, "optimizer steps", ge=1)
+    max_minutes: float | None = option(
+        None,
+        "end the training after this time, reading included, if that is before num_steps; the learning rate decays by "
+        "then",
+        gt=0,
+        invalidates=(),
+    )
+    batch_size: int = option(8, "windows per step on each GPU", ge=1)
+    learning_rate: float = option(5e-4, "peak learning rate of AdamW", gt=0)
+    weight_decay: float = option(1e-4, "weight decay of AdamW", ge=0)
+    max_grad_norm: float = option(1.0, "gradient clipping norm", gt=0)
+    warmup_steps: int = option(200, "optimizer steps of linear warm-up; at most half of num_steps are used", ge=0)
+    decay_from: float = option(1.0, "learning-rate multiplier right after the warm-up", ge=0)
+    decay_to: float = option(0.02, "learning-rate multiplier at the end", ge=0)
+    moving_weight: float = option(2.0, "additional weight of pixels that move", ge=0)
+    detail_weight: float = option(
+        3.0, "additional weight of small things: pixels unlike their neighborhood, moving or not", ge=0
+    )
+    error_weight: float = option(0.25, "additional weight of pixels whose error is above the mean", ge=0)
+    gradient_weight: float = option(0.5, "weight of the differences between neighboring pixels and frames", ge=0)
+    kl_weight: float = option(3e-5, "weight of the KL divergence, averaged over the latents", ge=0)
+    ema_decay: float | None = option(
+        0.999, "write an exponential moving average of the weights with this decay", gt=0, lt=1
+    )
+    ram_gib: float = option(
+        32.0, "RAM for decoded windows; those that do not fit are decoded at each step", ge=0, scope="machine"
+    )
+    num_workers: int = option(4, "data loading processes per GPU", ge=0, scope="machine")
+    compile: bool = option(True, "compile normalization and activation on a GPU", invalidates=())
+    log_every: int = option(50, "optimizer steps between logged losses", ge=1, invalidates=())
+    checkpoint_every: int = option(2000, "optimizer steps between checkpoints", ge=1, invalidates=())
+    keep_checkpoints: int = option(2, "newest checkpoints to keep", ge=1, invalidates=())
+    validation_clips: int = option(0, "clips held out of training to measure PSNR; chosen by the seed", ge=0)
+    validate_every: int = option(1000, "optimizer steps between validations", ge=1, invalidates=())
 
 
 @dataclass(frozen=True)
@@ -393,6 +465,7 @@ class Settings:
     video: VideoSettings = section(VideoSettings)
     prepare: PrepareSettings = section(PrepareSettings)
     finetune: FinetuneSettings = section(FinetuneSettings)
+    finetune_vae: FinetuneVaeSettings = section(FinetuneVaeSettings)
     idm: IdmSettings = section(IdmSettings)
     plan: PlanSettings = section(PlanSettings)
     generate: GenerateSettings = section(GenerateSettings)

@@ -140,6 +140,9 @@ class TrainableWorldModel(ABC):
     def save_adapter(self, folder: Path) -> None:
         """Write the trained weights into an existing folder, as `dreamgen.models.adapter_files` describes."""
 
+    def save_other_parts(self, folder: Path) -> None:  # noqa: B027
+        """Complete a folder that holds the whole trained network, so that it is a model of its own."""
+
     @abstractmethod
     def load_adapter(self, weights: dict[str, torch.Tensor]) -> list[str]:
         """Set the trained weights from the tensors of the files that `save_adapter` wrote.

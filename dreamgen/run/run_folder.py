@@ -78,6 +78,8 @@ class RunFolder:
     cache = _Below("cache")
     adapter = _Below("adapter")
     finetune_logs = _Below("finetune")
+    vae = _Below("vae")
+    finetune_vae_logs = _Below("finetune_vae")
     idm = _Below("idm")
     first_frames = _Below("first_frames")
     texts = _Below("texts")

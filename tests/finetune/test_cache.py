@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from dreamgen.data.video import write_video
 from dreamgen.errors import UserError
 from dreamgen.models.adapter_files import adapter_sha256
+from dreamgen.models.cosmos_predict25 import whole_clip
 from dreamgen.models.cosmos_predict25.loading import load_pipeline
 from dreamgen.models.world_model import resolve_world_model
 from dreamgen.run.run_folder import RunFolder
 from finetune import finetune
-from finetune.cache import Cache, encode_prompt, encode_window, missing_share, read_tensor, write_tensor
+from finetune.cache import Cache, encode_prompt, encode_windows, missing_share, read_tensor, write_tensor
 from finetune.train import batch_loss, needed
 from finetune.windows import read_training_set
 from tests.finetune.conftest import FPS, HEIGHT, NUM_FRAMES, WIDTH, training_settings, write_training_set
@@ -45,7 +47,7 @@ def encoded(monkeypatch):
 
         monkeypatch.setattr(cls, method, counted)
 
-    counting(AutoencoderKLWan, "encode", "windows")
+    counting(whole_clip, "encode_moments", "windows")
     counting(Qwen2_5_VLForConditionalGeneration, "forward", "prompts")
     return counts
 
@@ -219,14 +221,13 @@ def test_processes_share_the_work_and_nothing_is_left(world, tmp_path):
     assert set(shares[0][0]).isdisjoint(shares[1][0]) and set(shares[0][1]).isdisjoint(shares[1][1])
     assert abs(len(shares[0][0]) - len(shares[1][0])) <= 1
     cache.model.load_encoders(text_encoder=True)
-    for window in shares[0][0]:
-        encode_window(cache, window)
+    threads = ThreadPoolExecutor(2)
+    encode_windows(cache, shares[0][0], threads)
     for prompt in shares[0][1]:
         encode_prompt(cache, prompt)
     # The second looks again only now, when the first has written; what it has to do is the same.
     assert missing_share(cache, windows, prompts, 1, 2) == shares[1]
-    for window in shares[1][0]:
-        encode_window(cache, window)
+    encode_windows(cache, shares[1][0], threads)
     for prompt in shares[1][1]:
         encode_prompt(cache, prompt)
     assert missing_share(cache, windows, prompts) == ([], [])

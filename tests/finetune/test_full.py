@@ -66,3 +66,16 @@ def test_other_weights_have_another_hash_and_another_size_is_refused(world, tmp_
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="damaged"):
         load_pipeline(WorldModelSource("tiny", str(world), None, ""), settings.model, adapter=tmp_path / "b/adapter")
+
+
+def test_a_saved_pipeline_is_a_model_of_its_own(world, tmp_path):
+    write_training_set(tmp_path)
+    tune = {**FULL, "num_steps": 50, "max_minutes": 1e-6, "save_pipeline": True, "dropped_text": "negative_prompt"}
+    result = finetune(training_settings(tmp_path, world, finetune=tune | {"text_dropout": 1.0}))
+    assert result.metrics["num_steps"] == 1 and "the time was up after 1 of 50 steps" in result.notes
+    pipe = Cosmos2_5_PredictBasePipeline.from_pretrained(tmp_path / "adapter", safety_checker=NoSafetyChecker())
+    trained = CosmosTransformer3DModel.from_pretrained(tmp_path / "adapter/transformer").state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in pipe.transformer.state_dict().items())
+    settings = training_settings(tmp_path / "next", tmp_path / "adapter")
+    loaded = load_pipeline(WorldModelSource("own", str(tmp_path / "adapter"), None, ""), settings.model)
+    assert loaded.text_encoder is not None

@@ -27,3 +27,10 @@ def test_the_warm_up_is_at_most_half_of_a_short_training():
 
 def test_one_step_has_a_rate():
     assert rates(num_steps=1) == [pytest.approx(2 * 0.2)]
+
+
+def test_the_time_moves_the_decay_forward_and_never_back():
+    tune = FinetuneSettings(learning_rate=2.0, num_steps=100, warmup_steps=10, decay_from=1.0, decay_to=0.0)
+    assert learning_rate(20, tune, time_share=0.5) == pytest.approx(1.0)
+    assert learning_rate(90, tune, time_share=0.5) == learning_rate(90, tune) < 1.0
+    assert learning_rate(20, tune, time_share=1.2) == pytest.approx(0.0)

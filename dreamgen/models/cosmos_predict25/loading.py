@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from dreamgen.models.cosmos_predict25.safety import make_safety_checker
 from dreamgen.models.devices import resolve_device, torch_dtype
 from dreamgen.models.loader_logging import quiet_loaders
 from dreamgen.models.world_model import WorldModelSource
+from dreamgen.run.files import read_json
 
 # diffusers accepts None for every part of a pipeline and does not say so in its types.
 WITHOUT_TEXT_ENCODER: dict[str, Any] = {"text_encoder": None, "tokenizer": None}
@@ -103,6 +105,16 @@ def load_transformer(
     return transformer.requires_grad_(False).eval().to(device or resolve_device(model.device))
 
 
+def load_vae(source: WorldModelSource) -> AutoencoderKLWan:
+    """Load the VAE alone, in float32 on the CPU.
+
+    Raises:
+        UserError: if the model cannot be loaded.
+    """
+    with _loading(source):
+        return _from_pretrained(AutoencoderKLWan, "vae", source, torch_dtype=torch.float32, use_safetensors=True)
+
+
 def empty_transformer(source: WorldModelSource) -> CosmosTransformer3DModel:
     """Create the transformer's layers without their weights, to compare shapes with.
 
@@ -124,6 +136,26 @@ def latent_statistics(source: WorldModelSource) -> tuple[list[float], list[float
     with _loading(source):
         config = _config(AutoencoderKLWan, "vae", source)
     return config["latents_mean"], config["latents_std"]
+
+
+def save_other_parts(source: WorldModelSource, folder: Path) -> None:
+    """Copy everything of a pipeline except its transformer.
+
+    Args:
+        source: Its model_index.json, VAE, text encoder, tokenizer and scheduler are copied.
+        folder: With `transformer/`; it becomes a pipeline that `from_pretrained` loads.
+
+    Raises:
+        UserError: if the model cannot be read.
+    """
+    with _loading(source):
+        root = Path(source.path)
+        if not root.is_dir():
+            root = Path(Cosmos2_5_PredictBasePipeline.download(source.path, revision=source.revision))
+        for name, entry in read_json(root / "model_index.json").items():
+            if isinstance(entry, list) and entry[0] is not None and name != "transformer" and (root / name).is_dir():
+                shutil.copytree(root / name, folder / name)
+        shutil.copyfile(root / "model_index.json", folder / "model_index.json")
 
 
 def _load_part(cls: Any, name: str, source: WorldModelSource, model: ModelSettings) -> Any:

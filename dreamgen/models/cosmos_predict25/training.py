@@ -23,7 +23,12 @@ from dreamgen.models.cosmos_predict25.adapter import ADAPTER_NAME, add_adapter, 
 from dreamgen.models.cosmos_predict25.dora import use_closed_form
 from dreamgen.models.cosmos_predict25.flow import NoiseSample, VelocityModel, flow_input, flow_loss, sample_noise
 from dreamgen.models.cosmos_predict25.latents import LatentScale, decode, latent_shape, vae_means
-from dreamgen.models.cosmos_predict25.loading import latent_statistics, load_pipeline, load_transformer
+from dreamgen.models.cosmos_predict25.loading import (
+    latent_statistics,
+    load_pipeline,
+    load_transformer,
+    save_other_parts,
+)
 from dreamgen.models.cosmos_predict25.safety import make_safety_checker
 from dreamgen.models.cosmos_predict25.text import NUM_TOKENS, encode_text
 from dreamgen.models.cosmos_predict25.training_cost import policies_for
@@ -147,6 +152,9 @@ class CosmosTraining(TrainableWorldModel):
 
     def save_adapter(self, folder: Path) -> None:
         save_adapter(self.network, folder)
+
+    def save_other_parts(self, folder: Path) -> None:
+        save_other_parts(self._source, folder)
 
     def load_adapter(self, weights: dict[str, torch.Tensor]) -> list[str]:
         parameters = {name: value for name, value in self.network.named_parameters() if value.requires_grad}

@@ -116,11 +116,10 @@ def _resample(layer: Any, x_BCTHW: torch.Tensor) -> torch.Tensor:
             .reshape(batch, channels // 2, 2 * frames, height, width)
         )
         x_BCTHW = torch.cat([x_BCTHW[:, :, :1], later_BCTHW], dim=2)
-        x_BCTHW = x_BCTHW.contiguous(memory_format=torch.channels_last_3d)
-    x_BCTHW = _each_frame(layer.resample, x_BCTHW)
+    x_BCTHW = _each_frame(layer.resample, x_BCTHW.contiguous(memory_format=torch.channels_last_3d))
     if layer.mode == "downsample3d" and x_BCTHW.shape[2] > 1:
         x_BCTHW = torch.cat([x_BCTHW[:, :, :1], layer.time_conv(x_BCTHW)], dim=2)
-    return x_BCTHW
+    return x_BCTHW.contiguous(memory_format=torch.channels_last_3d)
 
 
 def _each_frame(module: torch.nn.Module, x_BCTHW: torch.Tensor) -> torch.Tensor:
