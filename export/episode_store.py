@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 
 from dreamgen.data.lerobot.image_statistics import LEVELS, ImageHistogram
 from dreamgen.data.lerobot.statistics import Range
+from dreamgen.data.trajectory import read_columns
 from dreamgen.data.video import VideoInfo
 from dreamgen.run.files import atomic_file
 from export.clip_video import ClipVideo
 from export.clips import Clip
-from export.episodes import ExportEpisode, read_small
+from export.episodes import ExportEpisode
 
 VECTORS = ("action", "state")
 _LIGHT = {
@@ -147,7 +148,7 @@ class EpisodeStore(Sequence[ExportEpisode]):
         bounds = np.searchsorted(self.part_E, np.arange(len(self.parts) + 1)).tolist()
         for path, (start, stop) in zip(self.parts, itertools.pairwise(bounds), strict=True):
             if start < stop:
-                table = read_small(path, columns)
+                table = read_columns(path, columns)
                 for number in range(start, stop):
                     yield number, table.slice(self.row_E[number], 1)
 

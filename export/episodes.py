@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dreamgen.data.lerobot.image_statistics import ImageHistogram
 from dreamgen.data.trajectory import read_trajectory
@@ -69,12 +67,6 @@ class ExportEpisode:
     def instruction(self) -> str:
         """The task in words."""
         return self.clip.instruction
-
-
-def read_small(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a small parquet file in this thread: to wake others takes longer than reading."""
-    with pq.ParquetFile(path, pre_buffer=False) as file:
-        return file.read(columns, use_threads=False)
 
 
 def read_label(path: Path, include_state: bool) -> tuple[np.ndarray, np.ndarray | None]:

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from dreamgen.data.lerobot.statistics import Range
+from dreamgen.data.trajectory import read_columns
 from dreamgen.errors import UserError
 from dreamgen.progress import Progress
 from dreamgen.run.records import RobotFeatures
 from export.clip_video import inspect_clip
 from export.clips import GENERATED, REAL, Clip
 from export.episode_store import LIGHT_COLUMNS, VECTORS, EpisodeStore, accepted_row, error_row, write_part
-from export.episodes import label_again, read_label, read_small
+from export.episodes import label_again, read_label
 from export.workers import Workers
 
 CLIPS_PER_PART = 16  # fixed, so that the number of workers changes no file
@@ -74,7 +75,7 @@ def inspect_clips(part: Path, clips: Sequence[Clip], include_state: bool, lerobo
         How many may become episodes, and how many cannot.
     """
     if part.exists():
-        errors = read_small(part, ["error"])["error"]
+        errors = read_columns(part, ["error"])["error"]
         return errors.null_count, len(errors) - errors.null_count
     rows = [_inspected_row(clip, include_state, lerobot_sample) for clip in clips]
     write_part(part, rows)
@@ -117,7 +118,7 @@ def number_episodes(
     errors: list[str] = []
     first: dict[str, Any] | None = None
     for number, part in enumerate(parts):
-        for row_number, row in enumerate(read_small(part, LIGHT_COLUMNS).to_pylist()):
+        for row_number, row in enumerate(read_columns(part, LIGHT_COLUMNS).to_pylist()):
             problem = row["error"] or _mismatch(row, first, features)
             if problem:
                 errors.append(problem)

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dreamgen.config.settings import Settings
 from dreamgen.data.seeds import derived_seed
+from dreamgen.data.trajectory import read_schema, read_trajectory
 from dreamgen.data.video import iter_frames
 from dreamgen.errors import Problems, UserError
 from dreamgen.models.idm.model import small_frames
@@ -55,7 +54,7 @@ def read_episodes(run: RunFolder, settings: Settings) -> list[IdmEpisode]:
     """
     clips = read_training_set(run, settings.video)
     tables = {clip: run.train / "trajectories" / f"{clip.path.stem}.parquet" for clip in clips}
-    with_actions = [clip for clip in clips if tables[clip].is_file() and "action" in pq.read_schema(tables[clip]).names]
+    with_actions = [clip for clip in clips if tables[clip].is_file() and "action" in read_schema(tables[clip]).names]
     if not with_actions:
         raise UserError(
             f"{run.train / 'trajectories'} has no actions, so label has no model to train",
@@ -131,27 +130,12 @@ def _read_all_vectors(
 
 
 def _read_vectors(path: Path, num_frames: int, want_state: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged or is not parquet", actual=str(error).splitlines()[0]) from None
-    if table.num_rows != num_frames:
-        raise UserError(
-            f"{path} does not fit its clip", actual=f"{table.num_rows} rows", allowed=f"{num_frames} frames"
-        )
-    action_TA = _stacked(table, "action", path)
-    has_state = want_state and "observation.state" in table.column_names
-    return action_TA, _stacked(table, "observation.state", path) if has_state else None
-
-
-def _stacked(table: pa.Table, name: str, path: Path) -> np.ndarray:
-    try:
-        values_TD = np.asarray(table[name].to_pylist(), dtype=np.float32)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: {name} is not one vector of numbers a row", actual=error) from None
-    if values_TD.ndim != 2 or not values_TD.shape[1] or not np.isfinite(values_TD).all():
-        raise UserError(f"{path}: {name} is not one finite vector a row", actual=f"shape {values_TD.shape}")
-    return values_TD
+    rows = read_trajectory(path, include_state=want_state)
+    if rows.action_TA is None:
+        raise UserError(f"{path} has no column action")
+    if rows.num_rows != num_frames:
+        raise UserError(f"{path} does not fit its clip", actual=f"{rows.num_rows} rows", allowed=f"{num_frames} frames")
+    return rows.action_TA, rows.state_TS
 
 
 def _check_memory(num_frames: int, image_px: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,10 +50,7 @@ def curate_clip(clip: ClipContext, limits: CurateSettings, judges: LoadedJudges)
         try:
             reasons = _measure(clip, limits, metrics) or _judge(clip, limits, judges, metrics)
         except Exception as error:
-            return JournalRecord(
-                clip.job.clip_id, "curate", "failed", error=f"{type(error).__name__}: {error}",
-                traceback=traceback.format_exc(), file=file, metrics=metrics,
-            )  # fmt: skip
+            return JournalRecord.of_error(clip.job.clip_id, "curate", error, file=file, metrics=metrics)
     status = "rejected" if reasons else "ok"
     reason = "; ".join(reasons) or None
     return JournalRecord(clip.job.clip_id, "curate", status, reason=reason, file=file, metrics=metrics)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -68,10 +67,7 @@ def make_clip(generator: ClipGenerator, job: Job) -> JournalRecord:
     except Exception as error:  # one clip's failure does not end the run
         if stop := storage_error(error, file):
             raise stop from error
-        return JournalRecord(
-            job.clip_id, STAGE, "failed", error=f"{type(error).__name__}: {error}",
-            traceback=traceback.format_exc(), metrics=metrics, worker=worker,
-        )  # fmt: skip
+        return JournalRecord.of_error(job.clip_id, STAGE, error, metrics=metrics, worker=worker)
     relative = str(file.relative_to(run.root))
     return JournalRecord(job.clip_id, STAGE, "ok", file=relative, metrics=metrics, worker=worker)
 
@@ -94,10 +90,7 @@ def encode_prompt(generator: ClipGenerator, task: PromptTask) -> JournalRecord:
             text_1LD = generator.model.encode_prompt(task.prompt)
         write_text(generator.run, task.clip_id, text_1LD)
     except Exception as error:  # the driver reports it
-        return JournalRecord(
-            task.clip_id, STAGE, "failed", error=f"{type(error).__name__}: {error}",
-            traceback=traceback.format_exc(), worker=worker,
-        )  # fmt: skip
+        return JournalRecord.of_error(task.clip_id, STAGE, error, worker=worker)
     return JournalRecord(task.clip_id, STAGE, "ok", worker=worker)
 
 

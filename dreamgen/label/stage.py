@@ -6,22 +6,19 @@ Axes: T frames, A action, S state. A `video_THWC` is uint8, 0-255, RGB.
 from __future__ import annotations
 
 import os
-import traceback
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dreamgen.config.settings import Settings
 from dreamgen.data.clip_context import ClipContext
+from dreamgen.data.trajectory import Trajectory, write_trajectory
 from dreamgen.errors import UserError
 from dreamgen.models.devices import resolve_device
 from dreamgen.models.idm.model import WEIGHTS_NAME, InverseDynamics
 from dreamgen.progress import log
 from dreamgen.run.clip_pass import ClipStage, process_clips
-from dreamgen.run.files import atomic_file, sha256_of_file
+from dreamgen.run.files import sha256_of_file
 from dreamgen.run.jobs import JobRows, generated_jobs, with_records
 from dreamgen.run.records import Job, JournalRecord, StageResult, Status
 from dreamgen.run.run_folder import RunFolder
@@ -138,12 +135,10 @@ def label_clip(clip: ClipContext, model: InverseDynamics, made_by: dict[str, Any
     worker, path = f"{os.uname().nodename}:{os.getpid()}", run.label_file(clip_id)
     try:
         action_TA, state_TS = model.predict(clip.video_THWC)
-        write_labels(path, action_TA, state_TS if made_by["has_state"] else None)
+        trajectory = Trajectory(len(action_TA), state_TS if made_by["has_state"] else None, action_TA)
+        write_trajectory(path, trajectory)
     except Exception as error:
-        return JournalRecord(
-            clip_id, STAGE, "failed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc(),
-            worker=worker,
-        )  # fmt: skip
+        return JournalRecord.of_error(clip_id, STAGE, error, worker=worker)
     actions = model.config.actions
     margin_A = np.subtract(actions.high, actions.low) * 0.01 + 1e-6
     outside_TA = (action_TA < np.asarray(actions.low) - margin_A) | (action_TA > np.asarray(actions.high) + margin_A)
@@ -156,12 +151,3 @@ def label_clip(clip: ClipContext, model: InverseDynamics, made_by: dict[str, Any
     }
     file = str(path.relative_to(run.root))
     return JournalRecord(clip_id, STAGE, "ok", file=file, metrics=metrics, worker=worker)
-
-
-def write_labels(path: Path, action_TA: np.ndarray, state_TS: np.ndarray | None) -> None:
-    """Write `action` and, where given, `observation.state` as lists of float32, one row a frame, atomically."""
-    columns = {"action": pa.array(list(action_TA), pa.list_(pa.float32()))}
-    if state_TS is not None:
-        columns["observation.state"] = pa.array(list(state_TS), pa.list_(pa.float32()))
-    with atomic_file(path) as temporary:
-        pq.write_table(pa.table(columns), temporary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -186,6 +187,12 @@ class JournalRecord:
     attempt: int = 1
     worker: str | None = None
     time_s: float = 0.0
+
+    @classmethod
+    def of_error(cls, clip_id: str, stage: str, error: Exception, **values: Any) -> JournalRecord:
+        """Return the record of a failure; called while the error is handled, as it takes the traceback."""
+        text = f"{type(error).__name__}: {error}"
+        return cls(clip_id, stage, "failed", error=text, traceback=traceback.format_exc(), **values)
 
     def to_json(self) -> str:
         """Return the record as one line of JSON without empty fields."""

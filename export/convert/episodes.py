@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from dreamgen.data.frames import FrameReader
 from dreamgen.data.images import decode_image
-from dreamgen.data.lerobot.episode_source import EpisodeRecord, EpisodeSource
+from dreamgen.data.lerobot.episode_source import EpisodeRecord, EpisodeSource, sliced
 from dreamgen.data.lerobot.image_statistics import ImageHistogram, sampled_frames
 from dreamgen.data.lerobot.lines import EpisodeLines
 from dreamgen.data.lerobot.statistics import Columns, Range, Statistics, as_lists, merge_statistics
@@ -55,11 +55,8 @@ class ConvertedEpisodes(EpisodeSource):
     version: str
 
     def __getitem__(self, which: slice) -> ConvertedEpisodes:
-        return replace(
-            self, dataset=self.dataset[which], extras=self.extras[which], images=self.images[which],
-            camera_videos={camera: own[which] for camera, own in self.camera_videos.items()},
-            num_frames_N=self.num_frames_N[which], data_bytes_N=self.data_bytes_N[which],
-        )  # fmt: skip
+        camera_videos = {camera: own[which] for camera, own in self.camera_videos.items()}
+        return replace(sliced(self, which, "dataset", "extras", "images"), camera_videos=camera_videos)
 
     def __iter__(self) -> Iterator[EpisodeRecord]:
         rows = zip(read_rows(self.dataset, self.version), self.extras.rows(), self.images.rows(), strict=True)

@@ -43,10 +43,6 @@ class SourceVideos(VideoSource):
     folder: Path
     is_reencoded_N: np.ndarray
 
-    def __getitem__(self, which: slice | np.ndarray) -> SourceVideos:
-        columns = {name: values[which] for name, values in vars(self).items() if name.endswith("_N")}
-        return replace(self, episodes=self.episodes[which], **columns)
-
     def __iter__(self) -> Iterator[VideoSpan]:
         return map(self.span, range(len(self.episodes)))
 

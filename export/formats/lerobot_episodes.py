@@ -6,7 +6,7 @@ Axes: N episodes, T frames.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,10 +37,6 @@ class ClipVideos(VideoSource):
 
     episodes: EpisodeStore
     camera: int
-
-    def __getitem__(self, which: slice) -> ClipVideos:
-        columns = {name: values[which] for name, values in vars(self).items() if name.endswith("_N")}
-        return replace(self, episodes=self.episodes[which], **columns)
 
     def __iter__(self) -> Iterator[VideoSpan]:
         return (VideoSpan(clip.videos[self.camera], num_frames) for _, num_frames, clip in self.episodes.clips())
@@ -74,10 +70,6 @@ class StoredEpisodes(EpisodeSource):
             num_frames_N=episodes.num_frames_E,
             data_bytes_N=episodes.num_frames_E * (4 * num_dims + BYTES_OF_INDEX), episodes=episodes, version=version,
         )  # fmt: skip
-
-    def __getitem__(self, which: slice) -> StoredEpisodes:
-        columns = {name: values[which] for name, values in vars(self).items() if name.endswith("_N")}
-        return replace(self, episodes=self.episodes[which], **columns)
 
     def __iter__(self) -> Iterator[EpisodeRecord]:
         for episode in self.episodes:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
 
 from dreamgen.data.lerobot.statistics import Columns, Statistics
 from dreamgen.data.lerobot.video import VideoSpan
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,12 @@ class EpisodeRecord:
     extras: dict[str, Any] = field(default_factory=dict)
 
 
+def sliced[Source: DataclassInstance](source: Source, which: slice | np.ndarray, *others: str) -> Source:
+    """Return a part of a source: of its columns, which end in _N, of `episodes`, and of the other fields named."""
+    names = [name for name in vars(source) if name.endswith("_N") or name in ("episodes", *others)]
+    return replace(source, **{name: getattr(source, name)[which] for name in names})
+
+
 @dataclass(frozen=True)
 class VideoSource(ABC):
     """The videos of one camera, in the order of the episodes; a slice is pickled and sent to a worker.
@@ -59,9 +68,9 @@ class VideoSource(ABC):
     encoding_N: np.ndarray
     delay_N: np.ndarray
 
-    @abstractmethod
-    def __getitem__(self, which: slice) -> VideoSource:
+    def __getitem__(self, which: slice | np.ndarray) -> Self:
         """Return the videos of some of the episodes."""
+        return sliced(self, which)
 
     @abstractmethod
     def __iter__(self) -> Iterator[VideoSpan]:
@@ -97,9 +106,9 @@ class EpisodeSource(ABC):
     def __len__(self) -> int:
         return len(self.num_frames_N)
 
-    @abstractmethod
-    def __getitem__(self, which: slice) -> EpisodeSource:
+    def __getitem__(self, which: slice) -> Self:
         """Return some of the episodes."""
+        return sliced(self, which)
 
     @abstractmethod
     def __iter__(self) -> Iterator[EpisodeRecord]:
