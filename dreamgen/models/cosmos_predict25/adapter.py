@@ -6,15 +6,18 @@ If all weights were trained, the whole transformer takes the adapter's place: `t
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
 from diffusers import Cosmos2_5_PredictBasePipeline, CosmosTransformer3DModel
 from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.lora.layer import LoraLayer
 from safetensors import SafetensorError, safe_open
 
 from dreamgen.errors import UserError
-from dreamgen.models.adapter_files import FULL_NAME, WEIGHTS_NAME, adapter_file, is_full
+from dreamgen.models.adapter_files import FULL_NAME, WEIGHTS_NAME, is_full, weight_files
+from dreamgen.models.cosmos_predict25.adapter_layouts import AdapterWeights, read_adapter
 from dreamgen.models.loader_logging import quiet_loaders
 
 ADAPTER_NAME = "dreamgen"
@@ -88,50 +91,77 @@ def load_adapter(pipe: Cosmos2_5_PredictBasePipeline, folder: Path, fuse: bool) 
 
     Args:
         pipe: Changed in place.
-        folder: With `pytorch_lora_weights.safetensors`.
+        folder: The adapter's folder or file.
         fuse: Add the update to the base weights, so that generation takes no longer.
 
     Raises:
-        UserError: if the file is missing or damaged, or does not fit the model.
+        UserError: if the file is missing or damaged, does not fit the model, or was not applied.
     """
-    check_adapter_fits(pipe.transformer, folder)
     if is_full(folder):
+        check_adapter_fits(pipe.transformer, folder)
         pipe.transformer = _load_full(folder / FULL_NAME, pipe.transformer)
         return
-    pipe.load_lora_weights(str(folder), weight_name=WEIGHTS_NAME, adapter_name=ADAPTER_NAME)
+    load_update(pipe, folder, ADAPTER_NAME)
     if fuse:
         pipe.fuse_lora(adapter_names=[ADAPTER_NAME])
         pipe.unload_lora_weights()
 
 
+def load_update(pipe: Cosmos2_5_PredictBasePipeline, folder: Path, name: str) -> None:
+    """Load a low-rank adapter under a name, and check that every weight of its file is in the model.
+
+    Raises:
+        UserError: if the file is missing or damaged, does not fit the model, or was not applied.
+    """
+    adapter = read_adapter(folder, linear_layers(pipe.transformer))
+    with quiet_loaders():
+        pipe.transformer.load_lora_adapter(
+            adapter.weights, prefix=None, adapter_name=name, metadata=adapter.lora_config(), _pipeline=pipe
+        )
+    _check_applied(pipe.transformer, adapter, name)
+
+
 def check_adapter_fits(transformer: CosmosTransformer3DModel, folder: Path) -> None:
-    """Compare the adapter's shapes with the model's layers before anything is loaded.
+    """Compare the adapter with the model's layers before anything is loaded.
 
     Raises:
         UserError: naming the layers that do not fit, or the file that is not an adapter.
     """
     if is_full(folder):
         _check_same_sizes(transformer, folder / FULL_NAME)
-        return
-    path = adapter_file(folder)
-    layers = {name: module for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)}
-    try:
-        with safe_open(path, framework="pt") as stream:
-            shapes = {key: stream.get_slice(key).get_shape() for key in stream.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+        _check_same_weights(transformer, folder)
+    else:
+        read_adapter(folder, linear_layers(transformer))
+
+
+def linear_layers(transformer: CosmosTransformer3DModel) -> dict[str, torch.nn.Linear]:
+    """Return the layers that an adapter can change, by name; those of adapters that are loaded do not count."""
+    return {
+        name.removesuffix(".base_layer"): module
+        for name, module in transformer.named_modules()
+        if isinstance(module, torch.nn.Linear) and ".lora_" not in name
+    }
+
+
+def _check_applied(transformer: CosmosTransformer3DModel, adapter: AdapterWeights, name: str) -> None:
+    loaded = get_peft_model_state_dict(transformer, adapter_name=name)
+    loaded = {key.removesuffix(".weight") if "magnitude" in key else key: value for key, value in loaded.items()}
+    lost = [
+        key
+        for key, given in adapter.weights.items()
+        if key not in loaded or not torch.equal(loaded[key].cpu(), given.to(loaded[key].dtype))
+    ]
+    for layer in adapter.layers:
+        module = transformer.get_submodule(layer)
+        assert isinstance(module, LoraLayer)
+        if not math.isclose(module.scaling[name], adapter.scaling(layer), rel_tol=1e-6):
+            lost.append(f"{layer}: scaled by {module.scaling[name]:g}, not {adapter.scaling(layer):g}")
+    if lost:
         raise UserError(
-            f"{path} is damaged or is not a safetensors file",
-            actual=str(error),
-            next_step="copy it again from its source, or train the adapter again",
-        ) from None
-    misfits = [misfit for key, shape in sorted(shapes.items()) if (misfit := _misfit(key, shape, layers))]
-    if misfits or not shapes:
-        named = "; ".join(misfits[:3]) + ("; ..." if len(misfits) > 3 else "")
-        raise UserError(
-            f"the adapter {path} does not fit the model",
-            actual=f"{len(misfits)} of {len(shapes)} tensors do not fit: {named}" if shapes else "it holds no weights",
-            allowed="an adapter that was trained on this model",
-            next_step="choose the adapter's own base model (its README.md names it), or train a new one",
+            f"the adapter {adapter.path} was not applied to the model",
+            actual=f"{len(lost)} of its {len(adapter.weights)} tensors: {'; '.join(lost[:3])}",
+            allowed="every weight of the file in the model",
+            next_step="save it again with diffusers' save_lora_weights",
         )
 
 
@@ -140,12 +170,16 @@ def _load_full(folder: Path, like: CosmosTransformer3DModel) -> CosmosTransforme
         with quiet_loaders():
             loaded = CosmosTransformer3DModel.from_pretrained(folder, torch_dtype=like.dtype, use_safetensors=True)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"the weights in {folder} are damaged",
-            actual=str(error).splitlines()[0],
-            next_step="copy them again from their source, or train them again",
-        ) from None
+        raise _damaged(folder, error) from None
     return loaded.requires_grad_(False).eval().to(like.device)  # pyright: ignore[reportArgumentType]  # diffusers wraps `to`
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"the weights in {path} are damaged",
+        actual=str(error).splitlines()[0],
+        next_step="copy them again from their source, or train them again",
+    )
 
 
 def _check_same_sizes(transformer: CosmosTransformer3DModel, folder: Path) -> None:
@@ -166,21 +200,23 @@ def _check_same_sizes(transformer: CosmosTransformer3DModel, folder: Path) -> No
         )
 
 
-def _misfit(key: str, shape: list[int], layers: dict[str, torch.nn.Linear]) -> str | None:
-    name, found, part = key.removeprefix("transformer.").rpartition(".lora_")
-    if not found:
-        return f"{key} is not a part of a LoRA or DoRA adapter"
-    if name not in layers:
-        return f"the model has no linear layer {name}"
-    layer = layers[name]
-    axis, wanted = {
-        "A.weight": (-1, layer.in_features),
-        "B.weight": (0, layer.out_features),
-        "magnitude_vector": (0, layer.out_features),
-    }.get(part, (0, None))
-    if wanted is None or not shape or shape[axis] != wanted:
-        return f"{name}.lora_{part} has shape {shape} and the layer is {layer.in_features} -> {layer.out_features}"
-    return None
+def _check_same_weights(transformer: CosmosTransformer3DModel, folder: Path) -> None:
+    wanted = {name: list(tensor.shape) for name, tensor in transformer.state_dict().items()}
+    stored: dict[str, list[int]] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as stream:
+                stored |= {key: stream.get_slice(key).get_shape() for key in stream.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise _damaged(path, error) from None
+    differing = [name for name in {**wanted, **stored} if wanted.get(name) != stored.get(name)]
+    if differing:
+        raise UserError(
+            f"the weights in {folder / FULL_NAME} are not those of the model",
+            actual=f"{len(differing)} tensors are missing, unknown or of another shape, such as {differing[0]}",
+            allowed="every tensor of the model and no other",
+            next_step="copy them again from their source, or train them again",
+        )
 
 
 def _sort_header(path: Path) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from diffusers import Cosmos2_5_PredictBasePipeline, CosmosTransformer3DModel
-from safetensors import safe_open
 
 from dreamgen.models.adapter_choice import AdapterChoice
-from dreamgen.models.adapter_files import WEIGHTS_NAME, adapter_file, is_full
-from dreamgen.models.cosmos_predict25.adapter import check_adapter_fits, load_adapter
+from dreamgen.models.adapter_files import is_full
+from dreamgen.models.cosmos_predict25.adapter import check_adapter_fits, linear_layers, load_adapter, load_update
+from dreamgen.models.cosmos_predict25.adapter_layouts import read_adapter
 
 
 class AdapterSwitch:
@@ -55,7 +53,8 @@ class AdapterSwitch:
     def _keep_base(self, choice: AdapterChoice, base: CosmosTransformer3DModel) -> None:
         layers = base.state_dict()
         for folder in choice.folders:
-            for name in () if is_full(folder) else _changed_weights(folder):
+            changed = [] if is_full(folder) else read_adapter(folder, linear_layers(base)).layers
+            for name in (f"{layer}.weight" for layer in changed):
                 if name not in self._base:
                     self._base[name] = layers[name].to("cpu", copy=True)
 
@@ -77,13 +76,7 @@ def fuse(pipe: Cosmos2_5_PredictBasePipeline, choice: AdapterChoice) -> None:
         return
     names = [f"part{index}" for index in range(len(choice.parts))]
     for name, folder in zip(names, choice.folders, strict=True):
-        pipe.load_lora_weights(str(folder), weight_name=WEIGHTS_NAME, adapter_name=name)
+        load_update(pipe, folder, name)
     pipe.set_adapters(names, [weight for _, weight in choice.parts])
     pipe.fuse_lora(adapter_names=names)
     pipe.unload_lora_weights()
-
-
-def _changed_weights(folder: Path) -> set[str]:
-    with safe_open(adapter_file(folder), framework="pt") as stream:
-        names = {key.removeprefix("transformer.").rpartition(".lora_")[0] for key in stream.keys()}  # noqa: SIM118
-    return {f"{name}.weight" for name in names}
