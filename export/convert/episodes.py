@@ -140,7 +140,8 @@ def converted_episodes(
     is_v30, episodes = version == "v3.0", dataset.episodes
     sizes = [episode.data_file.stat().st_size for episode in episodes] if is_v30 else np.zeros(num_episodes)
     return ConvertedEpisodes(
-        cameras=dataset.cameras, fps=dataset.fps, tasks=dataset.tasks, columns=Columns.of(total.ranges),
+        cameras=dataset.cameras, fps=dataset.fps, tasks=dataset.tasks,
+        columns=Columns.of(total.ranges, {name: dataset.features[name]["shape"] for name in dataset.vectors}),
         features={n: _v30_feature(f) if is_v30 else f for n, f in dataset.features.items()},
         info={name: value for name, value in dataset.info.items() if name not in VERSION_INFO},
         extras_schema=extras_schema(root, extras), num_frames_N=episodes.length_N,

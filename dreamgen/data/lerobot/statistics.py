@@ -1,12 +1,16 @@
 """Statistics that trainers normalize with, counted in any order by any number of workers, and merged.
 
+Of a feature with several axes, LeRobot keeps one figure for each entry of the last axis, over all rows and the other
+axes: 4 of a 4 x 4 matrix.
+
 Axes: N rows, D dimensions (in a dataset, those of all columns side by side), L levels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +27,34 @@ EPISODES_PER_COUNT = 50
 GROOT_STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
 
 
-def vector_statistics(rows_ND: np.ndarray) -> Statistics:
+def vector_statistics(rows_ND: np.ndarray, last_axis: int | None = None) -> Statistics:
     """Compute exact statistics of a few rows.
 
     Args:
         rows_ND: At least one row; shape (N,) means one dimension.
+        last_axis: Length of the feature's last axis, where it has several; D if None.
 
     Returns:
-        min, max, mean, std and `QUANTILES`, float64 of shape (D,), and count, int64 of shape (1,).
+        min, max, mean, std and `QUANTILES`, float64 of shape (D,) or (last_axis,), and count, the number of rows, int64
+        of shape (1,).
     """
-    rows_ND = rows_ND.reshape(len(rows_ND), -1).astype(np.float64)
+    num_rows = len(rows_ND)
+    rows_ND = rows_ND.reshape(num_rows, -1).astype(np.float64)
+    rows_ND = rows_ND.reshape(-1, last_axis or rows_ND.shape[1])
     return {
         "min": rows_ND.min(axis=0),
         "max": rows_ND.max(axis=0),
         "mean": rows_ND.mean(axis=0),
         "std": rows_ND.std(axis=0),
-        "count": np.array([len(rows_ND)], np.int64),
+        "count": np.array([num_rows], np.int64),
         **dict(zip(QUANTILES, np.quantile(rows_ND, list(QUANTILES.values()), axis=0), strict=True)),
     }
+
+
+def over_last_axis(stat: str, values: np.ndarray, last_axis: int) -> np.ndarray:
+    """Reduce min, max or mean of every number of a feature (..., D) to those of its last axis (..., last_axis)."""
+    grouped = values.reshape(*values.shape[:-1], -1, last_axis)
+    return {"min": np.min, "max": np.max, "mean": np.mean}[stat](grouped, axis=-2)
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,15 @@ class Range:
         """Return the values that rows are rounded to: `NUM_LEVELS`, evenly spaced, including both ends."""
         share_L = np.arange(NUM_LEVELS) / (NUM_LEVELS - 1)
         return self.low_D[:, None] * (1 - share_L) + self.high_D[:, None] * share_L
+
+    def shared(self, last_axis: int) -> Range:
+        """Return the range with which all dimensions of an entry of the last axis are counted into the same levels."""
+        times = len(self.low_D) // last_axis
+        low, high = (over_last_axis(*of, last_axis) for of in (("min", self.low_D), ("max", self.high_D)))
+        return Range(np.tile(low, times), np.tile(high, times))
+
+    def __getitem__(self, which: slice) -> Range:
+        return Range(self.low_D[which], self.high_D[which])
 
 
 @dataclass(frozen=True)
@@ -103,6 +126,9 @@ class VectorCounts:
             self.counts_DL + other.counts_DL,
         )
 
+    def __getitem__(self, which: slice) -> VectorCounts:
+        return VectorCounts(self.num_rows, self.mean_D[which], self.squares_D[which], self.counts_DL[which])
+
     def metrics(self, within: Range) -> Statistics:
         """Return statistics as `vector_statistics` does; quantiles are levels, so off by half a level at most."""
         levels_DL, below_DL = within.levels_DL(), np.cumsum(self.counts_DL, axis=1)
@@ -125,23 +151,48 @@ class Columns:
     Args:
         widths: Column -> its number of dimensions, in the order of the rows.
         within: Range of each dimension over the whole dataset.
+        last_axes: Column -> length of its last axis, of those that have several axes.
     """
 
     widths: dict[str, int]
     within: Range
+    last_axes: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, ranges: Mapping[str, Range]) -> Columns:
-        """Put the ranges of columns side by side."""
+    def of(cls, ranges: Mapping[str, Range], shapes: Mapping[str, Sequence[int]] | None = None) -> Columns:
+        """Put the ranges of columns side by side; `shapes` has those of columns with several axes, among others."""
+        shapes = shapes or {}
+        last_axes = {name: shapes[name][-1] for name in ranges if len(shapes.get(name, ())) > 1}
+        ranges = {name: own.shared(last_axes[name]) if name in last_axes else own for name, own in ranges.items()}
         low_D, high_D = (np.concatenate([getattr(own, end) for own in ranges.values()]) for end in ("low_D", "high_D"))
-        return cls({name: len(own.low_D) for name, own in ranges.items()}, Range(low_D, high_D))
+        return cls({name: len(own.low_D) for name, own in ranges.items()}, Range(low_D, high_D), last_axes)
 
-    def split(self, statistics: Statistics) -> dict[str, Statistics]:
-        """Split statistics of all dimensions side by side into those of each column."""
+    def statistics(self, rows_ND: np.ndarray) -> dict[str, Statistics]:
+        """Return exact statistics of a few rows by column."""
+        flat = self._split(vector_statistics(rows_ND))
+        return flat | {
+            name: vector_statistics(rows_ND[:, self._slices[name]], last) for name, last in self.last_axes.items()
+        }
+
+    def metrics(self, counts: VectorCounts) -> dict[str, Statistics]:
+        """Return the statistics of rows that were counted, by column."""
+        found = self._split(counts.metrics(self.within))
+        for name, last in self.last_axes.items():
+            own, within = counts[self._slices[name]], self.within[self._slices[name]]
+            parts = [own[start : start + last] for start in range(0, self.widths[name], last)]
+            total = reduce(VectorCounts.__add__, parts)
+            found[name] = total.metrics(within[:last]) | {"count": found[name]["count"]}
+        return found
+
+    @cached_property
+    def _slices(self) -> dict[str, slice]:
         bounds = np.cumsum([0, *self.widths.values()]).tolist()
+        return dict(zip(self.widths, map(slice, bounds[:-1], bounds[1:]), strict=True))
+
+    def _split(self, statistics: Statistics) -> dict[str, Statistics]:
         return {
-            name: {stat: v if stat == "count" else v[start:stop] for stat, v in statistics.items()}
-            for name, start, stop in zip(self.widths, bounds[:-1], bounds[1:], strict=True)
+            name: {stat: v if stat == "count" else v[which] for stat, v in statistics.items()}
+            for name, which in self._slices.items()
         }
 
 
@@ -158,7 +209,7 @@ class PartStatistics:
         self._rows.append(rows_ND)
         if len(self._rows) == EPISODES_PER_COUNT:
             self._count()
-        return self._columns.split(vector_statistics(rows_ND))
+        return self._columns.statistics(rows_ND)
 
     def save(self, path: Path) -> None:
         """Write the counts atomically; at least one episode was added."""
@@ -191,7 +242,7 @@ def merge_parts(parts: Iterable[Path], columns: Columns) -> dict[str, Statistics
             counts = VectorCounts(int(part["num_rows"]), part["mean_D"], part["squares_D"], counts_DL)
         total = counts if total is None else total + counts
     assert total is not None, "no part was written"
-    return columns.split(total.metrics(columns.within))
+    return columns.metrics(total)
 
 
 def merge_statistics(one: Statistics, two: Statistics) -> Statistics:

@@ -18,9 +18,9 @@ import pyarrow as pa
 from dreamgen.data.lerobot.files import PARQUET_DAMAGE, find_file, open_parquet, parse_json_line, read_json_object
 from dreamgen.data.lerobot.lines import EpisodeLines, find_lines
 from dreamgen.data.lerobot.metadata import LeRobotMeta
-from dreamgen.data.lerobot.rows import ParquetRows, matrix
+from dreamgen.data.lerobot.rows import ParquetRows, is_list, matrix
 from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, INDEX_COLUMNS, NUMERIC, STATS
-from dreamgen.data.lerobot.statistics import GROOT_STATISTICS, Statistics, merge_statistics
+from dreamgen.data.lerobot.statistics import GROOT_STATISTICS, Statistics, merge_statistics, over_last_axis
 from export.check.findings import Findings
 
 NEEDED = ("min", "max", "mean", "std")
@@ -101,6 +101,8 @@ class EpisodeStatistics:
         for name, statistics in computed.items():
             if name in INDEX_COLUMNS or name not in recorded:  # LeRobot's own tools renumber index columns
                 continue
+            last_axis = self._dataset.features[name]["shape"][-1]
+            statistics = {stat: over_last_axis(stat, values, last_axis) for stat, values in statistics.items()}
             span_D = statistics["max"].max(axis=0) - statistics["min"].min(axis=0)
             for stat, actual_ED in statistics.items():
                 recorded_ED = recorded[name].get(stat)
@@ -117,7 +119,10 @@ class EpisodeStatistics:
                                        f"{actual_ED[place, dim]:g}, as in the rows in {file}")  # fmt: skip
 
     def read(self, positions: np.ndarray) -> dict[str, Statistics]:
-        """Return feature -> statistic -> (E, D) float64, NaN where an episode has none that can be read."""
+        """Return feature -> statistic -> (E, D) float64, NaN where an episode has none that can be read.
+
+        D is the length of the feature's last axis; of one recorded for every number, min, max and mean are read.
+        """
         if self._dataset.is_v3:
             return self._read_v3(positions)
         return self._read_v21(positions, self._lines[positions]) if self._lines is not None else {}
@@ -137,12 +142,16 @@ class EpisodeStatistics:
                 if size is None:
                     continue
                 values, own_places = self._without_nulls(table.column(column), column, file, positions, places)
-                values_ED = matrix(values, size)[0]
+                shape = self._dataset.features[name]["shape"]
+                has_all = len(shape) > 1 and _num_axes(values.type) == len(shape) and not self._of_pictures
+                values_ED = matrix(values, math.prod(shape) if has_all and stat != "count" else size)[0]
                 if values_ED is None:
                     self._findings.add("statistics-length", file, column, str(values.type), f"{size} numbers",
                                        fixable=False)  # fmt: skip
                     continue
-                values_ED = values_ED.astype(np.float64)
+                values_ED = _of_last_axis(stat, values_ED.astype(np.float64), size)
+                if values_ED is None:
+                    continue
                 for place in np.flatnonzero(~np.isfinite(values_ED).all(axis=1)).tolist():
                     index = episodes.index_N[positions[own_places[place]]]
                     self._findings.add("statistics-not-finite", file, f"episode {index}, {column}",
@@ -215,7 +224,7 @@ class EpisodeStatistics:
             return None
         if stat == "count":
             return 1
-        return min(feature["shape"]) if self._of_pictures else math.prod(feature["shape"])
+        return min(feature["shape"]) if self._of_pictures else feature["shape"][-1]
 
     def _read_v21(self, positions: np.ndarray, lines: EpisodeLines) -> dict[str, Statistics]:
         found: dict[str, Statistics] = {}
@@ -225,14 +234,17 @@ class EpisodeStatistics:
                 size = self._size(name, "mean")
                 if size is None:
                     continue
-                good = check_values(EPISODE_STATS_V2, f"{where}, {name}", recorded, size, NEEDED, self._findings)
+                shape = [size] if self._of_pictures else self._dataset.features[name]["shape"]
+                good = check_values(EPISODE_STATS_V2, f"{where}, {name}", recorded, shape, NEEDED, self._findings)
                 for stat, values in good.items():
                     if stat == "count" and len(values) != 1:
                         self._findings.add("statistics-length", EPISODE_STATS_V2, f"{where}, {name}, count",
                                            f"{len(values)} values", "1")  # fmt: skip
                         continue
-                    shape = (len(positions), len(values))
-                    found.setdefault(name, {}).setdefault(stat, np.full(shape, np.nan))[place] = values
+                    values = values if stat == "count" else _of_last_axis(stat, values, size)
+                    if values is not None:
+                        kept = found.setdefault(name, {})
+                        kept.setdefault(stat, np.full((len(positions), len(values)), np.nan))[place] = values
         return found
 
     def _features_of_line(self, line: bytes, where: str) -> dict[str, Any]:
@@ -251,10 +263,13 @@ class EpisodeStatistics:
 
 
 def check_values(
-    file: str, where: str, recorded: Any, size: int, needed: Sequence[str], findings: Findings,
+    file: str, where: str, recorded: Any, shape: Sequence[int], needed: Sequence[str], findings: Findings,
     fixable: bool | None = None,
 ) -> Statistics:  # fmt: skip
-    """Return the statistics of a feature that are finite and of the right length, flat; report the others."""
+    """Return the statistics of a feature that are finite and of the right shape, flat; report the others.
+
+    LeRobot 0.6 records one figure for each entry of the last axis, earlier releases one for each number.
+    """
     if not isinstance(recorded, dict):
         findings.add("statistics-missing", file, where, recorded, "statistics by name")
         return {}
@@ -265,12 +280,23 @@ def check_values(
         values = _flat_numbers(value)
         if values is None or not np.isfinite(values).all():
             findings.add("statistics-not-finite", file, f"{where}, {stat}", value, "finite numbers", fixable=fixable)
-        elif len(values) != size and stat != "count":
-            findings.add("statistics-length", file, f"{where}, {stat}", f"{len(values)} values", f"{size}",
+        elif not (stat == "count" or len(values) == shape[-1] or np.shape(value) == tuple(shape)):
+            findings.add("statistics-length", file, f"{where}, {stat}", f"{len(values)} values", f"{shape[-1]}",
                          fixable=fixable)  # fmt: skip
         else:
             good[stat] = values
     return good
+
+
+def _of_last_axis(stat: str, values: np.ndarray, last_axis: int) -> np.ndarray | None:
+    """Return statistics (..., last_axis) of those of every number; None where they do not follow from them."""
+    if values.shape[-1] == last_axis:
+        return values
+    return over_last_axis(stat, values, last_axis) if stat in ("min", "max", "mean") else None
+
+
+def _num_axes(kind: pa.DataType) -> int:
+    return 1 + _num_axes(kind.value_type) if is_list(kind) else 0
 
 
 def _flat_numbers(value: Any) -> np.ndarray | None:
@@ -300,7 +326,7 @@ def check_statistics(dataset: LeRobotMeta, rows: dict[str, Statistics], findings
     for name, feature in dataset.features.items():
         if feature["dtype"] in PICTURES:
             if isinstance(statistics.get(name), dict):  # GR00T's file has none of pictures
-                check_values(STATS, name, statistics[name], min(feature["shape"]), (), findings, fixable=False)
+                check_values(STATS, name, statistics[name], [min(feature["shape"])], (), findings, fixable=False)
         elif feature["dtype"] in NUMERIC and name in statistics:
             good = _check_feature(dataset, name, statistics[name], findings)
             found = rows.get(name)
@@ -319,15 +345,19 @@ def _check_feature(dataset: LeRobotMeta, name: str, recorded: Any, findings: Fin
         # LeRobot's count is one number whatever the vector; GR00T slices it like the others, and fails.
         findings.add("groot-count", STATS, f"{name}, count", recorded["count"], "no count")
         recorded = {stat: value for stat, value in recorded.items() if stat != "count"}
-    return check_values(STATS, name, recorded, math.prod(dataset.features[name]["shape"]), needed, findings)
+    return check_values(STATS, name, recorded, dataset.features[name]["shape"], needed, findings)
 
 
 def _compare_rows(name: str, recorded: Statistics, rows: Statistics, findings: Findings) -> None:
     for stat, actual_D in ((stat, rows[stat]) for stat in ("min", "max", "mean")):
         recorded_D = recorded.get(stat)
-        if recorded_D is None or recorded_D.shape != actual_D.shape:
+        if recorded_D is None or len(actual_D) % len(recorded_D):
             continue
-        tolerance_D = 1e-3 * (rows["max"] - rows["min"]) + 1e-4 * np.abs(actual_D) + 1e-6
+        actual_D, low_D, high_D = (
+            over_last_axis(of, values, len(recorded_D))
+            for of, values in ((stat, actual_D), ("min", rows["min"]), ("max", rows["max"]))
+        )
+        tolerance_D = 1e-3 * (high_D - low_D) + 1e-4 * np.abs(actual_D) + 1e-6
         if (off_D := np.abs(recorded_D - actual_D) > tolerance_D).any():
             dim = int(np.argmax(off_D))
             findings.add("statistics-differ", STATS, f"{name}, {stat}[{dim}]", f"{recorded_D[dim]:g}",

@@ -91,9 +91,10 @@ def _table_statistics(
         end = begin + int(dataset.episodes.length_N[position]) if dataset.is_v3 else rows.num_rows
         table, found = rows.read(begin, end), {}
         for name in table.column_names:
-            values_ND, _ = matrix(table.column(name), math.prod(dataset.features[name]["shape"]))
+            shape = dataset.features[name]["shape"]
+            values_ND, _ = matrix(table.column(name), math.prod(shape))
             if values_ND is not None and len(values_ND):
-                found[name] = vector_statistics(values_ND)
+                found[name] = vector_statistics(values_ND, shape[-1])
         yield position, found
     rows.close()
 

@@ -1,0 +1,127 @@
+"""Features of several axes: what lerobot writes of them checks clean, and keeps its shape and values through ours."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.processor import NormalizerProcessorStep
+
+from dreamgen.config.settings import ConvertSettings
+from export.check import check, check_stage
+from export.convert import convert_dataset
+
+SHAPES = {"observation.state": (3,), "action": (2,), "observation.pose": (4, 4), "observation.tactile": (2, 3, 2),
+          "observation.row": (1, 5), "observation.column": (5, 1)}  # fmt: skip
+DTYPES = {"observation.tactile": "uint8", "observation.pose": "float64"}
+STATS = "meta/stats.json"
+MOMENTS = ("min", "max", "mean", "std", "count")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A dataset of two episodes that lerobot wrote."""
+    root, rng = tmp_path_factory.mktemp("lerobot") / "v30", np.random.default_rng(0)
+    features = {
+        name: {"dtype": DTYPES.get(name, "float32"), "shape": shape, "names": None} for name, shape in SHAPES.items()
+    }
+    features["observation.contact"] = {"dtype": "bool", "shape": (1,), "names": None}
+    dataset = LeRobotDataset.create("me/shapes", fps=10, features=features, root=root, use_videos=False)
+    for episode in range(2):
+        for frame in range(12 + episode):
+            row = {name: (40 * rng.random(shape)).astype(DTYPES.get(name, "float32")) for name, shape in SHAPES.items()}
+            dataset.add_frame(row | {"observation.contact": np.array([frame % 2 == 0]), "task": "push"})
+        dataset.save_episode()
+    dataset.finalize()
+    return root
+
+
+def copied(root, target):
+    import shutil
+
+    return shutil.copytree(root, target)
+
+
+def assert_same_moments(ours, theirs):
+    assert set(ours) == set(theirs)
+    for name, statistics in theirs.items():
+        assert set(ours[name]) == set(statistics), name
+        for stat, values in statistics.items():
+            assert np.shape(ours[name][stat]) == np.shape(values), (name, stat)
+            if stat in MOMENTS and name not in ("index", "episode_index"):
+                assert np.allclose(ours[name][stat], values, rtol=1e-5, atol=1e-4), (name, stat)
+
+
+def assert_normalized(root):
+    """LeRobot's own normalizer takes the statistics."""
+    dataset = LeRobotDataset("me/shapes", root=root)
+    features = {name: PolicyFeature(FeatureType.STATE, shape) for name, shape in SHAPES.items()}
+    for mode in (NormalizationMode.MEAN_STD, NormalizationMode.QUANTILES):
+        step = NormalizerProcessorStep(features, {FeatureType.STATE: mode}, stats=dataset.meta.stats)
+        rows = {name: torch.stack([dataset[i][name] for i in range(4)]).float() for name in SHAPES}
+        out = step._normalize_observation(rows, inverse=False)
+        assert {name: value.shape for name, value in out.items()} == {n: (4, *shape) for n, shape in SHAPES.items()}
+
+
+def test_what_lerobot_writes_checks_clean_and_is_not_touched(written, tmp_path):
+    assert check(written) == []
+    root = copied(written, tmp_path / "copy")
+    before = (root / STATS).read_bytes()
+    assert check_stage(root, fix=True).metrics["changes"] == []
+    assert (root / STATS).read_bytes() == before
+
+
+def test_there_and_back_keeps_shapes_and_values(written, tmp_path):
+    theirs = json.loads((written / STATS).read_text())
+    convert_dataset(written, tmp_path / "v21", ConvertSettings(num_workers=1))
+    convert_dataset(tmp_path / "v21", tmp_path / "back", ConvertSettings(num_workers=1))
+    assert check(tmp_path / "v21") == [] and check(tmp_path / "back") == []
+    assert_same_moments(json.loads((tmp_path / "back" / STATS).read_text()), theirs)
+    (first, _) = [json.loads(line) for line in (tmp_path / "v21/meta/episodes_stats.jsonl").read_text().splitlines()]
+    original, own = LeRobotDataset("me/shapes", root=written), first["stats"]
+    recorded = original.meta.episodes[0]
+    for name in SHAPES:
+        for stat in MOMENTS:
+            assert np.allclose(own[name][stat], recorded[f"stats/{name}/{stat}"], rtol=1e-5, atol=1e-4), (name, stat)
+    assert_normalized(tmp_path / "back")
+
+
+def test_fix_computes_what_lerobot_computed(written, tmp_path):
+    theirs = json.loads((written / STATS).read_text())
+    flat = {stat: values * 4 if stat != "count" else values for stat, values in theirs["observation.pose"].items()}
+    for name, change in (("none", None), ("flat", flat)):
+        root = copied(written, tmp_path / name)
+        if change is None:
+            (root / STATS).unlink()
+        else:
+            (root / STATS).write_text(json.dumps(theirs | {"observation.pose": change}))
+            assert {finding.code for finding in check(root)} == {"statistics-length"}
+        assert check_stage(root, fix=True).metrics["findings"] == []
+        ours = json.loads((root / STATS).read_text())
+        ours.setdefault("observation.contact", theirs["observation.contact"])  # no vector of numbers
+        assert_same_moments(ours, theirs)
+        assert_normalized(root)
+
+
+def test_statistics_of_every_number_are_right_too_and_wrong_ones_are_found(written, tmp_path):
+    root = copied(written, tmp_path / "copy")
+    theirs, dataset = json.loads((root / STATS).read_text()), LeRobotDataset("me/shapes", root=root)
+    pose = np.stack([dataset[i]["observation.pose"].numpy() for i in range(len(dataset))])
+    whole = {"min": pose.min(0), "max": pose.max(0), "mean": pose.mean(0), "std": pose.std(0)}
+    earlier = {stat: values.tolist() for stat, values in whole.items()} | {"count": [len(pose)]}
+    (root / STATS).write_text(json.dumps(theirs | {"observation.pose": earlier}))
+    assert check(root) == []
+    earlier["max"][1][2] += 30
+    theirs["observation.tactile"]["mean"] = [1.0, 2.0, 3.0]
+    theirs["observation.row"]["min"][4] -= 7
+    (root / STATS).write_text(json.dumps(theirs | {"observation.pose": earlier}))
+    found = {(finding.code, finding.where) for finding in check(root)}
+    assert found == {
+        ("statistics-differ", "observation.pose, max[6]"),
+        ("statistics-length", "observation.tactile, mean"),
+        ("statistics-differ", "observation.row, min[4]"),
+    }
