@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from dreamgen.models.adapter_choice import AdapterChoice
     from dreamgen.models.generation_request import Image, RequestDefaults
+    from dreamgen.models.prompt_length import CutPrompt
     from dreamgen.models.trainable import TrainableWorldModel, TrainingCost
 
 __all__ = [
@@ -165,6 +166,23 @@ class WorldModel(ABC):
                 allowed="plan.level=exact, plan.fp8=false",
             )
         return "{}"
+
+    @classmethod
+    def cut_prompts(
+        cls, model: ModelSettings, build_folder: Path, prompts: Sequence[str], may_download: bool
+    ) -> list[CutPrompt] | None:
+        """Find the prompts that are longer than what the text encoder reads, with the model's own tokenizer.
+
+        Args:
+            model: `path` and `revision` are used.
+            build_folder: Of a model that is built on first use.
+            prompts: Distinct prompts.
+            may_download: Whether the tokenizer may be downloaded.
+
+        Returns:
+            Those that are cut; None if the tokenizer cannot be read.
+        """
+        return []
 
     @classmethod
     def check_adapters(cls, source: WorldModelSource, folders: Sequence[Path]) -> None:

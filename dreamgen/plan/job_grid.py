@@ -66,6 +66,16 @@ class Conditionings:
             seen = pa.concat_arrays([seen, pc.unique(table[column])]).unique()
         return seen.drop_null()
 
+    def first_sources(self) -> Iterator[tuple[str, str]]:
+        """Yield each distinct instruction and where it was first found."""
+        seen: set[str] = set()
+        for table in self.tables():
+            first = table.filter(pa.array(first_of_each(table["instruction"].combine_chunks())))
+            for text, source in zip(first["instruction"].to_pylist(), first["source"].to_pylist(), strict=True):
+                if text not in seen:
+                    seen.add(text)
+                    yield text, source
+
 
 def spool_conditionings(conditionings: Iterable[Conditioning], file: Path) -> Conditionings:
     """Write conditionings to a file as they come."""

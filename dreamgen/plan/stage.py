@@ -20,9 +20,10 @@ from dreamgen.data.video import write_video
 from dreamgen.errors import Problems, UserError
 from dreamgen.models.adapter_choice import AdapterChoice, choose_adapter
 from dreamgen.models.generation_request import job_values
+from dreamgen.models.prompt_length import check_prompt_lengths
 from dreamgen.models.world_model import WorldModelSource, check_size, model_type_name, resolve_world_model
 from dreamgen.plan.first_frames import fitted_frames, store_frames
-from dreamgen.plan.job_grid import Conditioning, JobGrid, first_of_each, spool_conditionings
+from dreamgen.plan.job_grid import Conditioning, Conditionings, JobGrid, first_of_each, spool_conditionings
 from dreamgen.plan.sources import FrameRow, FrameRows, find_rows
 from dreamgen.progress import log
 from dreamgen.run.jobs import iter_job_tables, job_columns, write_job_tables
@@ -66,6 +67,9 @@ def plan(settings: Settings, dry_run: bool = False) -> StageResult:
         )
         if not counts.num_conditionings:
             _raise_nothing_usable(counts, settings.plan.first_frames or str(run.train))
+        texts = check_prompt_lengths(
+            settings.model, run.model, _prompts_of(conditionings, settings), may_download=not dry_run
+        )
         common = job_values(settings, model, adapter, run)
         grid = JobGrid(conditionings, settings.plan.num_seeds, settings.prompt_prefix, common)
         ids = grid.ids()
@@ -73,12 +77,13 @@ def plan(settings: Settings, dry_run: bool = False) -> StageResult:
         metrics["num_first_frames"] = len(conditionings.distinct("first_frame_sha256"))
         metrics["num_instructions"] = len(conditionings.distinct("instruction"))
         metrics["num_refused"] = counts.num_refused
-        notes = _notes(rows, counts, settings, run, adapter) + _count_notes(int((~is_first).sum()), num_kept)
+        notes = _notes(rows, counts, settings, run, adapter) + texts
+        notes += _count_notes(int((~is_first).sum()), num_kept)
         if dry_run:
             num_bytes = _most_bytes_a_clip(rows, settings) * metrics["num_new"]
             metrics["max_disk_gib"] = round(num_bytes / 2**30, 3)
-            texts = conditionings.distinct("instruction")[:NUM_PROMPTS_SHOWN].to_pylist()
-            return StageResult("plan", {}, metrics, [*notes, *_dry_run_notes(settings.prompt_prefix, texts)])
+            first = conditionings.distinct("instruction")[:NUM_PROMPTS_SHOWN].to_pylist()
+            return StageResult("plan", {}, metrics, [*notes, *_dry_run_notes(settings.prompt_prefix, first)])
         if metrics["num_new"]:
             write_job_tables(run.jobs, _old_and_new(run, grid.tables(ids, is_new)))
             run.publish(run.jobs)
@@ -182,6 +187,16 @@ def instructions_of(row: FrameRow, crosses: bool, settings: Settings) -> list[st
             f"{row.source}: its instruction is empty", actual=repr(row.instruction), allowed="the task in words"
         )
     return [text]
+
+
+def _prompts_of(conditionings: Conditionings, settings: Settings) -> dict[str, str]:
+    """Return each distinct prompt and where it comes from."""
+    prompts = {}
+    for text, source in conditionings.first_sources():
+        prompts[settings.prompt_prefix + text] = source
+    if settings.plan.negative_prompt:
+        prompts.setdefault(settings.plan.negative_prompt, "plan.negative_prompt")
+    return prompts
 
 
 def _count_notes(num_again: int, num_kept: int) -> list[str]:

@@ -16,6 +16,7 @@ from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
 from dreamgen.data.frames import FrameReader
 from dreamgen.data.views import View, tiled_views
 from dreamgen.errors import UserError
+from dreamgen.models.prompt_length import check_prompt_lengths
 from dreamgen.models.world_model import check_size
 from dreamgen.prepare.build import ClipRow, build_clip, row_of, write_tables
 from dreamgen.prepare.detect import open_source
@@ -61,6 +62,7 @@ def prepare(settings: Settings, dry_run: bool = False) -> StageResult:
     views = source.features.views
     surveyed = list(survey(source.clips, settings, views))
     _need_one_left([row_of(clip) for clip in surveyed], source)
+    texts = _text_lengths(surveyed, settings, run)
     is_new_run = not run.root.exists()
     try:
         with atomic_folder(run.train) as folder:
@@ -72,7 +74,7 @@ def prepare(settings: Settings, dry_run: bool = False) -> StageResult:
             run.root.rmdir()
         raise
     outputs = {"train": run.train, "summary": run.train / "summary.csv"}
-    notes = [*_findings(source, surveyed, settings), *_refused_clips(rows)]
+    notes = [*_findings(source, surveyed, settings), *texts, *_refused_clips(rows)]
     return StageResult("prepare", outputs, _statistics(rows, settings), notes)
 
 
@@ -137,7 +139,8 @@ def inspect(settings: Settings) -> StageResult:
     bytes_per_pixel = metrics["frames"] * VIDEO_BYTES_PER_PIXEL + num_first_frames * PNG_BYTES_PER_PIXEL
     num_bytes = settings.video.height * settings.video.width * bytes_per_pixel
     prompts = [f"prompt of {row.name}: {settings.prompt_prefix}{row.instruction}" for row in kept[:NUM_SAMPLES]]
-    notes = [*prompts, *_findings(source, surveyed, settings), *_refused_clips(rows)]
+    texts = _text_lengths(surveyed, settings, RunFolder(Path(settings.out or "")))
+    notes = [*prompts, *_findings(source, surveyed, settings), *texts, *_refused_clips(rows)]
     return StageResult("prepare", {}, {**metrics, "disk_mib": round(num_bytes / 2**20, 3)}, notes)
 
 
@@ -172,6 +175,15 @@ def _statistics(rows: Sequence[ClipRow], settings: Settings) -> dict[str, float]
 def _findings(source: Source, surveyed: Sequence[SurveyedClip], settings: Settings) -> list[str]:
     has_actions = bool(source.features.action_names)
     return [*source.findings, *(resampling_findings(surveyed, settings) if has_actions else ())]
+
+
+def _text_lengths(surveyed: Sequence[SurveyedClip], settings: Settings, run: RunFolder) -> list[str]:
+    """Measure the prompts of the clips that are used; nothing is downloaded for that."""
+    sources: dict[str, str] = {}
+    for clip in surveyed:
+        if not clip.refused:
+            sources.setdefault(settings.prompt_prefix + clip.clip.instruction, clip.clip.origin)
+    return check_prompt_lengths(settings.model, run.model, sources, may_download=False)
 
 
 def _refused_clips(rows: Sequence[ClipRow]) -> list[str]:

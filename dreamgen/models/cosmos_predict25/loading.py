@@ -17,11 +17,12 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 from dreamgen.config.settings import ModelSettings
 from dreamgen.errors import UserError
 from dreamgen.models.cosmos_predict25.adapter import load_adapter
+from dreamgen.models.cosmos_predict25.mini import byte_tokenizer
 from dreamgen.models.cosmos_predict25.safety import make_safety_checker
 from dreamgen.models.devices import resolve_device, torch_dtype
 from dreamgen.models.loader_logging import quiet_loaders
@@ -90,6 +91,24 @@ def load_text_encoder(pipe: Cosmos2_5_PredictBasePipeline, source: WorldModelSou
         tokenizer = _from_pretrained(AutoTokenizer, "tokenizer", source)
     pipe.text_encoder = encoder.requires_grad_(False).eval().to(pipe.vae.device)
     pipe.tokenizer = tokenizer
+
+
+def load_tokenizer(model: ModelSettings, build_folder: Path, may_download: bool) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer alone; None if it is not there, or may not or cannot be downloaded.
+
+    The mini model's is made anew where the model has not been built yet.
+    """
+    if model.path == "mini" and not build_folder.exists():
+        return byte_tokenizer()
+    local = model.path == "mini" or Path(model.path).is_dir()
+    path, revision = (build_folder if model.path == "mini" else model.path), (None if local else model.revision)
+    try:
+        with quiet_loaders():
+            return AutoTokenizer.from_pretrained(
+                path, subfolder="tokenizer", revision=revision, local_files_only=local or not may_download
+            )
+    except (OSError, ValueError):
+        return None
 
 
 def load_transformer(

@@ -23,18 +23,24 @@ from dreamgen.models.cosmos_predict25.adapter_switch import AdapterSwitch
 from dreamgen.models.cosmos_predict25.fp8 import Fp8Switch
 from dreamgen.models.cosmos_predict25.guided_velocity import BlockParts, KeysValues, compiled_parts, text_keys_values
 from dreamgen.models.cosmos_predict25.latents import decode, encode_conditioning, latent_shape, use_channels_last
-from dreamgen.models.cosmos_predict25.loading import empty_transformer, load_pipeline, load_text_encoder
+from dreamgen.models.cosmos_predict25.loading import (
+    empty_transformer,
+    load_pipeline,
+    load_text_encoder,
+    load_tokenizer,
+)
 from dreamgen.models.cosmos_predict25.mini import ensure_mini
 from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker, require_safety_checker
 from dreamgen.models.cosmos_predict25.sampler import Guidance, sample_latents
 from dreamgen.models.cosmos_predict25.snippet import loading_snippet
 from dreamgen.models.cosmos_predict25.solver import StepTable, step_table
 from dreamgen.models.cosmos_predict25.step_skipping import StepSkipping, level_step_skipping
-from dreamgen.models.cosmos_predict25.text import encode_text
+from dreamgen.models.cosmos_predict25.text import cut_prompts, encode_text, may_be_cut
 from dreamgen.models.cosmos_predict25.training import CosmosTraining
 from dreamgen.models.cosmos_predict25.training_cost import CosmosTrainingCost
 from dreamgen.models.cosmos_predict25.transformer_size import find_size
 from dreamgen.models.fingerprint import folder_fingerprint
+from dreamgen.models.prompt_length import CutPrompt
 from dreamgen.models.world_model import Prediction, Rejected, WorldModel, WorldModelSource
 from dreamgen.run.records import Job
 
@@ -89,6 +95,16 @@ class CosmosPredict25(WorldModel):
     @classmethod
     def sampling_options(cls, settings: Settings) -> str:
         return level_step_skipping(settings.plan.level, settings.plan.fp8).to_json()
+
+    @classmethod
+    def cut_prompts(
+        cls, model: ModelSettings, build_folder: Path, prompts: Sequence[str], may_download: bool
+    ) -> list[CutPrompt] | None:
+        long = [prompt for prompt in prompts if may_be_cut(prompt)]
+        if not long:
+            return []
+        tokenizer = load_tokenizer(model, build_folder, may_download)
+        return None if tokenizer is None else cut_prompts(tokenizer, long)
 
     @classmethod
     def check_adapters(cls, source: WorldModelSource, folders: Sequence[Path]) -> None:

@@ -1,16 +1,24 @@
-"""Prompt features after the transformer's frozen projection, which is all that its blocks read of a prompt.
+"""What the model reads of a prompt: its tokens, and its features after the transformer's frozen projection.
 
 Axes: B batch, L tokens, D features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from diffusers import Cosmos2_5_PredictBasePipeline
+from transformers import PreTrainedTokenizerBase
 
 from dreamgen.models.cosmos_predict25.velocity import project_text
+from dreamgen.models.prompt_length import CutPrompt
 
-NUM_TOKENS = 512  # the pipeline pads every prompt to this
+NUM_TOKENS = 512  # the pipeline cuts or pads every prompt to this
+# What the pipeline puts before every prompt; it counts among the tokens.
+SYSTEM_TEXT = "You are a helpful assistant who will provide prompts to an image generator."
+NUM_BYTES_ADDED = 200  # more than the conversation adds to a prompt, in bytes and so in tokens
 
 
 @torch.no_grad()
@@ -33,3 +41,24 @@ def encode_text(pipe: Cosmos2_5_PredictBasePipeline, prompt: str | None) -> torc
     # Every token of a dropped prompt is projected to the same features: those of the bias.
     zero = torch.zeros(1, 1, width, dtype=pipe.vae.dtype, device=transformer.device)
     return project_text(transformer, zero).expand(1, NUM_TOKENS, -1).contiguous()
+
+
+def may_be_cut(prompt: str) -> bool:
+    """Return whether a prompt is long enough to be worth counting its tokens: none is shorter than a byte."""
+    return len(prompt.encode("utf-8", "replace")) + NUM_BYTES_ADDED > NUM_TOKENS
+
+
+def cut_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[CutPrompt]:
+    """Return the prompts that the pipeline does not read to their end."""
+    found = []
+    for prompt in prompts:
+        turns = [("system", SYSTEM_TEXT), ("user", prompt)]
+        conversation = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+        text = str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=False))
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = np.asarray(encoded["input_ids"], np.int64)
+        if len(ids) > NUM_TOKENS:
+            end = encoded["offset_mapping"][NUM_TOKENS - 1][1] - text.rfind(prompt)
+            num_read = min(max(end, 0), len(prompt))
+            found.append(CutPrompt(prompt, num_read, len(ids), NUM_TOKENS, ids[:NUM_TOKENS].tobytes()))
+    return found

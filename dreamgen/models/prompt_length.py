@@ -1,0 +1,83 @@
+"""Prompts that are longer than what a text encoder reads: which are cut, where, and which become the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreamgen.config.settings import ModelSettings
+from dreamgen.errors import UserError
+from dreamgen.models.world_model import model_type
+
+NUM_SHOWN, NUM_CHARACTERS = 5, 60
+
+
+@dataclass(frozen=True)
+class CutPrompt:
+    """A prompt that the text encoder does not read to its end.
+
+    Args:
+        prompt: The whole prompt.
+        num_read: Its characters that are read.
+        num_tokens: Tokens of the whole prompt, with those that the model adds.
+        max_tokens: Tokens that are read.
+        tokens_read: What the encoder gets; two prompts with the same give the same clip.
+    """
+
+    prompt: str
+    num_read: int
+    num_tokens: int
+    max_tokens: int
+    tokens_read: bytes
+
+
+def check_prompt_lengths(
+    model: ModelSettings, build_folder: Path, sources: Mapping[str, str], may_download: bool
+) -> list[str]:
+    """Measure prompts with the model's own tokenizer.
+
+    Args:
+        model: Settings of the world model.
+        build_folder: Of a model that is built on first use.
+        sources: Each distinct prompt, and where it comes from.
+        may_download: Whether the tokenizer may be downloaded.
+
+    Returns:
+        Notes: which prompts are cut and where, or that they were not measured.
+
+    Raises:
+        UserError: if different prompts become the same.
+    """
+    cut = model_type(model).load_class().cut_prompts(model, build_folder, list(sources), may_download)
+    if cut is None:
+        return [f"the texts' lengths were not measured: the tokenizer of {model.path} is not on this machine"]
+    by_tokens: dict[bytes, list[CutPrompt]] = {}
+    for prompt in cut:
+        by_tokens.setdefault(prompt.tokens_read, []).append(prompt)
+    same = [prompts for prompts in by_tokens.values() if len(prompts) > 1]
+    if same:
+        first = same[0]
+        raise UserError(
+            f"{sum(map(len, same))} different texts become the same: they differ only in what the text encoder ignores",
+            actual="\n".join(_described(prompt, sources) for prompt in first[:NUM_SHOWN]),
+            allowed=f"texts that differ within {first[0].max_tokens} tokens",
+            next_step="shorten them, or put what differs at the beginning",
+        )
+    return _notes([prompt for prompt in cut if prompt.num_read < len(prompt.prompt)], sources)
+
+
+def _notes(cut: Sequence[CutPrompt], sources: Mapping[str, str]) -> list[str]:
+    notes = [f"text cut: {_described(prompt, sources)}" for prompt in cut[:NUM_SHOWN]]
+    if len(cut) > NUM_SHOWN:
+        notes.append(f"text cut: and {len(cut) - NUM_SHOWN} others")
+    return notes
+
+
+def _described(prompt: CutPrompt, sources: Mapping[str, str]) -> str:
+    read, lost = prompt.prompt[: prompt.num_read], prompt.prompt[prompt.num_read :]
+    ending = lost if len(lost) <= 2 * NUM_CHARACTERS else f"{lost[:NUM_CHARACTERS]}...{lost[-NUM_CHARACTERS:]}"
+    return (
+        f"{sources[prompt.prompt]}: {prompt.num_tokens} tokens, of which {prompt.max_tokens} are read, to "
+        f'"...{read[-NUM_CHARACTERS:]}"; not read: "{ending}"'
+    )
