@@ -20,7 +20,7 @@ from av.codec.context import Flags
 from av.container import InputContainer
 
 from dreamgen.data.containers import open_video
-from dreamgen.data.images import MAX_PIXELS, decode_image, image_size
+from dreamgen.data.images import MAX_PIXELS, decode_image, image_size, on_white
 from dreamgen.errors import UserError
 from dreamgen.run.files import atomic_file
 
@@ -250,7 +250,7 @@ def fit_frame(frame_HWC: np.ndarray, height: int, width: int, fit: str) -> np.nd
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read a PNG or JPEG.
+    """Read a picture: PNG, JPEG, WebP, BMP or TIFF, turned as its EXIF entry says, on white where it is transparent.
 
     Returns:
         frame_HWC, uint8, 0-255, RGB.
@@ -267,9 +267,9 @@ def read_image(path: str | Path) -> np.ndarray:
         size = image_size(data)
         raise UserError(
             f"{path} cannot be read as an image", actual=f"{size[1]} x {size[0]} pixels" if size else None,
-            allowed=f"a PNG or JPEG image of at most {MAX_PIXELS} pixels",
+            allowed=f"a PNG, JPEG, WebP, BMP or TIFF image of at most {MAX_PIXELS} pixels",
         )  # fmt: skip
-    return pixels
+    return on_white(data, pixels)
 
 
 def frame_sha256(frame_HWC: np.ndarray) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dreamgen.config.settings import Settings
+from dreamgen.data.media_files import IMAGE_SUFFIXES
 from dreamgen.data.video import fit_frame, frame_sha256, iter_frames, read_image, write_png
 from dreamgen.data.views import View, describe_views, short_name, tile
 from dreamgen.errors import UserError
@@ -19,8 +20,6 @@ from dreamgen.models.world_model import model_type
 from dreamgen.run.run_folder import RunFolder
 
 CAMERA = "{camera}"  # in a file name, replaced by each camera's name
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-VIDEO_SUFFIXES = (".mp4",)
 
 
 def fitted_frames(file: Path, settings: Settings, views: Sequence[View] = (), num_stacked: int = 1) -> np.ndarray:

@@ -13,9 +13,10 @@ from typing import Any
 
 from dreamgen.config.settings import Settings
 from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
+from dreamgen.data.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_below, not_used
 from dreamgen.data.views import View, check_views, describe_views, short_name
 from dreamgen.errors import UserError, closest_match
-from dreamgen.plan.first_frames import CAMERA, IMAGE_SUFFIXES, VIDEO_SUFFIXES, of_camera
+from dreamgen.plan.first_frames import CAMERA, of_camera
 from dreamgen.plan.tables import csv_rows, numbered_rows
 from dreamgen.run.files import existing_folder, inside, read_json
 from dreamgen.run.records import RobotFeatures
@@ -137,7 +138,12 @@ def folder_rows(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, views:
             rows.append(FrameRow(file, _caption(folder, text) if text else None, None, str(image)))
         except UserError as error:
             rows.append(error)
-    return FrameRows(f"a folder of {len(images)} {kind} with their instructions", rows)
+    used = {*texts.values(), *(path for path in files if path.suffix.lower() in suffixes)}
+    notes = [
+        *not_used((path.relative_to(folder) for path in files if path not in used), f"neither {kind} nor texts"),
+        *not_used((path for path in files_below(folder) if len(path.parts) > 1), "as sub-folders are not read"),
+    ]
+    return FrameRows(f"a folder of {len(images)} {kind} with their instructions", rows, notes=tuple(notes))
 
 
 def table_rows(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, views: tuple[View, ...] = ()) -> FrameRows:

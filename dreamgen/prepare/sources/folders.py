@@ -1,4 +1,4 @@
-"""Folders of videos with instructions: the GR1 layout and the plain one.
+"""Folders of videos with instructions: the GR1 layout and the plain one, both with sub-folders and any container.
 
 GR1: `videos/*.mp4`, with the instruction in `metadata.csv`, `metas/NAME.txt` or `captions/NAME.json`. A training set
 that prepare wrote has this layout too, with `trajectories/` and `features.json`; where its pictures show several
@@ -10,20 +10,26 @@ from __future__ import annotations
 import csv
 import functools
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dreamgen.config.settings import PrepareSettings
+from dreamgen.data.media_files import files_below, is_dataset, is_video, named, not_used
 from dreamgen.data.trajectory import read_trajectory
 from dreamgen.errors import UserError, reason_of
 from dreamgen.extensions.demo_source import DemoSource
 from dreamgen.prepare.sources.source import Source, SourceClip, SourceVideo, safe_names
+from dreamgen.prepare.sources.unused import unused_columns
 from dreamgen.run.files import inside, read_json, regular_file
 from dreamgen.run.json_text import BadJson, parse_json
 from dreamgen.run.records import RobotFeatures
 
 FILE_COLUMNS = ("file_name", "video", "path", "video_path")
+FILES_OF_GR1 = ("metadata.csv", "features.json", "summary.csv", "README.md")
+ENDINGS_OF_GR1 = {"metas": (".txt",), "captions": (".json",), "trajectories": (".parquet",), "first_frames": (".png",)}
 TEXT_COLUMNS = ("instruction", "prompt", "text", "caption")  # the bare instruction goes before the whole prompt
 
 
@@ -35,48 +41,114 @@ def open_gr1(root: Path, settings: PrepareSettings) -> Source:
     """
     features = _read_features(root / "features.json") if (root / "features.json").is_file() else RobotFeatures()
     has_table = (root / "metadata.csv").is_file()
-    named, refused_rows = _read_metadata_csv(root) if has_table else ({}, [])
-    videos = sorted({*named, *(path.relative_to(root) for path in mp4s_in(root / "videos"))})
-    findings = ()
-    if has_table and len(videos) > len(named):
-        findings = (f"metadata.csv does not name {len(videos) - len(named)} of the {len(videos)} videos",)
+    by_video, refused_rows = _read_metadata_csv(root) if has_table else ({}, [])
+    videos = sorted({*by_video, *(Path("videos") / path for path in videos_in(root / "videos"))})
+    findings = _unused_of_gr1(root, videos)
+    if has_table and len(videos) > len(by_video):
+        findings.append(f"metadata.csv does not name {len(videos) - len(by_video)} of the {len(videos)} videos")
+    findings += _beyond(videos, settings)
     videos = videos[: settings.max_episodes]
     clips = []
-    for video, name in zip(videos, safe_names(path.stem for path in videos), strict=True):
-        text_of = functools.partial(_text_of, root, video, named, settings.caption_length)
-        clips.append(_clip(root, name, video, text_of, features))
+    stems = Counter(path.stem for path in videos)
+    for video, safe in zip(videos, _clip_names(videos, "videos"), strict=True):
+        # What belongs to a video lies in a sub-folder of its name, or has its name where no other video has it.
+        name = _name_of(video, "videos")
+        keys = [name] if stems[video.stem] > 1 or name == video.stem else [name, video.stem]
+        text_of = functools.partial(_text_of, root, video, keys, by_video, settings.caption_length)
+        clips.append(_clip(root, safe, video, text_of, features, keys))
     clips += [SourceClip("", origin, refused=reason) for origin, reason in refused_rows]
-    return Source("GR1 layout", tuple(clips), features, findings, tuple(view.camera for view in features.views))
+    cameras = tuple(view.camera for view in features.views)
+    return Source("GR1 layout", _once(clips), features, tuple(findings), cameras)
 
 
 def open_plain(root: Path, settings: PrepareSettings) -> Source:
-    """List the NAME.mp4 of a folder, each with its NAME.txt."""
-    videos = mp4s_in(root)
-    unused = sorted({path.stem for path in root.glob("*.txt")} - {path.stem for path in videos})
-    findings = (f"{len(unused)} texts have no video: {', '.join(unused[:5])}",) if unused else ()
-    videos = [path.relative_to(root) for path in videos[: settings.max_episodes]]
-    clips = tuple(
-        _clip(root, name, video, functools.partial(_read_text, root, f"{video.stem}.txt"))
-        for video, name in zip(videos, safe_names(path.stem for path in videos), strict=True)
-    )
-    return Source("plain folder of mp4 + txt", clips, RobotFeatures(), findings)
+    """List the NAME.mp4 of a folder and its sub-folders, each with its NAME.txt."""
+    files = list(files_below(root))
+    videos = [path for path in files if is_video(path)]
+    texts = [path for path in files if path.suffix.lower() == ".txt"]
+    without = {path.with_suffix("") for path in texts} - {path.with_suffix("") for path in videos}
+    findings = [f"{len(without)} texts have no video: {named(sorted(without))}"] if without else []
+    findings += not_used((path for path in files if path not in {*videos, *texts}), "neither videos nor texts")
+    findings += _datasets_within(root) + _beyond(videos, settings)
+    videos = videos[: settings.max_episodes]
+    clips = [
+        _clip(root, name, video, functools.partial(_read_text, root, video.with_suffix(".txt").as_posix()))
+        for video, name in zip(videos, _clip_names(videos), strict=True)
+    ]
+    return Source("plain folder of mp4 + txt", _once(clips), RobotFeatures(), tuple(findings))
 
 
-def mp4s_in(folder: Path) -> list[Path]:
-    """Return the mp4 files directly in a folder, sorted; none without the folder. Hidden files are left out."""
-    entries = folder.iterdir() if folder.is_dir() else ()
-    return sorted(p for p in entries if p.suffix.lower() == ".mp4" and p.name[0] != "." and not p.is_dir())
+def videos_in(folder: Path) -> list[Path]:
+    """Return the videos of a folder and its sub-folders, relative to it; none without the folder."""
+    return [path for path in files_below(folder) if is_video(path)]
+
+
+def _name_of(video: Path, below: str = "") -> str:
+    """Return a video's path without its ending, and without the folder that holds all."""
+    return (video.relative_to(below) if video.is_relative_to(below) else video).with_suffix("").as_posix()
+
+
+def _clip_names(videos: Sequence[Path], below: str = "") -> list[str]:
+    """Return the name of each clip in the training set: its file's, with the sub-folder's where several have it."""
+    stems = Counter(path.stem for path in videos)
+    return safe_names(path.stem if stems[path.stem] == 1 else _name_of(path, below) for path in videos)
+
+
+def _once(clips: Sequence[SourceClip]) -> tuple[SourceClip, ...]:
+    """Refuse a second video of the same name, such as a copy in another container: one text belongs to one clip."""
+    first: dict[Path, SourceClip] = {}
+    checked = []
+    for clip in clips:
+        name = Path(clip.origin).with_suffix("")
+        if clip.videos and first.setdefault(name, clip) is not clip:
+            reason = f"{first[name].origin} has the same name and text: only one of the two is used"
+            clip = replace(clip, refused=reason, videos=(), load_trajectory=None)
+        checked.append(clip)
+    return tuple(checked)
+
+
+def _unused_of_gr1(root: Path, videos: Sequence[Path]) -> list[str]:
+    """Name what the layout has no place for, and texts and trajectories without a video."""
+    notes, known = [], {*FILES_OF_GR1, *videos}
+    names = {name for video in videos for name in (_name_of(video, "videos"), video.stem)}
+    others = []
+    for path in files_below(root):
+        folder = path.parts[0] if len(path.parts) > 1 else ""
+        if folder in ENDINGS_OF_GR1 and path.suffix.lower() in ENDINGS_OF_GR1[folder]:
+            if path.relative_to(folder).with_suffix("").as_posix() not in names:
+                notes.append(path)
+        elif path.as_posix() not in FILES_OF_GR1 and path not in known:
+            others.append(path)
+    outside = [path for path in others if is_video(path)]
+    return [
+        *not_used(notes, "as no video has their name"),
+        *not_used(outside, "as they are outside videos/ and metadata.csv does not name them"),
+        *not_used((path for path in others if path not in outside), "as this layout has no place for them"),
+        *_datasets_within(root),
+        *unused_columns(next(iter(sorted(root.glob("trajectories/*.parquet"))), None)),
+    ]
+
+
+def _datasets_within(root: Path) -> list[str]:
+    datasets = sorted(path.name for path in root.iterdir() if path.is_dir() and is_dataset(path))
+    return [f"LeRobot datasets in sub-folders are not read: {named(datasets)}"] if datasets else []
+
+
+def _beyond(videos: Sequence[Path], settings: PrepareSettings) -> list[str]:
+    left_out = videos[settings.max_episodes :] if settings.max_episodes is not None else []
+    return not_used(left_out, f"beyond prepare.max_episodes={settings.max_episodes}")
 
 
 def _clip(
-    root: Path, name: str, video: Path, text_of: Callable[[], str], features: RobotFeatures | None = None
-) -> SourceClip:
+    root: Path, name: str, video: Path, text_of: Callable[[], str], features: RobotFeatures | None = None,
+    keys: Sequence[str] = (),
+) -> SourceClip:  # fmt: skip
     origin = video.as_posix()
     try:
-        file = inside(root, video, origin)
-        trajectory = inside(root, Path("trajectories") / f"{video.stem}.parquet", origin)
-        load = None
-        if features is not None and trajectory.is_file():
+        file, load = inside(root, video, origin), None
+        candidates = [inside(root, Path("trajectories") / f"{key}.parquet", origin) for key in keys]
+        trajectory = next((path for path in candidates if path.is_file()), None)
+        if features is not None and trajectory is not None:
             dims = (len(features.state_names) or None, len(features.action_names) or None)
             load = functools.partial(read_trajectory, trajectory, *dims)
         views = features.views if features is not None else ()
@@ -89,7 +161,7 @@ def _clip(
 def _read_metadata_csv(root: Path) -> tuple[dict[Path, str | UserError], list[tuple[str, str]]]:
     """Return video -> its text or error, and the rows that name no video as (origin, reason)."""
     path = root / "metadata.csv"
-    named: dict[Path, str | UserError] = {}
+    by_video: dict[Path, str | UserError] = {}
     refused = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -104,12 +176,12 @@ def _read_metadata_csv(root: Path) -> tuple[dict[Path, str | UserError], list[tu
                 origin = f"metadata.csv line {reader.line_num}"
                 try:
                     video = _named_video(root, row[file_column] or "", origin)
-                    if video in named:
+                    if video in by_video:
                         raise UserError(f"{origin} names {video.as_posix()} again: its first row is used")
                 except UserError as error:
                     refused.append((origin, reason_of(error)))
                     continue
-                named[video] = _row_text(row, origin)
+                by_video[video] = _row_text(row, origin)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8", actual=str(error), next_step="save it as UTF-8") from None
     except csv.Error as error:
@@ -118,7 +190,7 @@ def _read_metadata_csv(root: Path) -> tuple[dict[Path, str | UserError], list[tu
             actual=str(error),
             allowed="texts with commas in double quotes, and double quotes in them doubled",
         ) from None
-    return named, refused
+    return by_video, refused
 
 
 def _row_text(row: dict[str | None, Any], origin: str) -> str | UserError:
@@ -141,19 +213,22 @@ def _named_video(root: Path, text: str, origin: str) -> Path:
     raise UserError(f"{origin} names a video that does not exist", actual=text)
 
 
-def _text_of(root: Path, video: Path, named: dict[Path, str | UserError], caption_length: str) -> str:
-    text = named.get(video)
+def _text_of(
+    root: Path, video: Path, keys: Sequence[str], by_video: dict[Path, str | UserError], caption_length: str
+) -> str:
+    text = by_video.get(video)
     if isinstance(text, UserError):
         raise text
-    return text or _caption_beside(root, video.stem, caption_length)
+    return text or _caption_beside(root, keys, caption_length)
 
 
-def _caption_beside(root: Path, stem: str, length: str) -> str:
-    if (root / "metas" / f"{stem}.txt").exists():
-        return _read_text(root, f"metas/{stem}.txt")
-    relative = f"captions/{stem}.json"
-    if not (root / relative).exists():
-        raise UserError(f"{stem} has no caption", allowed=f"a row of metadata.csv, metas/{stem}.txt or {relative}")
+def _caption_beside(root: Path, keys: Sequence[str], length: str) -> str:
+    candidates = [f"metas/{key}.txt" for key in keys] + [f"captions/{key}.json" for key in keys]
+    relative = next((name for name in candidates if (root / name).exists()), None)
+    if relative is None:
+        raise UserError(f"{keys[0]} has no caption", allowed=f"a row of metadata.csv, {' or '.join(candidates)}")
+    if relative.endswith(".txt"):
+        return _read_text(root, relative)
     try:
         captions = parse_json(_read_text(root, relative))
     except BadJson as error:
@@ -193,13 +268,13 @@ def _read_features(path: Path) -> RobotFeatures:
 
 GR1 = DemoSource(
     name="gr1",
-    summary="a GR1 layout (videos/*.mp4 with metadata.csv, metas/ or captions/)",
-    recognizes=lambda root: (root / "metadata.csv").is_file() or bool(mp4s_in(root / "videos")),
+    summary="a GR1 layout (videos/**/*.mp4, .mov, .mkv, ... with metadata.csv, metas/ or captions/)",
+    recognizes=lambda root: (root / "metadata.csv").is_file() or any(map(is_video, files_below(root / "videos"))),
     open=open_gr1,
 )
 PLAIN = DemoSource(
     name="plain",
-    summary="a folder of NAME.mp4 + NAME.txt",
-    recognizes=lambda root: bool(mp4s_in(root)),
+    summary="a folder of NAME.mp4 (.mov, .mkv, ...) + NAME.txt",
+    recognizes=lambda root: root.is_dir() and any(map(is_video, files_below(root))),
     open=open_plain,
 )

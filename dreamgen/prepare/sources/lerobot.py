@@ -23,6 +23,7 @@ from dreamgen.data.trajectory import ACTION, STATE, read_trajectory
 from dreamgen.errors import Problems, UserError, reason_of
 from dreamgen.extensions.demo_source import DemoSource
 from dreamgen.prepare.sources.source import Source, SourceClip, SourceVideo, safe_names
+from dreamgen.prepare.sources.unused import unused_inputs
 from dreamgen.run.records import RobotFeatures
 
 
@@ -37,7 +38,7 @@ def open_lerobot(root: Path, settings: PrepareSettings) -> Source:
     dims, names, name_findings = _vector_features(meta)
     episodes = meta.episodes[: settings.max_episodes]
     rows = read_rows(episodes)
-    findings += name_findings + _metadata_notes(meta) + _row_notes(meta, rows)
+    findings += name_findings + unused_inputs(meta, cameras) + _metadata_notes(meta) + _row_notes(meta, rows)
     findings += _pseudo_task_notes(meta, episodes, rows)
     modality, problems = usable_modality(meta.modality, dims)
     stems = safe_names(f"episode_{episode.index:06d}" for episode in episodes)
