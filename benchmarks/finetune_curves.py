@@ -105,7 +105,9 @@ def train(
     with quiet_loaders():
         transformer = transformer.to(dtype)
     torch.manual_seed(1)
-    parameters = add_adapter(transformer, tune.lora.rank, tune.lora.alpha, tune.lora.target_modules, is_dora(settings))
+    parameters = add_adapter(
+        transformer, tune.lora.rank, tune.lora.alpha_or_rank, tune.lora.target_modules, is_dora(settings)
+    )
     transformer.to(device).train()
     clean, text = windows(shape_CTHW, transformer.config.crossattn_proj_in_channels)
     loss_of = {"published": published_loss, "ours": our_loss}[step](transformer, settings, dtype, compiled)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+
+
+def quoted(word: object) -> str:
+    """Return a path or name as it has to be typed in a shell, for commands that can be copied."""
+    return shlex.quote(str(word))
 
 
 class UserError(Exception):

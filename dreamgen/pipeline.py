@@ -11,7 +11,7 @@ from pathlib import Path
 from dreamgen.config.paths import all_settings
 from dreamgen.config.settings import Settings
 from dreamgen.environment import set_library_defaults
-from dreamgen.errors import NothingAccepted, Problems, UserError
+from dreamgen.errors import NothingAccepted, Problems, UserError, quoted
 from dreamgen.progress import log
 from dreamgen.run.journal import read_journal
 from dreamgen.run.records import StageResult
@@ -117,7 +117,7 @@ def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume:
         raise UserError(
             f"the run folder {run.root} is in use",
             allowed="a new folder, or this one with --resume",
-            next_step=f"dreamgen run --out {run.root} --resume",
+            next_step=f"dreamgen run --out {quoted(run.root)} --resume",
         )
     run.check_unchanged(settings, _sections(done))
     problems, given = Problems(), settings.plan.first_frames

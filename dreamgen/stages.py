@@ -33,6 +33,8 @@ class Stage:
         paths: Names of the paths that one call of the function takes before its section's settings.
         paths_help: What they are.
         paths_optional: Whether the command runs without paths.
+        expand_path: `module:function` that returns the paths that one given path stands for.
+        takes_run: Whether the run folder may be given without `--out`.
         settings: Of a command without a section: the only settings that it takes; all when empty.
         command: The command that runs it.
         in_run: Whether `dreamgen run` runs it.
@@ -57,6 +59,8 @@ class Stage:
     paths: tuple[str, ...] = ()
     paths_help: str = ""
     paths_optional: bool = False
+    expand_path: str | None = None
+    takes_run: bool = False
     settings: tuple[str, ...] = ()
     command: str | None = None
     in_run: bool = False
@@ -87,8 +91,7 @@ class Stage:
             in_run: Call `run_function`, where there is one.
             switches: `resume`, `dry_run` and the like; only those that the function takes are passed on.
         """
-        module, _, name = ((self.run_function if in_run else None) or self.function).partition(":")
-        function = getattr(importlib.import_module(module), name)
+        function = imported((self.run_function if in_run else None) or self.function)
         taken = inspect.signature(function).parameters
         switches = {switch: value for switch, value in switches.items() if switch in taken}
         if not self.locks or switches.get("dry_run"):
@@ -96,6 +99,12 @@ class Stage:
         run = RunFolder.of(arguments[0], may_be_remote=self.may_be_remote)
         with hold_command(run.store or run.root, self.locks):
             return function(*arguments, **switches)
+
+
+def imported(reference: str) -> Callable[..., Any]:
+    """Import the function that `module:function` names."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 _TABLE = (
@@ -130,8 +139,8 @@ _TABLE = (
     ),
     Stage(
         name="status", summary="progress of generate from any shell: done, rate, time left, failures",
-        function="dreamgen.status:status", example="dreamgen status --out runs/pick --json",
-        may_be_remote=True,
+        function="dreamgen.status:status", example="dreamgen status runs/pick --json",
+        takes_run=True, may_be_remote=True,
     ),
     Stage(
         name="inverse dynamics", summary="training set -> inverse-dynamics model",
@@ -160,7 +169,8 @@ _TABLE = (
         name="check", summary="validate LeRobot, robomimic and ACT datasets, written by DreamGen or not",
         function="export.check:check_stage", section="check", flags=("fix",), in_run=True,
         run_function="dreamgen.pipeline:check_datasets", example="dreamgen check runs/pick/datasets/lerobot-v3.0",
-        paths=("PATH",), paths_help="one or more datasets", needs=("actions", "datasets"),
+        paths=("PATH",), paths_help="one or more datasets, or run folders, whose datasets are checked",
+        expand_path="export.check.run_datasets:datasets_of", needs=("actions", "datasets"),
     ),
     Stage(
         name="convert", summary="LeRobot v2.0 or v2.1 -> v3.0, or v3.0 -> v2.1; video streams are copied",
@@ -174,7 +184,7 @@ _TABLE = (
     ),
     Stage(
         name="report", summary="write report.html: the run on one page", function="dreamgen.report:report",
-        section="report", flags=("resume",), in_run=True, example="dreamgen report --out runs/pick",
+        section="report", flags=("resume",), in_run=True, example="dreamgen report runs/pick", takes_run=True,
     ),
     Stage(
         name="doctor", summary="print versions, GPU, codecs, disk and login as one block for a bug report",

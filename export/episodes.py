@@ -13,7 +13,7 @@ import numpy as np
 from dreamgen.data.lerobot.image_statistics import ImageHistogram
 from dreamgen.data.trajectory import read_trajectory
 from dreamgen.data.video import VideoInfo
-from dreamgen.errors import UserError, reason_of
+from dreamgen.errors import UserError, quoted, reason_of
 from export.clips import Clip
 
 
@@ -89,5 +89,5 @@ def read_label(path: Path, include_state: bool) -> tuple[np.ndarray, np.ndarray 
 
 def label_again(label: Path) -> str:
     """Return the command that makes a clip's labels again."""
-    command = f"dreamgen label --out {label.parents[2]} --resume"  # the run of labels/AB/ABCD.parquet
+    command = f"dreamgen label --out {quoted(label.parents[2])} --resume"  # the run of labels/AB/ABCD.parquet
     return f"remove {label}, then {command}" if label.exists() else command

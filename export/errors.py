@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import pyarrow.parquet as pq
 
 from dreamgen.config.settings import ExportSettings, Settings
-from dreamgen.errors import NothingAccepted, UserError
+from dreamgen.errors import NothingAccepted, UserError, quoted
 from dreamgen.extensions.export_format import ExportFormat
 from dreamgen.extensions.judge import curation_metrics
 from dreamgen.run.journal import read_journal
@@ -32,7 +32,7 @@ def out_of_date(run: RunFolder, name: str, export: ExportSettings, clips: Iterab
         return None
     return (
         f"{run.datasets / name} is out of date: it holds {len(held & accepted)} of {len(accepted)} accepted clips"
-        f" and {len(held - accepted)} others; move it away and run  dreamgen export --out {run.root} --resume"
+        f" and {len(held - accepted)} others; move it away and run  dreamgen export --out {quoted(run.root)} --resume"
     )
 
 
@@ -41,8 +41,8 @@ def dataset_exists(run: RunFolder, existing: list[str]) -> UserError:
     return UserError(
         "a dataset already exists, and nothing is overwritten",
         actual=", ".join(str(run.datasets / name) for name in existing),
-        next_step=f"dreamgen export --out {run.root} --resume (writes only what is missing), choose another --out, "
-        "or remove the folder yourself",
+        next_step=f"dreamgen export --out {quoted(run.root)} --resume (writes only what is missing), "
+        "choose another --out, or remove the folder yourself",
     )
 
 
@@ -78,5 +78,5 @@ def nothing_accepted(run: RunFolder, settings: Settings) -> NothingAccepted:
     return NothingAccepted(
         "no clip was accepted, so there is nothing to export",
         actual="; ".join([", ".join(f"{n} {what}" for what, n in sorted(counts.items())), *lines]),
-        next_step=("look at " + "; ".join(advice)) if advice else f"dreamgen report --out {run.root}",
+        next_step=("look at " + "; ".join(advice)) if advice else f"dreamgen report --out {quoted(run.root)}",
     )

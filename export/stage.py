@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamgen.config.paths import get_path, paths_that_invalidate
-from dreamgen.config.settings import Settings
+from dreamgen.config.settings import ExportSettings, Settings
 from dreamgen.data.hub import check_can_push, push_folder
 from dreamgen.errors import Problems, UserError
 from dreamgen.extensions.export_format import EXPORT_FORMATS, DatasetSize, ExportFormat
@@ -86,7 +86,7 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
             outputs[written.name] = run.datasets / written.name
     else:
         sweep(run.datasets)
-    uploads, all_uploaded = _upload(settings.export.push_to_hub, {name: outputs[name] for name in names})
+    uploads, all_uploaded = _upload(run, settings.export, {name: outputs[name] for name in names})
     partial = bool(left_out or stale) or not all_uploaded
     metrics["left_out"] = len(left_out)
     return StageResult("export", outputs, metrics, notes + stale + left_out + uploads, partial=partial)
@@ -159,14 +159,17 @@ def _dataset_folder(export_format: ExportFormat, staging: StagingArea, path: Pat
             yield folder
 
 
-def _upload(repo_id: str | None, datasets: dict[str, Path]) -> tuple[list[str], bool]:
-    sentences, all_uploaded = [], True
+def _upload(run: RunFolder, export: ExportSettings, datasets: dict[str, Path]) -> tuple[list[str], bool]:
+    sentences, all_uploaded, repo_id = [], True, export.push_to_hub
     if repo_id is None:
         return sentences, all_uploaded
+    if export.license is None:
+        sentences.append("the uploaded dataset states no license, so nobody may use it: --export.license=ID adds one")
     for name, path in datasets.items():
+        beside = {provenance_file(run, name).name: provenance_file(run, name)}
         repo, tag = repo_id if len(datasets) == 1 else f"{repo_id}-{name}", EXPORT_FORMATS.get(name).hub_tag
         sentence, is_uploaded = push_folder(
-            path, repo, f"the dataset {name}", "Dataset made with DreamGen", "dataset", tag
+            path, repo, f"the dataset {name}", "Dataset made with DreamGen", "dataset", tag, beside
         )
         sentences.append(sentence)
         all_uploaded &= is_uploaded

@@ -121,7 +121,7 @@ def adapter_card(
             {}
             if is_full
             else {
-                "rank, alpha": f"{tune.lora.rank}, {tune.lora.alpha}",
+                "rank, alpha": f"{tune.lora.rank}, {tune.lora.alpha_or_rank}",
                 "layers": ", ".join(tune.lora.target_modules),
             }
         ),

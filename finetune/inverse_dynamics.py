@@ -13,7 +13,7 @@ import torch
 
 from dreamgen.config.settings import IdmSettings, Settings
 from dreamgen.data.seeds import derived_seed
-from dreamgen.errors import UserError
+from dreamgen.errors import UserError, quoted
 from dreamgen.models.devices import resolve_device
 from dreamgen.models.idm.model import InverseDynamics
 from dreamgen.models.idm.network import STRIDE_PX, IdmConfig, pair_loss, to_unit
@@ -82,7 +82,8 @@ def check_can_start(run: RunFolder, idm: IdmSettings) -> None:
     """
     if run.idm.exists():
         raise UserError(
-            f"{run.idm} already exists", next_step=f"dreamgen label --out {run.root} uses it; remove it to train again"
+            f"{run.idm} already exists",
+            next_step=f"dreamgen label --out {quoted(run.root)} uses it; remove it to train again",
         )
     if idm.image_px < STRIDE_PX or idm.image_px % STRIDE_PX:
         raise UserError("idm.image_px does not fit", actual=idm.image_px, allowed=f"multiples of {STRIDE_PX}")

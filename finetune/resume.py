@@ -12,7 +12,7 @@ from typing import Literal
 
 from dreamgen.config.paths import get_path, paths_that_invalidate
 from dreamgen.config.settings import Settings
-from dreamgen.errors import UserError
+from dreamgen.errors import UserError, quoted
 from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
 from finetune.checkpoint import STATE, TrainingState, point_last, read_state, step_of, whole_checkpoints
@@ -45,7 +45,7 @@ def find_checkpoint(settings: Settings, resume: bool = False) -> Path | None:
         raise UserError(
             f"there is no checkpoint to continue from in {folder}",
             allowed="a run whose training was stopped after its first checkpoint",
-            next_step=f"omit resume_from to start anew:  dreamgen finetune --out {settings.out}",
+            next_step=f"omit resume_from to start anew:  dreamgen finetune --out {quoted(settings.out)}",
         )
     if wanted not in (None, "latest"):
         checkpoint = Path(wanted).resolve()  # `last` is a link
@@ -144,7 +144,9 @@ def interrupted(settings: Settings, checkpoint: Path, num_processes: int, notes:
     command = "dreamgen finetune" if num_processes == 1 else "accelerate launch -m finetune"
     step, num_steps = step_of(checkpoint), settings.finetune.num_steps
     metrics = {"interrupted": True, "step": step, "num_steps": num_steps}
-    how_to_resume = f"stopped after step {step} of {num_steps}; continue with:  {command} --out {settings.out} --resume"
+    how_to_resume = (
+        f"stopped after step {step} of {num_steps}; continue with:  {command} --out {quoted(settings.out)} --resume"
+    )
     return StageResult("finetune", {"checkpoint": checkpoint}, metrics, [*notes, how_to_resume], partial=True)
 
 

@@ -18,7 +18,7 @@ import torch
 from dreamgen.config.settings import VideoSettings
 from dreamgen.data.seeds import derived_seed
 from dreamgen.data.video import VideoInfo, decode_frames, probe
-from dreamgen.errors import Problems, UserError
+from dreamgen.errors import Problems, UserError, quoted
 from dreamgen.run.files import inside
 from dreamgen.run.run_folder import RunFolder
 
@@ -83,7 +83,7 @@ def read_training_set(run: RunFolder, video: VideoSettings, num_held_out: int = 
         )
     problems.raise_if_any(f"{run.train} cannot be trained on")
     if not clips:
-        raise UserError(f"{metadata} names no clip", next_step=f"dreamgen prepare --out {run.root} --demos ...")
+        raise UserError(f"{metadata} names no clip", next_step=f"dreamgen prepare --out {quoted(run.root)} --demos ...")
     return clips
 
 

@@ -11,7 +11,7 @@ from dreamgen.config.loading import parse_settings
 from dreamgen.config.paths import all_settings
 from dreamgen.config.settings import Settings
 from dreamgen.errors import UserError, closest_match
-from dreamgen.stages import Stage
+from dreamgen.stages import Stage, imported
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ def read_arguments(stage: Stage, words: Sequence[str]) -> Arguments:
         UserError: for a word that the command does not take, a value of the wrong type, or a wrong number of paths.
     """
     flags = (*stage.flags, "json")
+    if stage.takes_run and words and not words[0].startswith("-"):
+        words = [f"--out={words[0]}", *words[1:]]
     if not stage.takes_all_settings:
         paths, words = _split_paths(stage, words, flags)
     settings, switches = parse_settings(words, stage.section, flags)
@@ -47,6 +49,9 @@ def read_arguments(stage: Stage, words: Sequence[str]) -> Arguments:
             f"dreamgen {stage.name} needs {' and '.join(stage.paths)}: {stage.paths_help}",
             actual=" ".join(paths) or "none", next_step=stage.example,
         )  # fmt: skip
+    if stage.expand_path is not None:
+        expanded = imported(stage.expand_path)
+        paths = [str(path) for given in paths for path in expanded(Path(given))]
     own = (getattr(settings, stage.section),) if stage.section else ()
     calls = [(*map(Path, paths[start : start + num]), *own) for start in range(0, len(paths), num)]
     return Arguments(settings, switches, calls or [own])

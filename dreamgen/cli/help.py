@@ -40,6 +40,8 @@ def overview() -> str:
 def command_help(stage: Stage) -> str:
     """Return the text of `dreamgen COMMAND --help`: its switches, its own settings, then the shared ones."""
     lines = [f"dreamgen {stage.name}: {stage.summary}", "", "example:", f"  {stage.example}", ""]
+    if stage.takes_run:
+        lines += ["paths:", *_entry("RUN", "the run folder, instead of --out"), ""]
     if stage.paths:
         lines += ["paths:", *_entry(" ".join(stage.paths), stage.paths_help), ""]
     lines += ["switches:"]

@@ -90,10 +90,17 @@ class LoraSettings:
     """Shape of the adapter."""
 
     rank: int = option(32, "rank of the low-rank update", ge=1)
-    alpha: int = option(32, "scale: the update is multiplied by alpha / rank", ge=1)
+    alpha: int | None = option(
+        None, "scale: the update is multiplied by alpha / rank; default: the rank, a scale of 1", ge=1
+    )
     target_modules: list[str] = option(
         ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"], "linear layers that get an adapter"
     )
+
+    @property
+    def alpha_or_rank(self) -> int:
+        """The alpha that is trained with."""
+        return self.rank if self.alpha is None else self.alpha
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from dreamgen.data.video import frame_sha256, read_image
-from dreamgen.errors import UserError
+from dreamgen.errors import UserError, quoted
 from dreamgen.run.records import Job
 from dreamgen.run.run_folder import RunFolder
 
@@ -35,6 +35,6 @@ def read_conditioning_frames(run: RunFolder, job: Job) -> np.ndarray | None:
             f"{path} is not the first frame that was planned",
             actual=f"pixels with hash {found[:12]}",
             allowed=job.first_frame_sha256[:12],
-            next_step=f"dreamgen plan --out {run} writes it again",
+            next_step=f"dreamgen plan --out {quoted(run)} writes it again",
         )
     return stacked_HWC.reshape(job.num_conditioning_frames, job.height, job.width, 3)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from dreamgen.errors import Problems
+from dreamgen.errors import Problems, quoted
 
 
 def check_can_push(setting: str, repo_id: str | None, what: str, problems: Problems) -> None:
@@ -41,8 +42,9 @@ def check_can_push(setting: str, repo_id: str | None, what: str, problems: Probl
 
 
 def push_folder(
-    folder: Path, repo_id: str, what: str, message: str, repo_type: str = "model", tag: str | None = None
-) -> tuple[str, bool]:
+    folder: Path, repo_id: str, what: str, message: str, repo_type: str = "model", tag: str | None = None,
+    beside: Mapping[str, Path] | None = None,
+) -> tuple[str, bool]:  # fmt: skip
     """Upload a folder. A failure is reported and not raised, because the local folder is complete.
 
     Args:
@@ -51,6 +53,7 @@ def push_folder(
         what: What is uploaded, such as "the adapter".
         message: Commit message.
         repo_type: "model" or "dataset".
+        beside: Other files, by their names in the repository.
         tag: Git tag for the upload; readers of LeRobot datasets look for the tag of their version.
 
     Returns:
@@ -63,9 +66,15 @@ def push_folder(
     try:
         api.create_repo(repo_id, private=True, exist_ok=True, repo_type=repo_type)
         done = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, repo_type=repo_type)
+        for name, file in (beside or {}).items():
+            if file.is_file():
+                api.upload_file(
+                    path_or_fileobj=file, path_in_repo=name, repo_id=repo_id, repo_type=repo_type,
+                    commit_message=f"{message}: {name}",
+                )  # fmt: skip
         if tag is not None:
             api.create_tag(repo_id, tag=tag, repo_type=repo_type, exist_ok=True)
     except (httpx.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: from xet, the hub's storage
         reason = str(error).splitlines()[0]
-        return f"the upload failed ({reason}); {what} is complete: hf upload {repo_id} {folder}{kind}", False
+        return f"the upload failed ({reason}); {what} is complete: hf upload {repo_id} {quoted(folder)}{kind}", False
     return f"uploaded to {done.repo_url}", True

@@ -8,6 +8,7 @@ from typing import Any
 
 from dreamgen.config.loading import find_preset, read_yaml, settings_from_dict
 from dreamgen.config.settings import Settings
+from dreamgen.errors import quoted
 from dreamgen.pipeline import run_all
 from dreamgen.progress import log
 from dreamgen.run.records import StageResult
@@ -50,6 +51,6 @@ def _next_commands(out: Path) -> list[str]:
     return [
         "try next, after `source .venv/bin/activate`:",
         "dreamgen run --config_path configs/mini.yaml --demos YOUR_DATASET --out runs/mine",
-        f"dreamgen plan --out {out} --num_seeds 2 && dreamgen generate --out {out}",
-        f"dreamgen check {out / 'datasets' / 'lerobot-v3.0'}",
+        f"dreamgen plan --out {quoted(out)} --num_seeds 2 && dreamgen generate --out {quoted(out)}",
+        f"dreamgen check {quoted(out / 'datasets' / 'lerobot-v3.0')}",
     ]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from dreamgen.errors import UserError
+from dreamgen.errors import UserError, quoted
 from dreamgen.generate.texts import read_text, text_key
 from dreamgen.models.adapter_choice import AdapterChoice, adapter_of_job
 from dreamgen.models.world_model import WorldModel
@@ -44,7 +44,7 @@ class ClipGenerator:
                     f"the adapter {job.adapter} has changed since its jobs were planned",
                     actual=f"weights with hash {choice.sha256[:12] if choice else None}",
                     allowed=(job.adapter_sha256 or "")[:12],
-                    next_step=f"dreamgen plan --out {self.run.root} adds jobs for the adapter as it is now",
+                    next_step=f"dreamgen plan --out {quoted(self.run.root)} adds jobs for the adapter as it is now",
                 )
             self._choices[name] = choice
         return self._choices[name]

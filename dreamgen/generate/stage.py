@@ -22,7 +22,7 @@ from dreamgen.cluster.options import PoolOptions
 from dreamgen.cluster.pool import WorkerPool
 from dreamgen.cluster.ray_cluster import ray_pool_size
 from dreamgen.config.settings import GenerateSettings, Settings
-from dreamgen.errors import UserError
+from dreamgen.errors import UserError, quoted
 from dreamgen.generate.clip_status import (
     FAILED,
     REJECTED,
@@ -118,7 +118,7 @@ def _generate(settings: Settings, run: RunFolder, shard: Shard, is_lost: Callabl
     if is_lost():
         notes.append("another driver took over these clips, as this one seemed dead; no more were started here")
     if was_interrupted:
-        notes.append(f"stopped by Ctrl-C; continue with:  dreamgen generate --out {run}{_shard_option(shard)}")
+        notes.append(f"stopped by Ctrl-C; continue with:  dreamgen generate --out {quoted(run)}{_shard_option(shard)}")
     return _result(run, shard, notes, was_interrupted, is_lost())
 
 
@@ -229,7 +229,7 @@ def _planned_for_another_model(job: Job, source: WorldModelSource, run: RunFolde
         "the jobs were planned for another model, adapter or precision",
         actual=f"planned: {job.model} with {with_adapter}, {job.dtype}; now: {source.name}",
         allowed="the model and adapter that the jobs name, as they were",
-        next_step=f"dreamgen plan --out {run}   (it adds jobs for the model as it is now)",
+        next_step=f"dreamgen plan --out {quoted(run)}   (it adds jobs for the model as it is now)",
     )
 
 
@@ -274,7 +274,7 @@ def _preview(run: RunFolder, now: RunStatus, settings: GenerateSettings) -> Stag
     elif not made:
         notes.append(
             "disk and GPU hours are not known before a clip is made; "
-            f"measure one with:  dreamgen generate --out {run} --generate.limit 1, or set --clips_per_gpu_hour"
+            f"measure one with:  dreamgen generate --out {quoted(run)} --generate.limit 1, or set --clips_per_gpu_hour"
         )
     prompts = [job.prompt for job in left.distinct(["prompt"]).first(NUM_PROMPTS_SHOWN)]
     notes.extend(f"prompt: {prompt[:300]}" for prompt in prompts)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from dreamgen.errors import UserError
+from dreamgen.errors import UserError, quoted
 from dreamgen.run.files import atomic_file
 from dreamgen.run.records import Job
 from dreamgen.run.run_folder import RunFolder
@@ -102,6 +102,6 @@ def read_text(run: RunFolder, key: str, device: torch.device) -> torch.Tensor:
     if not path.is_file():
         raise UserError(
             f"{path} is missing, the encoded prompt of a clip",
-            next_step=f"dreamgen generate --out {run.root} encodes it again",
+            next_step=f"dreamgen generate --out {quoted(run.root)} encodes it again",
         )
     return load_file(path)["text_1LD"].to(device)

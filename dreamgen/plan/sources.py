@@ -15,7 +15,7 @@ from dreamgen.config.settings import Settings
 from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
 from dreamgen.data.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_below, not_used
 from dreamgen.data.views import View, check_views, describe_views, short_name
-from dreamgen.errors import UserError, closest_match
+from dreamgen.errors import UserError, closest_match, quoted
 from dreamgen.plan.first_frames import CAMERA, of_camera
 from dreamgen.plan.tables import csv_rows, numbered_rows
 from dreamgen.run.files import existing_folder, inside, read_json
@@ -228,7 +228,8 @@ def _rows_of_demos(path: Path, settings: Settings, run: RunFolder) -> FrameRows:
         raise UserError(
             "plan.first_frames is a LeRobot dataset that this run did not prepare", actual=str(path),
             allowed="the run's own demos, or the train folder of another run",
-            next_step=f"dreamgen prepare --demos {path} --out runs/OTHER, then --plan.first_frames runs/OTHER/train",
+            next_step=f"dreamgen prepare --demos {quoted(path)} --out runs/OTHER, "
+            "then --plan.first_frames runs/OTHER/train",
         )  # fmt: skip
     return training_rows(run.need(run.train / "metadata.csv", "prepare").parent)
 

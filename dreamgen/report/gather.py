@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dreamgen.config.loading import read_yaml
-from dreamgen.errors import UserError
+from dreamgen.errors import UserError, quoted
 from dreamgen.extensions.export_format import reader_of
 from dreamgen.run.files import read_json
 from dreamgen.run.jobs import read_jobs
@@ -114,7 +114,8 @@ def gather(run: RunFolder) -> RunView:
     """
     if not run.root.is_dir():
         raise UserError(
-            f"the run folder {run.root} does not exist", next_step=f"dreamgen prepare --demos PATH --out {run.root}"
+            f"the run folder {run.root} does not exist",
+            next_step=f"dreamgen prepare --demos PATH --out {quoted(run.root)}",
         )
     unreadable: list[str] = []
 

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from dreamgen.config.settings import Settings
 from dreamgen.data.video import iter_frames
-from dreamgen.errors import UserError
+from dreamgen.errors import UserError, quoted
 from dreamgen.extensions.judge import curation_metrics
 from dreamgen.report.facts import last_activity, notices, settings_by_section, tiles
 from dreamgen.report.gather import Clip, RunView, gather
@@ -153,7 +153,7 @@ def _card(clip: Clip, view: RunView, embed: bool) -> Card:
     try:
         first_frame_HWC = next(iter_frames(video), None)
         if first_frame_HWC is None:
-            raise UserError(f"{video} has 0 frames", next_step=f"dreamgen generate --out {root}")
+            raise UserError(f"{video} has 0 frames", next_step=f"dreamgen generate --out {quoted(root)}")
         poster = _poster(first_frame_HWC)
         source = _data_url("video/mp4", video.read_bytes()) if embed else quote(video.relative_to(root).as_posix())
     except UserError as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from dreamgen.errors import quoted
 from dreamgen.report.gather import RunView
 from dreamgen.stages import STAGES, Progress, Stage
 
@@ -112,4 +113,4 @@ def num_ok(view: RunView, stage: str) -> int:
 
 
 def _command(view: RunView, stage: Stage, arguments: str = "") -> str:
-    return f"dreamgen {stage.command or stage.name}{arguments} --out {view.run.root}"
+    return f"dreamgen {stage.command or stage.name}{arguments} --out {quoted(view.run.root)}"

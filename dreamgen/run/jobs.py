@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamgen.errors import UserError
+from dreamgen.errors import UserError, quoted
 from dreamgen.run.files import atomic_file
 from dreamgen.run.journal import latest_records, records_of
 from dreamgen.run.records import AcceptedClip, Job, JournalRecord, stored_name
@@ -183,7 +183,7 @@ def generated_jobs(run: RunFolder, stage: str) -> JobRows:
     ids = job_columns(run.need(run.jobs, "plan"), ["clip_id"])["clip_id"]
     rows = np.flatnonzero(_is_ok(ids, latest_records(run.journal, "generate", ("status",))))
     if not len(rows):
-        command = f"dreamgen generate --out {run.root}"
+        command = f"dreamgen generate --out {quoted(run.root)}"
         raise UserError(f"{run.root} has no generated clip to {stage}", next_step=command)
     return JobRows(run.jobs, rows)
 
@@ -221,7 +221,7 @@ def iter_accepted_clips(run: RunFolder) -> Iterator[AcceptedClip]:
     ids = job_columns(run.need(run.jobs, "plan"), ["clip_id"])["clip_id"]
     tables = [latest_records(run.journal, stage) for stage in ("generate", "label", "curate")]
     if not len(tables[2]):
-        raise UserError("no clip has a verdict yet", next_step=f"dreamgen curate --out {run.root}")
+        raise UserError("no clip has a verdict yet", next_step=f"dreamgen curate --out {quoted(run.root)}")
     is_accepted = np.ones(len(ids), bool)
     for table in tables:
         is_accepted &= _is_ok(ids, table)

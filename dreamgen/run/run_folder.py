@@ -16,7 +16,7 @@ import yaml
 from dreamgen.config.loading import SHARED, changed_settings, read_yaml
 from dreamgen.config.paths import all_settings
 from dreamgen.config.settings import Settings
-from dreamgen.errors import UserError
+from dreamgen.errors import UserError, quoted
 from dreamgen.run.files import write_text
 from dreamgen.run.store import Store, is_url
 
@@ -121,7 +121,7 @@ class RunFolder:
         if not self.fetch(path, anew=True).exists():
             raise UserError(
                 f"{self.shown(path)} does not exist yet",
-                next_step=f"dreamgen {made_by} --out {self}   (it writes this file)",
+                next_step=f"dreamgen {made_by} --out {quoted(self)}   (it writes this file)",
             )
         return path
 

@@ -15,7 +15,7 @@ from dreamgen.data.lerobot.files import iter_json_lines, iter_parquet_rows
 from dreamgen.data.lerobot.findings import FatalFindings
 from dreamgen.data.lerobot.lines import EpisodeLines
 from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, EPISODES_V2, whole_number
-from dreamgen.errors import UserError
+from dreamgen.errors import UserError, quoted
 from export.convert.source import SourceDataset
 
 KNOWN_FIELDS = ("episode_index", "tasks", "length", "dataset_from_index", "dataset_to_index", "stats")
@@ -77,7 +77,7 @@ def extras_schema(root: Path, extras: EpisodeLines) -> pa.Schema:
     except pa.ArrowException as error:
         raise UserError(
             f"{root}: a field of the episodes' metadata has several types", actual=str(error),
-            next_step=f"dreamgen check {root}",
+            next_step=f"dreamgen check {quoted(root)}",
         ) from None  # fmt: skip
 
 

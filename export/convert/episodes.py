@@ -21,7 +21,7 @@ from dreamgen.data.lerobot.image_statistics import ImageHistogram, sampled_frame
 from dreamgen.data.lerobot.lines import EpisodeLines
 from dreamgen.data.lerobot.statistics import Columns, Range, Statistics, as_lists, merge_statistics
 from dreamgen.data.lerobot.video import VideoSpan
-from dreamgen.errors import UserError
+from dreamgen.errors import UserError, quoted
 from dreamgen.progress import Progress
 from export.convert.episode_metadata import extras_schema, read_extras, read_image_statistics, write_lines
 from export.convert.rows import as_float64, read_rows
@@ -163,7 +163,7 @@ def measure(dataset: SourceDataset, videos: dict[str, SourceVideos], recorded: E
             if not np.isfinite([ranges[name].low_D, ranges[name].high_D]).all():
                 raise UserError(
                     f"{episode.data_file}: {name} of episode {episode.index} is not finite", allowed="finite numbers",
-                    next_step=f"dreamgen check {dataset.root}",
+                    next_step=f"dreamgen check {quoted(dataset.root)}",
                 )  # fmt: skip
         images = {name: own for name, own in known.items() if _is_usable(own)}
         for name in dataset.images:

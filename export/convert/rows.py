@@ -19,7 +19,7 @@ from dreamgen.data.lerobot.files import PARQUET_DAMAGE
 from dreamgen.data.lerobot.rows import ParquetRows, is_list
 from dreamgen.data.lerobot.writer import vector_array
 from dreamgen.data.timeline import frame_times_s
-from dreamgen.errors import UserError
+from dreamgen.errors import UserError, quoted
 from export.convert.source import SourceDataset
 
 TIME_TOLERANCE_S = 1e-4  # LeRobot's own
@@ -45,14 +45,14 @@ def read_rows(dataset: SourceDataset, version: str) -> Iterator[tuple[Episode, p
         if source.num_rows != episode.length:
             raise UserError(
                 f"{episode.data_file}: rows of episode {episode.index} differ from its length", actual=source.num_rows,
-                allowed=episode.length, next_step=f"dreamgen check {dataset.root}",
+                allowed=episode.length, next_step=f"dreamgen check {quoted(dataset.root)}",
             )  # fmt: skip
         try:
             table, notes = _converted(dataset, version, episode, source, first_index)
         except ROW_DAMAGE as error:
             raise UserError(
                 f"{episode.data_file}: the rows of episode {episode.index} do not hold what info.json says",
-                actual=str(error)[:200], next_step=f"dreamgen check {dataset.root}",
+                actual=str(error)[:200], next_step=f"dreamgen check {quoted(dataset.root)}",
             ) from None  # fmt: skip
         yield episode, table, notes
 
@@ -69,7 +69,7 @@ def _converted(
         elif dtype != "video":
             if name not in source.column_names:
                 raise UserError(f"{episode.data_file} has no column {name}, which info.json names",
-                                next_step=f"dreamgen check {dataset.root}")  # fmt: skip
+                                next_step=f"dreamgen check {quoted(dataset.root)}")  # fmt: skip
             column = source[name].combine_chunks()
             columns[name] = column if dtype == "image" else _typed(column, name, feature, version, episode)
     return pa.table(columns), notes

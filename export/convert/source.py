@@ -19,7 +19,7 @@ from dreamgen.data.lerobot.episodes import Episodes
 from dreamgen.data.lerobot.metadata import LeRobotMeta, read_meta
 from dreamgen.data.lerobot.schema import INFO
 from dreamgen.data.lerobot.writer import INDEX_FEATURES
-from dreamgen.errors import Problems, UserError
+from dreamgen.errors import Problems, UserError, quoted
 
 MAX_PLACEHOLDERS = 10_000  # for task numbers that no task has
 
@@ -87,7 +87,9 @@ def open_source(root: Path) -> tuple[SourceDataset, list[str]]:
     meta = read_meta(root)
     episodes, problems, notes = meta.episodes, Problems(), []
     if not np.array_equal(episodes.index_N, np.arange(len(episodes))):
-        problems.add(f"{root}: episodes are not numbered from 0 without a gap", next_step=f"dreamgen check {root}")
+        problems.add(
+            f"{root}: episodes are not numbered from 0 without a gap", next_step=f"dreamgen check {quoted(root)}"
+        )
     features = dict(meta.info["features"])
     for name in (name for name in features if name not in meta.features):
         problems.add(f"{root / INFO}: the feature {name!r} is malformed", actual=str(features[name])[:80],

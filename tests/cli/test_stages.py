@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import inspect
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from dreamgen.cli.help import command_help, overview
 from dreamgen.cli.main import main
 from dreamgen.config.settings import Settings
 from dreamgen.errors import UserError
+from dreamgen.run.run_folder import RunFolder
 from dreamgen.stages import CLIP_STAGES, COMMANDS, PIPELINE, STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +69,47 @@ def test_paths_and_settings_of_a_command_may_come_in_any_order():
     assert [str(path) for path, _ in given.calls] == ["a", "b"]
     assert (given.settings.check.fast, given.settings.check.num_workers) == (True, 2)
     assert given.switches == {"fix": True, "json": False}
+
+
+def test_a_run_folder_may_be_an_argument(tmp_path):
+    for name in ("status", "report"):
+        assert read_arguments(COMMANDS[name], [str(tmp_path), "--json"]).settings.out == str(tmp_path)
+        assert "RUN" in command_help(COMMANDS[name])
+    with pytest.raises(UserError, match="unexpected argument"):
+        read_arguments(COMMANDS["curate"], [str(tmp_path)])
+
+
+def test_a_run_folder_stands_for_its_datasets(tmp_path):
+    run = tmp_path / "my run"
+    for name in ("lerobot-v3.0", "other-v2.1"):
+        (run / "datasets" / name / "meta").mkdir(parents=True)
+        (run / "datasets" / name / "meta/info.json").write_text("{}")
+    (run / "datasets/lerobot-v3.0.provenance.parquet").write_text("")
+    (run / "datasets/.unfinished").mkdir()
+    (run / "run.yaml").write_text("seed: 0\n")
+    given = read_arguments(COMMANDS["check"], [str(run), "elsewhere"])
+    names = [str(path) for path, _ in given.calls]
+    assert names == [*(str(run / "datasets" / name) for name in ("lerobot-v3.0", "other-v2.1")), "elsewhere"]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/run.yaml").write_text("seed: 0\n")
+    with pytest.raises(UserError, match="has no dataset"):
+        read_arguments(COMMANDS["check"], [str(tmp_path / "empty")])
+
+
+def test_commands_that_are_printed_can_be_copied_into_a_shell(tmp_path):
+    out = tmp_path / "my run; rm -rf $HOME"
+    with pytest.raises(UserError) as caught:
+        RunFolder(out).need(RunFolder(out).jobs, "plan")
+    words = shlex.split(caught.value.next_step, comments=False)
+    assert words[:4] == ["dreamgen", "plan", "--out", str(out)]
+
+
+def test_alpha_follows_the_rank_unless_it_is_set():
+    def alpha(*words):
+        return read_arguments(COMMANDS["finetune"], words).settings.finetune.lora.alpha_or_rank
+
+    assert (alpha(), alpha("--lora.rank=7"), alpha("--lora.rank=7", "--lora.alpha=14")) == (32, 7, 14)
+    assert alpha("--config_path", "cosmos2.5-2b", "--lora.rank=64") == 64
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,10 @@ def test_datasets_are_uploaded_with_their_versions_tag(hub, tmp_path):
     result = export_datasets(run_settings(run.root, export={"formats": ["lerobot-v3.0"], "push_to_hub": "me/robot"}))
     assert not result.partial and any("uploaded to" in note for note in result.notes)
     root = run.datasets / "lerobot-v3.0"
-    assert hub.files == {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    provenance = run.datasets / "lerobot-v3.0.provenance.parquet"
+    files = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    assert hub.files == files | {provenance.name: provenance.read_bytes()}
+    assert any("states no license" in note for note in result.notes)
     assert hub.tags == ["v3.0"] and hub.created[0]["type"] == "dataset"
 
 

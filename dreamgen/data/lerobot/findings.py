@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from dreamgen.errors import Problems
+from dreamgen.errors import Problems, quoted
 
 MAX_RAISED = 20
 WHAT = {
@@ -59,7 +59,7 @@ class FatalFindings:
             subject += f": {where}"
         self._problems.add(
             f"{subject} {WHAT[code]}", actual=str(value)[:200], allowed=expected,
-            next_step=f"copy the dataset again; dreamgen check {self._root} lists all problems",
+            next_step=f"copy the dataset again; dreamgen check {quoted(self._root)} lists all problems",
         )  # fmt: skip
 
     def raise_if_any(self) -> None:

@@ -94,7 +94,11 @@ class CosmosTraining(TrainableWorldModel):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derived_seed(self._settings.seed, "adapter"))
                 parameters = add_adapter(
-                    transformer, tune.lora.rank, tune.lora.alpha, tune.lora.target_modules, tune.method == "dora"
+                    transformer,
+                    tune.lora.rank,
+                    tune.lora.alpha_or_rank,
+                    tune.lora.target_modules,
+                    tune.method == "dora",
                 )
             use_closed_form(transformer)
         compiled = tune.compile and self._device.type == "cuda"
