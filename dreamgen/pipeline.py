@@ -14,6 +14,7 @@ from dreamgen.environment import set_library_defaults
 from dreamgen.errors import NothingAccepted, Problems, UserError, quoted
 from dreamgen.progress import log
 from dreamgen.run.journal import read_journal
+from dreamgen.run.made_from import record_trained
 from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
 from dreamgen.stages import PIPELINE, STAGES, Stage
@@ -21,7 +22,9 @@ from dreamgen.stages import PIPELINE, STAGES, Stage
 set_library_defaults()  # before a stage imports a library
 
 
-def run_stage(name: str, settings: Settings, resume: bool = False, dry_run: bool = False) -> list[StageResult]:
+def run_stage(
+    name: str, settings: Settings, resume: bool = False, dry_run: bool = False, overwrite: bool = False
+) -> list[StageResult]:
     """Run one stage as its command does, and record its settings in run.yaml.
 
     Args:
@@ -29,6 +32,7 @@ def run_stage(name: str, settings: Settings, resume: bool = False, dry_run: bool
         settings: With `out`.
         resume: Keep output that exists, and continue where the stage stopped.
         dry_run: Write nothing.
+        overwrite: Replace output that exists, where the stage can.
 
     Returns:
         The stage's result; before it, that of the stage which had to run first.
@@ -48,7 +52,8 @@ def run_stage(name: str, settings: Settings, resume: bool = False, dry_run: bool
     run.check_unchanged(settings, sections, but=_not_of(first.name) if first else ())
     if resume and stage.keeps_output and stage.output is not None and stage.is_done(run):
         return [*results, StageResult(name, {name: stage.output(run)}, {}, ["done before, kept"])]
-    results.append(stage.call(settings, resume=resume))
+    results.append(stage.call(settings, resume=resume, overwrite=overwrite))
+    record_trained(run, name, settings)
     run.record(settings, [stage.section] if stage.section else [])
     return results
 
@@ -95,6 +100,7 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
             try:
                 result = stage.call(settings, in_run=True, resume=resume)
                 results += result if isinstance(result, list) else [result]
+                record_trained(run, stage.name, settings)
             except NothingAccepted as error:
                 results.append(StageResult(stage.name, {}, {"episodes": 0}, [str(error)], partial=True))
             _release_memory()
@@ -194,7 +200,8 @@ def check_datasets(settings: Settings) -> StageResult:
     """
     from export.check import check_stage
 
-    folders = [RunFolder.of(settings).datasets / name for name in settings.export.formats]
+    export = settings.export
+    folders = [RunFolder.of(settings).datasets / export.dataset_name(name) for name in export.formats]
     results = {folder.name: check_stage(folder, settings.check) for folder in folders if folder.exists()}
     num_errors = sum(result.metrics["num_errors"] for result in results.values())
     notes = [f"{name}: {note}" for name, result in results.items() for note in result.notes]

@@ -161,7 +161,7 @@ _TABLE = (
     ),
     Stage(
         name="export", summary="accepted clips -> LeRobot and HDF5 datasets", function="export:export_datasets",
-        section="export", flags=("resume",), in_run=True,
+        section="export", flags=("resume", "overwrite"), in_run=True,
         example="dreamgen export --out runs/pick --formats='[lerobot-v3.0]'", needs=("actions", "clips"),
         progress="datasets",
     ),

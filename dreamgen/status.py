@@ -15,6 +15,7 @@ from dreamgen.progress import duration
 from dreamgen.run.jobs import job_columns
 from dreamgen.run.journal import latest_records
 from dreamgen.run.lease import Lease, read_leases
+from dreamgen.run.made_from import stale_outputs
 from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
 
@@ -55,7 +56,9 @@ def status(settings: Settings) -> StageResult:
         "clips_per_hour_of_node": rate.of_node,
         "drivers": [{"shard": d.shard, "host": d.host, "pid": d.pid, "begun_s": d.begun_s} for d in drivers],
     }  # fmt: skip
-    return StageResult("status", {"journal": run.journal}, metrics, _notes(metrics, rate))
+    stale = [] if run.store else stale_outputs(run, settings)
+    metrics["stale"] = [{"output": s.output, "reasons": list(s.reasons), "command": s.command} for s in stale]
+    return StageResult("status", {"journal": run.journal}, metrics, [*_notes(metrics, rate), *map(str, stale)])
 
 
 @dataclass(frozen=True)

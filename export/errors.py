@@ -5,44 +5,44 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
-import pyarrow.parquet as pq
-
-from dreamgen.config.settings import ExportSettings, Settings
+from dreamgen.config.settings import Settings
 from dreamgen.errors import NothingAccepted, UserError, quoted
 from dreamgen.extensions.export_format import ExportFormat
 from dreamgen.extensions.judge import curation_metrics
 from dreamgen.run.journal import read_journal
+from dreamgen.run.made_from import dataset_changes
 from dreamgen.run.run_folder import RunFolder
 from export.clips import Clip
-from export.provenance import provenance_file
 
 
-def out_of_date(run: RunFolder, name: str, export: ExportSettings, clips: Iterable[Clip]) -> str | None:
-    """Describe how an existing dataset differs from the clips that are accepted now; None if it holds exactly these.
-
-    None too if the dataset includes episodes of another one: which clips it should hold is unknown then.
-    """
-    if export.append_to or export.mix_with:
+def out_of_date(run: RunFolder, name: str, settings: Settings, clips: Iterable[Clip]) -> str | None:
+    """Describe how an existing dataset differs from what would be written now; None if it does not."""
+    accepted = {clip.clip_id: clip.origin.get("scores", {}).get("idm_sha256") for clip in clips}
+    reasons = dataset_changes(run, name, settings, accepted)
+    if not reasons:
         return None
-    accepted = {clip.clip_id for clip in clips}
-    file = provenance_file(run, name)
-    held = set(pq.read_table(file, columns=["clip_id"])["clip_id"].to_pylist()) if file.is_file() else set()
-    if held == accepted:
-        return None
-    return (
-        f"{run.datasets / name} is out of date: it holds {len(held & accepted)} of {len(accepted)} accepted clips"
-        f" and {len(held - accepted)} others; move it away and run  dreamgen export --out {quoted(run.root)} --resume"
+    command = f"dreamgen export --out {quoted(run.root)} --overwrite"
+    return f"{run.datasets / name} is out of date: {'; '.join(reasons)}; {command} replaces it"
+
+
+def not_ours(paths: Iterable[Path]) -> UserError:
+    """Return the error that refuses to replace datasets that this run did not write."""
+    return UserError(
+        "--overwrite replaces only datasets that this run wrote",
+        actual=", ".join(f"{path} has no provenance beside it" for path in paths),
+        next_step="move it away, or write beside it with --export.name=NAME",
     )
 
 
 def dataset_exists(run: RunFolder, existing: list[str]) -> UserError:
     """Return the error that refuses to overwrite datasets."""
     return UserError(
-        "a dataset already exists, and nothing is overwritten",
+        "a dataset already exists",
         actual=", ".join(str(run.datasets / name) for name in existing),
-        next_step=f"dreamgen export --out {quoted(run.root)} --resume (writes only what is missing), "
-        "choose another --out, or remove the folder yourself",
+        next_step=f"dreamgen export --out {quoted(run.root)} --overwrite (replaces it), --resume (writes only what "
+        "is missing), or --name=NAME (writes beside it)",
     )
 
 

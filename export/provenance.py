@@ -26,11 +26,6 @@ EPISODE_COLUMNS = {
 ARROW_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
-def provenance_file(run: RunFolder, dataset: str) -> Path:
-    """Return the path of a dataset's provenance."""
-    return run.datasets / f"{dataset}.provenance.parquet"
-
-
 def write_provenance(path: Path, episodes: EpisodeStore, shared: dict[str, Any]) -> None:
     """Write one row per episode, atomically.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,23 @@ from dreamgen.data.hub import check_can_push, push_folder
 from dreamgen.errors import Problems, UserError
 from dreamgen.extensions.export_format import EXPORT_FORMATS, DatasetSize, ExportFormat
 from dreamgen.progress import log
-from dreamgen.run.files import atomic_folder, read_json
+from dreamgen.run.files import read_json
 from dreamgen.run.jobs import iter_accepted_clips
+from dreamgen.run.made_from import provenance_file, record_inputs
 from dreamgen.run.records import RobotFeatures, StageResult
 from dreamgen.run.run_folder import RunFolder
 from export.card import contact_sheet, write_card
 from export.clips import ClipList, generated_clips
 from export.episode_store import EpisodeStore
-from export.errors import dataset_exists, nothing_accepted, out_of_date, states_missing
+from export.errors import dataset_exists, not_ours, nothing_accepted, out_of_date, states_missing
 from export.manifest import write_manifest
 from export.mixture import gather, is_resized
 from export.other_datasets import MixedDataset, open_mixed_datasets
-from export.provenance import provenance_file, run_provenance, write_provenance
+from export.provenance import run_provenance, write_provenance
 from export.robots import robot_preset
 from export.space import check_space
 from export.spec import check_camera_name, dataset_spec
-from export.staging import StagingArea, discard, fingerprint_of, staging_area, sweep
+from export.staging import discard, fingerprint_of, staging_area, sweep
 from export.validation import validate_clips
 from export.workers import Workers
 
@@ -49,12 +50,14 @@ class _Sources:
     mixed_datasets: Sequence[MixedDataset]
 
 
-def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
+def export_datasets(settings: Settings, resume: bool = False, overwrite: bool = False) -> StageResult:
     """Write the accepted clips of a run as datasets.
 
     Args:
         settings: `export` selects the formats; `out` is the run folder.
         resume: Keep datasets that exist and write the others, instead of refusing.
+        overwrite: Replace datasets that this run wrote, each when the new one is whole; with `resume`, only those that
+            are out of date.
 
     Returns:
         The datasets and provenance files, counts, and a note for each clip that was left out.
@@ -62,34 +65,43 @@ def export_datasets(settings: Settings, resume: bool = False) -> StageResult:
     Raises:
         UserError: if a dataset exists, no clip was accepted, or none of the accepted clips can be written.
     """
-    run, names = RunFolder.of(settings), list(dict.fromkeys(settings.export.formats))
+    run, formats = RunFolder.of(settings), dict.fromkeys(settings.export.formats)
     check_export(settings)
+    names = [settings.export.dataset_name(name) for name in formats]
     existing = [name for name in names if (run.datasets / name).exists()]
-    if existing and not resume:
+    if existing and not resume and not overwrite:
         raise dataset_exists(run, existing)
+    if overwrite and (foreign := [name for name in existing if not provenance_file(run, name).is_file()]):
+        raise not_ours(run.datasets / name for name in foreign)
     clips = ClipList(generated_clips(iter_accepted_clips(run)))
     if not clips:
         raise nothing_accepted(run, settings)
     features = RobotFeatures.from_dict(read_json(run.need(run.train / "features.json", "prepare")))
+    stale = {name: note for name in existing if (note := out_of_date(run, name, settings, clips))}
+    replaced = [name for name in existing if overwrite and (name in stale or not resume)]
+    existing = [name for name in existing if name not in replaced]
+    stale = {name: note for name, note in stale.items() if name in existing}
     outputs = {name: run.datasets / name for name in existing}
     notes = [f"{run.datasets / name} exists and is left as it is" for name in existing]
-    stale = [note for name in existing if (note := out_of_date(run, name, settings.export, clips))]
     metrics, left_out = {"episodes": 0}, []
-    missing = [EXPORT_FORMATS.get(name) for name in names if name not in existing]
+    missing = [EXPORT_FORMATS.get(known) for known, name in zip(formats, names, strict=True) if name not in existing]
     if missing:
         sources = _Sources(clips, features, open_mixed_datasets(settings.export, features))
         episodes, left_out, more = _write_datasets(settings, run, missing, sources)
         notes += more
         metrics = {"episodes": len(episodes), "frames": episodes.num_frames, "tasks": len(episodes.tasks)}
-        for written in missing:
-            outputs[f"{written.name} provenance"] = provenance_file(run, written.name)
-            outputs[written.name] = run.datasets / written.name
+        for written in (settings.export.dataset_name(known.name) for known in missing):
+            outputs[f"{written} provenance"] = provenance_file(run, written)
+            outputs[written] = run.datasets / written
+        notes += [f"{run.datasets / name} was replaced" for name in replaced]
     else:
         sweep(run.datasets)
-    uploads, all_uploaded = _upload(run, settings.export, {name: outputs[name] for name in names})
+    uploads, all_uploaded = _upload(
+        run, settings.export, {known: outputs[name] for known, name in zip(formats, names, strict=True)}
+    )
     partial = bool(left_out or stale) or not all_uploaded
     metrics["left_out"] = len(left_out)
-    return StageResult("export", outputs, metrics, notes + stale + left_out + uploads, partial=partial)
+    return StageResult("export", outputs, metrics, [*notes, *stale.values(), *left_out, *uploads], partial=partial)
 
 
 def check_export(settings: Settings) -> None:
@@ -139,24 +151,20 @@ def _write_datasets(
         shared, sheet_HWC = run_provenance(run, export.license), contact_sheet(episodes)
         for export_format in formats:
             log(f"export: {export_format.name}, {len(episodes)} episodes")
+            name = export.dataset_name(export_format.name)
+            write_provenance(staging.provenance(export_format.name), episodes, shared)
+            folder = staging.dataset(export_format.name)
+            if not export_format.is_resumable:
+                shutil.rmtree(folder)
+                folder = staging.dataset(export_format.name)
+            export_format.write(folder, staging.done_markers(export_format.name), episodes, spec, workers)
+            write_card(folder, export_format, episodes, spec, export.license, sheet_HWC)
+            write_manifest(folder, export.num_workers)
             # Before the dataset, so that a dataset always has its provenance.
-            write_provenance(provenance_file(run, export_format.name), episodes, shared)
-            with _dataset_folder(export_format, staging, run.datasets / export_format.name) as folder:
-                export_format.write(folder, staging.done_markers(export_format.name), episodes, spec, workers)
-                write_card(folder, export_format, episodes, spec, export.license, sheet_HWC)
-                write_manifest(folder, export.num_workers)
+            staging.provenance(export_format.name).replace(provenance_file(run, name))
+            staging.finish(export_format.name, run.datasets / name, replaces=True)
+            record_inputs(run, name, "export", settings, {"the clips and their labels": fingerprint})
     return episodes, left_out, notes
-
-
-@contextmanager
-def _dataset_folder(export_format: ExportFormat, staging: StagingArea, path: Path) -> Iterator[Path]:
-    """Yield the folder to write a dataset to; if the block succeeds, it is renamed to `path`."""
-    if export_format.is_resumable:
-        yield staging.dataset(export_format.name)
-        staging.finish(export_format.name, path)
-    else:
-        with atomic_folder(path) as folder:
-            yield folder
 
 
 def _upload(run: RunFolder, export: ExportSettings, datasets: dict[str, Path]) -> tuple[list[str], bool]:
@@ -166,7 +174,7 @@ def _upload(run: RunFolder, export: ExportSettings, datasets: dict[str, Path]) -
     if export.license is None:
         sentences.append("the uploaded dataset states no license, so nobody may use it: --export.license=ID adds one")
     for name, path in datasets.items():
-        beside = {provenance_file(run, name).name: provenance_file(run, name)}
+        beside = {f"{name}.provenance.parquet": provenance_file(run, path.name)}
         repo, tag = repo_id if len(datasets) == 1 else f"{repo_id}-{name}", EXPORT_FORMATS.get(name).hub_tag
         sentence, is_uploaded = push_folder(
             path, repo, f"the dataset {name}", "Dataset made with DreamGen", "dataset", tag, beside

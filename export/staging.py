@@ -19,6 +19,7 @@ from dreamgen.run.files import fsync, remove_temporaries, write_text
 from export.clips import Clip
 
 STAGING_FOLDER = ".unfinished"
+REPLACED = ".replaced"  # ending of a dataset in the staging folder whose successor takes its place
 
 
 @dataclass(frozen=True)
@@ -45,23 +46,31 @@ class StagingArea:
         """Return the folder of a dataset that is being written."""
         return self._made(name)
 
+    def provenance(self, name: str) -> Path:
+        """Return the provenance of a dataset that is being written."""
+        return self.folder / f"{name}.provenance.parquet"
+
     def done_markers(self, name: str) -> Path:
         """Return the folder of markers of the dataset's finished files."""
         return self._made(f"{name}.done")
 
-    def finish(self, name: str, path: Path) -> None:
-        """Rename a finished dataset to its final path.
+    def finish(self, name: str, path: Path, replaces: bool = False) -> None:
+        """Rename a finished dataset to its final path; one that it replaces is removed after that.
 
         Raises:
-            UserError: if the path exists.
+            UserError: if the path exists and is not to be replaced.
         """
-        if path.exists():
+        if path.exists() and not replaces:
             raise UserError(f"{path} already exists", next_step="choose another output")
         for folder in sorted(p for p in self.dataset(name).rglob("*") if p.is_dir()):
             fsync(folder)
         fsync(self.dataset(name))
+        replaced = self.folder / f"{path.name}{REPLACED}"
+        if path.exists():
+            path.rename(replaced)
         self.dataset(name).rename(path)
         fsync(path.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
         shutil.rmtree(self.done_markers(name))
 
     def _made(self, name: str) -> Path:
@@ -88,6 +97,7 @@ def staging_area(datasets: Path, fingerprint: str) -> Iterator[StagingArea]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another export writes to {datasets}", next_step="wait until it is done") from None
+        _put_back(datasets)
         recorded = folder / "fingerprint"
         if recorded.exists() and recorded.read_text() == fingerprint:
             log("export: continuing an export that was stopped")
@@ -112,7 +122,16 @@ def sweep(datasets: Path) -> None:
     if lock.exists():
         with lock.open("w") as held, suppress(OSError):
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _put_back(datasets)
             discard(datasets)
+
+
+def _put_back(datasets: Path) -> None:
+    """Restore a dataset whose replacement was killed between the two renames."""
+    for replaced in (datasets / STAGING_FOLDER).glob(f"*{REPLACED}"):
+        path = datasets / replaced.name.removesuffix(REPLACED)
+        if not path.exists():
+            replaced.rename(path)
 
 
 def discard(datasets: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
 from dreamgen.errors import UserError, closest_match
 
+FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Scope = Literal["run", "machine", "call"]
 
 
@@ -93,6 +95,19 @@ class Option:
         for value, words in ((self.ge, "at least"), (self.gt, "above"), (self.le, "at most"), (self.lt, "below")):
             parts += [f"{words} {_short(value)}"] if value is not None else []
         return ", ".join(parts)
+
+
+def parse_folder_name(text: str) -> str:
+    """Return a text that can be a part of a folder's name.
+
+    Raises:
+        UserError: if it has other characters than letters, digits, dots, underscores and hyphens.
+    """
+    if not FOLDER_NAME.fullmatch(text):
+        raise UserError(
+            "not a name for a folder", actual=text, allowed="letters, digits, dots, underscores and hyphens"
+        )
+    return text
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from dreamgen.config.options import option, section
+from dreamgen.config.options import option, parse_folder_name, section
 from dreamgen.extensions.export_format import EXPORT_FORMATS
 from dreamgen.extensions.judge import JUDGES, threshold_settings
 from dreamgen.run.shard import Shard
@@ -374,6 +374,9 @@ class ExportSettings:
     formats: list[str] = option(
         ["lerobot-v3.0", "lerobot-v2.1", "robomimic"], "datasets to write", choices=EXPORT_FORMATS.names, invalidates=()
     )
+    name: str | None = option(
+        None, "write beside existing datasets, into folders FORMAT-NAME", scope="call", parse=parse_folder_name
+    )
     camera: str = option("observation.images.ego_view", "name of the video feature in the dataset")
     robot_type: str | None = option(None, "robot_type of info.json; default: that of the demonstrations")
     robot: str | None = option(
@@ -420,6 +423,10 @@ class ExportSettings:
         1.0, "disk space in GiB that must remain free after the datasets are written", ge=0, scope="machine"
     )
     hdf5: Hdf5Settings = section(Hdf5Settings)
+
+    def dataset_name(self, export_format: str) -> str:
+        """Return the name of the folder that a dataset of a format is written to."""
+        return export_format if self.name is None else f"{export_format}-{self.name}"
 
 
 @dataclass(frozen=True)

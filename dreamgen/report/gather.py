@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dreamgen.config.loading import read_yaml
+from dreamgen.config.loading import read_yaml, settings_from_dict
 from dreamgen.errors import UserError, quoted
 from dreamgen.extensions.export_format import reader_of
 from dreamgen.run.files import read_json
 from dreamgen.run.jobs import read_jobs
 from dreamgen.run.journal import read_journal
+from dreamgen.run.made_from import Stale, stale_outputs
 from dreamgen.run.records import Job, JournalRecord, RobotFeatures
 from dreamgen.run.run_folder import RunFolder
 from dreamgen.stages import CLIP_STAGES
@@ -84,6 +85,7 @@ class RunView:
         failures: The latest error of every failed clip.
         journal: Stage -> clip id -> latest record.
         datasets: The exported datasets.
+        stale: Outputs that are out of date.
         unreadable: Files that exist and cannot be read, with the reason.
     """
 
@@ -99,6 +101,7 @@ class RunView:
     failures: list[Failure] = field(default_factory=list)
     journal: dict[str, dict[str, JournalRecord]] = field(default_factory=dict)
     datasets: list[Dataset] = field(default_factory=list)
+    stale: list[Stale] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
     def count(self, *verdicts: Verdict) -> int:
@@ -143,6 +146,7 @@ def gather(run: RunFolder) -> RunView:
         failures=[Failure(job, record) for job in jobs if (record := _failed(job, journal)) is not None],
         journal=journal,
         datasets=attempt(run.datasets, _read_datasets, []),
+        stale=attempt(run.settings_file, lambda path: stale_outputs(run, settings_from_dict(read_yaml(path))), []),
         unreadable=unreadable,
     )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from dreamgen.errors import quoted
 from dreamgen.report.gather import RunView
+from dreamgen.run.made_from import Stale
 from dreamgen.stages import STAGES, Progress, Stage
 
 
@@ -43,6 +44,8 @@ def _training_set(view: RunView, stage: Stage) -> StageState:
 def _training_log(view: RunView, stage: Stage) -> StageState:
     last = f"{view.steps[-1].step:,} steps" if view.steps else None
     if view.adapter is not None:
+        if stale := [entry for entry in view.stale if entry.output == "adapter"]:
+            return StageState(stage.name, "part", _reasons(stale), stale[0].command)
         return StageState(stage.name, "done", last or "adapter exists")
     return StageState(stage.name, "part" if view.steps else "missing", last or "no adapter", _command(view, stage))
 
@@ -72,6 +75,8 @@ def _journal(view: RunView, stage: Stage) -> StageState:
 def _model(view: RunView, stage: Stage) -> StageState:
     if view.idm is None:
         return StageState(stage.name, "missing", "no model", _command(view, stage))
+    if stale := [entry for entry in view.stale if entry.output == "idm"]:
+        return StageState(stage.name, "part", _reasons(stale), stale[0].command)
     return StageState(stage.name, "done", "trained")
 
 
@@ -81,9 +86,15 @@ def _datasets(view: RunView, stage: Stage) -> StageState:
     if not view.datasets:
         return StageState(stage.name, "missing", "no datasets", _command(view, stage))
     detail = f"{len(view.datasets)} dataset" + ("s" if len(view.datasets) > 1 else "")
+    if stale := [entry for entry in view.stale if entry.output.startswith("datasets/")]:
+        return StageState(stage.name, "part", f"{detail}, {_reasons(stale)}", stale[0].command)
     if missing:
         return StageState(stage.name, "part", f"{detail}, not {', '.join(missing)}", _command(view, stage))
     return StageState(stage.name, "done", detail)
+
+
+def _reasons(stale: Sequence[Stale]) -> str:
+    return "; ".join(f"{entry.output} is out of date: {', '.join(entry.reasons)}" for entry in stale)
 
 
 _READERS: dict[Progress, Callable[[RunView, Stage], StageState]] = {

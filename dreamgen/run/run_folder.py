@@ -197,8 +197,24 @@ class RunFolder:
                 f"{self} was made with other settings",
                 actual="; ".join(changes),
                 allowed="the same settings",
-                next_step="choose another --out, or leave the changed settings as they were",
+                next_step=self._how_to_change({change.partition(".")[0] for change in changes}),
             )
+
+    def _how_to_change(self, sections: set[str]) -> str:
+        """Return how to make a run's outputs again with other settings."""
+        outputs = {
+            "finetune": (self.adapter, "finetune"),
+            "idm": (self.idm, "label"),
+            "prepare": (self.train, "prepare"),
+        }
+        if len(sections) == 1 and (known := outputs.get(*sections)):
+            path, command = known
+            return (
+                f"to make {path.name}/ again with them: move {quoted(path)} away, then  dreamgen {command} --out "
+                f"{quoted(self)}  (dreamgen status lists what is out of date after that); or choose another --out, or "
+                "leave the settings as they were"
+            )
+        return "choose another --out, or leave the changed settings as they were"
 
     def record(self, settings: Settings, sections: Sequence[str]) -> None:
         """Write the settings of a finished stage, and the settings shared by all stages, to run.yaml."""

@@ -13,9 +13,11 @@ from dreamgen.errors import UserError
 from dreamgen.run.files import read_json, write_json
 from dreamgen.run.jobs import accepted_clips, read_jobs
 from dreamgen.run.journal import Journal
+from dreamgen.run.made_from import record_trained, stale_outputs
 from dreamgen.run.records import JournalRecord
 from export import export_datasets
 from export.check import check
+from export.staging import REPLACED, STAGING_FOLDER, sweep
 from tests.fixtures.runs import ADAPTER_SHA256, make_run, random_vectors, run_settings, write_label
 
 
@@ -51,6 +53,72 @@ def test_an_existing_dataset_is_refused_and_resume_writes_the_rest(tmp_path):
     assert any("left as it is" in note for note in result.notes)
     again = export_datasets(both, resume=True)
     assert set(again.outputs) == {"robomimic", "lerobot-v3.0"} and not again.partial
+
+
+def test_a_dataset_is_replaced_when_the_new_one_is_whole_and_only_if_it_is_ours(tmp_path):
+    run = make_run(tmp_path / "run", num_clips=3, rejected=0)
+    names = {"formats": ["robomimic", "lerobot-v3.0"]}
+    settings = run_settings(run.root, export=names)
+    export_datasets(settings)
+    assert stale_outputs(run, settings) == []
+    clip = accepted_clips(run)[0].job.clip_id
+    with Journal(run.journal, "curate") as journal:  # as curate with another threshold
+        journal.append(JournalRecord(clip_id=clip, stage="curate", status="rejected", reason="too still", metrics={}))
+    found = {entry.output: entry for entry in stale_outputs(run, settings)}
+    assert set(found) == {"datasets/robomimic", "datasets/lerobot-v3.0"}
+    assert found["datasets/robomimic"].reasons == ("it holds 2 of 2 accepted clips and 1 others",)
+    assert found["datasets/robomimic"].command == f"dreamgen export --out {run.root} --overwrite"
+    kept = export_datasets(settings, resume=True)
+    assert kept.partial and any("--overwrite replaces it" in note for note in kept.notes)
+    result = export_datasets(settings, resume=True, overwrite=True)
+    assert not result.partial and result.metrics["episodes"] == 2 and stale_outputs(run, settings) == []
+    for name in names["formats"]:
+        assert check(run.datasets / name) == []
+        assert clip not in pq.read_table(run.datasets / f"{name}.provenance.parquet")["clip_id"].to_pylist()
+    files = {path: path.stat().st_mtime_ns for path in run.datasets.rglob("*") if path.is_file()}
+    export_datasets(settings, resume=True, overwrite=True)  # nothing is out of date
+    assert files == {path: path.stat().st_mtime_ns for path in run.datasets.rglob("*") if path.is_file()}
+
+    smaller = run_settings(run.root, export={**names, "height": 16, "width": 24})
+    reasons = [reason for entry in stale_outputs(run, smaller) for reason in entry.reasons]
+    assert reasons == ["export.height was None and is 16", "export.width was None and is 24"] * 2
+    export_datasets(run_settings(run.root, export={**names, "name": "small", "height": 16, "width": 24}))
+    assert sorted(path.name for path in run.datasets.iterdir() if path.is_dir()) == [
+        "lerobot-v3.0", "lerobot-v3.0-small", "robomimic", "robomimic-small"
+    ]  # fmt: skip
+    assert check(run.datasets / "lerobot-v3.0-small") == []
+
+    (run.datasets / "robomimic.provenance.parquet").unlink()
+    with pytest.raises(UserError, match="only datasets that this run wrote"):
+        export_datasets(settings, overwrite=True)
+
+
+def test_a_replacement_that_is_killed_between_its_renames_is_put_back(tmp_path):
+    run = make_run(tmp_path / "run", num_clips=2, rejected=0)
+    settings = run_settings(run.root, export={"formats": ["robomimic"]})
+    export_datasets(settings)
+    before = (run.datasets / "robomimic/data.hdf5").read_bytes()
+    staging = run.datasets / STAGING_FOLDER
+    staging.mkdir()
+    (staging / "lock").touch()
+    (run.datasets / "robomimic").rename(staging / f"robomimic{REPLACED}")
+    sweep(run.datasets)
+    assert (run.datasets / "robomimic/data.hdf5").read_bytes() == before and not staging.exists()
+
+
+def test_what_was_trained_on_another_training_set_is_out_of_date(tmp_path):
+    run = make_run(tmp_path / "run", num_clips=2, rejected=0)
+    settings = run_settings(run.root)
+    run.adapter.mkdir(exist_ok=True)
+    for stage in ("finetune", "inverse dynamics"):
+        record_trained(run, stage, settings)
+    assert [entry.output for entry in stale_outputs(run, settings)] == []
+    features = read_json(run.train / "features.json")
+    write_json(run.train / "features.json", features | {"robot_type": "another"})
+    assert [entry.output for entry in stale_outputs(run, settings)] == ["adapter", "idm"]
+    (run.idm / "model.safetensors").write_bytes(b"another model")
+    stale = {entry.output: entry.reasons for entry in stale_outputs(run, settings)}
+    assert set(stale) <= {"adapter", "idm", "labels"}
 
 
 def test_clips_that_disagree_are_left_out_and_the_others_go_on(tmp_path):
