@@ -75,7 +75,7 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
     Args:
         settings: With `out` and `demos`.
         resume: Continue in an existing run folder, keeping finished work.
-        dry_run: Write nothing; inspect the demonstrations and estimate the training set.
+        dry_run: Write nothing; preview the whole job.
 
     Returns:
         Each stage's result, in order.
@@ -83,11 +83,19 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
     Raises:
         UserError: if the run folder is in use and `resume` is not set, or a stage refuses its input.
     """
+    from dreamgen.preview import preview_run
+
     run = RunFolder.of(settings)
-    if dry_run:
-        return run_stage("prepare", settings, dry_run=True)
     done = [stage for stage in PIPELINE.values() if stage.is_done(run)]
+    if dry_run:
+        check_can_run(settings, run, done, resume=True)
+        preview = preview_run(settings, run, may_download=False)
+        notes = [*(f"warning: {text}" for text in preview.warnings), *preview.notes, "dry run: nothing was written"]
+        first = [] if STAGES["prepare"] in done else run_stage("prepare", settings, dry_run=True)
+        return [*first, StageResult("run", {}, preview.metrics, notes)]
     check_can_run(settings, run, done, resume)
+    for text in preview_run(settings, run, may_download=True).warnings:
+        log(f"warning: {text}")
     results: list[StageResult] = []
     with _claimed(run, settings):
         for number, stage in enumerate(PIPELINE.values(), start=1):

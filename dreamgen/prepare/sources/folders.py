@@ -268,13 +268,13 @@ def _read_features(path: Path) -> RobotFeatures:
 
 GR1 = DemoSource(
     name="gr1",
-    summary="a GR1 layout (videos/**/*.mp4, .mov, .mkv, ... with metadata.csv, metas/ or captions/)",
+    summary="a GR1 layout (videos/*.mp4, also in sub-folders, with metadata.csv, metas/ or captions/)",
     recognizes=lambda root: (root / "metadata.csv").is_file() or any(map(is_video, files_below(root / "videos"))),
     open=open_gr1,
 )
 PLAIN = DemoSource(
     name="plain",
-    summary="a folder of NAME.mp4 (.mov, .mkv, ...) + NAME.txt",
+    summary="a folder of NAME.mp4 + NAME.txt, or other containers such as .mov and .mkv",
     recognizes=lambda root: root.is_dir() and any(map(is_video, files_below(root))),
     open=open_plain,
 )
