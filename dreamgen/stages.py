@@ -34,6 +34,7 @@ class Stage:
         paths_help: What they are.
         paths_optional: Whether the command runs without paths.
         expand_path: `module:function` that returns the paths that one given path stands for.
+        words_are: Setting of its section that words without `--` are the values of.
         takes_run: Whether the run folder may be given without `--out`.
         settings: Of a command without a section: the only settings that it takes; all when empty.
         command: The command that runs it.
@@ -60,6 +61,7 @@ class Stage:
     paths_help: str = ""
     paths_optional: bool = False
     expand_path: str | None = None
+    words_are: str | None = None
     takes_run: bool = False
     settings: tuple[str, ...] = ()
     command: str | None = None
@@ -158,6 +160,11 @@ _TABLE = (
         name="curate", summary="clips -> scores and verdicts", function="dreamgen.curate.stage:curate",
         section="curate", flags=("resume",), in_run=True, example="dreamgen curate --out runs/pick --min_motion=1.0",
         needs=("clips",), progress="journal", counts_clips_of="label", locks=("curate",),
+    ),
+    Stage(
+        name="reject", summary="remove clips from the datasets for good, whatever their scores; --undo takes it back",
+        function="dreamgen.curate.reject:reject", section="reject", words_are="clips",
+        example="dreamgen reject 3f2a91c0 --out runs/pick --reason='hand in the picture'",
     ),
     Stage(
         name="export", summary="accepted clips -> LeRobot and HDF5 datasets", function="export:export_datasets",

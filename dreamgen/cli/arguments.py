@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,8 @@ def read_arguments(stage: Stage, words: Sequence[str]) -> Arguments:
     flags = (*stage.flags, "json")
     if stage.takes_run and words and not words[0].startswith("-"):
         words = [f"--out={words[0]}", *words[1:]]
+    if stage.words_are is not None:
+        words = _with_words(stage.words_are, words)
     if not stage.takes_all_settings:
         paths, words = _split_paths(stage, words, flags)
     settings, switches = parse_settings(words, stage.section, flags)
@@ -55,6 +58,12 @@ def read_arguments(stage: Stage, words: Sequence[str]) -> Arguments:
     own = (getattr(settings, stage.section),) if stage.section else ()
     calls = [(*map(Path, paths[start : start + num]), *own) for start in range(0, len(paths), num)]
     return Arguments(settings, switches, calls or [own])
+
+
+def _with_words(setting: str, words: Sequence[str]) -> list[str]:
+    """Return the words with those before the first `--` as the value of a setting, a list."""
+    first = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))
+    return [f"--{setting}={json.dumps(list(words[:first]))}", *words[first:]] if first else list(words)
 
 
 def _split_paths(stage: Stage, words: Sequence[str], flags: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -42,6 +42,8 @@ def overview() -> str:
 def command_help(stage: Stage) -> str:
     """Return the text of `dreamgen COMMAND --help`: its switches, its own settings, then the shared ones."""
     lines = [f"dreamgen {stage.name}: {stage.summary}", "", "example:", f"  {stage.example}", ""]
+    if stage.words_are is not None:
+        lines += ["arguments:", *_entry("NAME ...", f"values of --{stage.words_are}, before the settings"), ""]
     if stage.takes_run:
         lines += ["paths:", *_entry("RUN", "the run folder, instead of --out"), ""]
     if stage.paths:

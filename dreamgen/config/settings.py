@@ -430,6 +430,16 @@ class ExportSettings:
 
 
 @dataclass(frozen=True)
+class RejectSettings:
+    """Clips that a person rejects, whatever their scores."""
+
+    clips: list[str] = option([], "clips: ids, beginnings of ids, or their mp4 files", scope="call")
+    file: str | None = option(None, "file with one clip a line, such as the list that report.html saves", scope="call")
+    reason: str | None = option(None, "why, for the journal and the report", scope="call")
+    undo: bool = option(False, "take the rejections of these clips back", scope="call")
+
+
+@dataclass(frozen=True)
 class ConvertSettings:
     """A LeRobot dataset -> the same in another version."""
 
@@ -484,6 +494,7 @@ class Settings:
     plan: PlanSettings = section(PlanSettings)
     generate: GenerateSettings = section(GenerateSettings)
     curate: CurateSettings = section(CurateSettings)
+    reject: RejectSettings = section(RejectSettings)
     export: ExportSettings = section(ExportSettings)
     convert: ConvertSettings = section(ConvertSettings)
     check: CheckSettings = section(CheckSettings)

@@ -12,7 +12,7 @@ from dreamgen.config.loading import read_yaml, settings_from_dict
 from dreamgen.errors import UserError, quoted
 from dreamgen.extensions.export_format import reader_of
 from dreamgen.run.files import read_json
-from dreamgen.run.jobs import read_jobs
+from dreamgen.run.jobs import REJECTIONS, read_jobs
 from dreamgen.run.journal import read_journal
 from dreamgen.run.made_from import Stale, stale_outputs
 from dreamgen.run.records import Job, JournalRecord, RobotFeatures
@@ -131,7 +131,7 @@ def gather(run: RunFolder) -> RunView:
             return missing
 
     jobs = attempt(run.jobs, read_jobs, [])
-    journal = {stage: read_journal(run.journal, stage) for stage in CLIP_STAGES}
+    journal = {stage: read_journal(run.journal, stage) for stage in (*CLIP_STAGES, REJECTIONS)}
     adapter = run.adapter / "pytorch_lora_weights.safetensors"
     return RunView(
         run=run,

@@ -19,3 +19,16 @@ toggle?.addEventListener("click", () => {
   toggle.dataset.play = play ? "yes" : "no";
   toggle.textContent = play ? "Pause all" : "Play all";
 });
+const review = document.querySelector("button[data-review]");
+const chosen = () => [...document.querySelectorAll("#clips input[data-clip]:checked")].map((box) => box.dataset.clip);
+review?.addEventListener("click", () => {
+  const shown = document.body.classList.toggle("reviewing");
+  review.setAttribute("aria-pressed", String(shown));
+});
+document.querySelector("button[data-save]")?.addEventListener("click", () => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([chosen().map((clip) => clip + "\n").join("")], { type: "text/plain" }));
+  link.download = "rejected.txt";
+  link.click();
+  URL.revokeObjectURL(link.href);
+});

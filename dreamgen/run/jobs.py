@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 BATCH = 4096  # jobs in memory as objects
+REJECTIONS = "reject"  # journal of the clips that a person rejected
 ROW_GROUP = 2**16
 FIELDS = tuple(f.name for f in fields(Job))
 COLUMNS = tuple(map(stored_name, FIELDS))
@@ -225,6 +226,9 @@ def iter_accepted_clips(run: RunFolder) -> Iterator[AcceptedClip]:
     is_accepted = np.ones(len(ids), bool)
     for table in tables:
         is_accepted &= _is_ok(ids, table)
+    by_hand = latest_records(run.journal, REJECTIONS)
+    rejected = by_hand.filter(pc.equal(by_hand["status"], "rejected"))["clip_id"].combine_chunks()
+    is_accepted &= ~np.asarray(pc.is_in(ids, value_set=rejected))
     rows = np.flatnonzero(is_accepted)
     for begin in range(0, len(rows), BATCH):
         some = ids.take(rows[begin : begin + BATCH]).combine_chunks()
