@@ -14,7 +14,6 @@ from dreamgen.environment import set_library_defaults
 from dreamgen.errors import NothingAccepted, Problems, UserError, quoted
 from dreamgen.progress import log
 from dreamgen.run.journal import read_journal
-from dreamgen.run.made_from import record_trained
 from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
 from dreamgen.stages import PIPELINE, STAGES, Stage
@@ -53,9 +52,15 @@ def run_stage(
     if resume and stage.keeps_output and stage.output is not None and stage.is_done(run):
         return [*results, StageResult(name, {name: stage.output(run)}, {}, ["done before, kept"])]
     results.append(stage.call(settings, resume=resume, overwrite=overwrite))
-    record_trained(run, name, settings)
+    _record_trained(run, name, settings)
     run.record(settings, [stage.section] if stage.section else [])
     return results
+
+
+def _record_trained(run: RunFolder, stage: str, settings: Settings) -> None:
+    from dreamgen.run.made_from import record_trained  # heavy: help has no use for it
+
+    record_trained(run, stage, settings)
 
 
 def _not_of(name: str) -> list[str]:
@@ -108,7 +113,7 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
             try:
                 result = stage.call(settings, in_run=True, resume=resume)
                 results += result if isinstance(result, list) else [result]
-                record_trained(run, stage.name, settings)
+                _record_trained(run, stage.name, settings)
             except NothingAccepted as error:
                 results.append(StageResult(stage.name, {}, {"episodes": 0}, [str(error)], partial=True))
             _release_memory()

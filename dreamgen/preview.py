@@ -19,9 +19,11 @@ from dreamgen.extensions.export_format import EXPORT_FORMATS, DatasetSize
 from dreamgen.models.devices import this_gpu
 from dreamgen.plan.sources import find_rows
 from dreamgen.plan.stage import instructions_of
+from dreamgen.plan.tables import csv_rows
 from dreamgen.prepare.stage import VIDEO_BYTES_PER_PIXEL, Demos, demos_of
 from dreamgen.progress import duration
 from dreamgen.run.files import read_json
+from dreamgen.run.records import RobotFeatures
 from dreamgen.run.run_folder import RunFolder
 
 ENOUGH_COVER = 0.8  # of the median demonstration
@@ -57,7 +59,7 @@ def preview_run(settings: Settings, run: RunFolder, may_download: bool) -> Previ
         UserError: listing everything that a later stage would refuse.
     """
     preview, problems = Preview(), Problems()
-    demos = demos_of(settings, may_download)
+    demos = _prepared(run) or demos_of(settings, may_download)
     _cover(demos.lengths, settings, preview)
     with problems.collected():
         _training(demos.lengths, settings, preview)
@@ -71,6 +73,16 @@ def preview_run(settings: Settings, run: RunFolder, may_download: bool) -> Previ
     _disk(demos, num_clips, settings, run, preview)
     problems.raise_if_any("the run cannot work to its end")
     return preview
+
+
+def _prepared(run: RunFolder) -> Demos | None:
+    """Return what the run's training set holds; None where it has none."""
+    if not (run.train / "metadata.csv").is_file():
+        return None
+    features = RobotFeatures.from_dict(read_json(run.train / "features.json"))
+    rows = [values for _, values in csv_rows(run.train / "metadata.csv") if isinstance(values, dict)]
+    lengths = tuple(int(row["num_frames"]) for row in rows if str(row.get("num_frames")).isdecimal())
+    return Demos(lengths, features.action_names, features.state_names) if lengths else None
 
 
 def _cover(lengths: Sequence[int], settings: Settings, preview: Preview) -> None:

@@ -23,8 +23,8 @@ from dreamgen.prepare.detect import open_source
 from dreamgen.prepare.sources.source import Source
 from dreamgen.prepare.survey import SurveyedClip, resampling_findings, survey
 from dreamgen.progress import Progress, log
-from dreamgen.run.files import atomic_folder, read_json
-from dreamgen.run.records import RobotFeatures, StageResult
+from dreamgen.run.files import atomic_folder
+from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
 
 __all__ = ["inspect", "open_source", "prepare"]
@@ -134,20 +134,11 @@ class Demos:
 
 
 def demos_of(settings: Settings, may_download: bool) -> Demos:
-    """Find out what the demonstrations hold: from the training set if there is one, without decoding anything.
+    """Find out what the demonstrations hold, without decoding anything.
 
     Raises:
         UserError: if they cannot be used.
     """
-    train = RunFolder(Path(settings.out or "")).train
-    if settings.out and (train / "metadata.csv").is_file():
-        from dreamgen.plan.tables import csv_rows
-
-        features = RobotFeatures.from_dict(read_json(train / "features.json"))
-        rows = [values for _, values in csv_rows(train / "metadata.csv") if isinstance(values, dict)]
-        lengths = tuple(int(row["num_frames"]) for row in rows if str(row.get("num_frames")).isdecimal())
-        if lengths:
-            return Demos(lengths, features.action_names, features.state_names)
     source = _open(settings, may_download)
     rows = [row_of(clip) for clip in survey(source.clips, settings, source.features.views)]
     _need_one_left(rows, source)
