@@ -69,7 +69,7 @@ def left_behind(settings: Settings, level: CheckpointPolicy, num_layers: int) ->
     tune, shape = settings.finetune, shape_of(settings)
     torch.manual_seed(0)
     model = CosmosTransformer3DModel(**tiny_config(num_layers)).to(torch.bfloat16)
-    add_adapter(model, tune.lora.rank, tune.lora.alpha, tune.lora.target_modules, tune.method == "dora")
+    add_adapter(model, tune.lora.rank, tune.lora.alpha_or_rank, tune.lora.target_modules, tune.method == "dora")
     use_closed_form(model)
     latents, mask = torch.randn(1, *shape).bfloat16(), torch.zeros(1, 1, *shape[1:]).bfloat16()
     timestep, text = torch.rand(1, shape[1]), torch.randn(1, NUM_TEXT_TOKENS, 32).bfloat16()
