@@ -1,6 +1,6 @@
 """Statistics that trainers normalize with, counted in any order by any number of workers, and merged.
 
-Of a feature with several axes, LeRobot keeps one figure for each entry of the last axis, over all rows and the other
+Of a feature with several axes, LeRobot keeps one value for each entry of the last axis, over all rows and the other
 axes: 4 of a 4 x 4 matrix.
 
 Axes: N rows, D dimensions (in a dataset, those of all columns side by side), L levels.

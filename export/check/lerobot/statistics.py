@@ -268,7 +268,7 @@ def check_values(
 ) -> Statistics:  # fmt: skip
     """Return the statistics of a feature that are finite and of the right shape, flat; report the others.
 
-    LeRobot 0.6 records one figure for each entry of the last axis, earlier releases one for each number.
+    LeRobot 0.6 records one value for each entry of the last axis, earlier releases one for each number.
     """
     if not isinstance(recorded, dict):
         findings.add("statistics-missing", file, where, recorded, "statistics by name")
