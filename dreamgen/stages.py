@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dreamgen.run.files import remove_temporaries
 from dreamgen.run.lease import hold_command
 from dreamgen.run.run_folder import RunFolder
 
@@ -49,6 +50,7 @@ class Stage:
         keeps_output: Whether `--resume` leaves existing output alone instead of running it again.
         locks: Stages that no other process may run in the same run folder meanwhile; generate and export have locks of
             their own, generate's one for each share.
+        sweeps: Folders of the run that only these stages write to: half-written files of killed processes are removed.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Stage:
     may_be_remote: bool = False
     keeps_output: bool = True
     locks: tuple[str, ...] = ()
+    sweeps: tuple[str, ...] = ()
 
     @property
     def takes_all_settings(self) -> bool:
@@ -100,6 +103,8 @@ class Stage:
             return function(*arguments, **switches)
         run = RunFolder.of(arguments[0], may_be_remote=self.may_be_remote)
         with hold_command(run.store or run.root, self.locks):
+            for folder in self.sweeps:
+                remove_temporaries(run.root / folder)
             return function(*arguments, **switches)
 
 
@@ -121,6 +126,7 @@ _TABLE = (
         section="finetune", flags=("dry_run", "resume"), in_run=True,
         example="dreamgen finetune --out runs/pick --method dora --lora.rank=16",
         output=lambda run: run.adapter, progress="training log", locks=("finetune",),
+        sweeps=("cache",),
     ),
     Stage(
         name="finetune_vae", summary="training set -> VAE, from scratch or from the model's own",
@@ -133,6 +139,7 @@ _TABLE = (
         function="dreamgen.plan.stage:plan", section="plan", flags=("dry_run", "resume"), in_run=True,
         example="dreamgen plan --out runs/pick --first_frames path/to/pairs --num_seeds 5",
         output=lambda run: run.jobs, progress="jobs", may_be_remote=True, keeps_output=False, locks=("plan",),
+        sweeps=("first_frames",),
     ),
     Stage(
         name="generate", summary="jobs -> clips, with Ray; generates only what is missing",
@@ -155,11 +162,13 @@ _TABLE = (
         run_function="dreamgen.pipeline:label_and_curate",
         example="dreamgen label --out runs/pick", needs=("actions", "clips"), first="inverse dynamics",
         progress="journal", counts_clips_of="generate", locks=("label", "curate"),
+        sweeps=("labels",),
     ),
     Stage(
         name="curate", summary="clips -> scores and verdicts", function="dreamgen.curate.stage:curate",
         section="curate", flags=("resume",), in_run=True, example="dreamgen curate --out runs/pick --min_motion=1.0",
         needs=("clips",), progress="journal", counts_clips_of="label", locks=("curate",),
+        sweeps=("scores",),
     ),
     Stage(
         name="reject", summary="remove clips from the datasets for good, whatever their scores; --undo takes it back",

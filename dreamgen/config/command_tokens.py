@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -70,6 +71,8 @@ def _parse_value(path: str, text: str) -> Any:
     setting = all_settings().get(path)
     kinds = setting.kinds if setting is not None else ()
     if str in kinds:
+        if text.startswith("~/"):
+            return str(Path(text).expanduser())  # the shell leaves it alone behind a `=`
         return None if text in ("null", "none", "None") and type(None) in kinds else text
     if list[str] in kinds and not text.startswith("["):
         return [text]

@@ -194,6 +194,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise UserError(f"{path} is not valid YAML", actual="nested too deeply") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         place = getattr(error, "problem_mark", None)
         where = f"line {place.line + 1}: {getattr(error, 'problem', '')}" if place else str(error)

@@ -11,6 +11,12 @@ from dreamgen.models.world_model import check_size
 from dreamgen.run.run_folder import RunFolder
 
 
+def test_a_home_folder_behind_an_equals_sign_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for tokens in (["--out=~/runs/x"], ["--out", "~/runs/x"]):
+        assert parse_settings(tokens, "plan")[0].out == "/home/me/runs/x"
+
+
 def test_layers_command_line_over_preset_over_run_over_defaults(tmp_path):
     run = tmp_path / "run"
     run.mkdir()

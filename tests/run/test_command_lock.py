@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict, replace
 
 import pytest
 
 from dreamgen.errors import UserError
 from dreamgen.run import lease as lease_module
+from dreamgen.run.jobs import read_jobs
 from dreamgen.run.lease import Lease, hold, hold_command
 from dreamgen.run.process_identity import machine_name, process_space, process_start
 from dreamgen.run.shard import Shard
@@ -37,6 +39,20 @@ def test_a_command_that_runs_already_is_named(tmp_path, stage):
     with hold_command(run.root, STAGES[stage].locks):
         pass
     assert not list((run.root / "journal").glob("*.lease"))
+
+
+def test_half_written_files_of_killed_processes_are_swept(tmp_path):
+    run = make_run(tmp_path / "run", num_clips=1, rejected=0)
+    left = []
+    for folder in ("first_frames/ab", "labels/ab", "scores", "cache/x"):
+        left.append(run.root / folder / f".x.{2**22 + 1}-{'0' * 16}.tmp.png")
+        left[-1].parent.mkdir(parents=True, exist_ok=True)
+        left[-1].write_bytes(b"half")
+    for stage in ("finetune", "plan", "label", "curate"):
+        with suppress(UserError):  # the run has no training set and no model
+            STAGES[stage].call(run_settings(run.root, plan={"first_frames": str(tmp_path / "none")}))
+    assert not [path for path in left if path.exists()]
+    assert run.label_file(next(iter(read_jobs(run.jobs))).clip_id).exists()
 
 
 def test_a_command_that_fails_leaves_no_folder(tmp_path):

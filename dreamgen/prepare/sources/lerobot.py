@@ -43,8 +43,9 @@ def open_lerobot(root: Path, settings: PrepareSettings) -> Source:
     modality, problems = usable_modality(meta.modality, dims)
     stems = safe_names(f"episode_{episode.index:06d}" for episode in episodes)
     clips = tuple(_clip(meta, *each, cameras, dims) for each in zip(stems, episodes, rows, strict=True))
+    robot_type = meta.info.get("robot_type")
     features = RobotFeatures(
-        robot_type=meta.info.get("robot_type") or "unknown",
+        robot_type=robot_type if isinstance(robot_type, str) and robot_type.strip() else "unknown",
         camera=cameras[0],
         state_names=names.get(STATE, ()),
         action_names=names.get(ACTION, ()),
