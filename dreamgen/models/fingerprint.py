@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dreamgen.run.files import sha256_of_file
+from dreamgen.run.file_hashes import sha256_of_files
 
 TEXT_FILES = ("tokenizer.json", "merges.txt", "chat_template.jinja")
 
@@ -19,8 +18,7 @@ def folder_fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix == ".safetensors" or path.name in TEXT_FILES]
-    with ThreadPoolExecutor() as threads:  # hashing releases the GIL, and a large model has several files
-        hashes = dict(zip(paths, threads.map(sha256_of_file, paths), strict=True))
+    hashes = sha256_of_files(paths)
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path in hashes:
