@@ -10,390 +10,66 @@
 5. What `--dry_run` estimates against what was measured.
 
 Resumed clips, labels and scores must equal those of the undisturbed run byte for byte. A table goes to stdout and JSON
-to `--json`, which is rewritten after every stage. Exit status: 0 all stages ended well, 1 one did not or a resumed
-result differs, 3 the time limit left stages out.
+to `--json`, which is rewritten after every stage. SIGTERM ends the check as the time limit does. Exit status: 0 all
+stages ended well, 1 one did not or a resumed result differs, 3 the time limit left stages out.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import importlib.metadata
-import itertools
-import os
-import platform
-import shutil
-import statistics
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-import pyarrow.parquet as pq
+from gpu_check_report import Check, exit_status, is_out_of_time, read_finished, report_of, tables
+from gpu_check_steps import STAGES, STEPS
 from gpu_monitor import GpuMonitor
-from measured_commands import OK, TIME_LIMIT, MeasuredCommands, Row, json_result
-from metrics import markdown_table, write_report
-from synthetic_run import INSTRUCTIONS, drawn_frames, make_run
+from measured_commands import TIME_LIMIT, MeasuredCommands, Row
+from metrics import write_report
 
-from dreamgen.config.loading import configs_folder, find_preset, read_yaml
-from dreamgen.config.settings import ExportSettings, Settings
-from dreamgen.data.video import write_png
-from dreamgen.run.files import read_json, sha256_of_file
-from dreamgen.run.jobs import read_jobs
-from dreamgen.run.journal import read_journal
-from dreamgen.run.records import METRICS_KEY, Job
-from dreamgen.run.run_folder import RunFolder
-
-HERE = Path(__file__).parent
-NUM_DEMOS = 3
-KILL_TRIES = 3  # a fast stage may end before it is killed; then its results are removed and it starts again
-RUN_STAGES = ("prepare", "finetune", "plan", "generate", "inverse dynamics", "label", "curate", "export", "check",
-              "report")  # fmt: skip
+from dreamgen.config.loading import find_preset, read_yaml
+from dreamgen.run.files import read_json
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """An estimate of `--dry_run` and the measured value."""
-
-    estimated: float | None
-    measured: float | None
-
-
-@dataclass(frozen=True)
-class ResumeCheck:
-    """How many results of a resumed stage equal those of the undisturbed run."""
-
-    num_compared: int
-    num_equal: int
-
-
-@dataclass
-class Check:
-    """What the steps share.
-
-    Args:
-        args: The command line.
-        num_gpus: GPUs of this machine.
-        commands: Runs the commands.
-        estimates: By what is estimated.
-        resumed: By what is compared.
-    """
-
-    args: argparse.Namespace
-    num_gpus: int
-    commands: MeasuredCommands
-    estimates: dict[str, Estimate] = field(default_factory=dict)
-    resumed: dict[str, ResumeCheck] = field(default_factory=dict)
-
-    work = property(lambda self: Path(self.args.work))
-    model = property(lambda self: self.work / "model")
-    demos = property(lambda self: self.work / "demos" / "datasets" / "lerobot-v3.0")
-    pairs = property(lambda self: self.work / "first_frames")
-    first = property(lambda self: RunFolder(self.work / "run"))
-    dora = property(lambda self: RunFolder(self.work / "dora"))
-    second = property(lambda self: RunFolder(self.work / "resumed"))
-
-    @property
-    def num_workers(self) -> int:
-        """Workers of generate: one a GPU, one without a GPU."""
-        return max(1, self.num_gpus)
+class Stopped(BaseException):  # not an Exception: libraries catch those
+    """The check was told to end (SIGTERM)."""
 
 
 def main() -> int:
     """Run all steps, print the tables and return the exit status."""
     args = parse_arguments()
     start_s, report = time.monotonic(), Path(args.json)
+    signal.signal(signal.SIGTERM, stop)
     with GpuMonitor() as monitor:
         check = Check(args, count_gpus(), MeasuredCommands(args.work / "logs", monitor, args.limit_s, lambda: flush()))
 
         def flush() -> None:
-            write_report(report_of(check, time.monotonic() - start_s), str(report))
+            write_report(report_of(check, STAGES, time.monotonic() - start_s), str(report))
 
         if args.resume:
             read_finished(check, read_json(report))
         flush()
-        for step, needs, gives in STEPS:
-            if check.commands.is_ok(*needs) and not check.commands.is_ok(*gives):
-                step(check)
+        try:
+            for step, needs, gives in STEPS:
+                if check.commands.is_ok(*needs) and not check.commands.is_ok(*gives):
+                    step(check)
+        except Stopped:
+            check.commands.stop_all()
     for stage in STAGES:
         if stage not in check.commands.rows:
             check.commands.add(Row(stage, TIME_LIMIT if is_out_of_time(check) else "not run: an earlier stage failed"))
     flush()
-    print(tables(report_of(check, time.monotonic() - start_s)))
+    print(tables(report_of(check, STAGES, time.monotonic() - start_s)))
     print(f"\nlogs: {args.work / 'logs'}\nmetrics: {report}", file=sys.stderr)
     return exit_status(check)
 
 
-def build_model(check: Check) -> None:
-    """Save the pipeline with random weights, in a process of its own so that this one takes no GPU memory."""
-    shutil.rmtree(check.model, ignore_errors=True)
-    words = [str(HERE / "random_pipeline.py"), "--model", model_of(check.args.preset), "--out", str(check.model)]
-    check.commands.run("build model", words)
-
-
-def draw_demonstrations(check: Check) -> None:
-    """Write a LeRobot dataset with actions, and first frames with instructions that the dataset does not show."""
-    from export import export_datasets
-
-    start_s, args = time.monotonic(), check.args
-    for path in (check.work / "demos", check.pairs):
-        shutil.rmtree(path, ignore_errors=True)
-    video = (args.height, args.width, args.num_frames)
-    folder = check.work / "demos"
-    make_run(folder, NUM_DEMOS, *video, dims=7, distinct=NUM_DEMOS)
-    settings = replace(Settings(out=str(folder)), export=ExportSettings(formats=["lerobot-v3.0"]))
-    export_datasets(settings)
-    check.pairs.mkdir()
-    for number in range(args.clips_per_gpu * check.num_workers):
-        frame_HWC = next(drawn_frames(NUM_DEMOS + number, 1, args.height, args.width))
-        write_png(check.pairs / f"{number}.png", frame_HWC)
-        (check.pairs / f"{number}.txt").write_text(INSTRUCTIONS[-1 - number % len(INSTRUCTIONS)])
-    check.commands.add_period("draw demonstrations", start_s, time.monotonic())
-
-
-def run_all_stages(check: Check) -> None:
-    """Run every stage in one command; the rows of its stages come from the times of its log lines."""
-    shutil.rmtree(check.first.root, ignore_errors=True)
-    words = ["-m", "dreamgen", "run", *settings_of(check), "--demos", str(check.demos), "--out", str(check.first.root)]
-    command = check.commands.start("run", words)
-    check.commands.finish(command)
-    if command is None:
-        return
-    announced = [line for line in command.lines if line.text.startswith("[")]  # "[7/10] curate", perhaps ": why not"
-    starts = [(line.text.partition("] ")[2].partition(":")[0], line.time_s) for line in announced]
-    starts = [(name, time_s) for name, time_s in starts if name in RUN_STAGES]
-    ends = [time_s for _, time_s in starts[1:]] + [command.end_s]
-    for (name, start_s), end_s in zip(starts, ends, strict=True):
-        is_last = name == starts[-1][0]
-        status = check.commands.rows["run"].status if is_last else OK
-        check.commands.add_period(f"run: {name}", start_s, end_s, status)
-    if "run: generate" in check.commands.rows:
-        add_clip_rates(check, "run: generate", check.first)
-
-
-def train_second_adapter(check: Check) -> None:
-    """Train DoRA on all GPUs; beside it, what needs no GPU: the copy of the run and its plan at level turbo."""
-    for run in (check.dora, check.second):
-        shutil.rmtree(run.root, ignore_errors=True)
-    shutil.copytree(check.first.train, check.dora.train)
-    words = ["-m", "finetune.launch", *settings_of(check), "--finetune.method=dora",
-             f"--finetune.cache_dir={check.first.cache}", "--out", str(check.dora.root)]  # fmt: skip
-    training = check.commands.start("finetune.launch dora", words)
-    copy_run(check)
-    dreamgen = ["-m", "dreamgen"]
-    estimate = check.commands.run("generate --dry_run", [*dreamgen, "generate", "--out", str(check.second.root),
-                                                         "--dry_run", "--json"])  # fmt: skip
-    if estimate is not None:
-        metrics = json_result(estimate)[METRICS_KEY]
-        hours = metrics.get("cuda_hours", metrics.get("cpu_hours"))
-        check.estimates["generate: GPU hours of the first run"] = Estimate(hours, None)
-    check.commands.run("plan turbo", [*dreamgen, "plan", "--out", str(check.second.root), "--level=turbo"])
-    check.commands.finish(training)
-
-
-def plan_second_adapter(check: Check) -> None:
-    """Add jobs for the DoRA adapter to those of the first one."""
-    words = ["-m", "dreamgen", "plan", "--out", str(check.second.root), "--level=turbo",
-             f"--adapter={check.dora.adapter}"]  # fmt: skip
-    check.commands.run("plan second adapter", words)
-
-
-def generate_with_a_kill(check: Check) -> None:
-    """Kill the driver once its first clip is there, resume, and compare with the undisturbed run's clips."""
-    run = check.second
-    is_ok = kill_and_resume(
-        check, "generate", lambda: any(run.clips.glob("*/*.mp4")), lambda: shutil.rmtree(run.clips, ignore_errors=True)
-    )
-    if not is_ok:
-        return
-    add_clip_rates(check, "generate resumed", run)
-    jobs = read_jobs(check.first.jobs)
-    pairs = [(check.first.clip_file(job.clip_id), run.clip_file(job.clip_id)) for job in jobs]
-    check.resumed["clips"] = compare_files(pairs)
-    records = read_journal(run.journal, "generate")
-    seconds = [records[job.clip_id].metrics["dream_s"] for job in jobs]
-    what = "generate: GPU hours of the first run"
-    estimated = check.estimates[what].estimated if what in check.estimates else None
-    check.estimates[what] = Estimate(estimated, sum(seconds) / 3600)
-
-
-def label_with_a_kill(check: Check) -> None:
-    """Kill label once its first file is there, resume, and compare."""
-    run = check.second
-    is_ok = kill_and_resume(
-        check, "label", lambda: any(run.labels.glob("*/*.parquet")),
-        lambda: shutil.rmtree(run.labels, ignore_errors=True),
-    )  # fmt: skip
-    if is_ok:
-        jobs = read_jobs(check.first.jobs)
-        pairs = [(check.first.label_file(job.clip_id), run.label_file(job.clip_id)) for job in jobs]
-        check.resumed["labels"] = compare_files(pairs)
-
-
-def curate_with_a_kill(check: Check) -> None:
-    """Kill curate once its first record is there, resume, and compare."""
-    run = check.second
-
-    def is_begun() -> bool:
-        return any(path.stat().st_size for path in run.journal.glob("curate-*.jsonl"))
-
-    def undo() -> None:
-        for path in run.journal.glob("curate-*"):
-            path.unlink()
-
-    if kill_and_resume(check, "curate", is_begun, undo):
-        expected, actual = (scores_of(folder) for folder in (check.first, run))
-        num_equal = sum(actual.get(clip_id) == row for clip_id, row in expected.items())
-        check.resumed["scores"] = ResumeCheck(len(expected), num_equal)
-
-
-def estimate_trainings(check: Check) -> None:
-    """Compare the estimates of a training that has not begun with what both trainings measured."""
-    for method, run in (("lora", check.first), ("dora", check.dora)):
-        folder = check.work / f"estimate_{method}"
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(check.first.train, folder / "train")
-        words = ["-m", "dreamgen", "finetune", *settings_of(check), f"--finetune.method={method}", "--out", str(folder),
-                 "--dry_run", "--json"]  # fmt: skip
-        command = check.commands.run(f"finetune --dry_run {method}", words)
-        if command is None:
-            continue
-        estimated, rows = json_result(command)[METRICS_KEY], loss_rows(run)
-        steps_s = [check.num_workers / float(row["samples_per_s"]) for row in rows[1:]]
-        hours = estimated.get("hours")
-        check.estimates[f"finetune {method}: seconds a step"] = Estimate(
-            None if hours is None else 3600 * hours / check.args.num_steps,
-            statistics.median(steps_s) if steps_s else None,
-        )
-        memory_gib = max((float(row["memory_gib"]) for row in rows), default=None) if check.num_gpus else None
-        check.estimates[f"finetune {method}: memory GiB"] = Estimate(estimated.get("memory_gib"), memory_gib)
-
-
-# What is done in order, the stages that each step needs, and the stages whose rows it adds.
-STEPS: tuple[tuple[Callable[[Check], None], tuple[str, ...], tuple[str, ...]], ...] = (
-    (build_model, (), ("build model",)),
-    (draw_demonstrations, (), ("draw demonstrations",)),
-    (run_all_stages, ("build model", "draw demonstrations"), ("run", *(f"run: {name}" for name in RUN_STAGES))),
-    (train_second_adapter, ("run",), ("finetune.launch dora", "generate --dry_run", "plan turbo")),
-    (plan_second_adapter, ("plan turbo", "finetune.launch dora"), ("plan second adapter",)),
-    (generate_with_a_kill, ("plan turbo",), ("generate killed", "generate resumed")),
-    (label_with_a_kill, ("generate resumed",), ("label killed", "label resumed")),
-    (curate_with_a_kill, ("generate resumed",), ("curate killed", "curate resumed")),
-    (estimate_trainings, ("run", "finetune.launch dora"), ("finetune --dry_run lora", "finetune --dry_run dora")),
-)
-STAGES = tuple(stage for _, _, gives in STEPS for stage in gives)
-
-
-def read_finished(check: Check, report: dict[str, Any]) -> None:
-    """Take over what an earlier call with the same work folder has finished."""
-    for values in report["rows"]:
-        if values["status"] == OK:
-            check.commands.rows[values["stage"]] = Row(**values)
-    check.estimates |= {what: Estimate(**values) for what, values in report["estimates"].items()}
-    check.resumed |= {what: ResumeCheck(**values) for what, values in report["resumed"].items()}
-
-
-def kill_and_resume(check: Check, stage: str, is_begun: Callable[[], bool], undo: Callable[[], None]) -> bool:
-    """Kill a stage of the second run in the middle and run the same command again.
-
-    Args:
-        check: For the commands.
-        stage: Command of dreamgen.
-        is_begun: Whether its first result is there.
-        undo: Removes its results, should it have ended before it was killed.
-
-    Returns:
-        Whether the stage was killed and the second command ended well.
-    """
-    words = ["-m", "dreamgen", stage, "--out", str(check.second.root)]
-    for _ in range(KILL_TRIES):
-        undo()
-        if check.commands.finish(check.commands.start(f"{stage} killed", words), "killed", is_begun):
-            break
-        if check.commands.rows[f"{stage} killed"].status != "exit 0":
-            return False
-    else:
-        return False
-    return check.commands.run(f"{stage} resumed", words) is not None
-
-
-def copy_run(check: Check) -> None:
-    """Copy the first run without clips and what follows from them; its records stay, for the estimate."""
-    left_out = ("clips", "labels", "scores", "datasets", "report.html", "cache", "label-*", "curate-*")
-    shutil.copytree(check.first.root, check.second.root, ignore=shutil.ignore_patterns(*left_out))
-
-
-def compare_files(pairs: list[tuple[Path, Path]]) -> ResumeCheck:
-    """Count the pairs of files with equal bytes; a missing file differs."""
-    equal = [a.is_file() and b.is_file() and sha256_of_file(a) == sha256_of_file(b) for a, b in pairs]
-    return ResumeCheck(len(pairs), sum(equal))
-
-
-def scores_of(run: RunFolder) -> dict[str, dict[str, Any]]:
-    """Read the score table, by clip."""
-    return {row["clip_id"]: row for row in pq.read_table(run.scores / "scores.parquet").to_pylist()}
-
-
-def loss_rows(run: RunFolder) -> list[dict[str, str]]:
-    """Read a training's loss.csv."""
-    with (run.finetune_logs / "loss.csv").open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def add_clip_rates(check: Check, stage: str, run: RunFolder) -> None:
-    """Put the clips an hour of each level into a stage's row."""
-    rates = clip_rates(run, check.num_workers)
-    check.commands.add(replace(check.commands.rows[stage], clips_an_hour=rates or None))
-
-
-def clip_rates(run: RunFolder, num_workers: int) -> dict[str, float]:
-    """Return clips an hour of all workers together, by level.
-
-    A clip's time is the time between its record and the one before of the same worker, so that loading and compiling,
-    which the first clip waits for, are left out, as are clips for which the worker changed its adapter.
-    """
-    jobs = {job.clip_id: job for job in read_jobs(run.jobs)}
-    of_worker: dict[str | None, list[tuple[float, Job]]] = defaultdict(list)
-    for record in read_journal(run.journal, "generate").values():
-        if record.status == "ok" and run.clip_file(record.clip_id).is_file():
-            of_worker[record.worker].append((record.time_s, jobs[record.clip_id]))
-    seconds = defaultdict(list)
-    for made in of_worker.values():
-        made.sort(key=lambda item: item[0])
-        for (before_s, before), (time_s, job) in itertools.pairwise(made):
-            if before.adapter_sha256 == job.adapter_sha256 and before.level == job.level:
-                seconds[job.level].append(time_s - before_s)
-    return {level: round(num_workers * 3600 / statistics.median(times), 1) for level, times in seconds.items()}
-
-
-def settings_of(check: Check) -> list[str]:
-    """Return the settings of every command that makes a run; thresholds let clips of random weights pass."""
-    args = check.args
-    words = [
-        f"--config_path={args.preset}", f"--model.path={check.model}", "--model.safety_checker=false",
-        f"--video.height={args.height}", f"--video.width={args.width}", f"--video.num_frames={args.num_frames}",
-        f"--finetune.num_steps={args.num_steps}", "--finetune.log_every=1", "--finetune.tracker=none",
-        "--finetune.windows_per_clip=1", f"--idm.num_steps={args.idm_num_steps}",
-        f"--idm.horizon={min(16, args.num_frames // 2)}", f"--plan.first_frames={check.pairs}",
-        f"--plan.num_inference_steps={args.num_inference_steps}", "--curate.min_motion=0",
-        "--curate.min_first_frame_psnr_db=-100", "--curate.max_cut_score=1e9", "--export.formats=[lerobot-v3.0]",
-    ]  # fmt: skip
-    if args.no_compile:
-        words += ["--finetune.compile=false", "--generate.compile=false"]
-    return words if check.num_gpus else [*words, "--model.device=cpu", "--generate.num_workers=1"]
-
-
-def model_of(preset: str) -> str:
-    """Return the model of a preset: the file of configs/models whose name the preset's begins with."""
-    names = [path.stem for path in (configs_folder() / "models").glob("*.yaml") if preset.startswith(path.stem)]
-    if not names:
-        raise SystemExit(f"configs/models has no file for the preset {preset}")
-    return max(names, key=len)
+def stop(*_: object) -> NoReturn:
+    """Handle SIGTERM, as `timeout` and job schedulers send it: what was measured is still reported."""
+    raise Stopped
 
 
 def count_gpus() -> int:
@@ -401,75 +77,6 @@ def count_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def is_out_of_time(check: Check) -> bool:
-    """Say whether a stage was left out or stopped for lack of time."""
-    return any(row.status in (TIME_LIMIT, "time limit") for row in check.commands.rows.values())
-
-
-def exit_status(check: Check) -> int:
-    """Return 0 if all went well, 1 if something went wrong, 3 if only time was missing."""
-    statuses = {row.status for row in check.commands.rows.values()} - {OK}
-    if statuses - {TIME_LIMIT} or any(item.num_equal < item.num_compared for item in check.resumed.values()):
-        return 1
-    return 3 if statuses else 0
-
-
-def report_of(check: Check, elapsed_s: float) -> dict[str, Any]:
-    """Return everything that is known so far, as JSON holds it."""
-    args, rows = check.args, check.commands.rows
-    return {
-        "machine": machine(), "preset": args.preset, "size": [args.num_frames, args.height, args.width],
-        "num_inference_steps": args.num_inference_steps, "compiled": not args.no_compile,
-        "elapsed_s": round(elapsed_s, 1),
-        "rows": [asdict(rows[stage]) for stage in STAGES if stage in rows],
-        "estimates": {what: asdict(item) for what, item in check.estimates.items()},
-        "resumed": {what: asdict(item) for what, item in check.resumed.items()},
-    }  # fmt: skip
-
-
-def machine() -> dict[str, Any]:
-    """Describe the machine and the libraries."""
-    gpus: list[str] = []
-    if shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-        gpus = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
-    names = ("torch", "diffusers", "transformers", "ray", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    return {"gpus": gpus, "cpu_count": os.cpu_count(), "platform": platform.platform(), **versions}
-
-
-def tables(report: dict[str, Any]) -> str:
-    """Return the report as Markdown."""
-    gpus = report["machine"]["gpus"]
-    size = "x".join(map(str, report["size"]))
-    title = (
-        f"{len(gpus) or 'no'} GPU{'' if len(gpus) == 1 else 's'}{': ' + gpus[0] if gpus else ''}; {report['preset']}, "
-        f"{size}, {report['num_inference_steps']} denoising steps, "
-        f"{'' if report['compiled'] else 'not '}compiled; {report['elapsed_s']} s in all"
-    )
-    rows = [
-        (row["stage"], row["status"], row["seconds"], row["memory_gib"], row["busy_percent"],
-         ", ".join(f"{level} {rate}" for level, rate in (row["clips_an_hour"] or {}).items()))
-        for row in report["rows"]
-    ]  # fmt: skip
-    columns = ("stage", "status", "seconds", "GPU memory GiB", "GPU busy %", "clips an hour")
-    estimates = [(what, *(shown(value) for value in item.values())) for what, item in report["estimates"].items()]
-    resumed = [(what, *item.values()) for what, item in report["resumed"].items()]
-    return "\n\n".join(
-        [
-            title,
-            markdown_table(columns, rows),
-            markdown_table(("--dry_run", "estimated", "measured"), estimates),
-            markdown_table(("resumed", "compared with the undisturbed run", "equal"), resumed),
-        ]
-    )
-
-
-def shown(value: float | None) -> str | None:
-    """Return a number with three digits."""
-    return None if value is None else f"{value:.3g}"
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 from gpu_monitor import GpuMonitor
 
-OK, TIME_LIMIT = "ok", "not run: time limit"
+OK, TIME_LIMIT, STOPPED = "ok", "not run: time limit", "time limit"
 LEAST_S = 10.0  # a command that has less time left is not started
-CLEAN_UP_S = 120.0  # for the children of a killed command to end
+CLEAN_UP_S = 10.0  # the longest that a child of a killed command may live on
 NUM_LINES_SHOWN = 40
 
 
@@ -89,7 +89,7 @@ class Command:
                 return self._end("killed" if self.kill() else "processes left behind")
             if time.monotonic() > deadline_s:
                 self.kill()
-                return self._end("time limit")
+                return self._end(STOPPED)
             time.sleep(0.05 if kill_when is None else 0.001)
         return self._end(f"exit {self.process.returncode}")
 
@@ -154,6 +154,7 @@ class MeasuredCommands:
         self.rows: dict[str, Row] = {}
         self._logs, self._monitor, self._on_row = logs, monitor, on_row
         self._deadline_s = time.monotonic() + limit_s
+        self._running: list[Command] = []
 
     def is_ok(self, *stages: str) -> bool:
         """Say whether all of these stages ended well."""
@@ -165,7 +166,9 @@ class MeasuredCommands:
             self.add(Row(stage, TIME_LIMIT))
             return None
         print(f"{stage} ...", file=sys.stderr, flush=True)
-        return Command(stage, words, self._logs / f"{stage.replace(' ', '_')}.log")
+        command = Command(stage, words, self._logs / f"{stage.replace(' ', '_')}.log")
+        self._running.append(command)
+        return command
 
     def finish(
         self, command: Command | None, expected: str = "exit 0", kill_when: Callable[[], bool] | None = None
@@ -178,6 +181,7 @@ class MeasuredCommands:
         if command is None:
             return False
         outcome = command.wait(self._deadline_s, kill_when)
+        self._running.remove(command)
         status = OK if outcome == expected else outcome
         self.add_period(command.name, command.start_s, command.end_s, status)
         if status != OK:
@@ -188,6 +192,13 @@ class MeasuredCommands:
         """Start a command and wait for it; None if it did not end well."""
         command = self.start(stage, words)
         return command if self.finish(command) else None
+
+    def stop_all(self) -> None:
+        """Kill the running commands and add their rows, as if the time limit had come."""
+        for command in self._running:
+            command.kill()
+            self.add_period(command.name, command.start_s, time.monotonic(), STOPPED)
+        self._running.clear()
 
     def add_period(self, stage: str, start_s: float, end_s: float, status: str = OK) -> None:
         """Add a row for a period, with what the GPUs did in it."""

@@ -1,12 +1,14 @@
 """`make gpu-check` on the CPU with the mini model, and what its table and exit status are made of."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import gpu_check
 import pytest
+from gpu_check_report import Check, ResumeCheck, exit_status
+from gpu_check_steps import STAGES
 from gpu_monitor import GpuMonitor, GpuUsage, parse_sample
 from measured_commands import MeasuredCommands, Row
 
@@ -25,7 +27,7 @@ def test_the_whole_job_runs_with_the_mini_model_and_resumes_to_the_same_bytes(tm
     )
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     report = json.loads(out.read_text())
-    assert [row["stage"] for row in report["rows"]] == list(gpu_check.STAGES)
+    assert [row["stage"] for row in report["rows"]] == list(STAGES)
     assert {row["status"] for row in report["rows"]} == {"ok"}
     assert {what: (item["num_compared"], item["num_equal"]) for what, item in report["resumed"].items()} == {
         "clips": (2, 2), "labels": (2, 2), "scores": (2, 2),
@@ -60,14 +62,37 @@ def test_a_command_is_killed_at_the_moment_that_is_given(tmp_path):
 
 @pytest.mark.parametrize(
     ("statuses", "num_equal", "expected"),
-    [(["ok", "ok"], 2, 0), (["ok", "exit 1"], 2, 1), (["ok", "ok"], 1, 1), (["ok", "not run: time limit"], 2, 3)],
+    [
+        (["ok", "ok"], 2, 0),
+        (["ok", "exit 1"], 2, 1),
+        (["ok", "ok"], 1, 1),
+        (["ok", "not run: time limit"], 2, 3),
+        (["ok", "time limit"], 2, 3),
+    ],
 )
 def test_the_exit_status_tells_failures_from_a_lack_of_time(tmp_path, statuses, num_equal, expected):
     with GpuMonitor() as monitor:
         commands = MeasuredCommands(tmp_path, monitor, 60, lambda: None)
     commands.rows = {str(number): Row(str(number), status) for number, status in enumerate(statuses)}
-    check = gpu_check.Check(None, 0, commands, resumed={"clips": gpu_check.ResumeCheck(2, num_equal)})
-    assert gpu_check.exit_status(check) == expected
+    check = Check(None, 0, commands, resumed={"clips": ResumeCheck(2, num_equal)})
+    assert exit_status(check) == expected
+
+
+@pytest.mark.slow
+def test_a_check_that_is_told_to_end_still_reports(tmp_path):
+    out = tmp_path / "gpu_check.json"
+    check = subprocess.Popen(
+        [sys.executable, BENCHMARKS / "gpu_check.py", *TINY, f"--work={tmp_path / 'work'}", f"--json={out}"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert check.stderr is not None
+    assert check.stderr.readline() == "build model ...\n"
+    check.send_signal(signal.SIGTERM)
+    stdout, _ = check.communicate(timeout=60)
+    assert check.returncode == 3
+    rows = {row["stage"]: row["status"] for row in json.loads(out.read_text())["rows"]}
+    assert rows["build model"] == "time limit" and rows["run"] == "not run: time limit"
+    assert "| build model | time limit |" in stdout
 
 
 def test_gpu_readings_are_summarized_over_a_period():
