@@ -54,6 +54,10 @@ class CannotWrite(UserError):
     """The storage cannot be written to; what was recorded is kept, and the same command continues later."""
 
 
+class ClusterLost(UserError):
+    """Ray is gone, on every node; what was recorded is kept, and the same command continues later."""
+
+
 class Problems:
     """Collects user errors, so that all are reported together."""
 

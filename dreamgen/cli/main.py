@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from dreamgen import __version__
 from dreamgen.cli.results import ALL_DONE, DONE_IN_PART, FAILED, WRONG_USAGE, show
-from dreamgen.errors import CannotWrite, UserError, closest_match
+from dreamgen.errors import CannotWrite, ClusterLost, UserError, closest_match
 from dreamgen.progress import log
 
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _dispatch(words)
     except UserError as error:
         log(f"error: {error}")
-        return FAILED if isinstance(error, CannotWrite) else WRONG_USAGE
+        return FAILED if isinstance(error, CannotWrite | ClusterLost) else WRONG_USAGE
     except KeyboardInterrupt:
         log("stopped. Finished work is kept; the same command with --resume continues.")
         return DONE_IN_PART

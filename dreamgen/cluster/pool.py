@@ -13,15 +13,22 @@ from ray.exceptions import RayTaskError
 from dreamgen.cluster.actors import CRASHES, Actors, Event, Worker
 from dreamgen.cluster.faults import HungWorker, TimeLimit, crash_record, first_line, is_gpu_fault
 from dreamgen.cluster.options import PoolOptions, Task
-from dreamgen.cluster.ray_cluster import PoolSize, alive_nodes, is_node_alive, num_workers_wanted
+from dreamgen.cluster.ray_cluster import (
+    PoolSize,
+    alive_nodes,
+    is_any_node_alive,
+    is_node_alive,
+    num_workers_wanted,
+)
 from dreamgen.cluster.schedule import LOOK_AHEAD, QUEUE_DEPTH, Schedule
-from dreamgen.errors import UserError
+from dreamgen.errors import ClusterLost, UserError
 from dreamgen.progress import log
 from dreamgen.run.records import JournalRecord
 
 EVENT_TIMEOUT_S = 0.5
 MAX_LOADING_PER_NODE = 8  # loading more at once is no faster; a node rarely has more GPUs
 CHECK_EVERY_S = 5.0  # for hung workers, and for nodes that joined or left
+NO_NODE_LIMIT_S = 30.0  # without any node, another one may join for so long
 
 
 class WorkerPool:
@@ -50,6 +57,7 @@ class WorkerPool:
         self._workers = self._actors.workers
         self._num_failed_loads = 0
         self._checked_s = float("-inf")
+        self._had_node_s = time.monotonic()
         self._num_wanted = self._num_nodes = 0
         self._error: UserError | None = None
         self.num_group_changes = self.num_replaced = 0
@@ -72,6 +80,7 @@ class WorkerPool:
         Raises:
             UserError: if workers cannot load or results cannot be written, for a reason that the user can fix. Running
                 tasks are finished and yielded before.
+            ClusterLost: if no node of Ray is left.
         """
         look_ahead = max(LOOK_AHEAD, 2 * QUEUE_DEPTH * self._size.num_workers)
         schedule = Schedule(tasks, self._options.max_attempts, self._group_of, look_ahead)
@@ -209,7 +218,12 @@ class WorkerPool:
         return True
 
     def _check_workers(self, schedule: Schedule, limit: TimeLimit) -> Iterator[JournalRecord]:
-        """Count again how many workers there is room for, and end those that hang."""
+        """Count again how many workers there is room for, and end those that hang.
+
+        Raises:
+            ClusterLost: if there is no node, and has been none for a while.
+        """
+        self._check_cluster()
         nodes = alive_nodes()
         self._num_wanted, self._num_nodes = num_workers_wanted(self._size, nodes), len(nodes)
         now_s = time.monotonic()
@@ -224,6 +238,16 @@ class WorkerPool:
                 record = self._remove_worker(worker, error, schedule)
                 if record is not None:
                     yield record
+
+    def _check_cluster(self) -> None:
+        if is_any_node_alive():
+            self._had_node_s = time.monotonic()
+        elif time.monotonic() - self._had_node_s > NO_NODE_LIMIT_S:
+            raise ClusterLost(
+                f"{self._options.stage}: Ray is gone",
+                actual=f"no node of the cluster has answered for {NO_NODE_LIMIT_S:.0f} s",
+                next_step="the same command continues; if it happens again, check the system's memory (dmesg)",
+            )
 
     def _withdraw(self, schedule: Schedule) -> None:
         for worker in self._workers.values():

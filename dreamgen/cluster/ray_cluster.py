@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-# Ray reads this when it starts: send no usage statistics.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
 import ray
 
+from dreamgen.cluster.local_ray import QUIET, local_ray
 from dreamgen.cluster.options import PoolOptions
 from dreamgen.errors import UserError
 from dreamgen.progress import log
 
 CONNECT_TIMEOUT_S = 2.0  # to a node of the cluster
-START_ATTEMPTS = 3
-START_TIMEOUT = "timed out during startup"  # part of what Ray raises
-_QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
 
 
 @dataclass(frozen=True)
@@ -74,23 +68,21 @@ def ray_pool_size(options: PoolOptions, device: str) -> Iterator[PoolSize]:
         )
     was_running = ray.is_initialized()
     starts_ray = not was_running and not os.environ.get("RAY_ADDRESS")
-    if starts_ray:
-        _start(options, device)
-    elif not was_running:
-        ray.init(**_QUIET)
-    try:
+    with nullcontext() if was_running else _local_ray(options, device) if starts_ray else _connection():
         nodes = alive_nodes()
         size = _pool_size(options, device, nodes)
         _check_room(size, nodes, starts_ray, options.stage)
         yield size
-    finally:
-        if not was_running:
-            ray.shutdown()
 
 
 def alive_nodes() -> list[dict[str, float]]:
     """Return the total resources of each node of the cluster, in Ray's units."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def is_any_node_alive() -> bool:
+    """Return whether any node is part of the cluster and its Ray port accepts connections."""
+    return any(node["Alive"] and _accepts_connections(node) for node in ray.nodes())
 
 
 def is_node_alive(node_id: str) -> bool:
@@ -153,20 +145,19 @@ def local_resources(options: PoolOptions, device: str, num_gpus: int) -> dict[st
     }
 
 
-def _start(options: PoolOptions, device: str) -> None:
+def _local_ray(options: PoolOptions, device: str) -> AbstractContextManager[None]:
     import torch
 
-    resources = local_resources(options, device, torch.cuda.device_count())
-    for attempt in range(1, START_ATTEMPTS + 1):
-        try:
-            # Tasks and records are small and pixels are never sent, so little memory for objects is enough.
-            ray.init(address="local", **resources, object_store_memory=80 * 2**20, **_QUIET)
-            return
-        except Exception as error:  # Ray waits 30 s for its processes, then raises a plain Exception
-            ray.shutdown()
-            if START_TIMEOUT not in str(error) or attempt == START_ATTEMPTS:
-                raise
-            log(f"{options.stage}: Ray did not start within 30 s; trying again")
+    return local_ray(options.stage, local_resources(options, device, torch.cuda.device_count()))
+
+
+@contextmanager
+def _connection() -> Iterator[None]:
+    ray.init(**QUIET)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _pool_size(options: PoolOptions, device: str, nodes: Sequence[dict[str, float]]) -> PoolSize:

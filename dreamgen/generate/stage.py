@@ -157,15 +157,15 @@ def _shard_option(shard: Shard) -> str:
 
 @contextmanager
 def first_interrupt_stops() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag; the second one interrupts as usual.
+    """Turn the first Ctrl-C into a flag; the second one interrupts as usual, and so does SIGTERM.
 
     Yields:
         A function that returns whether Ctrl-C was pressed.
     """
     pressed = threading.Event()
 
-    def handle(*_: object) -> None:
-        if pressed.is_set():
+    def handle(number: int, *_: object) -> None:
+        if pressed.is_set() or number == signal.SIGTERM:
             raise KeyboardInterrupt
         pressed.set()
         # Not print: a signal may arrive inside of one.
@@ -174,11 +174,12 @@ def first_interrupt_stops() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield pressed.is_set  # only the main thread may handle signals
         return
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield pressed.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def encode_texts(pool: WorkerPool, tasks: Sequence[PromptTask], stopped: Callable[[], bool]) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import torch
@@ -52,6 +53,10 @@ class Driver:
         if self.process.poll() is None:
             self.process.kill()
         self.process.communicate()
+
+    def kill_child(self, name: str) -> None:
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        next(child for child in children if name in " ".join(child.cmdline())).kill()
 
     def wait_for_records(self, num_records: int) -> None:
         deadline_s = time.monotonic() + PATIENCE_S
@@ -115,3 +120,26 @@ def test_killed_and_interrupted_run_ends_as_an_undisturbed_one(tmp_path):
     for job in read_jobs(undisturbed.jobs):
         assert make_clip(generator, job).status == "ok"
     assert clips_of(run) == clips_of(undisturbed)
+
+
+@pytest.mark.slow
+def test_generate_ends_when_ray_dies_or_it_is_told_to_end(tmp_path):
+    world, pairs = make_world(tmp_path / "world"), write_pairs(tmp_path / "pairs")
+    plan = {"num_seeds": 20, "num_inference_steps": 40}
+    run = planned_run(tiny_settings(tmp_path / "run", world, pairs, plan=plan))
+    num_made = 0
+    for name in ("RuntimeEnvAgent", "/raylet/raylet"):
+        with Driver(run) as driver:
+            driver.wait_for_records(num_made + 1)
+            driver.kill_child(name)
+            _, stderr = driver.process.communicate(timeout=PATIENCE_S)
+        assert driver.process.returncode == 1, stderr
+        assert "Ray is gone" in stderr and "Traceback" not in stderr
+        num_made = len(read_journal(run.journal, STAGE))
+
+    with Driver(run) as driver:
+        driver.wait_for_records(num_made + 1)
+        driver.process.terminate()
+        _, stderr = driver.process.communicate(timeout=PATIENCE_S)
+    assert driver.process.returncode == 3, stderr
+    assert "stopped." in stderr and "Traceback" not in stderr and "***" not in stderr

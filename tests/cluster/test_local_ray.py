@@ -1,0 +1,75 @@
+"""Ray on this machine: who can reach it, and that nothing of it outlives its driver."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+LONGEST_LIFE_S = 10.0
+DRIVER = """
+import ray
+from dreamgen.cluster.local_ray import local_ray
+
+class Busy:
+    def work(self):
+        while True:
+            pass
+
+with local_ray("test", {"num_cpus": 1}):
+    busy = ray.remote(Busy).remote()
+    ray.get(busy.__ray_ready__.remote())
+    result = busy.work.remote()
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    ray.get(result)
+"""
+
+
+@pytest.mark.slow
+def test_ray_is_reachable_with_its_token_on_loopback_only_and_ends_with_a_killed_driver():
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    address = driver.stdout.readline().strip()
+    processes = psutil.Process(driver.pid).children(recursive=True)
+    assert {"raylet", "gcs_server"} <= {process.name() for process in processes}
+
+    listening = [
+        connection.laddr.ip.removeprefix("::ffff:")
+        for process in processes
+        for connection in process.net_connections()
+        if connection.status == "LISTEN"
+    ]
+    assert set(listening) == {"127.0.0.1"}
+
+    with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as refused:
+        channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")(b"", timeout=30)
+    assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+
+    driver.kill()
+    driver.wait()
+    _, alive = psutil.wait_procs(processes, timeout=LONGEST_LIFE_S)
+    assert not alive
+
+
+def test_processes_end_when_the_body_is_left_and_others_do_not():
+    script = ["import time; time.sleep(60)"]
+    other = subprocess.Popen([sys.executable, "-c", *script])
+    code = f"""
+import subprocess, sys
+from dreamgen.cluster.process_cleanup import processes_end_with_driver
+with processes_end_with_driver():
+    print(subprocess.Popen([sys.executable, "-c", {script[0]!r}], start_new_session=True).pid)
+"""
+    begun_s = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    left = int(done.stdout)
+    assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
+    assert time.monotonic() - begun_s < 30 and other.poll() is None
+    other.kill()
+    other.wait()
