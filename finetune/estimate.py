@@ -18,8 +18,9 @@ from finetune.metrics import peak_flops
 from finetune.training_log import read_steps
 from finetune.windows import TrainingClip, Window, num_windows
 
-# Share of a GPU's peak that a step reaches: a compiled LoRA step of the 2B model on an H200 reached 0.37.
-EFFICIENCY = 0.35
+# Share of a GPU's peak that a step of the 2B model reaches. Compiled: LoRA 0.37 on an H200, 0.40 on an H100, DoRA 0.35.
+# Not compiled: LoRA 0.26 and DoRA 0.24 on an H100.
+EFFICIENCY, EFFICIENCY_NOT_COMPILED = 0.35, 0.25
 ASSUMED_GPU, ASSUMED_GIB = "H100", 79.0  # an 80 GB card has slightly more
 GIB = 2**30
 
@@ -154,4 +155,6 @@ def seconds_a_step(cost: TrainingCost, settings: Settings, num_processes: int = 
         name, peak = f"an {ASSUMED_GPU}, as there is no GPU here whose peak is known", peak_flops(ASSUMED_GPU)
     assert peak is not None, "configs/hardware/gpus.yaml lists it"
     flops = cost.window_flops * windows_a_step / num_processes
-    return flops / (peak * EFFICIENCY), f"at {EFFICIENCY:.0%} of the peak of {name}"
+    efficiency = EFFICIENCY if tune.compile else EFFICIENCY_NOT_COMPILED
+    without = "" if tune.compile else ", without compilation"
+    return flops / (peak * efficiency), f"at {efficiency:.0%} of the peak of {name}{without}"

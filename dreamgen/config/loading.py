@@ -212,8 +212,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def _paths_of(values: dict[str, Any], known: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in values.items():
         path = f"{prefix}{name}"
-        if isinstance(value, dict) and path not in known:
-            yield path
+        if isinstance(value, dict) and value and path not in known:
             yield from _paths_of(value, known, path + ".")
         else:
             yield path

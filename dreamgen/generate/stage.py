@@ -23,6 +23,7 @@ from dreamgen.cluster.pool import WorkerPool
 from dreamgen.cluster.ray_cluster import ray_pool_size
 from dreamgen.config.settings import GenerateSettings, Settings
 from dreamgen.errors import UserError, quoted
+from dreamgen.generate.clip_seconds import known_seconds
 from dreamgen.generate.clip_status import (
     FAILED,
     REJECTED,
@@ -273,8 +274,13 @@ def _preview(run: RunFolder, now: RunStatus, settings: GenerateSettings) -> Stag
         metrics["gpu_hours"] = round(len(left) / settings.clips_per_gpu_hour, 3)
         notes.append(f"gpu_hours at {settings.clips_per_gpu_hour:g} clips an hour, as set")
     elif not made:
+        known = known_seconds(left)
+        if known is not None:
+            metrics["gpu_hours"] = round(known[0] / 3600, 3)
+            notes.append(f"gpu_hours from clips measured on one {known[1]}; other GPUs differ")
+        unknown = "disk and GPU hours are" if known is None else "disk is"
         notes.append(
-            "disk and GPU hours are not known before a clip is made; "
+            f"{unknown} not known before a clip is made; "
             f"measure one with:  dreamgen generate --out {quoted(run)} --generate.limit 1, or set --clips_per_gpu_hour"
         )
     prompts = [job.prompt for job in left.distinct(["prompt"]).first(NUM_PROMPTS_SHOWN)]

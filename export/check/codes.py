@@ -239,7 +239,3 @@ def _what(code: Code) -> str:
 
 def _repair(code: Code) -> str:
     return code.repair + (" (`--fix`)" if code.fixable else "")
-
-
-if __name__ == "__main__":
-    print(markdown(), end="")

@@ -52,6 +52,12 @@ def test_unknown_key_is_refused_with_the_closest_match(tokens, named, nearest):
     assert nearest is None or nearest in str(caught.value)
 
 
+def test_a_misspelled_section_is_one_problem_with_the_setting_that_was_meant():
+    with pytest.raises(UserError) as caught:
+        parse_settings(["--generat.limit", "3"], "generate")
+    assert caught.value.allowed == "did you mean generate.limit?"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -29,7 +29,15 @@ from dreamgen.models.cosmos_predict25.transformer_size import (
     training_flops,
 )
 from dreamgen.models.cosmos_predict25.velocity import velocity
-from finetune.estimate import EFFICIENCY, check_memory, count, describe, seconds_a_step, training_cost
+from finetune.estimate import (
+    EFFICIENCY,
+    EFFICIENCY_NOT_COMPILED,
+    check_memory,
+    count,
+    describe,
+    seconds_a_step,
+    training_cost,
+)
 from finetune.windows import TrainingClip, Window
 
 H100_GIB = 79.2  # what an 80 GB card has
@@ -259,6 +267,10 @@ def test_time_is_that_of_this_runs_own_log_where_there_is_one(tmp_path, monkeypa
     by_formula, basis = seconds_a_step(cost, settings)
     assert by_formula == 2 * training_flops(size, settings.video, settings.finetune) / (989e12 * EFFICIENCY)
     assert "NVIDIA H100" in basis
+    plain = replace(settings, finetune=replace(settings.finetune, compile=False))
+    slower, basis = seconds_a_step(cost, plain)
+    assert slower == pytest.approx(by_formula * EFFICIENCY / EFFICIENCY_NOT_COMPILED)
+    assert basis.endswith("without compilation")
     (tmp_path / "finetune").mkdir()
     rows = "step,loss,samples_per_s\n10,1,0.01\n20,1,0.5\n30,1,0.4\n40,1,0.5\n"
     (tmp_path / "finetune/loss.csv").write_text(rows)
