@@ -40,7 +40,9 @@ def detail(video_BCTHW: torch.Tensor) -> torch.Tensor:
     """Return how much each pixel differs from its neighborhood, 0 to 1; detail_B1THW."""
     size = max(3, video_BCTHW.shape[3] // NEIGHBORHOOD_SHARE) // 2 * 2 + 1
     frames = video_BCTHW.transpose(1, 2).flatten(0, 1)
-    around = F.avg_pool2d(frames, size, stride=1, padding=size // 2, count_include_pad=False)
+    around = frames
+    for kernel, padding in (((size, 1), (size // 2, 0)), ((1, size), (0, size // 2))):  # one square kernel is slow
+        around = F.avg_pool2d(around, kernel, stride=1, padding=padding, count_include_pad=False)
     around_BCTHW = around.unflatten(0, video_BCTHW.shape[:1] + video_BCTHW.shape[2:3]).transpose(1, 2)
     return _between(video_BCTHW - around_BCTHW, STANDS_OUT_FROM, FULLY_STANDS_OUT)
 
