@@ -26,7 +26,9 @@ def _bound(value: float) -> float | None:
 class ModelSettings:
     """The world model that generates clips."""
 
-    path: str = option("nvidia/Cosmos-Predict2.5-2B", "hub id, local folder, or 'mini' (tiny, untrained, for a CPU)")
+    path: str = option(
+        "nvidia/Cosmos-Predict2.5-2B", "hub id, local folder, 'mini' (small, for a CPU) or 'mini-random' (untrained)"
+    )
     revision: str | None = option("diffusers/base/post-trained", "hub revision; ignored for a local folder")
     dtype: Literal["bfloat16", "float32"] = option(
         "bfloat16", "precision of the frozen weights", invalidates=("finetune",)

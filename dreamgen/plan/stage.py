@@ -19,6 +19,7 @@ from dreamgen.data.prompts import bare_instruction
 from dreamgen.data.video import write_video
 from dreamgen.errors import Problems, UserError
 from dreamgen.models.adapter_choice import AdapterChoice, choose_adapter
+from dreamgen.models.cosmos_predict25.spec import is_random_mini
 from dreamgen.models.generation_request import job_values
 from dreamgen.models.prompt_length import check_prompt_lengths
 from dreamgen.models.world_model import WorldModelSource, check_size, model_type_name, resolve_world_model
@@ -249,9 +250,9 @@ def _raise_nothing_usable(counts: PlanCounts, source: str) -> NoReturn:
 
 
 def _model_of(settings: Settings, run: RunFolder, dry_run: bool) -> WorldModelSource:
-    if dry_run and settings.model.path == "mini" and not run.model.exists():
+    if dry_run and is_random_mini(settings.model.path) and not run.model.exists():
         # Building it would write.
-        return WorldModelSource("mini", str(run.model), None, NOT_BUILT, model_type_name(settings.model))
+        return WorldModelSource("mini-random", str(run.model), None, NOT_BUILT, model_type_name(settings.model))
     return resolve_world_model(settings.model, run)
 
 

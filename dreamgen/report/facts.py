@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from dreamgen.config.loading import flatten
+from dreamgen.models.cosmos_predict25.spec import is_random_mini
 from dreamgen.report.gather import RunView
 from dreamgen.report.stages import demos_used, num_ok, refused_demos
 
@@ -64,10 +65,16 @@ def notices(view: RunView) -> list[dict[str, str]]:
     """Return warnings that matter for reading the clips: a title and a sentence each."""
     model = view.settings.get("model", {})
     found = []
-    if {clip.job.model for clip in view.clips} == {"mini"} or (not view.clips and model.get("path") == "mini"):
+    models, path = {clip.job.model for clip in view.clips}, model.get("path", "")
+    if models == {"mini-random"} or (not models and is_random_mini(path)):
         found.append({
             "title": "The mini model has untrained weights",
             "text": "Its clips look like noise. This run shows that every stage works, not that the clips are good.",
+        })  # fmt: skip
+    elif models == {"mini"} or (not models and path == "mini"):
+        found.append({
+            "title": "The mini model is a simulator toy",
+            "text": "It has seen one simulated arm and nothing real. Use Cosmos Predict 2.5 for a real robot.",
         })  # fmt: skip
     checked = [record.metrics.get("safety_checker") for record in view.journal.get("generate", {}).values()]
     if False in checked or (not view.clips and model.get("safety_checker") is False):

@@ -22,7 +22,7 @@ def square_settings(out: Path, **idm) -> Settings:
     return settings_from_dict(
         {
             "out": str(out),
-            "model": {"path": "mini", "device": "cpu"},
+            "model": {"path": "mini-random", "device": "cpu"},
             "video": {"height": SIZE_PX, "width": SIZE_PX, "num_frames": NUM_FRAMES, "fps": FPS},
             "idm": {**small, **idm},
         }

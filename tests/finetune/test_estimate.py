@@ -53,7 +53,7 @@ def tiny_config(num_layers: int) -> dict:
 def tiny_settings(method: str, dtype: str) -> Settings:
     return settings_from_dict(
         {
-            "model": {"path": "mini", "dtype": dtype},
+            "model": {"path": "mini-random", "dtype": dtype},
             "video": {"height": 256, "width": 384, "num_frames": 9},
             "finetune": {"method": method, "lora": {"rank": 4, "alpha": 4}},
         }

@@ -45,7 +45,7 @@ def transformer(name: str, device: str = "cpu") -> CosmosTransformer3DModel:
 
 @cache
 def mini_size() -> TransformerSize:
-    return find_size(ModelSettings(path="mini"))
+    return find_size(ModelSettings(path="mini-random"))
 
 
 def counted_flops(model: CosmosTransformer3DModel, backward: bool) -> int:

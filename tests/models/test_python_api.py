@@ -95,6 +95,7 @@ def test_arguments_change_the_clip_and_wrong_ones_are_refused(base, tmp_path):
 
 def test_defaults_are_those_of_the_preset(base, tmp_path, monkeypatch):
     monkeypatch.setattr("dreamgen.models.cosmos_predict25.mini.read_yaml", lambda _: tiny_sizes())
+    monkeypatch.setattr("dreamgen.models.cosmos_predict25.spec.SHIPPED_MINI", tmp_path / "absent")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     mini = preset_values("mini")
     assert mini["model"]["path"] == "mini" and mini["plan"]["num_inference_steps"] == 8

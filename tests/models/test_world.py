@@ -14,13 +14,14 @@ from dreamgen.models.cosmos_predict25.adapter import add_adapter, save_adapter
 from dreamgen.models.cosmos_predict25.loading import empty_transformer, load_pipeline
 from dreamgen.models.cosmos_predict25.mini import build_mini, save_mini
 from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker, make_safety_checker
+from dreamgen.models.cosmos_predict25.transformer_size import find_size
 from dreamgen.models.devices import resolve_device, torch_dtype
 from dreamgen.models.fingerprint import folder_fingerprint
 from dreamgen.models.world_model import resolve_world_model
 from dreamgen.run.run_folder import RunFolder
 from tests.fixtures.world import make_world, tiny_sizes
 
-MODEL = ModelSettings(path="mini", revision=None, dtype="float32", device="cpu", safety_checker=False)
+MODEL = ModelSettings(path="mini-random", revision=None, dtype="float32", device="cpu", safety_checker=False)
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +74,21 @@ def test_mini_is_built_once_in_the_run_folder(tmp_path, monkeypatch):
     run = RunFolder(tmp_path)
     first = resolve_world_model(MODEL, run)
     stamp = (run.model / "model_index.json").stat().st_mtime_ns
-    assert resolve_world_model(MODEL, run) == first and first.name == "mini"
+    assert resolve_world_model(MODEL, run) == first and first.name == "mini-random"
     assert (run.model / "model_index.json").stat().st_mtime_ns == stamp
+
+
+def test_mini_is_the_shipped_model_where_the_package_has_one(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("dreamgen.models.cosmos_predict25.spec.SHIPPED_MINI", tmp_path / "absent")
+    monkeypatch.setattr("dreamgen.models.cosmos_predict25.mini.read_yaml", lambda _: tiny_sizes())
+    run, mini = RunFolder(tmp_path / "run"), replace(MODEL, path="mini")
+    assert resolve_world_model(mini, run).name == "mini-random"
+    monkeypatch.setattr("dreamgen.models.cosmos_predict25.spec.SHIPPED_MINI", world)
+    shipped = resolve_world_model(mini, RunFolder(tmp_path / "new"))
+    assert (shipped.name, shipped.path, shipped.sha256) == ("mini", str(world), folder_fingerprint(world))
+    assert not (tmp_path / "new").exists(), "it is used where it is"
+    assert find_size(mini).num_layers == tiny_sizes()["transformer"]["num_layers"]
+    assert resolve_world_model(MODEL, run).path == str(run.model)
 
 
 def test_the_fingerprint_follows_weights_and_configuration(world, tmp_path):

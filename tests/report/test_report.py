@@ -173,7 +173,7 @@ def test_counts_and_verdicts(page):
 
 def test_settings_of_every_section_are_listed(page):
     rows = dict(re.findall(r"<tr><th>(.*?)</th><td>(.*?)</td></tr>", page.text))
-    assert rows["path"] == "mini"
+    assert rows["path"] == "mini-random"
     assert rows["lora.rank"] == "32"
     assert rows["safety_checker"] == "no"
     assert rows["demos"] == "not set"

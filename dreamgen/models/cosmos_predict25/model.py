@@ -34,6 +34,7 @@ from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker, require_saf
 from dreamgen.models.cosmos_predict25.sampler import Guidance, sample_latents
 from dreamgen.models.cosmos_predict25.snippet import loading_snippet
 from dreamgen.models.cosmos_predict25.solver import StepTable, step_table
+from dreamgen.models.cosmos_predict25.spec import is_random_mini, shipped_mini
 from dreamgen.models.cosmos_predict25.step_skipping import StepSkipping, level_step_skipping
 from dreamgen.models.cosmos_predict25.text import cut_prompts, encode_text, may_be_cut
 from dreamgen.models.cosmos_predict25.training import CosmosTraining
@@ -78,13 +79,15 @@ class CosmosPredict25(WorldModel):
 
     @classmethod
     def resolve(cls, model: ModelSettings, build_folder: Path) -> WorldModelSource:
-        if model.path == "mini":
+        if (shipped := shipped_mini(model.path)) is not None:
+            return WorldModelSource("mini", str(shipped), None, folder_fingerprint(shipped))
+        if is_random_mini(model.path):
             folder = ensure_mini(build_folder)
-            return WorldModelSource("mini", str(folder), None, folder_fingerprint(folder))
+            return WorldModelSource("mini-random", str(folder), None, folder_fingerprint(folder))
         if Path(model.path).is_dir() and not (Path(model.path) / "model_index.json").is_file():
             raise UserError(
                 f"{model.path} is not a saved pipeline: it has no model_index.json",
-                allowed="a folder written by save_pretrained, a hub id, or mini",
+                allowed="a folder written by save_pretrained, a hub id, mini, or mini-random",
             )
         return super().resolve(model, build_folder)
 

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dreamgen.models.size_rules import SizeRules
 from dreamgen.models.world_model import WorldModelType
+
+# The trained mini model, as `save_pretrained` writes it, where the package has it.
+SHIPPED_MINI = Path(__file__).parent / "mini_weights"
+
+
+def shipped_mini(path: str) -> Path | None:
+    """Return the folder of the shipped model that `model.path` names; None for a model that is not shipped."""
+    return SHIPPED_MINI if path == "mini" and (SHIPPED_MINI / "model_index.json").is_file() else None
+
+
+def is_random_mini(path: str) -> bool:
+    """Return whether `model.path` names a mini model that is built on first use, with random weights."""
+    return path in ("mini", "mini-random") and shipped_mini(path) is None
+
 
 TYPE = WorldModelType(
     "dreamgen.models.cosmos_predict25.model:CosmosPredict25",
@@ -12,6 +28,6 @@ TYPE = WorldModelType(
     # One latent frame is one frame; the next one holds four more.
     num_conditioning_frames={"image": 1, "video": 5, "text": 0},
     pipelines=("Cosmos2_5_PredictBasePipeline",),
-    paths=("mini",),
+    paths=("mini", "mini-random"),
     hub_prefixes=("nvidia/Cosmos-Predict2.5",),
 )

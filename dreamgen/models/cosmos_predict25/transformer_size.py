@@ -21,6 +21,7 @@ from dreamgen.config.loading import configs_folder, read_yaml
 from dreamgen.config.settings import FinetuneSettings, ModelSettings, VideoSettings
 from dreamgen.models.cosmos_predict25.latents import latent_shape
 from dreamgen.models.cosmos_predict25.mini import transformer_config
+from dreamgen.models.cosmos_predict25.spec import is_random_mini, shipped_mini
 from dreamgen.run.files import read_json
 
 NUM_TEXT_TOKENS = 512  # the pipeline pads every prompt to this
@@ -195,7 +196,7 @@ def find_size(model: ModelSettings) -> TransformerSize | None:
     """Find the transformer's sizes without loading or downloading anything.
 
     Args:
-        model: mini, a local folder or a hub id.
+        model: mini, mini-random, a local folder or a hub id.
 
     Returns:
         Its size, from the config.json of the folder or the hub cache, or from configs/models; None for a hub model that
@@ -204,13 +205,13 @@ def find_size(model: ModelSettings) -> TransformerSize | None:
     config = _config_file(model)
     if config is not None:
         return TransformerSize.from_config(read_json(config))
-    name = model.path.split("/")[-1].lower().replace("-predict", "")
+    name = "mini" if is_random_mini(model.path) else model.path.split("/")[-1].lower().replace("-predict", "")
     known = configs_folder() / "models" / f"{name}.yaml"
     return TransformerSize.from_config(transformer_config(read_yaml(known))) if known.is_file() else None
 
 
 def _config_file(model: ModelSettings) -> Path | None:
-    local = Path(model.path) / "transformer" / "config.json"
+    local = (shipped_mini(model.path) or Path(model.path)) / "transformer" / "config.json"
     if local.is_file():
         return local
     if model.path.count("/") != 1 or model.path.startswith((".", "/", "~")):
