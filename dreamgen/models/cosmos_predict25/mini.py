@@ -5,6 +5,7 @@ Its clips look like noise. It exists so that a CPU and the real model use the sa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from diffusers import AutoencoderKLWan, Cosmos2_5_PredictBasePipeline, CosmosTransformer3DModel, UniPCMultistepScheduler
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from dreamgen.config.loading import configs_folder, read_yaml
@@ -112,6 +114,29 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return _fast_tokenizer(tokenizer)
+
+
+def word_tokenizer(texts: Iterable[str], vocab_size: int = 1200) -> PreTrainedTokenizerFast:
+    """Learn byte pairs from texts; frequent words become one token each, and any other text can still be written.
+
+    Args:
+        texts: Whose words get tokens of their own.
+        vocab_size: Largest number of tokens, without the special ones.
+    """
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    trainer = BpeTrainer(
+        vocab_size=vocab_size, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = _fast_tokenizer(tokenizer)
+    # The pipeline's system turn is the same in every prompt, so an encoder learns nothing from it.
+    fast.chat_template = CHAT_TEMPLATE.replace("in messages", "in messages if message['role'] != 'system'")
+    return fast
+
+
+def _fast_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -146,5 +171,6 @@ def build_text_encoder(sizes: dict[str, Any], tokenizer: PreTrainedTokenizerFast
         },
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=sizes.get("tie_word_embeddings", False),
     )  # fmt: skip
     return Qwen2_5_VLForConditionalGeneration(config)
