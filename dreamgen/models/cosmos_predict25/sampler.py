@@ -78,7 +78,9 @@ def sample_latents(
         if computed.velocity:
             latents_BCTHW = _with_first(conditioning_BCTHW, stepper.sample).to(dtype)
             texts = [text, guidance.text] if guidance and computed.guidance else [text]
-            answers = velocities(transformer, latents_BCTHW, mask_B1THW, times_ST[index][None], texts, parts, rope)
+            answers = velocities(
+                transformer, latents_BCTHW, mask_B1THW, times_ST[index].expand(len(noise_BCTHW), -1), texts, parts, rope
+            )
             prompted_BCTHW = velocity_line.add(sigma, answers[0].float())
         else:
             prompted_BCTHW = velocity_line.extrapolate(sigma)
