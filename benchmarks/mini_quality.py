@@ -1,4 +1,4 @@
-"""What the mini world model has learnt, on recorded clips that it never saw: docs/mini.md shows the table.
+"""How good the mini world model is, on recorded clips that it never saw: docs/mini.md shows the table.
 
     python benchmarks/mini_quality.py --model runs/mini --train data/base --readout data/vae \\
         --test data/base_test --heldout data/heldout_test --out runs/quality --minutes 8
@@ -23,16 +23,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from clip_figures import (
+from clip_metrics import (
     nearest_clips,
     picture_grid,
-    pixel_figures,
-    state_figures,
+    pixel_metrics,
+    state_metrics,
     success_criteria,
     successes,
 )
-from diffusers import Cosmos2_5_PredictBasePipeline
-from diffusers.pipelines.cosmos.pipeline_cosmos2_5_predict import DEFAULT_NEGATIVE_PROMPT
 from metaworld_clips import Clips, joined, read_clips
 from metrics import markdown_table, shown
 from PIL import Image
@@ -42,6 +40,7 @@ from dreamgen.config.settings import ModelSettings, Settings
 from dreamgen.models.cosmos_predict25.guided_velocity import BlockParts, text_keys_values
 from dreamgen.models.cosmos_predict25.latents import decode, encode_conditioning, latent_shape
 from dreamgen.models.cosmos_predict25.loading import load_pipeline
+from dreamgen.models.cosmos_predict25.model import DEFAULT_NEGATIVE_PROMPT
 from dreamgen.models.cosmos_predict25.sampler import Guidance, sample_latents
 from dreamgen.models.cosmos_predict25.solver import step_table
 from dreamgen.models.cosmos_predict25.step_skipping import level_step_skipping, num_forwards
@@ -68,7 +67,7 @@ class Sampling:
     seed: int = 0
 
 
-class Dreamer:
+class ClipSampler:
     """A loaded pipeline that dreams several clips at once.
 
     Args:
@@ -77,7 +76,7 @@ class Dreamer:
         prompt_prefix: Before every instruction.
     """
 
-    def __init__(self, pipe: Cosmos2_5_PredictBasePipeline, batch_size: int, prompt_prefix: str) -> None:
+    def __init__(self, pipe: Any, batch_size: int, prompt_prefix: str) -> None:
         self.pipe, self.batch_size, self.prefix = pipe, batch_size, prompt_prefix
         self._texts: dict[str | None, torch.Tensor] = {}
 
@@ -146,7 +145,7 @@ class Evaluation:
         self.readout = self._readout()
         rules = [self.train, *([] if self.heldout is None else [self.heldout])]
         self.criteria = success_criteria(joined(rules))
-        self.dreamer = Dreamer(_load(args), args.batch_size, Settings().prompt_prefix)
+        self.sampler = ClipSampler(_load(args), args.batch_size, Settings().prompt_prefix)
 
     def has_time(self, name: str) -> bool:
         """Whether a section may begin; one that may not is recorded."""
@@ -161,14 +160,16 @@ class Evaluation:
     ) -> None:
         """Measure clips and add a row."""
         values_NTV = self.readout.read(video_NTHWC)
-        figures = pixel_figures(video_NTHWC, real, with_flow) | state_figures(values_NTV, real)
-        figures["success"] = successes(values_NTV, real, self.criteria)
-        self.per_clip[f"{name}, {split}"] = {key: values.round(4).tolist() for key, values in figures.items()}
+        measured = state_metrics(values_NTV, real)
+        if video_NTHWC is not real.video_NTHWC:
+            measured = pixel_metrics(video_NTHWC, real, with_flow) | measured
+        measured["success"] = successes(values_NTV, real, self.criteria)
+        self.per_clip[f"{name}, {split}"] = {key: values.round(4).tolist() for key, values in measured.items()}
         means = {
-            key: float(np.nanmean(values)) if np.isfinite(values).any() else None for key, values in figures.items()
+            key: float(np.nanmean(values)) if np.isfinite(values).any() else None for key, values in measured.items()
         }
         tasks = {str(task): {key: round(float(np.nanmean(values[real.task_N == task])), 3)
-                             for key, values in figures.items() if np.isfinite(values[real.task_N == task]).any()}
+                             for key, values in measured.items() if np.isfinite(values[real.task_N == task]).any()}
                  for task in np.unique(real.task_N)}  # fmt: skip
         self.rows.append({"name": name, "split": split, "clips": len(real), **means, **extra, "tasks": tasks})
 
@@ -232,7 +233,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _load(args: argparse.Namespace) -> Cosmos2_5_PredictBasePipeline:
+def _load(args: argparse.Namespace) -> Any:
     model = ModelSettings(
         path=str(args.model), revision=None, dtype="float32", device=args.device, safety_checker=False
     )
@@ -250,9 +251,9 @@ def measure_splits(evaluation: Evaluation) -> None:
         if real is None or len(real) == 0 or not evaluation.has_time(split):
             continue
         evaluation.add("recording", split, real.video_NTHWC, real)
-        evaluation.add("VAE round trip", split, evaluation.dreamer.vae_round_trip(real), real, True)
+        evaluation.add("VAE round trip", split, evaluation.sampler.vae_round_trip(real), real, True)
         start_s = time.monotonic()
-        dreams_NTHWC = evaluation.dreamer.dream(real, plain)
+        dreams_NTHWC = evaluation.sampler.dream(real, plain)
         clip_s = (time.monotonic() - start_s) / len(real)
         evaluation.add("dream", split, dreams_NTHWC, real, True, clip_s=clip_s)
         frozen_NTHWC = real.video_NTHWC[:, :1].expand_as(real.video_NTHWC)
@@ -291,7 +292,7 @@ def measure_instructions(evaluation: Evaluation) -> None:
             right.append(train.task_N[nearest] == task)
         return float(np.mean(right))
 
-    own, other = evaluation.dreamer.dream(real, plain), evaluation.dreamer.dream(real, plain, wanted)
+    own, other = evaluation.sampler.dream(real, plain), evaluation.sampler.dream(real, plain, wanted)
     evaluation.notes["instructions"] = {
         "clips": len(real),
         "recording_does_its_task": share(real.video_NTHWC, real.task_N),
@@ -314,10 +315,10 @@ def _motion(values_NTV: np.ndarray) -> np.ndarray:
 def measure_variety(evaluation: Evaluation) -> None:
     """Dream the same starts with two seeds."""
     real = evaluation.seen
-    first, second = (evaluation.dreamer.dream(real, Sampling(evaluation.args.num_steps, seed=evaluation.args.seed + n))
+    first, second = (evaluation.sampler.dream(real, Sampling(evaluation.args.num_steps, seed=evaluation.args.seed + n))
                      for n in (0, 1))  # fmt: skip
     hands = [evaluation.readout.read(video)[..., HAND] for video in (first, second)]
-    between = pixel_figures(first, replace(real, video_NTHWC=second))
+    between = pixel_metrics(first, replace(real, video_NTHWC=second))
     evaluation.notes["variety"] = {
         "clips": len(real),
         "psnr_between_seeds": float(np.nanmean(between["psnr"])),
@@ -341,7 +342,7 @@ def sweep(evaluation: Evaluation) -> None:
         if not evaluation.has_time(name):
             continue
         start_s = time.monotonic()
-        video_NTHWC = evaluation.dreamer.dream(evaluation.seen, sampling)
+        video_NTHWC = evaluation.sampler.dream(evaluation.seen, sampling)
         clip_s = (time.monotonic() - start_s) / len(evaluation.seen)
         passes = num_forwards(sampling.num_steps, level_step_skipping(sampling.level), sampling.guidance_scale > 1)
         evaluation.add(name, "seen", video_NTHWC, evaluation.seen, clip_s=clip_s, passes=passes)

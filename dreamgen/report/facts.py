@@ -74,7 +74,7 @@ def notices(view: RunView) -> list[dict[str, str]]:
     elif models == {"mini"} or (not models and path == "mini"):
         found.append({
             "title": "The mini model is a simulator toy",
-            "text": "It has seen one simulated arm and nothing real. Use Cosmos Predict 2.5 for a real robot.",
+            "text": "It has seen one simulated arm and nothing real. For a real robot, fine-tune the real model.",
         })  # fmt: skip
     checked = [record.metrics.get("safety_checker") for record in view.journal.get("generate", {}).values()]
     if False in checked or (not view.clips and model.get("safety_checker") is False):

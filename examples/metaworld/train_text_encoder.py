@@ -2,7 +2,7 @@
 
     python examples/metaworld/train_text_encoder.py --out runs/text_encoder
 
-The encoder has the classes of the real one, with a vocabulary of its own. What it learns: from the features that the
+The encoder has the classes of the real one, with a vocabulary of its own. From the features that the
 pipeline passes on, a linear layer must read what the sentence asks for, slot by slot, and two sentences for one task
 must have more similar features than sentences for different tasks. The folder gets `text_encoder` and `tokenizer` as
 `save_pretrained` writes them, and `report.json`. One pair of verb and object in ten is never trained on.
@@ -202,7 +202,7 @@ def measure(
     args: argparse.Namespace,
 ) -> dict[str, float]:
     """Measure on sentences that were not trained on, at the pipeline's full length, over all tokens."""
-    figures: dict[str, float] = {}
+    measured: dict[str, float] = {}
     rng = random.Random(f"measure {args.seed}")
     for name, held_out in (("seen_pairs", False), ("unseen_pairs", True)):
         groups: dict[str, list[str]] = {}
@@ -214,17 +214,17 @@ def measure(
                 if is_held_out(task) == held_out and task not in wanted:
                     wanted.append(task)
                     groups[str(task)] = [say(task, rng), say(task, rng)]
-        figures |= {f"{name}_{key}": value for key, value in retrieval(encoder, tokenizer, groups, args).items()}
+        measured |= {f"{name}_{key}": value for key, value in retrieval(encoder, tokenizer, groups, args).items()}
         if reader is not None:
             pooled_BD = pooled_texts(encoder, tokenizer, [texts[0] for texts in groups.values()], args.device, True)
             right = reader(pooled_BD, wanted)[1].float()
-            figures |= {f"{name}_slots": right.mean().item(), f"{name}_all_slots": right.min(1).values.mean().item()}
+            measured |= {f"{name}_slots": right.mean().item(), f"{name}_all_slots": right.min(1).values.mean().item()}
     if args.sentences:
         groups = {
             task: [PREFIX + text for text in texts] for task, texts in json.loads(args.sentences.read_text()).items()
         }
-        figures |= {f"recorded_{key}": value for key, value in retrieval(encoder, tokenizer, groups, args).items()}
-    return figures
+        measured |= {f"recorded_{key}": value for key, value in retrieval(encoder, tokenizer, groups, args).items()}
+    return measured
 
 
 def retrieval(
@@ -272,7 +272,7 @@ def pooled_texts(
 
 
 def print_table(report: dict[str, Any]) -> None:
-    """Print the figures of the trained and of the random encoder side by side."""
+    """Print the metrics of the trained and of the random encoder side by side."""
     print(f"{report['parameters']:,} parameters, {report['vocabulary']} tokens")
     print("| figure | trained | random |\n|---|---|---|")
     for name, value in report["trained"].items():

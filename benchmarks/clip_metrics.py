@@ -1,4 +1,4 @@
-"""Figures that compare clips with recorded ones: in pixels, and by what a state read-out sees in them.
+"""Metrics that compare clips with recorded ones: in pixels, and by what a state read-out sees in them.
 
 Axes: N clips, T frames, H height, W width, C channels, V values of the read-out.
 """
@@ -22,7 +22,7 @@ CROP_PX = 32  # around an object, of a picture of 128 pixels
 MIN_TOLERANCE_M = 0.015
 
 
-def pixel_figures(video_NTHWC: torch.Tensor, real: Clips, with_flow: bool = False) -> dict[str, np.ndarray]:
+def pixel_metrics(video_NTHWC: torch.Tensor, real: Clips, with_flow: bool = False) -> dict[str, np.ndarray]:
     """Compare all frames but the first, which is given, with the recording's.
 
     Returns:
@@ -31,11 +31,11 @@ def pixel_figures(video_NTHWC: torch.Tensor, real: Clips, with_flow: bool = Fals
     """
     clips = zip(video_NTHWC.cpu(), real.video_NTHWC, real.environment_NTE, strict=True)
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-        rows = list(threads.map(lambda clip: _clip_figures(*clip, with_flow), clips))
+        rows = list(threads.map(lambda clip: _clip_metrics(*clip, with_flow), clips))
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-def _clip_figures(
+def _clip_metrics(
     one_THWC: torch.Tensor, real_THWC: torch.Tensor, positions_TE: np.ndarray, with_flow: bool
 ) -> dict[str, float]:
     error_THW = (one_THWC[1:].float() - real_THWC[1:].float()).square().mean(-1)
@@ -88,7 +88,7 @@ def _flow(video_THWC: np.ndarray) -> np.ndarray:
                      for a, b in pairwise(gray)])  # fmt: skip
 
 
-def state_figures(values_NTV: np.ndarray, real: Clips) -> dict[str, np.ndarray]:
+def state_metrics(values_NTV: np.ndarray, real: Clips) -> dict[str, np.ndarray]:
     """Compare what a read-out sees in clips with what was recorded.
 
     Returns:
