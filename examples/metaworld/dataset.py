@@ -6,9 +6,9 @@ Axes: T frames, N episodes, D dimensions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -202,19 +202,16 @@ def _array(name: str, values: np.ndarray) -> pa.Array:
 class PoolRunner:
     """Runs the writer's tasks in the processes that recorded."""
 
-    pool: Pool
+    pool: Executor
 
     def run[Result](self, tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:
         """Run functions and yield their results in order."""
-        return self.pool.imap(_call, tasks)
-
-
-def _call[Result](task: Callable[[], Result]) -> Result:
-    return task()
+        for future in [self.pool.submit(task) for task in tasks]:
+            yield future.result()
 
 
 def write_dataset(root: Path, done_markers: Path, episodes: Sequence[StoredEpisode], fps: int, size_px: int,
-                  names: dict[str, tuple[str, ...]], pool: Pool) -> None:  # fmt: skip
+                  names: dict[str, tuple[str, ...]], pool: Executor) -> None:  # fmt: skip
     """Write a LeRobot v3.0 dataset of recorded episodes.
 
     Args:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes.util
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -28,6 +29,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import batched
 from multiprocessing.util import Finalize
@@ -40,8 +42,6 @@ from dreamgen.errors import UserError
 from dreamgen.progress import Progress, log
 
 if TYPE_CHECKING:
-    from multiprocessing.pool import Pool
-
     from dataset import StoredEpisode
     from scene import Scene
 
@@ -127,8 +127,17 @@ def record(arguments: argparse.Namespace) -> None:
     done: dict[tuple[int, int], StoredEpisode] = {}
     attempts: Counter[str] = Counter()
     context = multiprocessing.get_context("spawn")  # a forked process cannot render where its parent has a GPU open
-    with context.Pool(arguments.workers, _start_worker) as pool, Progress("record", total, "episodes") as progress:
-        for position, episodes, tried in pool.imap_unordered(_record_numbered, enumerate(blocks)):
+    with (
+        ProcessPoolExecutor(arguments.workers, context, _start_worker) as pool,
+        Progress("record", total, "episodes") as progress,
+    ):
+        futures = [pool.submit(_record_block, *numbered) for numbered in enumerate(blocks)]
+        for future in as_completed(futures):
+            try:
+                position, episodes, tried = future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
             attempts.update({f"{blocks[position].task}|{blocks[position].variation}": tried})
             done |= {(number, position): episode for number, episode in episodes.items()}
             seconds = time.monotonic() - start_s
@@ -139,15 +148,13 @@ def record(arguments: argparse.Namespace) -> None:
         if not episodes:
             raise UserError("no episode came out as the set wants", actual=f"{sum(attempts.values())} attempts")
         _write(out, staging, episodes, arguments, pool)
-        pool.close()
-        pool.join()
     shutil.rmtree(staging)
     print(json.dumps(_summary(episodes, attempts, total, recorded_s, time.monotonic() - start_s)))
 
 
 def _write(
     out: Path, staging: Path, episodes: Sequence[StoredEpisode], arguments: argparse.Namespace,
-    pool: Pool,
+    pool: ProcessPoolExecutor,
 ) -> None:  # fmt: skip
     from dataset import write_dataset
     from scene import ACTION_NAMES, ENVIRONMENT_NAMES, STATE_NAMES
@@ -230,8 +237,7 @@ def _scene_of(block: Block) -> Scene:
     return _scene
 
 
-def _record_numbered(numbered: tuple[int, Block]) -> tuple[int, dict[int, StoredEpisode], int]:
-    position, block = numbered
+def _record_block(position: int, block: Block) -> tuple[int, dict[int, StoredEpisode], int]:
     from dataset import store_episode
     from episodes import run_episode
 
@@ -261,7 +267,7 @@ def _record_numbered(numbered: tuple[int, Block]) -> tuple[int, dict[int, Stored
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse options that cannot work, and choose how to render.
+    """Refuse options that cannot work.
 
     Raises:
         UserError: naming the option or the missing package.
@@ -278,15 +284,21 @@ def _check(arguments: argparse.Namespace) -> None:
                         allowed=f"at most {FIRST_RECORDING_SEED // MAX_ATTEMPTS}")  # fmt: skip
     if arguments.out.exists():
         raise UserError(f"{arguments.out} exists", next_step="name another folder with --out")
+    check_simulator()
+
+
+def check_simulator() -> None:
+    """Choose how to render, unless the environment says it, and find the simulator.
+
+    Raises:
+        UserError: if it is not installed.
+    """
     if "MUJOCO_GL" not in os.environ:
         has_gpu, has_osmesa = Path("/dev/nvidia0").exists(), ctypes.util.find_library("OSMesa")
         os.environ["MUJOCO_GL"] = "osmesa" if has_osmesa and not has_gpu else "egl"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    try:
-        import metaworld  # pyright: ignore[reportMissingImports]  # noqa: F401
-    except ImportError as error:
-        raise UserError("the simulator is not installed", actual=str(error),
-                        next_step="pip install 'dreamgen[sim]'") from None  # fmt: skip
+    if importlib.util.find_spec("metaworld") is None or importlib.util.find_spec("mujoco") is None:
+        raise UserError("the simulator is not installed", next_step="pip install 'dreamgen[sim]'")
 
 
 def _parser() -> argparse.ArgumentParser:

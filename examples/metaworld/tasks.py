@@ -177,7 +177,7 @@ class Variation:
 VARIATIONS = {
     variation.name: variation
     for variation in (
-        Variation("half-open-door", ("door-open", "door-close"), (0.0, 0.85, 0.15), (0.1, 0.95, 0.15), (-1.0, -0.6)),
+        Variation("ajar-door", ("door-open", "door-close"), (0.0, 0.85, 0.15), (0.1, 0.95, 0.15), (-0.28, -0.15)),
         Variation("half-open-window", ("window-open", "window-close"), (-0.1, 0.75, 0.18), (0.0, 0.85, 0.18),
                   (0.09, 0.11)),
         Variation("faucet", ("faucet-open", "faucet-close"), (-0.05, 0.8, 0.0), (0.05, 0.85, 0.0),
@@ -187,8 +187,8 @@ VARIATIONS = {
         Variation("coffee", ("coffee-button", "coffee-pull"), (-0.05, 0.7, 0.0, -0.1, 0.55, 0.0),
                   (0.05, 0.75, 0.0, 0.1, 0.65, 0.0), offsets={"coffee-button": (0.0, 0.22, 0.0)},
                   hidden=("mug_goal", "coffee_goal")),
-        Variation("puck-and-marker", ("reach", "push", "pick-place"), (-0.1, 0.6, 0.02, -0.1, 0.8, 0.05),
-                  (0.1, 0.7, 0.02, 0.1, 0.9, 0.2), environment="pick-place", hidden=()),
+        Variation("puck-and-marker", ("reach", "push", "pick-place"), (-0.1, 0.6, 0.02, -0.1, 0.8, 0.03),
+                  (0.1, 0.7, 0.02, 0.1, 0.9, 0.06), environment="pick-place", hidden=()),
     )
 }  # fmt: skip
 

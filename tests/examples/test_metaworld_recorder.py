@@ -61,7 +61,7 @@ def test_the_dataset_has_no_findings_and_the_documented_columns(recorded):
     assert np.abs(actions).max() <= 1
     episodes = pq.read_table(root / "meta" / "episodes").to_pylist()
     assert {row["length"] for row in episodes} == {25} and all(row["success"] for row in episodes)
-    assert {row["scene"] for row in episodes} == {"", "half-open-door"}
+    assert {row["scene"] for row in episodes} == {"", "ajar-door"}
 
 
 def test_tasks_of_one_scene_begin_alike_and_actions_can_be_replayed(tmp_path):
@@ -74,7 +74,7 @@ from episodes import run_episode
 from scene import Scene
 from tasks import VARIATIONS
 
-variation, frames = VARIATIONS["half-open-door"], []
+variation, frames = VARIATIONS["ajar-door"], []
 for task in variation.tasks:
     scene = Scene(task, 5, variation)
     recorded = run_episode(scene, "expert", 3, "train", 25)
