@@ -31,7 +31,7 @@ def pixel_metrics(video_NTHWC: torch.Tensor, real: Clips, with_flow: bool = Fals
     """
     clips = zip(video_NTHWC.cpu(), real.video_NTHWC, real.environment_NTE, strict=True)
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-        rows = list(threads.map(lambda clip: _clip_metrics(*clip, with_flow), clips))
+        rows = list(threads.map(lambda clip: _clip_metrics(*clip, with_flow=with_flow), clips))
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
