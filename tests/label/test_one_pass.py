@@ -86,10 +86,11 @@ def test_a_run_decodes_a_clip_once_for_the_stages_and_once_for_each_format_that_
     opened: Counter[str] = Counter()
     open_file = av.open
 
-    def counting(path, *words, **named):
-        if run.clips in Path(path).parents:
-            opened[Path(path).stem] += 1
-        return open_file(path, *words, **named)
+    def counting(name, *words, **named):
+        path = Path(str(name).removeprefix("file:"))
+        if run.clips in path.parents:
+            opened[path.stem] += 1
+        return open_file(name, *words, **named)
 
     monkeypatch.setattr(av, "open", counting)
     settings = square_settings(run.root)
