@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from dreamgen.data.lerobot.episodes import Episode
 from dreamgen.data.lerobot.files import PARQUET_DAMAGE
-from dreamgen.data.lerobot.rows import ParquetRows, is_list
+from dreamgen.data.lerobot.rows import ParquetRows, is_list, without_extensions
 from dreamgen.data.lerobot.writer import vector_array
 from dreamgen.data.timeline import frame_times_s
 from dreamgen.errors import UserError, quoted
@@ -92,7 +92,8 @@ class EpisodeTables:
         try:
             # ParquetFile: read_table would take the folders' names for columns.
             if not episode.shares_file:
-                return pq.ParquetFile(episode.data_file, pre_buffer=False).read(use_threads=False)
+                table = pq.ParquetFile(episode.data_file, pre_buffer=False).read(use_threads=False)
+                return without_extensions(table)
             shared = self._shared
             if shared is None or self._path != episode.data_file:
                 shared = ParquetRows(episode.data_file, lambda _: True)

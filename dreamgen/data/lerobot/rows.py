@@ -40,7 +40,7 @@ class ParquetRows:
         self._file = pq.ParquetFile(pa.BufferReader(path.read_bytes()) if small else path)
         groups = self._file.metadata
         self._ends = np.cumsum([groups.row_group(i).num_rows for i in range(groups.num_row_groups)], dtype=np.int64)
-        self.schema: pa.Schema = self._file.schema_arrow
+        self.schema: pa.Schema = without_extensions(self._file.schema_arrow.empty_table()).schema
         if len(set(self.schema.names)) < len(self.schema.names):
             raise ValueError("it has columns of one name")
         self.num_rows: int = groups.num_rows
@@ -54,7 +54,8 @@ class ParquetRows:
             first, last = np.searchsorted(self._ends, [begin, max(begin, end - 1)], side="right")
             groups = range(first, min(last + 1, len(self._ends)))
             # Without threads: files are many and small, and several processes read them.
-            self._table = self._file.read_row_groups(groups, self._columns, use_threads=False)
+            table = self._file.read_row_groups(groups, self._columns, use_threads=False)
+            self._table = without_extensions(table)
             self._first = int(self._ends[first - 1]) if first else 0
             self._last = self._first + self._table.num_rows
         return self._table.slice(begin - self._first, max(0, end - begin))
@@ -62,6 +63,20 @@ class ParquetRows:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def without_extensions(table: pa.Table) -> pa.Table:
+    """Return a table with plain lists where a library that is imported has given columns types of its own.
+
+    The Hugging Face library `datasets` registers one for features of several axes, so what a file's columns are would
+    depend on what the process has imported.
+    """
+    for place, column in enumerate(table.schema):
+        if isinstance(column.type, pa.BaseExtensionType):
+            chunks = [chunk.storage for chunk in table.column(place).chunks]
+            plain = pa.chunked_array(chunks, type=column.type.storage_type)
+            table = table.set_column(place, column.name, plain)
+    return table
 
 
 def is_number(kind: pa.DataType) -> bool:
