@@ -16,7 +16,9 @@ from typing import Any
 from dreamgen.config.settings import Settings
 from dreamgen.errors import Problems, UserError
 from dreamgen.extensions.export_format import EXPORT_FORMATS, DatasetSize
+from dreamgen.models.cosmos_predict25.spec import is_random_mini
 from dreamgen.models.devices import this_gpu
+from dreamgen.models.world_model import model_type
 from dreamgen.plan.sources import find_rows
 from dreamgen.plan.stage import instructions_of
 from dreamgen.plan.tables import csv_rows
@@ -210,9 +212,10 @@ def _labels(demos: Demos, settings: Settings, run: RunFolder, preview: Preview) 
 
 def _model(settings: Settings, preview: Preview) -> None:
     """Check that the world model can be loaded, without loading or hashing it."""
-    path = settings.model.path
-    if path == "mini":
-        preview.warnings.append("the mini model is untrained: its clips are noise")
+    path, needs_no_folder = settings.model.path, model_type(settings.model).paths
+    if path in needs_no_folder:
+        if is_random_mini(path):
+            preview.warnings.append("this mini model is untrained: its clips are noise")
     elif Path(path).is_dir():
         if not any(Path(path).iterdir()):
             raise UserError(f"the model folder {path} is empty", allowed="a folder written by save_pretrained")
@@ -228,7 +231,7 @@ def _model(settings: Settings, preview: Preview) -> None:
         else:
             login = "" if get_token() else "; you are not logged in to the hub, which models with a license need"
             preview.notes.append(f"{path} will be downloaded{login}")
-    if path != "mini" and settings.model.device in ("auto", "cuda") and this_gpu(settings) is None:
+    if path not in needs_no_folder and settings.model.device in ("auto", "cuda") and this_gpu(settings) is None:
         preview.warnings.append("there is no GPU here: training and generation of this model need one")
 
 

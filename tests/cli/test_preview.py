@@ -14,7 +14,7 @@ from tests.fixtures import demos
 
 def settings_of(root, **sections):
     values = {
-        "out": str(root / "run"), "demos": str(root / "demos"), "model": {"path": "mini", "device": "cpu"},
+        "out": str(root / "run"), "demos": str(root / "demos"), "model": {"path": "mini-random", "device": "cpu"},
         "video": {"height": 48, "width": 64, "num_frames": 9, "fps": 16},
     }  # fmt: skip
     return settings_from_dict({**values, **sections})
@@ -23,7 +23,7 @@ def settings_of(root, **sections):
 def test_the_dry_run_describes_the_whole_job_and_writes_nothing(tmp_path):
     demos.write_lerobot_v21(tmp_path / "demos", num_episodes=2, num_frames=33)
     settings = settings_of(
-        tmp_path, model={"path": "mini", "device": "cpu", "safety_checker": False},
+        tmp_path, model={"path": "mini-random", "device": "cpu", "safety_checker": False},
         finetune={"num_steps": 9200}, plan={"num_seeds": 3}, generate={"clips_per_gpu_hour": 12.0},
     )  # fmt: skip
     prepared, result = run_all(settings, dry_run=True)
@@ -64,7 +64,7 @@ def test_first_frames_of_a_folder_are_counted_with_their_instructions(tmp_path):
 
 def test_what_a_later_stage_would_refuse_is_refused_before_the_first(tmp_path):
     demos.write_lerobot_v21(tmp_path / "demos", num_episodes=2)
-    robot = settings_of(tmp_path, export={"robot": "gr1"}, model={"path": "mini", "safety_checker": False})
+    robot = settings_of(tmp_path, export={"robot": "gr1"}, model={"path": "mini-random", "safety_checker": False})
     for dry_run in (True, False):
         with pytest.raises(UserError, match="robot gr1 does not fit"):
             run_all(robot, dry_run=dry_run)

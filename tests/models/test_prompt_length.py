@@ -51,7 +51,7 @@ def test_no_prompt_that_is_taken_for_short_is_cut():
 
 
 def test_texts_that_become_equal_are_refused_and_others_named(tmp_path):
-    model = ModelSettings(path="mini", revision=None)
+    model = ModelSettings(path="mini-random", revision=None)
 
     def checked(*prompts):
         return check_prompt_lengths(model, tmp_path / "none", {p: f"{i}.txt" for i, p in enumerate(prompts)}, False)

@@ -24,6 +24,7 @@ from dreamgen.errors import UserError
 from dreamgen.models.cosmos_predict25.adapter import load_adapter
 from dreamgen.models.cosmos_predict25.mini import byte_tokenizer
 from dreamgen.models.cosmos_predict25.safety import make_safety_checker
+from dreamgen.models.cosmos_predict25.spec import is_random_mini, shipped_mini
 from dreamgen.models.devices import resolve_device, torch_dtype
 from dreamgen.models.loader_logging import quiet_loaders
 from dreamgen.models.world_model import WorldModelSource
@@ -96,12 +97,13 @@ def load_text_encoder(pipe: Cosmos2_5_PredictBasePipeline, source: WorldModelSou
 def load_tokenizer(model: ModelSettings, build_folder: Path, may_download: bool) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer alone; None if it is not there, or may not or cannot be downloaded.
 
-    The mini model's is made anew where the model has not been built yet.
+    That of a mini model with random weights is made anew where the model has not been built yet.
     """
-    if model.path == "mini" and not build_folder.exists():
+    if is_random_mini(model.path) and not build_folder.exists():
         return byte_tokenizer()
-    local = model.path == "mini" or Path(model.path).is_dir()
-    path, revision = (build_folder if model.path == "mini" else model.path), (None if local else model.revision)
+    path = build_folder if is_random_mini(model.path) else shipped_mini(model.path) or Path(model.path)
+    local = path.is_dir()
+    path, revision = (path, None) if local else (model.path, model.revision)
     try:
         with quiet_loaders():
             return AutoTokenizer.from_pretrained(
