@@ -119,6 +119,8 @@ def main() -> int:
 
 def record(arguments: argparse.Namespace) -> None:
     """Record a dataset and print what became of it as JSON."""
+    import dataset  # noqa: F401  # now, and not in the thread that receives the first result
+
     out, start_s = arguments.out, time.monotonic()
     staging = out.parent / f".{out.name}.recording"
     shutil.rmtree(staging, ignore_errors=True)  # of an interrupted recording

@@ -70,6 +70,8 @@ def test_tasks_of_one_scene_begin_alike_and_actions_can_be_replayed(tmp_path):
 import sys
 sys.path.insert(0, {str(FOLDER)!r})
 import numpy as np
+from record import check_simulator
+check_simulator()
 from episodes import run_episode
 from scene import Scene
 from tasks import VARIATIONS
