@@ -76,7 +76,7 @@ from episodes import run_episode
 from scene import Scene
 from tasks import VARIATIONS
 
-variation, frames = VARIATIONS["ajar-door"], []
+variation, frames = VARIATIONS["faucet"], []
 for task in variation.tasks:
     scene = Scene(task, 5, variation)
     recorded = run_episode(scene, "expert", 3, "train", 25)
