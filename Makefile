@@ -3,7 +3,7 @@
 
 # Processes that run the tests; each may start a small Ray of its own.
 TEST_PROCESSES ?= 2
-PYTEST = .venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+PYTEST = .venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 setup: .venv/.ready
 

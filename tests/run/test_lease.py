@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,10 +22,12 @@ from dreamgen.run.files import atomic_file
 from dreamgen.run.lease import Lease, hold, read_leases
 from dreamgen.run.shard import Shard
 
+PATIENCE_S = 120.0  # longer than any machine keeps a beat waiting
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(lease_module, "DEAD_AFTER_S", 3.0)  # far longer than a busy disk keeps a beat waiting
+    monkeypatch.setattr(lease_module, "DEAD_AFTER_S", PATIENCE_S)
     monkeypatch.setattr(lease_module, "BEAT_EVERY_S", 0.05)
 
 
@@ -48,17 +51,17 @@ def test_what_is_no_share_is_refused(text):
 
 def other_driver(folder: Path, shard: str) -> subprocess.Popen:
     code = (
-        "import sys, time; from pathlib import Path; from dreamgen.run.lease import hold; "
+        "import sys; from pathlib import Path; from dreamgen.run.lease import hold; "
         "from dreamgen.run.shard import Shard\n"
         f"with hold(Path({str(folder)!r}), 'generate', Shard.parse({shard!r})):\n"
-        "    print('held', flush=True); time.sleep(60)"
+        "    print('held', flush=True); sys.stdin.read()"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     return process
 
 
-def test_a_living_driver_is_not_disturbed_and_a_killed_one_is_replaced(tmp_path):
+def test_a_living_driver_is_not_disturbed_and_a_killed_one_is_replaced(tmp_path, monkeypatch):
     with other_driver(tmp_path, "0/2") as process:
         try:
             for shard in ("0/2", "0/1", "2/4", "1/3"):
@@ -69,61 +72,50 @@ def test_a_living_driver_is_not_disturbed_and_a_killed_one_is_replaced(tmp_path)
                 assert [lease.shard for lease in read_leases(tmp_path, "generate")] == ["0/2", "1/2"]
         finally:
             process.kill()
-    begun_s = time.monotonic()
+    monkeypatch.setattr(lease_module.time, "sleep", lambda _: pytest.fail("watched, as one that is far away would be"))
     with hold(tmp_path, "generate", Shard()) as is_lost:
-        assert time.monotonic() - begun_s < 2.5 and not is_lost()  # not watched, as one that is far away would be
+        assert not is_lost()
         assert [lease.shard for lease in read_leases(tmp_path, "generate")] == ["0/1"]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_machines_driver_is_watched(tmp_path):
+def while_waiting(monkeypatch, *actions: Callable[[], None]) -> None:
+    """Do these, one at each look at another machine's lease, instead of sleeping between the looks."""
+    left = iter(actions)
+    monkeypatch.setattr(lease_module.time, "sleep", lambda _: next(left)())
+
+
+def test_another_machines_driver_is_watched(tmp_path, monkeypatch):
     theirs = Lease("generate", "0/1", host="elsewhere", pid=1)
     path = tmp_path / theirs.name
-    ended = threading.Event()
 
     def write(beat: int) -> None:
         with atomic_file(path) as temporary:  # as a driver does; half a file would be no lease
             temporary.write_text(json.dumps(asdict(replace(theirs, beat=beat))))
 
-    def beat() -> None:
-        number = 0
-        while not ended.wait(0.02):
-            number += 1
-            write(number)
-
     write(0)
-
-    thread = threading.Thread(target=beat)
-    thread.start()
-    with pytest.raises(UserError, match="another driver is working"):
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="another driver is working"):
+        while_waiting(patched, lambda: None, lambda: write(1))
         hold(tmp_path, "generate", Shard()).__enter__()
-    ended.set()
-    thread.join()
+    monkeypatch.setattr(lease_module, "DEAD_AFTER_S", 0.2)
     with hold(tmp_path, "generate", Shard()) as is_lost:  # it fell silent
         assert read_leases(tmp_path, "generate")[0].host == os.uname().nodename
         write(2000)  # and wakes up, taking its lease back
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + PATIENCE_S
         while not is_lost() and time.monotonic() < deadline_s:
             time.sleep(0.02)
         assert is_lost()
     assert path.exists()  # it is theirs
 
 
-def test_a_lease_that_cannot_be_read_for_a_moment_is_not_gone(tmp_path):
+def test_a_lease_that_cannot_be_read_for_a_moment_is_not_gone(tmp_path, monkeypatch):
     theirs = Lease("generate", "0/1", host="elsewhere", pid=1)
     path = tmp_path / theirs.name
     path.write_text(json.dumps(asdict(theirs)))
-
-    def break_and_renew() -> None:
-        path.write_text("{")
-        time.sleep(1.0)
-        path.write_text(json.dumps(asdict(replace(theirs, beat=1))))
-
-    thread = threading.Timer(0.1, break_and_renew)
-    thread.start()
+    renewed = json.dumps(asdict(replace(theirs, beat=1)))
+    while_waiting(monkeypatch, lambda: path.write_text("{"), lambda: None, lambda: path.write_text(renewed))
     with pytest.raises(UserError, match="another driver is working"):
         hold(tmp_path, "generate", Shard()).__enter__()
-    thread.join()
 
 
 def test_a_process_of_the_same_number_is_another(tmp_path):
@@ -136,7 +128,7 @@ def test_a_process_of_the_same_number_is_another(tmp_path):
 
 def test_of_several_that_begin_at_once_one_gets_it(tmp_path):
     got, refused, begin = [], [], threading.Barrier(8)
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + PATIENCE_S
 
     def take() -> None:
         begin.wait()
