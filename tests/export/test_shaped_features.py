@@ -17,7 +17,7 @@ from export.convert import convert_dataset
 
 SHAPES = {"observation.state": (3,), "action": (2,), "observation.pose": (4, 4), "observation.tactile": (2, 3, 2),
           "observation.row": (1, 5), "observation.column": (5, 1)}  # fmt: skip
-DTYPES = {"observation.tactile": "uint8", "observation.pose": "float64"}
+DTYPES = {"observation.tactile": "uint8"}
 STATS = "meta/stats.json"
 MOMENTS = ("min", "max", "mean", "std", "count")
 
@@ -79,7 +79,8 @@ def test_there_and_back_keeps_shapes_and_values(written, tmp_path):
     theirs = json.loads((written / STATS).read_text())
     convert_dataset(written, tmp_path / "v21", ConvertSettings(num_workers=1))
     convert_dataset(tmp_path / "v21", tmp_path / "back", ConvertSettings(num_workers=1))
-    assert check(tmp_path / "v21") == [] and check(tmp_path / "back") == []
+    assert {finding.code for finding in check(tmp_path / "v21")} == {"modality-missing"}  # which only GR00T needs
+    assert check(tmp_path / "back") == []
     assert_same_moments(json.loads((tmp_path / "back" / STATS).read_text()), theirs)
     (first, _) = [json.loads(line) for line in (tmp_path / "v21/meta/episodes_stats.jsonl").read_text().splitlines()]
     original, own = LeRobotDataset("me/shapes", root=written), first["stats"]
