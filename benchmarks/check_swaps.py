@@ -6,7 +6,8 @@ Two measurements:
 - swaps: frames, rows or videos are exchanged, shifted or mirrored, so that every file stays well-formed;
 - flips: one bit of one byte is changed, at places spread evenly over every file.
 
-The LeRobot datasets are the demonstrations of `dreamgen demo`, converted; the HDF5 datasets are exports of drawn clips.
+The LeRobot dataset has states that follow their actions, and a drawn video of each episode; lerobot writes it. It is
+converted to v2.1. The HDF5 datasets are exports of drawn clips.
 Without a manifest everything is decoded; with one, `check --verify` decodes nothing. Both are timed.
 """
 
@@ -35,12 +36,12 @@ import pyarrow.parquet as pq
 
 from dreamgen.config.settings import CheckSettings, ConvertSettings
 from dreamgen.data.video import probe, read_video, write_video
-from dreamgen.demo.dataset import CAMERA, write_demo_dataset
 from export.check import check, check_stage
 from export.convert import convert_dataset
 from export.manifest import MANIFEST, present_files, write_manifest
-from tests.fixtures.good_datasets import ours
+from tests.fixtures.good_datasets import lerobot_commands, ours
 
+CAMERA = "observation.images.front"
 FORMATS = ("lerobot-v3.0", "lerobot-v2.1", "robomimic", "aloha")
 INHERENT = {"length-varies", "modality-missing"}  # warnings that the unchanged datasets have
 TABLE, VIDEO = "data/chunk-000/episode_000002.parquet", f"videos/chunk-000/{CAMERA}/episode_000002.mp4"
@@ -52,13 +53,12 @@ FIRST = {"robomimic": ("data.hdf5", "data/demo_1/obs/ego_view", "data/demo_1/act
 def main() -> int:
     """Change, check, print the tables, write the results; status 1 if the manifest missed anything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--episodes", type=int, default=12, help="demonstrations (default 12)")
     parser.add_argument("--flips", type=int, default=60, help="flips a format (default 60)")
     parser.add_argument("--out", help="write the results as JSON")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as quiet, redirect_stderr(quiet):  # noqa: PTH123
-        good = good_datasets(Path(folder), args.episodes)
+        good = good_datasets(Path(folder))
         damaged = Path(folder) / "damaged"
         swaps = [try_swap(name, what, change, good[name], damaged)
                  for name, changes in SWAPS.items() for what, change in changes.items()]  # fmt: skip
@@ -71,9 +71,9 @@ def main() -> int:
     return int(any(not row["with"] for row in swaps) or any(row["with"] < row["flips"] for row in flips))
 
 
-def good_datasets(folder: Path, num_episodes: int) -> dict[str, Path]:
+def good_datasets(folder: Path) -> dict[str, Path]:
     """Make one dataset of each format, with its manifest."""
-    good = {"lerobot-v3.0": write_demo_dataset(folder / "v30", num_episodes)}
+    good = {"lerobot-v3.0": lerobot_commands(folder / "v30", (CAMERA,))}
     convert_dataset(good["lerobot-v3.0"], folder / "v21", ConvertSettings())
     good |= {"lerobot-v2.1": folder / "v21"}
     good |= {name: ours(folder / name, name) for name in ("robomimic", "aloha")}

@@ -28,8 +28,9 @@ HEADER = f"# DreamGen manifest 1. To verify it: dreamgen check --verify DATASET,
 
 SIZE, SEAL = "# size ", "# manifest "
 LINE = re.compile(r"(\\?)([0-9a-f]{64})  (.+)")
+PROVENANCE = "*.provenance.parquet"  # lies beside a dataset, and in an uploaded one
 # Not part of a dataset: copies that a repair keeps, and what version control and the hub's client add.
-UNLISTED = (MANIFEST, f"*{BACKUP}*", ".git*", "*/.git*", ".cache/*", ".DS_Store", "*/.DS_Store")
+UNLISTED = (MANIFEST, PROVENANCE, f"*{BACKUP}*", ".git*", "*/.git*", ".cache/*", ".DS_Store", "*/.DS_Store")
 CHANGED_BY_USERS = ("README*", "LICENSE*")
 
 

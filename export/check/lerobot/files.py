@@ -18,12 +18,12 @@ from dreamgen.data.lerobot.episodes import Episodes
 from dreamgen.data.lerobot.files import open_parquet
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from export.check.findings import Findings
-from export.manifest import BACKUP, MANIFEST
+from export.manifest import BACKUP, MANIFEST, PROVENANCE
 
 TABLES_PER_TASK = 32  # of v2, which has one an episode
 ALWAYS_ALLOWED = ("README*", "LICENSE*", ".git*", ".cache/*", "meta/info.json", "meta/stats.json",
                   "meta/modality.json", "meta/tasks.*", "meta/episodes*", "meta/relative_stats*", "images/*",
-                  f"*{BACKUP}*", MANIFEST)  # fmt: skip
+                  f"*{BACKUP}*", MANIFEST, PROVENANCE)  # fmt: skip
 
 
 @dataclass(frozen=True)
