@@ -109,7 +109,7 @@ def contact_sheet(episodes: EpisodeStore) -> np.ndarray:
         columns = np.linspace(0, episode.num_frames - 1, SHEET_COLUMNS).round().astype(int).tolist()
         for video in episode.videos:
             frames = {
-                index: _thumbnail(frame.to_ndarray(format="rgb24"))
+                index: _thumbnail(frame.rgb())
                 for index, frame in enumerate(decode_frames(video.path))
                 if index in columns
             }

@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 from av.error import FFmpegError
 
+from dreamgen.data.display import to_rgb
 from dreamgen.data.lerobot.image_statistics import ImageHistogram, few_frames, sampled_frames
 from dreamgen.data.lerobot.video import encoding_of
 from dreamgen.data.video import VideoInfo, open_packets
@@ -48,7 +49,7 @@ def inspect_clip(path: Path, fps: int, as_lerobot: bool = False) -> ClipVideo:
         if problem := copy_problem(packets, fps):
             raise UserError(f"{path.name} cannot be copied without encoding it again", actual=problem)
         image = _histogram(path, stream, packets, as_lerobot)
-        return ClipVideo(info, path.stat().st_size, encoding_of(stream), image)
+        return ClipVideo(info, path.stat().st_size, encoding_of(stream, info), image)
 
 
 def copy_problem(packets: Sequence[av.Packet], fps: int) -> str | None:
@@ -78,14 +79,12 @@ def _histogram(path: Path, stream: av.VideoStream, packets: Sequence[av.Packet],
     if len(wanted) < len(packets) and not as_lerobot:
         keys = [index for index, packet in enumerate(packets) if packet.is_keyframe]
         decoded = wanted = sorted({max(key for key in keys if key <= index) for index in wanted})
-    # Other processes inspect other clips: threads of the decoder would only compete with them.
-    stream.thread_type, stream.codec_context.thread_count = "NONE", 1
     image, taken, num_decoded = ImageHistogram.empty(), set(wanted), 0
     try:
         for packet in [*(packets[index] for index in decoded), None]:
             for frame in stream.decode(packet):
                 if num_decoded < len(decoded) and decoded[num_decoded] in taken:
-                    image = image.with_frame(frame.to_ndarray(format="rgb24"))
+                    image = image.with_frame(to_rgb(frame))
                 num_decoded += 1
     except FFmpegError as error:
         raise UserError(f"{path.name} is damaged", actual=str(error), allowed="frames that can be decoded") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import pyarrow.parquet as pq
 from dreamgen.config.settings import ExportSettings
 from dreamgen.data.lerobot.episodes import Episode
 from dreamgen.data.lerobot.metadata import LeRobotMeta, read_meta
+from dreamgen.data.lerobot.pictures import stored_pictures
 from dreamgen.data.lerobot.rows import instruction_of, read_rows
-from dreamgen.data.timeline import frame_index_at
+from dreamgen.data.timeline import row_frames
 from dreamgen.data.trajectory import ACTION, STATE
 from dreamgen.data.video import VideoInfo, probe
 from dreamgen.errors import Problems, UserError
@@ -69,7 +69,7 @@ def _open(
             f"export.{setting} is not a folder", actual=str(root), allowed="a LeRobot dataset, v2.0 to v3.0"
         )
     meta = read_meta(root)
-    with_files = meta.episodes.existing_videos(meta.cameras)
+    with_files = meta.cameras_with_frames()
     cameras = _choose_cameras(root, with_files, wanted)
     reason = f"generated clips have {len(cameras)} cameras" if cameras[1:] else "generated clips have one camera"
     notes = [f"{root}: {name} is left out: {reason}" for name in with_files if name not in cameras]
@@ -120,7 +120,7 @@ def episodes_of(dataset: MixedDataset, include_state: bool) -> tuple[list[ClipSo
             if rows.refused:
                 raise UserError(rows.refused)
             instruction, _ = instruction_of(meta, episode, rows)
-            videos = tuple(_video(episode, camera, meta.fps, probed) for camera in dataset.cameras)
+            videos = tuple(_video(episode, camera, meta, probed) for camera in dataset.cameras)
             clip = Clip(name, instruction, 0, tuple(video.path for video in videos), episode.length, episode.data_file,
                         REAL, origin={"source": str(meta.root)})  # fmt: skip
             clip = _with_provenance(clip, provenance.get(episode.index))
@@ -131,15 +131,20 @@ def episodes_of(dataset: MixedDataset, include_state: bool) -> tuple[list[ClipSo
     return sources, refused
 
 
-def _video(episode: Episode, camera: str, fps: Fraction, probed: dict[str, VideoInfo]) -> VideoClipSource:
+def _video(episode: Episode, camera: str, meta: LeRobotMeta, probed: dict[str, VideoInfo]) -> VideoClipSource:
+    if camera in meta.pictures:
+        index = episode.index if episode.shares_file else None
+        info = stored_pictures(episode.data_file, camera, index, meta.fps)
+        return VideoClipSource(episode.data_file, info.codec, info.height, info.width, pictures=info)
     if camera not in episode.videos:
-        raise UserError(f"episode {episode.index} has no video of {camera}")
-    path, span = episode.videos[camera], episode.spans_s.get(camera)
+        raise UserError(f"episode {episode.index}: the metadata does not say where its video of {camera} is",
+                        next_step=f"dreamgen check {meta.root}")  # fmt: skip
+    path, span_s = episode.videos[camera], episode.spans_s.get(camera)
     info = probed.get(camera)
     if info is None or info.path != path:
         info = probed[camera] = probe(path)
-    from_frame = frame_index_at(span[0], fps) if span else 0
-    return VideoClipSource(path, info.codec, info.height, info.width, from_frame, is_alone=not span)
+    row_frames(info.times, meta.fps, span_s, episode.length)  # an episode with a hole is refused before any is encoded
+    return VideoClipSource(path, info.codec, info.height, info.width, span_s)
 
 
 def _with_provenance(clip: Clip, row: dict[str, Any] | None) -> Clip:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamgen.data.frames import FrameReader
-from dreamgen.data.lerobot.video import PacketReader, VideoSpan, copy_spans
-from dreamgen.data.timeline import resampled_indices
+from dreamgen.data.frames import FrameReader, PictureSource
+from dreamgen.data.lerobot.video import VideoSpan, copy_spans, inspect_spans
+from dreamgen.data.timeline import resampled_indices, row_frames
 from dreamgen.data.trajectory import read_trajectory, write_trajectory
-from dreamgen.data.video import fit_frame, probe, video_writer
+from dreamgen.data.video import WRITTEN_PIX_FMT, fit_frame, probe, probe_again, video_writer
 from dreamgen.data.views import View, check_views
 from dreamgen.errors import UserError, reason_of
 from export.clips import Clip
@@ -56,18 +56,18 @@ class VideoClipSource:
         codec: Of the file.
         height: Pixels of the used part of its frames.
         width: Pixels.
-        from_frame: Where the clip begins in the file.
-        is_alone: Whether the file holds nothing else.
+        span_s: Where the clip begins and ends in a file that others share, in seconds; None for one of its own.
         view: The used part of the frames; None for all of them.
+        pictures: The frames, where they are not in a video.
     """
 
     path: Path
     codec: str
     height: int
     width: int
-    from_frame: int = 0
-    is_alone: bool = True
+    span_s: tuple[float, float] | None = None
     view: View | None = None
+    pictures: PictureSource | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def transcode_clip(source: ClipSource, target: TargetSpec, folder: Path) -> tupl
                     to_encode[video.path].append((video, path))
             for parts in to_encode.values():
                 encoded_marker.touch()
-                _encode(frames, parts, target)
+                _encode(source, frames, parts, target)
             if source.source_fps != target.fps:
                 rows = rows.at(frames, target.action_kind)
             write_trajectory(label, rows if source.include_state else replace(rows, state_TS=None))
@@ -151,28 +151,35 @@ def _copied(source: ClipSource, video: VideoClipSource, target: TargetSpec, path
     shape = (source.source_fps, video.codec, video.height, video.width)
     if video.view is not None or shape != (target.fps, target.codec, target.height, target.width):
         return False
+    if video.pictures is not None:
+        return False
     num_frames, fps = source.clip.num_frames, source.source_fps
-    span = VideoSpan(video.path, num_frames, None if video.is_alone else video.from_frame)
-    with PacketReader() as reader:
-        packets = [packet for _, packet in reader.packets(span, fps)]
-        times = [packet.pts for packet in packets if packet.pts is not None]
-        in_order = len(times) == len(packets) and bool((np.diff(times) > 0).all())
-        if len(packets) != num_frames or not packets[0].is_keyframe or not in_order:
-            return False
-        copy_spans(path, [span], fps, reader=reader)
+    info = inspect_spans(video.path, [(num_frames, video.span_s)], fps)[0]
+    is_alike = info.stored.pix_fmt == WRITTEN_PIX_FMT and info.stored.is_plain
+    if info.problem or info.delay or not is_alike:
+        return False
+    copy_spans(path, [VideoSpan(video.path, num_frames, info.begin_s)], fps)
     return True
 
 
-def _encode(frames: np.ndarray, parts: Sequence[tuple[VideoClipSource, Path]], target: TargetSpec) -> None:
+def _encode(
+    clip: ClipSource, frames: np.ndarray, parts: Sequence[tuple[VideoClipSource, Path]], target: TargetSpec
+) -> None:
     """Decode the wanted frames of one file once, and encode each part of them."""
     (source, _), num_frames = parts[0], 0
+    info = source.pictures or probe_again(source.path)
+    numbers = row_frames(info.times, clip.source_fps, source.span_s, clip.clip.num_frames)
+    if len(numbers) < clip.clip.num_frames:
+        raise UserError(f"{source.path} ends early", actual=f"{len(numbers)} frames", allowed=clip.clip.num_frames)
     with ExitStack() as stack:
         reader = stack.enter_context(closing(FrameReader()))
         writers = [
-            stack.enter_context(video_writer(path, target.fps, target.codec, target.crf, target.gop))
+            stack.enter_context(
+                video_writer(path, target.fps, target.codec, target.crf, target.gop, info.display.color)
+            )
             for _, path in parts
         ]
-        for frame_HWC in reader.frames(source.path, source.from_frame, frames):
+        for frame_HWC in reader.frames(info, numbers[frames]):
             num_frames += 1
             for (part, _), write in zip(parts, writers, strict=True):
                 part_HWC = part.view.cut(frame_HWC) if part.view else frame_HWC

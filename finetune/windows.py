@@ -151,7 +151,7 @@ def read_window(window: Window, num_frames: int) -> torch.Tensor:
         UserError: if the file is damaged.
     """
     decoded = islice(decode_frames(window.clip.path), window.start, window.start + num_frames)
-    frames = [frame.to_ndarray(format="rgb24") for frame in decoded]
+    frames = [frame.rgb() for frame in decoded]
     if len(frames) < num_frames:
         raise UserError(
             f"{window.clip.path} is damaged: fewer frames can be decoded than it contains",

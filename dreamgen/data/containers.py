@@ -20,8 +20,12 @@ CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg
 OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(CONTAINERS)}
 
 
-def open_video(path: Path) -> InputContainer:
+def open_video(path: Path, options: dict[str, str] | None = None) -> InputContainer:
     """Open a video file for reading. The caller closes it.
+
+    Args:
+        path: The file.
+        options: More options of FFmpeg's demuxer.
 
     Raises:
         UserError: if the path is not a regular file, such as a FIFO, which would be waited for.
@@ -29,7 +33,7 @@ def open_video(path: Path) -> InputContainer:
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise UserError(f"{path} is not a regular file", allowed="a video file")
-    container = av.open(f"file:{path}", options=dict(OPTIONS))
+    container = av.open(f"file:{path}", options={**(options or {}), **OPTIONS})
     for stream in container.streams.video:
         context = stream.codec_context
         if context is None:

@@ -2,67 +2,98 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 
-from dreamgen.data.video import decode_frames
+from dreamgen.data.video import DecodedFrame, VideoInfo, decode_frames
 from dreamgen.errors import UserError
 
 
-class FrameReader:
-    """Reads ranges of frames by index, counted from the start of the file.
+@dataclass(frozen=True)
+class PictureSource(VideoInfo):
+    """Frames that are stored as single pictures, and are read like those of a video."""
 
-    A packed mp4 is decoded once as long as runs are requested in order; going back starts it again. Frames are
-    numbered by counting and not by their times, which drift in files that were joined from many episodes.
+    @abstractmethod
+    def pictures(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield frame_HWC for each number, uint8, RGB."""
+
+
+class FrameReader:
+    """Reads frames of videos by number: their places in the order in which they are shown, as `FrameTimes` has them.
+
+    A packed mp4 is decoded once as long as runs are requested in order; going back starts it again. A decoded frame is
+    recognized by its time, so one that the decoder leaves out does not shift those after it.
     """
 
     def __init__(self) -> None:
         self._path: Path | None = None
-        self._decoder: Generator[av.VideoFrame] | None = None
+        self._decoder: Generator[DecodedFrame] | None = None
         self._position = 0
 
-    def frames(self, path: Path, from_frame: int, wanted: np.ndarray) -> Iterator[np.ndarray]:
-        """Decode the wanted frames of one clip; the frames between them are not converted to RGB.
-
-        Args:
-            path: The video.
-            from_frame: Index of the clip's first frame in the file.
-            wanted: Indices within the clip, non-decreasing; a repeated index is yielded again.
+    def frames(self, video: VideoInfo, numbers: np.ndarray) -> Iterator[np.ndarray]:
+        """Read some frames of a video, or of stored pictures; the arguments are those of `decoded`.
 
         Yields:
-            frame_HWC, uint8, 0-255, RGB; fewer than wanted when the video ends early.
+            frame_HWC as shown, uint8, 0-255, RGB; fewer than asked for when the video ends early.
+        """
+        if isinstance(video, PictureSource):
+            yield from video.pictures(numbers)
+            return
+        last, pixels_HWC = None, np.empty(0)
+        for frame in self.decoded(video, numbers):
+            if frame is not last:
+                last, pixels_HWC = frame, frame.rgb()
+            yield pixels_HWC
+
+    def decoded(self, video: VideoInfo, numbers: np.ndarray) -> Iterator[DecodedFrame]:
+        """Decode some frames of a video.
+
+        Args:
+            video: From `probe`.
+            numbers: Which frames, non-decreasing; a repeated number is yielded again.
+
+        Yields:
+            The frames as they are stored; fewer than asked for when the video ends early.
 
         Raises:
-            UserError: if the video is damaged, or ends before the first wanted frame.
+            UserError: if the video is damaged, or ends before the first frame.
         """
-        if path != self._path or from_frame < self._position:
+        if len(numbers) and (video.path != self._path or numbers[0] < self._position):
             self.close()
-            self._path, self._decoder = path, decode_frames(path)
-        pixels_HWC: np.ndarray | None = None
-        for target in from_frame + wanted:
-            while self._position <= target:
-                frame = self._decode()
-                if frame is not None and self._position - 1 == target:
-                    pixels_HWC = frame.to_ndarray(format="rgb24")
-                if frame is None and pixels_HWC is None:
+            self._path, self._decoder = video.path, decode_frames(video.path)
+        wanted: DecodedFrame | None = None
+        for number in numbers.tolist():
+            while self._position <= number:
+                frame = self._decode(video)
+                if frame is None and wanted is None:
                     raise UserError(
-                        f"{path} ends before the clip", actual=f"{self._position} frames", allowed=target + 1
+                        f"{video.path} ends before the clip", actual=f"{self._position} frames", allowed=number + 1
                     )
                 if frame is None:
                     return
-            assert pixels_HWC is not None, "indices must not decrease"
-            yield pixels_HWC
+                if self._position == number + 1:
+                    wanted = frame
+                elif self._position > number:
+                    raise UserError(
+                        f"{video.path} is damaged", actual=f"no frame at {video.times.at_s(number):.4f} s",
+                        allowed="frames that can all be decoded",
+                    )  # fmt: skip
+            assert wanted is not None, "numbers must not decrease"
+            yield wanted
 
-    def count_to(self, frame_index: int) -> int:
-        """Decode the open file up to a frame (exclusive) and return the number of frames decoded so far.
+    def count_to(self, video: VideoInfo, number: int) -> int:
+        """Decode the open video up to a frame (exclusive) and return the number of the next frame.
 
         Raises:
             UserError: if the video is damaged.
         """
-        while self._position < frame_index and self._decode() is not None:
+        if isinstance(video, PictureSource):
+            return number
+        while self._position < number and self._decode(video) is not None:
             pass
         return self._position
 
@@ -72,8 +103,15 @@ class FrameReader:
             self._decoder.close()
         self._path, self._decoder, self._position = None, None, 0
 
-    def _decode(self) -> av.VideoFrame | None:
+    def _decode(self, video: VideoInfo) -> DecodedFrame | None:
+        """Return the next frame, with its number in `_position` - 1."""
         assert self._decoder is not None, "no file is open"
         frame = next(self._decoder, None)
-        self._position += frame is not None
+        if frame is not None:
+            pts, pts_T, place = frame.frame.pts, video.times.pts_T, self._position
+            if pts is not None and frame.frame.time_base == video.times.unit_s:
+                found = int(np.searchsorted(pts_T, pts)) if place >= len(pts_T) or pts_T[place] != pts else place
+                if found > place and found < len(pts_T) and pts_T[found] == pts:
+                    place = found
+            self._position = place + 1
         return frame

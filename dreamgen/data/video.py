@@ -1,4 +1,4 @@
-"""Reading and writing mp4 with PyAV.
+"""Reading and writing mp4 with PyAV; frames come as they are to be shown, as `display` says.
 
 Axes: T frames, H height, W width, C channels. A `video_THWC` is uint8, 0-255, RGB.
 """
@@ -9,8 +9,9 @@ import hashlib
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import av
@@ -20,7 +21,9 @@ from av.codec.context import Flags
 from av.container import InputContainer
 
 from dreamgen.data.containers import open_video
+from dreamgen.data.display import BT601, LIMITED, ColorTags, Display, Orientation, pixel_aspect_of, to_rgb
 from dreamgen.data.images import MAX_PIXELS, decode_image, image_size, on_white
+from dreamgen.data.timeline import FrameTimes
 from dreamgen.errors import UserError
 from dreamgen.run.files import atomic_file
 
@@ -42,9 +45,25 @@ ENCODERS = {
 }
 
 
+# What frames are converted to for encoding; it is written into the file.
+WRITTEN_PIX_FMT, WRITTEN_COLOR = "yuv420p", ColorTags(matrix=BT601, color_range=LIMITED)
+
+
 @dataclass(frozen=True)
 class VideoInfo:
-    """Properties of a video file; `num_frames` is counted, not read from the header."""
+    """Properties of a video file; frames are counted, not read from the header.
+
+    Args:
+        path: The file.
+        codec: FFmpeg's name.
+        pix_fmt: Pixel format; None where the stream has none.
+        height: Of a frame as shown, in pixels.
+        width: Of a frame as shown, in pixels.
+        fps: Average rate.
+        num_frames: Frames that are shown.
+        display: How stored frames become those that are shown.
+        times: When each is shown.
+    """
 
     path: Path
     codec: str
@@ -53,18 +72,48 @@ class VideoInfo:
     width: int
     fps: Fraction
     num_frames: int
+    display: Display = field(default_factory=Display)
+    times: FrameTimes = field(default_factory=lambda: FrameTimes.regular(0, 1), compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class DecodedFrame:
+    """A frame as its decoder gives it, which is converted when it is needed.
+
+    Args:
+        frame: PyAV's frame.
+        pixel_aspect: Width of a pixel by its height.
+    """
+
+    frame: av.VideoFrame
+    pixel_aspect: Fraction
+
+    def rgb(self) -> np.ndarray:
+        """Return frame_HWC as shown, uint8, 0-255, RGB."""
+        return to_rgb(self.frame, self.pixel_aspect)
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """Open a video and count its frames without decoding them.
+    """Open a video, count and time its frames, and decode the first, which knows how it is to be shown.
 
     Raises:
         UserError: if the file is missing, cannot be opened (truncated, not a video), has fewer frames than its header
-            states, or has no frames.
+            states, has no frames, or says something of their display that cannot be followed.
     """
     path = Path(path)
-    with _open(path) as container:
+    with _opened(path) as container:
         return _count(container, path)
+
+
+def probe_again(path: Path) -> VideoInfo:
+    """Return what `probe` returns; of the last files, without reading them again."""
+    state = path.stat() if path.is_file() else None
+    return _probed(path, (state.st_mtime_ns, state.st_size) if state else None)
+
+
+@lru_cache(maxsize=8)
+def _probed(path: Path, _: tuple[int, int] | None) -> VideoInfo:
+    return probe(path)
 
 
 @contextmanager
@@ -78,54 +127,98 @@ def open_packets(path: str | Path) -> Iterator[tuple[VideoInfo, av.VideoStream, 
         UserError: as for `probe`.
     """
     path = Path(path)
-    with _open(path) as container:
+    with _opened(path) as container:
         packets: list[av.Packet] = []
         info = _count(container, path, packets)
         yield info, container.streams.video[0], packets
 
 
 def _count(container: InputContainer, path: Path, packets: list[av.Packet] | None = None) -> VideoInfo:
-    """Demux to the end and count frames; append the packets to the list, if one is passed."""
+    """Demux to the end and time the frames; append the packets to the list, if one is passed."""
     stream = container.streams.video[0]
     codec = stream.codec_context
-    num_frames = num_hidden = 0
+    # Other processes read other clips: threads of the decoder would only compete with them.
+    stream.thread_type, codec.thread_count = "NONE", 1
+    pts: list[int | None] = []
+    num_hidden, first = 0, None
     try:
         for packet in container.demux(stream):
             if packet.is_corrupt:
-                raise _damaged(path, ValueError(f"the file ends within frame {num_frames}"))
-            # An edit list may hide packets that are only there for the decoder.
-            num_frames += bool(packet.size and not packet.is_discard)
-            num_hidden += bool(packet.size and packet.is_discard)
+                raise _damaged(path, ValueError(f"the file ends within frame {len(pts)}"))
+            if packet.size and packet.is_discard:
+                num_hidden += 1  # by an edit list: packets that are only there for the decoder
+            elif packet.size:
+                pts.append(packet.pts)
             if packets is not None and packet.size:
                 packets.append(packet)
+            if first is None:
+                first = _first_frame(stream, packet)
     except av.FFmpegError as error:
         raise _damaged(path, error) from None
-    if num_frames == 0:
+    if not pts:
         raise UserError(f"{path} has 0 frames", allowed="a video with at least one frame")
-    if num_frames + num_hidden < stream.frames:
-        raise _damaged(path, ValueError(f"it ends after {num_frames} of the {stream.frames} frames that it states"))
+    if ends_early(path, stream, len(pts) + num_hidden):
+        raise _damaged(path, ValueError(f"it ends after {len(pts)} of the {stream.frames} frames that it states"))
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
         raise UserError(f"{path} states no frame rate", next_step="encode it again with a frame rate")
+    codec.flush_buffers()
+    display = _display_of(stream, first, path)
+    height, width = display.size(codec.height, codec.width)
+    times = [time for time in pts if time is not None]
+    if len(times) < len(pts) or stream.time_base is None:  # AVI and streams without a container have no times
+        timed = FrameTimes.regular(len(pts), rate)
+    else:
+        timed = FrameTimes(np.sort(np.array(times, np.int64)), stream.time_base)
     return VideoInfo(
-        path, codec.codec.canonical_name, codec.pix_fmt, codec.height, codec.width, Fraction(rate), num_frames
+        path, codec.codec.canonical_name, codec.pix_fmt, height, width, Fraction(rate), len(pts), display, timed
     )
 
 
-def decode_frames(path: str | Path) -> Generator[av.VideoFrame]:
+def ends_early(path: Path, stream: av.VideoStream, num_read: int) -> bool:
+    """Return whether a file has fewer frames than its header states, those that an edit list hides not counted."""
+    if num_read >= stream.frames:
+        return False
+    try:
+        with _opened(path, {"ignore_editlist": "1"}) as container:
+            return sum(bool(packet.size) for packet in container.demux(video=0)) < stream.frames
+    except av.FFmpegError:
+        return True
+
+
+def _first_frame(stream: av.VideoStream, packet: av.Packet) -> av.VideoFrame | None:
+    try:
+        return next(iter(stream.decode(packet)), None)
+    except av.FFmpegError:
+        return None  # whoever decodes the whole video reports it
+
+
+def _display_of(stream: av.VideoStream, first: av.VideoFrame | None, path: Path) -> Display:
+    try:
+        orientation = Orientation() if first is None else Orientation.of(first)
+        return Display(orientation, pixel_aspect_of(stream), ColorTags.of(stream.codec_context))
+    except UserError as error:
+        raise UserError(f"{path}: {error.what}", actual=error.actual, allowed=error.allowed,
+                        next_step=error.next_step) from None  # fmt: skip
+
+
+def decode_frames(path: str | Path) -> Generator[DecodedFrame]:
     """Decode a video frame by frame, without converting frames to RGB.
 
     Yields:
-        PyAV frames in presentation order; `to_ndarray(format="rgb24")` gives frame_HWC.
+        Frames in presentation order; `rgb()` gives frame_HWC.
 
     Raises:
         UserError: if the file is missing or damaged.
     """
     path = Path(path)
-    with _open(path) as container:
-        container.streams.video[0].thread_type = "AUTO"
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        pixel_aspect = _display_of(stream, None, path).pixel_aspect
         try:
-            yield from container.decode(video=0)
+            for frame in container.decode(video=0):
+                yield DecodedFrame(frame, pixel_aspect)
         except av.FFmpegError as error:
             raise _damaged(path, error) from None
 
@@ -140,7 +233,7 @@ def iter_frames(path: str | Path) -> Iterator[np.ndarray]:
         UserError: if the file is missing or damaged.
     """
     for frame in decode_frames(path):
-        yield frame.to_ndarray(format="rgb24")
+        yield frame.rgb()
 
 
 def read_video(path: str | Path) -> np.ndarray:
@@ -160,7 +253,7 @@ def read_video(path: str | Path) -> np.ndarray:
 
 def write_video(
     path: str | Path, frames: Iterable[np.ndarray], fps: int | Fraction, codec: str = "h264", crf: int = 18,
-    gop: int = 2,
+    gop: int = 2, color: ColorTags | None = None,
 ) -> int:  # fmt: skip
     """Encode frames to an mp4, atomically. Its bytes depend on the arguments only.
 
@@ -171,12 +264,13 @@ def write_video(
         codec: A key of `ENCODERS`.
         crf: Quality, lower is better.
         gop: Frames between key frames.
+        color: Tags of the source, whose primaries and transfer function the frames keep; unspecified for None.
 
     Returns:
         The number of frames written.
     """
     num_frames = 0
-    with video_writer(path, fps, codec, crf, gop) as write:
+    with video_writer(path, fps, codec, crf, gop, color) as write:
         for frame in frames:
             write(frame)
             num_frames += 1
@@ -185,12 +279,13 @@ def write_video(
 
 @contextmanager
 def video_writer(
-    path: str | Path, fps: int | Fraction, codec: str = "h264", crf: int = 18, gop: int = 2
-) -> Iterator[Callable[[np.ndarray], None]]:
+    path: str | Path, fps: int | Fraction, codec: str = "h264", crf: int = 18, gop: int = 2,
+    color: ColorTags | None = None,
+) -> Iterator[Callable[[np.ndarray], None]]:  # fmt: skip
     """Open an mp4 and write it frame by frame, so that several can be written in one pass over their source.
 
     Args:
-        path, fps, codec, crf, gop: As for `write_video`.
+        path, fps, codec, crf, gop, color: As for `write_video`.
 
     Yields:
         A function that encodes the next frame_HWC. The complete file exists once the context ends without an error.
@@ -204,7 +299,9 @@ def video_writer(
         stream = out.add_stream(encoder, rate=fps, options={**options, "crf": str(crf), "g": str(gop)})
         assert isinstance(stream, av.VideoStream)
         stream.codec_context.flags |= Flags.bitexact
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = WRITTEN_PIX_FMT
+        tags = WRITTEN_COLOR if color is None else replace(color, matrix=BT601, color_range=LIMITED)
+        tags.write_to(stream.codec_context)
 
         def write(frame_HWC: np.ndarray) -> None:
             nonlocal num_frames
@@ -294,11 +391,11 @@ def write_png(path: str | Path, frame_HWC: np.ndarray) -> None:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[InputContainer]:
+def _opened(path: Path, options: dict[str, str] | None = None) -> Iterator[InputContainer]:
     if not path.is_file():
         raise UserError(f"{path} does not exist", allowed="a video file")
     try:
-        container = open_video(path)
+        container = open_video(path, options)
     except (av.FFmpegError, ValueError) as error:
         raise _damaged(path, error) from None
     with container:

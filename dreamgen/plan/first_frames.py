@@ -5,15 +5,17 @@ Axes: H height, W width, C channels. Frames are uint8, 0-255, RGB; `stacked_HWC`
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
 from dreamgen.config.settings import Settings
+from dreamgen.data.frames import FrameReader
 from dreamgen.data.media_files import IMAGE_SUFFIXES
-from dreamgen.data.video import fit_frame, frame_sha256, iter_frames, read_image, write_png
+from dreamgen.data.timeline import resampled_frames
+from dreamgen.data.video import fit_frame, frame_sha256, probe, read_image, write_png
 from dreamgen.data.views import View, describe_views, short_name, tile
 from dreamgen.errors import UserError
 from dreamgen.models.world_model import model_type
@@ -75,7 +77,10 @@ def _read_frames(file: Path, settings: Settings, num_stacked: int) -> list[np.nd
             )
         frames = np.split(stacked_HWC, num_stacked)[:num]
     else:
-        frames = list(itertools.islice(iter_frames(file), num))
+        info = probe(file)
+        numbers = resampled_frames(info.times, info.fps, settings.video.fps)[:num]
+        with closing(FrameReader()) as reader:
+            frames = list(reader.frames(info, numbers))
     if len(frames) < num:
         raise UserError(
             f"{file} is too short to condition on",

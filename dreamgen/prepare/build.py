@@ -18,11 +18,12 @@ import numpy as np
 from dreamgen.config.settings import Settings
 from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
 from dreamgen.data.frames import FrameReader
+from dreamgen.data.timeline import MAX_FRAMES_APART
 from dreamgen.data.trajectory import write_trajectory
 from dreamgen.data.video import fit_frame, write_png, write_video
 from dreamgen.data.views import View, tile
 from dreamgen.errors import UserError, reason_of
-from dreamgen.prepare.survey import MAX_FRAMES_APART, SurveyedClip, check_length
+from dreamgen.prepare.survey import SurveyedClip, check_length
 from dreamgen.run.files import atomic_file, write_json, write_text
 from dreamgen.run.records import RobotFeatures
 
@@ -63,15 +64,16 @@ class ClipRow:
 def row_of(surveyed: SurveyedClip, refused: str | None = None) -> ClipRow:
     """Return the row of a surveyed clip; `refused` is a reason that was found after the survey."""
     clip, info = surveyed.clip, surveyed.infos[0] if surveyed.infos else None
-    stated = clip.videos[0].num_frames if clip.videos else None
     refused = refused or surveyed.refused
-    fps = surveyed.fps or clip.fps or (info.fps if info else None) or Fraction(0)
+    has_rows = clip.fps is not None or clip.load_trajectory is not None
+    num_source_frames = surveyed.num_source_frames if has_rows else 0
+    fps = (surveyed.fps if has_rows else 0) or clip.fps or (info.fps if info else Fraction(0))
     return ClipRow(
         source=clip.origin,
         name=clip.name,
         status="refused" if refused else "changed" if surveyed.changes else "used",
         detail=refused or "; ".join(surveyed.changes),
-        num_source_frames=surveyed.num_source_frames or stated or (info.num_frames if info else 0),
+        num_source_frames=num_source_frames or (info.num_frames if info else 0),
         num_frames=0 if refused else len(surveyed.indices),
         source_fps=round(float(fps), 4),
         height=info.height if info else 0,
@@ -144,14 +146,17 @@ def _write_pictures(
 ) -> SurveyedClip:
     """Encode the clip frame by frame, keep its first frames without loss, and return the survey as decoded."""
     clip, shape, num_decoded = surveyed.clip, settings.video, surveyed.num_source_frames
-    cameras = list(zip(readers, clip.videos, strict=True))
-    frames = [reader.frames(video.path, video.from_frame, surveyed.indices) for reader, video in cameras]
-    frames = [_part(of_camera, video.view) for of_camera, (_, video) in zip(frames, cameras, strict=True)]
+    cameras = list(zip(readers, clip.videos, surveyed.infos, surveyed.frames, strict=True))
+    frames = [_part(reader.frames(info, numbers[surveyed.indices]), video.view)
+              for reader, video, info, numbers in cameras]  # fmt: skip
     pictures = _tiled(frames, views, settings) if views else _fitted(frames[0], settings)
     pictures = _with_first_frames(pictures, first_frames)
-    num_written = write_video(path, pictures, shape.fps, shape.codec, shape.crf, shape.gop)
-    for reader, video in cameras:
-        found = reader.count_to(video.from_frame + surveyed.num_source_frames) - video.from_frame
+    colors = {info.display.color for info in surveyed.infos}
+    color = colors.pop() if len(colors) == 1 else None
+    num_written = write_video(path, pictures, shape.fps, shape.codec, shape.crf, shape.gop, color)
+    for reader, video, info, numbers in cameras:
+        numbers = numbers[: surveyed.num_source_frames]
+        found = int(np.searchsorted(numbers, reader.count_to(info, int(numbers[-1]) + 1)))
         if surveyed.num_source_frames - found > MAX_FRAMES_APART:
             raise UserError(
                 f"{video.path} is damaged",

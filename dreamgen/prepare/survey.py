@@ -10,14 +10,13 @@ from fractions import Fraction
 import numpy as np
 
 from dreamgen.config.settings import Settings
-from dreamgen.data.timeline import resampled_indices
+from dreamgen.data.display import UPRIGHT
+from dreamgen.data.lerobot.pictures import stored_pictures
+from dreamgen.data.timeline import MAX_FRAMES_APART, resampled_indices, row_frames, states_wrong_rate
 from dreamgen.data.video import VideoInfo, probe
 from dreamgen.data.views import View, short_name
 from dreamgen.errors import UserError, reason_of
 from dreamgen.prepare.sources.source import SourceClip, SourceVideo
-
-# A recorder that stops between a row and its picture loses one or two; a larger difference is a mismatch.
-MAX_FRAMES_APART = 2
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,8 @@ class SurveyedClip:
         infos: Its videos; empty if one could not be opened.
         fps: Frames a second of the source; 0 if it is refused.
         num_source_frames: Frames of the source that have both a picture and a row.
-        indices: Source frame of each frame that will be written, int64.
+        indices: Source row of each frame that will be written, int64.
+        frames: The frame of each row in its video, int64, one a camera.
         changes: How the clip differs from its source, a sentence each.
         refused: Why it cannot be used; None if it can.
     """
@@ -39,6 +39,7 @@ class SurveyedClip:
     fps: Fraction = Fraction(0)
     num_source_frames: int = 0
     indices: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    frames: tuple[np.ndarray, ...] = ()
     changes: tuple[str, ...] = ()
     refused: str | None = None
 
@@ -58,7 +59,9 @@ def survey(clips: Iterable[SourceClip], settings: Settings, views: tuple[View, .
             continue
         infos: tuple[VideoInfo, ...] = ()
         try:
-            infos = tuple(probe_once(video.path) for video in clip.videos)
+            infos = tuple(probe_once(video.path) if video.column is None else
+                          stored_pictures(video.path, video.column, video.episode_index, clip.fps or Fraction(1))
+                          for video in clip.videos)  # fmt: skip
             yield _survey_clip(clip, infos, settings, views)
         except UserError as error:
             yield SurveyedClip(clip, infos, refused=reason_of(error))
@@ -103,14 +106,19 @@ def rate(fps: Fraction) -> str:
 def _survey_clip(
     clip: SourceClip, infos: tuple[VideoInfo, ...], settings: Settings, views: tuple[View, ...]
 ) -> SurveyedClip:
-    video, changes = settings.video, list(clip.changes)
-    fps = clip.fps or infos[0].fps
-    for stated in sorted({info.fps for info in infos}):
-        if abs(float(stated / fps) - 1) > 0.01:
-            changes.append(f"the video states {rate(stated)} fps, the dataset {rate(fps)}: the dataset's is used")
-    num_frames = _num_common_frames(clip, infos)
-    if clip.load_trajectory is not None:
-        num_rows = clip.load_trajectory().num_rows
+    video, changes, fps = settings.video, list(clip.changes), clip.fps or infos[0].fps
+    num_rows = clip.load_trajectory().num_rows if clip.load_trajectory is not None else None
+    if num_rows is None and clip.fps is None and not all(info.times.is_regular(info.fps) for info in infos):
+        fps, frames = Fraction(video.fps), tuple(info.times.at_rate(video.fps) for info in infos)
+        changes.append(f"its frame rate varies, {_steps(infos)}: the nearest frame is taken each 1/{video.fps} s")
+    else:
+        frames = _frames_of_rows(clip, infos, fps, num_rows)
+        for info, source in zip(infos, clip.videos, strict=True):
+            if states_wrong_rate(info.times, fps, source.span_s, num_rows):
+                note = f"the video states {rate(info.fps)} fps, the dataset {rate(fps)}: the dataset's is used"
+                changes += [note] if note not in changes else []
+    num_frames = _num_common_frames(clip, frames)
+    if num_rows is not None:
         if abs(num_rows - num_frames) > MAX_FRAMES_APART:
             raise UserError(
                 "numbers of rows and frames do not match",
@@ -124,6 +132,7 @@ def _survey_clip(
     check_length(indices, settings, num_frames, fps)
     if fps != video.fps:
         changes.append(f"resampled from {rate(fps)} to {video.fps} fps")
+    changes += _display_changes(infos)
     for source, info, view in zip(clip.videos, infos, views or (None,), strict=True):
         height, width = (view.height, view.width) if view else (video.height, video.width)
         source_height, source_width = _size_of(source, info)
@@ -132,7 +141,35 @@ def _survey_clip(
             how = "" if same_aspect else {"crop": ", borders cut", "pad": ", black borders added"}[settings.prepare.fit]
             camera = f"{view.camera} " if view else ""
             changes.append(f"{camera}resized from {source_height}x{source_width} to {height}x{width}{how}")
-    return SurveyedClip(clip, infos, fps, num_frames, indices, tuple(changes))
+    return SurveyedClip(clip, infos, fps, num_frames, indices, frames, tuple(changes))
+
+
+def _frames_of_rows(
+    clip: SourceClip, infos: tuple[VideoInfo, ...], fps: Fraction, num_rows: int | None
+) -> tuple[np.ndarray, ...]:
+    """Return the frame of each row by time; of a video without rows, all frames in their order."""
+    if num_rows is None and clip.fps is None:
+        return tuple(np.arange(info.num_frames) for info in infos)
+    return tuple(row_frames(info.times, fps, video.span_s, num_rows)
+                 for info, video in zip(infos, clip.videos, strict=True))  # fmt: skip
+
+
+def _steps(infos: tuple[VideoInfo, ...]) -> str:
+    steps_s = np.concatenate([np.diff(info.times.pts_T) * float(info.times.unit_s) for info in infos])
+    return f"{1000 * steps_s.min():.0f} to {1000 * steps_s.max():.0f} ms from frame to frame"
+
+
+def _display_changes(infos: tuple[VideoInfo, ...]) -> list[str]:
+    """Describe what is done to frames because their file says how they are to be shown."""
+    changes = []
+    for display in dict.fromkeys(info.display for info in infos):
+        if display.orientation != UPRIGHT:
+            changes.append("turned upright, as its display matrix says")
+        if display.pixel_aspect != 1:
+            changes.append(f"its pixels of {display.pixel_aspect} made square")
+        if display.color.hdr:
+            changes.append(f"its colors are HDR ({display.color.hdr}): taken as they are, without tone mapping")
+    return changes
 
 
 def _size_of(source: SourceVideo, info: VideoInfo) -> tuple[int, int]:
@@ -148,11 +185,8 @@ def _size_of(source: SourceVideo, info: VideoInfo) -> tuple[int, int]:
     return part.height, part.width
 
 
-def _num_common_frames(clip: SourceClip, infos: tuple[VideoInfo, ...]) -> int:
-    counts = []
-    for video, info in zip(clip.videos, infos, strict=True):
-        available = max(0, info.num_frames - video.from_frame)
-        counts.append(available if video.num_frames is None else min(available, video.num_frames))
+def _num_common_frames(clip: SourceClip, frames: tuple[np.ndarray, ...]) -> int:
+    counts = [len(of_camera) for of_camera in frames]
     if max(counts) - min(counts) > MAX_FRAMES_APART:
         raise UserError(
             "the cameras' videos differ in length",

@@ -53,8 +53,6 @@ def convert_dataset(source: str | Path, target: str | Path, settings: ConvertSet
     version = settings.to or ("v2.1" if dataset.version == "v3.0" else "v3.0")
     if version == dataset.version:
         raise UserError(f"{source} is already LeRobot {version}", next_step="choose another version with --to")
-    if version == "v3.0" and dataset.fps.denominator != 1:
-        raise UserError(f"{source}: LeRobot v3.0 needs a whole number of frames a second", actual=float(dataset.fps))
     check_space(target.parent, {target.name: dataset.num_bytes}, 0.0)
     # A task opens a file that many episodes share once: with more episodes, more of them to a task.
     per_task = min(max(len(dataset.episodes) // 64, 20), 500)
@@ -63,8 +61,9 @@ def convert_dataset(source: str | Path, target: str | Path, settings: ConvertSet
         staging.mkdir()
         videos = {}
         for camera in dataset.cameras:
-            videos[camera], camera_notes = locate_videos(dataset, camera, staging, settings.reencode, workers)
+            videos[camera], camera_notes, made = locate_videos(dataset, camera, staging, settings.reencode, workers)
             notes += camera_notes
+            dataset = dataset.stored_as(camera, made) if made else dataset
         episodes, row_notes = converted_episodes(dataset, videos, version, staging, per_task, workers)
         if version == "v3.0":
             limits = FileLimits(max_episodes=MAX_EPISODES_PER_FILE)

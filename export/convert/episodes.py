@@ -5,22 +5,26 @@ Axes: N rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 
 from dreamgen.data.frames import FrameReader
-from dreamgen.data.images import decode_image
 from dreamgen.data.lerobot.episode_source import EpisodeRecord, EpisodeSource, sliced
 from dreamgen.data.lerobot.image_statistics import ImageHistogram, sampled_frames
 from dreamgen.data.lerobot.lines import EpisodeLines
+from dreamgen.data.lerobot.pictures import decoded_picture
+from dreamgen.data.lerobot.schema import picture_size, policy_axis_names
 from dreamgen.data.lerobot.statistics import Columns, Range, Statistics, as_lists, merge_statistics
-from dreamgen.data.lerobot.video import VideoSpan
+from dreamgen.data.timeline import row_frames
+from dreamgen.data.video import probe_again
 from dreamgen.errors import UserError, quoted
 from dreamgen.progress import Progress
 from export.convert.episode_metadata import extras_schema, read_extras, read_image_statistics, write_lines
@@ -168,8 +172,8 @@ def measure(dataset: SourceDataset, videos: dict[str, SourceVideos], recorded: E
         images = {name: own for name, own in known.items() if _is_usable(own)}
         for name in dataset.images:
             if name not in images:
-                frames = _sampled(videos[name].span(place), readers[name]) if name in videos else _decoded(table[name])
-                images |= as_lists({name: reduce(ImageHistogram.with_frame, frames, ImageHistogram.empty()).metrics()})
+                frames = _sampled(videos[name], place, readers[name]) if name in videos else _decoded(table[name])
+                images |= as_lists({name: _image_statistics(frames, _num_channels(dataset.features[name]))})
         part.merge(ranges, {name: _as_arrays(own) for name, own in images.items()})
         part.images.append((episode.index, images))
         part.notes.extend((episode.index, note) for note in notes)
@@ -190,29 +194,43 @@ def _is_usable(recorded: dict[str, Any]) -> bool:
     return len(shapes) == 1 and arrays["count"].shape == (1,) and all(np.isfinite(v).all() for v in arrays.values())
 
 
+def _image_statistics(frames: Iterator[np.ndarray], num_channels: int) -> Statistics:
+    """Return statistics of RGB frames; of their brightness for a feature of one channel."""
+    if num_channels == 1:
+        frames = (cv2.cvtColor(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB) for f in frames)
+    statistics = reduce(ImageHistogram.with_frame, frames, ImageHistogram.empty()).metrics()
+    return {stat: v_C11 if stat == "count" else v_C11[:num_channels] for stat, v_C11 in statistics.items()}
+
+
+def _num_channels(feature: dict[str, Any]) -> int:
+    size = picture_size(feature)
+    return 1 if size is not None and size[0] * size[1] == math.prod(feature["shape"]) else 3
+
+
 def _as_arrays(recorded: dict[str, Any]) -> Statistics:
     arrays = {stat: np.array(values, np.float64) for stat, values in recorded.items()}
     return arrays | {"count": np.rint(arrays["count"]).astype(np.int64)}
 
 
-def _sampled(span: VideoSpan, reader: FrameReader) -> Iterator[np.ndarray]:
+def _sampled(videos: SourceVideos, place: int, reader: FrameReader) -> Iterator[np.ndarray]:
     """Decode the frames of a video that LeRobot samples for statistics."""
-    return reader.frames(span.path, span.first_frame or 0, sampled_frames(span.num_frames))
+    span = videos.span(place)
+    info, own_span_s = probe_again(span.path), None if videos.is_reencoded_N[place] else videos.source_span_s(place)
+    numbers = row_frames(info.times, videos.fps, own_span_s, span.num_frames)
+    return reader.frames(info, numbers[sampled_frames(span.num_frames)])
 
 
 def _decoded(column: pa.ChunkedArray) -> Iterator[np.ndarray]:
     """Decode the same frames of a column that holds images as files."""
     for index in sampled_frames(len(column)):
-        data = column[int(index)].as_py()["bytes"]
-        frame_HWC = decode_image(data) if data else None
-        if frame_HWC is None:
-            raise UserError(f"the image of row {index} is not within the table, or cannot be decoded")
-        yield frame_HWC
+        yield decoded_picture(column[int(index)].as_py(), f"row {index}")
 
 
 def _v30_feature(feature: dict[str, Any]) -> dict[str, Any]:
     """Return a feature as v3.0 holds it: `names` exists, and a video's encoding is called `info`."""
     feature = {"names": None, **feature}
+    if feature["dtype"] in ("video", "image"):
+        feature["names"] = policy_axis_names(feature)
     if "video_info" not in feature:
         return feature
     info = {**feature.pop("video_info"), **feature.get("info", {})}

@@ -17,11 +17,15 @@ import numpy as np
 
 from dreamgen.data.lerobot.episodes import Episodes
 from dreamgen.data.lerobot.metadata import LeRobotMeta, read_meta
-from dreamgen.data.lerobot.schema import INFO
+from dreamgen.data.lerobot.schema import INFO, axis_names, picture_size
+from dreamgen.data.lerobot.video import StoredAs
 from dreamgen.data.lerobot.writer import INDEX_FEATURES
 from dreamgen.errors import Problems, UserError, quoted
 
 MAX_PLACEHOLDERS = 10_000  # for task numbers that no task has
+
+# Of a video's `info`: how lerobot encoded it, which is no longer true of one that is encoded again.
+ENCODER_SETTINGS = tuple(f"video.{name}" for name in ("g", "crf", "preset", "fast_decode", "extra_options"))
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,22 @@ class SourceDataset:
         names = chain.from_iterable(map(self.episodes.file_names, (None, *self.cameras)))
         return sum((self.root / name).stat().st_size for name in names)
 
+    def stored_as(self, camera: str, made: StoredAs) -> SourceDataset:
+        """Return the dataset with a camera's feature as its videos are encoded now."""
+        feature = dict(self.features[camera])
+        for key in ("info", "video_info"):
+            if isinstance(info := feature.get(key), dict):
+                kept = {name: value for name, value in info.items() if name not in ENCODER_SETTINGS}
+                feature[key] = kept | {
+                    "video.codec": made.codec, "video.pix_fmt": made.pix_fmt, "video.height": made.height,
+                    "video.width": made.width,
+                }  # fmt: skip
+        if picture_size(feature) not in (None, (made.height, made.width)):
+            sizes = {"height": made.height, "width": made.width}
+            names = [str(name) for name in axis_names(feature)]
+            feature["shape"] = [sizes.get(name, size) for name, size in zip(names, feature["shape"], strict=True)]
+        return replace(self, features=self.features | {camera: feature})
+
     def __getitem__(self, which: slice) -> SourceDataset:
         """Return the dataset with some of its episodes only, to be sent to a worker."""
         return replace(self, episodes=self.episodes[which], first_index_N=self.first_index_N[which])
@@ -90,15 +110,21 @@ def open_source(root: Path) -> tuple[SourceDataset, list[str]]:
         problems.add(
             f"{root}: episodes are not numbered from 0 without a gap", next_step=f"dreamgen check {quoted(root)}"
         )
-    features = dict(meta.info["features"])
-    for name in (name for name in features if name not in meta.features):
-        problems.add(f"{root / INFO}: the feature {name!r} is malformed", actual=str(features[name])[:80],
-                     allowed="dtype and shape")  # fmt: skip
+    features = dict(meta.features)
+    for name in (name for name in meta.info["features"] if name not in meta.features):
+        problems.add(f"{root / INFO}: the feature {name!r} is malformed", actual=str(meta.info["features"][name])[:80],
+                     allowed="an object with a dtype and a shape, which is a list of numbers")  # fmt: skip
     with problems.collected():
         _check_is_json(root, meta.info)
     for camera in [name for name, feature in features.items() if feature.get("dtype") == "video"]:
-        missing = [e.index for e in episodes if camera not in e.videos or not e.videos[camera].is_file()]
-        if len(missing) == len(episodes):
+        unplaced = [e.index for e in episodes if camera not in e.videos]
+        missing = [e.index for e in episodes if camera in e.videos and not e.videos[camera].is_file()]
+        is_absent = len(unplaced) == len(episodes) and not (root / "videos" / camera).exists()
+        if unplaced and not is_absent:
+            problems.add(f"{root}: where the video of {camera} is, is not known for episodes {first_ten(unplaced)}",
+                         allowed="its file, and from_timestamp and to_timestamp as numbers",
+                         next_step=f"dreamgen check {root}")  # fmt: skip
+        elif is_absent or len(missing) == len(episodes):
             notes.append(f"info.json names the camera {camera}, but no episode has a file of it: left out")
             del features[camera]
         elif missing:

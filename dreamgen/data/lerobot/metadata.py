@@ -47,6 +47,10 @@ class LeRobotMeta(Schema):
     tasks: dict[int, str]
     modality: dict[str, Any] | None
 
+    def cameras_with_frames(self) -> list[str]:
+        """Return the color cameras that can be read: videos with at least one file, and pictures in the tables."""
+        return [*self.episodes.existing_videos(self.cameras), *self.pictures]
+
     def counted_totals(self) -> dict[str, int]:
         """Return the totals that info.json should hold."""
         totals = {

@@ -71,6 +71,12 @@ class Schema:
         """Features that are color videos."""
         return [name for name in self.video_keys if not is_depth(self.features[name])]
 
+    @property
+    def pictures(self) -> list[str]:
+        """Features that are color pictures in the tables."""
+        return [name for name, feature in self.features.items()
+                if feature["dtype"] == "image" and not is_depth(feature)]  # fmt: skip
+
 
 def read_schema(root: Path, findings: FindingSink) -> Schema | None:
     """Read info.json.
@@ -104,7 +110,8 @@ def _fps(info: dict[str, Any], findings: FindingSink) -> Fraction | None:
         exact = Fraction(str(fps)).limit_denominator(1001)  # 29.97002997... is 30000/1001
         if exact > 0:
             return exact
-    findings.add("fps", INFO, "fps", fps, "a number above 0")
+    found = f"the text {fps!r}" if isinstance(fps, str) else fps
+    findings.add("fps", INFO, "fps", found, "a number above 0")
     return None
 
 
@@ -190,11 +197,30 @@ def is_depth(feature: Feature) -> bool:
 
 
 def picture_size(feature: Feature) -> tuple[int, int] | None:
-    """Return height and width of a video feature in either order of axes; None when its shape has no three axes."""
-    shape, names = feature["shape"], feature.get("names")
-    if len(shape) != 3:
+    """Return height and width of a video or image feature in either order of axes; None if it has no three axes."""
+    if len(feature["shape"]) != 3:
         return None
+    by_name = dict(zip(axis_names(feature), feature["shape"], strict=True))
+    return by_name["height"], by_name["width"]
+
+
+def axis_names(feature: Feature) -> tuple[str, str, str]:
+    """Return the names of the three axes of a picture: its own, or those that its shape tells."""
+    shape, names = feature["shape"], feature.get("names")
     if isinstance(names, list) and len(names) == 3 and {"height", "width"} <= set(map(str, names)):
-        by_name = dict(zip(map(str, names), shape, strict=True))
-        return by_name["height"], by_name["width"]
-    return (shape[0], shape[1]) if shape[2] in (1, 3) else (shape[1], shape[2])
+        first, second, third = map(str, names)
+        return first, second, third
+    return ("height", "width", "channels") if shape[2] in (1, 3) else ("channels", "height", "width")
+
+
+def policy_axis_names(feature: Feature) -> list[str] | None:
+    """Return names of a picture's axes from which lerobot builds a policy: its own, or new ones where it could not.
+
+    lerobot takes the third name: it must exist, and where the channels come last it must be channel or channels.
+    """
+    if len(feature["shape"]) != 3:
+        return feature.get("names")
+    names, by_shape = feature.get("names"), axis_names({**feature, "names": None})
+    if not isinstance(names, list) or len(names) != 3:
+        return list(by_shape)
+    return list(by_shape) if by_shape[2] == "channels" and names[2] not in ("channel", "channels") else names

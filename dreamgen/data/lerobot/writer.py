@@ -75,7 +75,7 @@ def write_v30(
     Args:
         root: Folder of the dataset: empty, or as an earlier call for the same episodes left it.
         done_markers: A folder outside of it for the marker of each finished task.
-        source: Episodes numbered from 0, at a whole number of frames a second.
+        source: Episodes numbered from 0.
         workers: Write the files; their number changes no byte.
         stage: Name for the progress line.
         limits: Sizes of files.
@@ -224,7 +224,7 @@ def _write_part_v21(root: Path, marker: Path, source: EpisodeSource) -> int:
             written.append(table)
             for camera, span, delay_N, reader in zip(source.cameras, record.videos, delays, readers, strict=True):
                 path = root / VIDEO_V21.format(video_key=camera, **place)
-                if span.first_frame is None:
+                if span.begin_s is None:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(span.path, path)
                     written.append(path)

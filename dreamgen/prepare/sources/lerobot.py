@@ -18,7 +18,6 @@ from dreamgen.data.lerobot.metadata import LeRobotMeta, read_meta
 from dreamgen.data.lerobot.modality import usable_modality
 from dreamgen.data.lerobot.rows import TASK, EpisodeRows, instruction_of, read_rows
 from dreamgen.data.lerobot.schema import split_ends
-from dreamgen.data.timeline import frame_index_at
 from dreamgen.data.trajectory import ACTION, STATE, read_trajectory
 from dreamgen.errors import Problems, UserError, reason_of
 from dreamgen.extensions.demo_source import DemoSource
@@ -66,21 +65,18 @@ def choose_cameras(meta: LeRobotMeta, settings: PrepareSettings) -> tuple[tuple[
         UserError: if a choice has no files, or there is no choice and not exactly one camera has files.
     """
     info_file = meta.root / "meta" / "info.json"
-    with_files = meta.episodes.existing_videos(meta.cameras)
+    with_files = meta.cameras_with_frames()
     findings = [
         f"info.json names the camera {key}, but no episode has a file of it: not used"
         for key in meta.cameras
         if key not in with_files
     ]
-    findings += [
-        f"{key} is stored as images, which are not read: not used"
-        for key, feature in meta.info["features"].items()
-        if feature.get("dtype") == "image"
-    ]
     if not with_files:
         raise UserError(
-            f"{info_file}: no camera has a video file", actual=", ".join(meta.cameras) or "no video feature",
-            allowed="at least one camera with files under videos/", next_step="copy the dataset again, with videos/",
+            f"{info_file}: no camera has a video file",
+            actual=", ".join(meta.cameras) or "no video or image feature",
+            allowed="at least one camera with files under videos/, or with pictures in the tables",
+            next_step="copy the dataset again, with videos/" if meta.cameras else None,
         )  # fmt: skip
     if settings.cameras is not None:
         return _wanted("prepare.cameras", settings.cameras, with_files, meta), findings
@@ -158,13 +154,16 @@ def _clip(
 
 
 def _video(episode: Episode, camera: str, meta: LeRobotMeta) -> SourceVideo:
+    if camera in meta.pictures:
+        index = episode.index if episode.shares_file else None
+        return SourceVideo(episode.data_file, column=camera, episode_index=index)
     path = episode.videos.get(camera)
-    if path is None or not path.is_file():
-        raise UserError(f"{path or camera} does not exist", allowed="a video of the chosen camera")
-    if camera not in episode.spans_s:
-        return SourceVideo(path)
-    from_frame, to_frame = (frame_index_at(time_s, meta.fps) for time_s in episode.spans_s[camera])
-    return SourceVideo(path, from_frame, to_frame - from_frame)
+    if path is None:
+        raise UserError(f"the metadata does not say where the video of {camera} is", allowed="its file, and its times",
+                        next_step="dreamgen check lists the entries")  # fmt: skip
+    if not path.is_file():
+        raise UserError(f"{path} does not exist", allowed="a video of the chosen camera")
+    return SourceVideo(path, episode.spans_s.get(camera))
 
 
 def _metadata_notes(meta: LeRobotMeta) -> list[str]:

@@ -19,16 +19,19 @@ class SourceVideo:
     """One camera's frames of a demonstration.
 
     Args:
-        path: The mp4.
-        from_frame: Index of the first frame in the mp4.
-        num_frames: Number of frames; None for all until the end.
+        path: The mp4, or the table that holds pictures.
+        span_s: Where the demonstration begins and ends in an mp4 that several share, in seconds; None for one of its
+            own.
         view: The part of the picture that belongs to this camera; None for the whole.
+        column: Of the table's pictures; None for an mp4.
+        episode_index: Whose rows of the table are meant; None for all.
     """
 
     path: Path
-    from_frame: int = 0
-    num_frames: int | None = None
+    span_s: tuple[float, float] | None = None
     view: View | None = None
+    column: str | None = None
+    episode_index: int | None = None
 
 
 @dataclass(frozen=True)

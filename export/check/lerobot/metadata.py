@@ -6,8 +6,9 @@ from typing import Any
 
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.modality import KINDS, VECTORS, is_slice
-from dreamgen.data.lerobot.schema import INFO, MODALITY, Feature, split_ends, video_info
+from dreamgen.data.lerobot.schema import INFO, MODALITY, Feature, policy_axis_names, split_ends, video_info
 from export.check.findings import Findings
+from export.check.lerobot.statistics import PICTURES
 
 SPARE_TOTALS = ("total_videos", "total_chunks")  # loaders do not use them; tools do
 
@@ -35,6 +36,10 @@ def check_features(dataset: LeRobotMeta, findings: Findings) -> None:
             findings.add("float64", INFO, where, "float64", "float32")
         if name == "action" and len(shape) != 1:
             findings.add("feature", INFO, where, shape, "one dimension, as policies read a vector")
+        if feature["dtype"] in PICTURES and dataset.is_v3:
+            names, allowed = feature.get("names"), policy_axis_names(feature)
+            if names != allowed:
+                findings.add("picture-names", INFO, where, f"names {names} for shape {shape}", allowed)
         if feature["dtype"] != "video":
             names = feature.get("names")
             # Some published datasets have groups of names.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import av
 import numpy as np
 
+from dreamgen.data.display import to_rgb
 from dreamgen.data.lerobot.image_statistics import ImageHistogram, sampled_frames
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from export.check.findings import Findings
@@ -39,7 +40,7 @@ class PictureSampler:
     def add(self, frame: av.VideoFrame) -> None:
         """Take the episode's next frame."""
         if self._num_added in self._sampled:
-            self._histogram = self._histogram.with_frame(frame.to_ndarray(format="rgb24"))
+            self._histogram = self._histogram.with_frame(to_rgb(frame))
         self._num_added += 1
 
     def statistics_F(self) -> np.ndarray | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
@@ -12,6 +12,9 @@ import numpy as np
 from av.error import FFmpegError
 
 from dreamgen.data.containers import open_video
+from dreamgen.data.display import Display, Orientation, pixel_aspect_of
+from dreamgen.data.video import ends_early
+from dreamgen.errors import UserError, reason_of
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class VideoScan:
         pix_fmt: Pixel format; None where the stream has none.
         fps: Average rate that the stream states; None where it states none.
         num_corrupt: Frames that are present but damaged.
+        display: How frames are to be shown; only of a video that was decoded.
         error: Why reading ended early; None for a whole video.
     """
 
@@ -37,6 +41,7 @@ class VideoScan:
     fps: float | None
     num_corrupt: int
     error: str | None
+    display: Display = field(default_factory=Display)
 
 
 def scan_video(path: Path, decode: bool, on_frame: Callable[[float, av.VideoFrame], None] | None = None) -> VideoScan:
@@ -48,7 +53,7 @@ def scan_video(path: Path, decode: bool, on_frame: Callable[[float, av.VideoFram
         on_frame: Called with the time and the frame of each that was decoded.
     """
     times_s: list[float] = []
-    num_corrupt, error = 0, None
+    num_corrupt, error, display = 0, None, Display()
     height = width = 0
     codec, pix_fmt, fps = "none", None, None
     try:
@@ -68,6 +73,8 @@ def scan_video(path: Path, decode: bool, on_frame: Callable[[float, av.VideoFram
                     num_read += 1
                 if decode:  # the last packet is empty: it flushes the decoder
                     for frame in stream.decode(packet):
+                        if not times_s:
+                            display = Display(Orientation.of(frame), pixel_aspect_of(stream))
                         time_s = _time_s(frame)
                         times_s.append(time_s)
                         num_corrupt += bool(frame.is_corrupt)
@@ -77,7 +84,7 @@ def scan_video(path: Path, decode: bool, on_frame: Callable[[float, av.VideoFram
                     num_corrupt += bool(packet.is_corrupt)
                     if not packet.is_discard:  # an edit list hides packets that only feed the decoder
                         times_s.append(_time_s(packet))
-            if num_read < stream.frames:
+            if ends_early(path, stream, num_read):
                 error = f"it ends after {num_read} of the {stream.frames} frames that its header states"
             elif not begins_with_key_frame:
                 error = "it does not begin with a key frame"
@@ -85,7 +92,9 @@ def scan_video(path: Path, decode: bool, on_frame: Callable[[float, av.VideoFram
                 times_s.sort()  # packets come in the order of decoding
     except (FFmpegError, ValueError) as failure:
         error = getattr(failure, "strerror", None) or str(failure)
-    return VideoScan(np.array(times_s), height, width, codec, pix_fmt, fps, num_corrupt, error)
+    except UserError as failure:
+        error = reason_of(failure)
+    return VideoScan(np.array(times_s), height, width, codec, pix_fmt, fps, num_corrupt, error, display)
 
 
 def _time_s(item: av.VideoFrame | av.Packet) -> float:

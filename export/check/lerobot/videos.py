@@ -141,9 +141,12 @@ def _check_stream(dataset: LeRobotMeta, file: FileGroup, scan: VideoScan, findin
         findings.add("fps-differs", file.file, "", f"{scan.fps:g} frames a second", f"{fps:g} as in info.json")
     feature = dataset.features[file.camera]
     size, info = picture_size(feature), video_info(feature)
-    if size and size != (scan.height, scan.width):
-        findings.add("picture-size", file.file, "", f"{scan.height}x{scan.width}",
-                     f"{size[0]}x{size[1]}, as in info.json")  # fmt: skip
+    height, width = scan.display.orientation.size(scan.height, scan.width)
+    if size and size != (height, width):
+        findings.add("picture-size", file.file, "", f"{height}x{width}", f"{size[0]}x{size[1]}, as in info.json")
+    if not scan.display.is_plain:
+        aspect = f"pixels of {scan.display.pixel_aspect}" if scan.display.pixel_aspect != 1 else "turned frames"
+        findings.add("video-display", file.file, "", aspect, "square pixels, upright")
     for key, value in (("codec", scan.codec), ("pix_fmt", scan.pix_fmt)):
         stated = info.get(f"video.{key}")
         if isinstance(stated, str) and value is not None and stated != value:

@@ -20,6 +20,8 @@ from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.rows import ParquetRows, matrix
 from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, NUMERIC, STATS
 from dreamgen.data.lerobot.statistics import GROOT_STATISTICS, Statistics, merge_statistics, vector_statistics
+from dreamgen.data.timeline import row_frames
+from dreamgen.data.video import probe
 from export.check.findings import Findings
 from export.check.lerobot.files import FileGroup, table_groups
 from export.check.lerobot.statistics import NEEDED, PICTURES, EpisodeStatistics, LeRobotCheck, merge_features
@@ -136,7 +138,9 @@ def _video_statistics(dataset: LeRobotMeta, camera: str, position: int) -> Stati
     path = find_file(dataset.root, dataset.episodes.file_name(position, camera), "", Findings())
     if path is None:
         return None
-    wanted, reader = sampled_frames(int(dataset.episodes.length_N[position])), FrameReader()
-    histogram = reduce(ImageHistogram.with_frame, reader.frames(path, 0, wanted), ImageHistogram.empty())
+    info, length, reader = probe(path), int(dataset.episodes.length_N[position]), FrameReader()
+    wanted = row_frames(info.times, dataset.fps, num_rows=length)[:length]
+    wanted = wanted[sampled_frames(len(wanted))]
+    histogram = reduce(ImageHistogram.with_frame, reader.frames(info, wanted), ImageHistogram.empty())
     reader.close()
     return histogram.metrics()
