@@ -75,7 +75,7 @@ def store_episode(
         instruction, vectors, extras: As in `StoredEpisode`.
     """
     write_video(video, frames, fps, crf=CRF, gop=len(frames))
-    info = inspect_spans(video, [VideoSpan(video, len(frames), 0)], Fraction(fps))[0]
+    info = inspect_spans(video, [(len(frames), None)], Fraction(fps))[0]
     assert info.problem is None, info.problem
     image = ImageHistogram.empty()
     for number in few_frames(len(frames)):
