@@ -101,7 +101,7 @@ def probe(path: str | Path) -> VideoInfo:
             states, has no frames, or says something of their display that cannot be followed.
     """
     path = Path(path)
-    with _opened(path) as container:
+    with _open(path) as container:
         return _count(container, path)
 
 
@@ -127,7 +127,7 @@ def open_packets(path: str | Path) -> Iterator[tuple[VideoInfo, av.VideoStream, 
         UserError: as for `probe`.
     """
     path = Path(path)
-    with _opened(path) as container:
+    with _open(path) as container:
         packets: list[av.Packet] = []
         info = _count(container, path, packets)
         yield info, container.streams.video[0], packets
@@ -180,7 +180,7 @@ def ends_early(path: Path, stream: av.VideoStream, num_read: int) -> bool:
     if num_read >= stream.frames:
         return False
     try:
-        with _opened(path, {"ignore_editlist": "1"}) as container:
+        with _open(path, {"ignore_editlist": "1"}) as container:
             return sum(bool(packet.size) for packet in container.demux(video=0)) < stream.frames
     except av.FFmpegError:
         return True
@@ -212,7 +212,7 @@ def decode_frames(path: str | Path) -> Generator[DecodedFrame]:
         UserError: if the file is missing or damaged.
     """
     path = Path(path)
-    with _opened(path) as container:
+    with _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         pixel_aspect = _display_of(stream, None, path).pixel_aspect
@@ -391,7 +391,7 @@ def write_png(path: str | Path, frame_HWC: np.ndarray) -> None:
 
 
 @contextmanager
-def _opened(path: Path, options: dict[str, str] | None = None) -> Iterator[InputContainer]:
+def _open(path: Path, options: dict[str, str] | None = None) -> Iterator[InputContainer]:
     if not path.is_file():
         raise UserError(f"{path} does not exist", allowed="a video file")
     try:
