@@ -37,6 +37,7 @@ import pyarrow.parquet as pq
 from dreamgen.config.settings import CheckSettings, ConvertSettings
 from dreamgen.data.video import probe, read_video, write_video
 from export.check import check, check_stage
+from export.check.hdf5.arrays import array_at
 from export.convert import convert_dataset
 from export.manifest import MANIFEST, present_files, write_manifest
 from tests.fixtures.good_datasets import lerobot_commands, ours
@@ -172,7 +173,9 @@ def in_arrays(name: str, place: int, change: Callable[[np.ndarray], np.ndarray])
 
     def apply(root: Path) -> None:
         with h5py.File(root / FIRST[name][0], "r+") as file:
-            file[FIRST[name][place]][...] = change(file[FIRST[name][place]][...])
+            array = array_at(file, FIRST[name][place])
+            assert array is not None, f"{root} has no {FIRST[name][place]}"
+            array[...] = change(array[...])
 
     return apply
 

@@ -207,7 +207,7 @@ class RunFolder:
             "idm": (self.idm, "label"),
             "prepare": (self.train, "prepare"),
         }
-        if len(sections) == 1 and (known := outputs.get(*sections)):
+        if len(sections) == 1 and (known := outputs.get(next(iter(sections)))):
             path, command = known
             return (
                 f"to make {path.name}/ again with them: move {quoted(path)} away, then  dreamgen {command} --out "
