@@ -56,11 +56,14 @@ def main() -> int:
             for step, needs, gives in STEPS:
                 if check.commands.is_ok(*needs) and not check.commands.is_ok(*gives):
                     step(check)
+            is_stopped = False
         except Stopped:
+            is_stopped = True
             check.commands.stop_all()
+    why = TIME_LIMIT if is_stopped or is_out_of_time(check) else "not run: an earlier stage failed"
     for stage in STAGES:
         if stage not in check.commands.rows:
-            check.commands.add(Row(stage, TIME_LIMIT if is_out_of_time(check) else "not run: an earlier stage failed"))
+            check.commands.add(Row(stage, why))
     flush()
     print(tables(report_of(check, STAGES, time.monotonic() - start_s)))
     print(f"\nlogs: {args.work / 'logs'}\nmetrics: {report}", file=sys.stderr)

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,19 @@ def is_at_work(process: psutil.Process) -> bool:
         return False
 
 
+@contextmanager
+def deferred(number: signal.Signals) -> Iterator[None]:
+    """Handle a signal that comes within the block after it."""
+    received: list[int] = []
+    handler = signal.signal(number, lambda number, _: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(number, handler)
+        if received:
+            signal.raise_signal(number)
+
+
 class MeasuredCommands:
     """Runs commands within one time limit and keeps a row for each; every row is in the report at once.
 
@@ -165,9 +178,10 @@ class MeasuredCommands:
         if self._deadline_s - time.monotonic() < LEAST_S:
             self.add(Row(stage, TIME_LIMIT))
             return None
-        print(f"{stage} ...", file=sys.stderr, flush=True)
-        command = Command(stage, words, self._logs / f"{stage.replace(' ', '_')}.log")
-        self._running.append(command)
+        with deferred(signal.SIGTERM):  # a process that starts while its handler raises would be left behind
+            print(f"{stage} ...", file=sys.stderr, flush=True)
+            command = Command(stage, words, self._logs / f"{stage.replace(' ', '_')}.log")
+            self._running.append(command)
         return command
 
     def finish(
