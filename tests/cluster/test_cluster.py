@@ -49,7 +49,8 @@ class BreaksItsGpu(GenerationWorker):
         def broken(*_: Any, **__: Any) -> None:
             raise torch.AcceleratorError(GPU_FAULT)
 
-        self.generator.model.pipe.vae.decode = broken  # for good, as on a GPU in an error state
+        # For good, as on a GPU in an error state. Every way of decoding begins with this layer.
+        self.generator.model.pipe.vae.post_quant_conv.forward = broken
         return super().make(task)
 
 
