@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-LONGEST_LIFE_S = 10.0
+LONGEST_LIFE_S = 120.0
 DRIVER = """
 import ray
 from dreamgen.cluster.local_ray import local_ray
@@ -58,7 +58,7 @@ def test_ray_is_reachable_with_its_token_on_loopback_only_and_ends_with_a_killed
 
 
 def test_processes_end_when_the_body_is_left_and_others_do_not():
-    script = ["import time; time.sleep(60)"]
+    script = ["import time; time.sleep(600)"]
     other = subprocess.Popen([sys.executable, "-c", *script])
     code = f"""
 import subprocess, sys
@@ -70,6 +70,6 @@ with processes_end_with_driver():
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     left = int(done.stdout)
     assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
-    assert time.monotonic() - begun_s < 30 and other.poll() is None
+    assert time.monotonic() - begun_s < 300 and other.poll() is None
     other.kill()
     other.wait()

@@ -67,7 +67,7 @@ class Driver:
 
 
 def wait_until_gone(worker: str) -> bool:
-    pid, deadline_s = worker.split(":")[1], time.monotonic() + 60
+    pid, deadline_s = worker.split(":")[1], time.monotonic() + PATIENCE_S
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline_s:
         time.sleep(0.1)
     return not Path(f"/proc/{pid}").exists()
