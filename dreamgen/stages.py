@@ -208,7 +208,7 @@ _TABLE = (
         paths=("OUT",), paths_help="a run folder whose disk is checked; optional", paths_optional=True,
     ),
     Stage(
-        name="demo", summary="all stages on a CPU, on generated demonstrations; mini is untrained, so clips are noise",
+        name="demo", summary="all stages on a CPU, on shipped demonstrations of a simulated arm that opens a drawer",
         function="dreamgen.demo.run:run_demo", example="dreamgen demo --out runs/demo",
         settings=("out",),
     ),

@@ -2,7 +2,7 @@
 
     python examples/python_api.py --demos path/to/lerobot_dataset --out runs/api
 
-It takes some minutes on a CPU with the preset `mini`, whose untrained model generates noise.
+It takes some minutes on a CPU with the preset `mini`, whose small model knows one simulated arm only.
 """
 
 from __future__ import annotations

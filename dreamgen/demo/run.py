@@ -1,4 +1,4 @@
-"""The demo: all stages on generated demonstrations, with the untrained mini model on a CPU."""
+"""The demo: all stages on the shipped demonstrations of a simulated robot arm, with the mini model on a CPU."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
 
 
+# Twelve recorded episodes of one task that mini has not seen, and first frames of other starts of the same task.
+DATA = Path(__file__).parent / "data"
+CAMERA = "observation.images.corner2"
+
+
 def run_demo(settings: Settings) -> list[StageResult]:
-    """Run all stages on generated demonstrations; a second call continues where the first one stopped.
+    """Run all stages on the shipped demonstrations; a second call continues where the first one stopped.
 
     Args:
         settings: `out` names the run folder; runs/demo when not given.
@@ -24,16 +29,15 @@ def run_demo(settings: Settings) -> list[StageResult]:
     Returns:
         The stages' results; the last one lists the outputs and commands to try next.
     """
-    from dreamgen.demo.dataset import demo_instructions, write_demo_dataset
-
     out = Path(settings.out or "runs/demo")
-    demos = out / "demos"
-    if not demos.exists():
-        log(f"writing demonstrations of a drawn robot arm to {demos}; mini is untrained, so its clips are noise")
-        write_demo_dataset(demos)
     preset = read_yaml(find_preset("mini"))
-    settings = settings_from_dict({**preset, "out": str(out), "demos": str(demos)})
-    settings = replace(settings, plan=replace(settings.plan, instructions=demo_instructions(2, seed=0)))
+    settings = settings_from_dict({**preset, "out": str(out), "demos": str(DATA / "demonstrations")})
+    settings = replace(
+        settings,
+        prepare=replace(settings.prepare, camera=CAMERA),
+        plan=replace(settings.plan, first_frames=str(DATA / "first_frames" / "first_frames.csv")),
+    )
+    log("a simulated robot arm learns to open a drawer, a task that mini has not seen")
     # The last result lists all outputs, so the others list none.
     results = [replace(result, outputs={}) for result in run_all(settings, resume=True)]
     return [*results, StageResult("demo", _outputs(RunFolder(out)), {}, _next_commands(out))]

@@ -15,15 +15,6 @@ def run(*words: object) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, timeout=900)
 
 
-def test_writing_the_demonstrations_prints_nothing(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from dreamgen.demo.dataset import write_demo_dataset;"
-        "write_demo_dataset(Path(sys.argv[1]), num_episodes=1)"
-    )
-    done = run("-c", code, tmp_path / "demos")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
 @pytest.mark.slow
 def test_the_whole_demo_prints_few_lines_and_no_trouble(tmp_path):
     done = run("-m", "dreamgen", "demo", "--out", tmp_path / "demo")
