@@ -14,7 +14,6 @@ from dreamgen.progress import log
 from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
 
-
 # Twelve recorded episodes of one task that mini has not seen, and first frames of other starts of the same task.
 DATA = Path(__file__).parent / "data"
 CAMERA = "observation.images.corner2"
