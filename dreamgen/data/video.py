@@ -32,6 +32,9 @@ os.environ.setdefault("SVT_LOG", "1")
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 av.logging.set_libav_level(av.logging.ERROR)
 
+# Of a frame. Below this, a decoder thread for each core takes longer to start than it saves.
+SMALL_FRAME_PIXELS = 320 * 240
+
 # One thread: with more, the encoders' output may depend on the machine, and clips are compared byte for byte.
 # x264's lookahead reads past the edge of small frames: 10 of 250 encodes of one 48x64 clip differed, none without it.
 # Lookahead has little use with key frames this close together.
@@ -214,7 +217,11 @@ def decode_frames(path: str | Path) -> Generator[DecodedFrame]:
     path = Path(path)
     with _open(path) as container:
         stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
+        context = stream.codec_context
+        if context.width * context.height > SMALL_FRAME_PIXELS:
+            context.thread_type = "AUTO"
+        else:
+            context.thread_type, context.thread_count = "NONE", 1
         pixel_aspect = _display_of(stream, None, path).pixel_aspect
         try:
             for frame in container.decode(video=0):
