@@ -195,11 +195,11 @@ def _sections(stages: Iterable[Stage]) -> list[str]:
 
 def label_and_curate(settings: Settings) -> list[StageResult]:
     """Run both stages in one pass, which decodes each clip once."""
+    from dreamgen.cluster.clip_pass import process_clips
     from dreamgen.curate.stage import Curator
     from dreamgen.label.stage import Labeler
-    from dreamgen.run.clip_pass import process_clips
 
-    return process_clips(Labeler(settings), Curator(settings))
+    return process_clips(settings, Labeler(settings), Curator(settings))
 
 
 def check_datasets(settings: Settings) -> StageResult:

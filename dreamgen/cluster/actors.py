@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import queue
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -48,6 +50,24 @@ class WorkerActor(Protocol):
     def withdraw(self) -> None:
         """Start no further task; the running one is finished."""
         ...
+
+
+class PoolWorker:
+    """What the actors of all stages share; a subclass adds `load` and `make`."""
+
+    def __init__(self) -> None:
+        # Here, not in `load`: only the main thread may set handlers. The driver handles Ctrl-C; a task in progress is
+        # finished.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.is_withdrawn = threading.Event()
+
+    def node(self) -> str:
+        """Return the id of the node that the worker runs on."""
+        return ray.get_runtime_context().get_node_id()
+
+    def withdraw(self) -> None:
+        """Start nothing more; tasks in progress are finished."""
+        self.is_withdrawn.set()
 
 
 @dataclass

@@ -20,7 +20,8 @@ class PoolOptions:
     """How many workers a stage wants, what each one needs, and how failures are handled.
 
     Args:
-        stage: Name of the stage. Log lines, errors and crash records carry it, and errors name its settings.
+        stage: Name of the stage. Log lines, errors and crash records carry it.
+        section: Section of its settings, which errors name; the stage's name where it is empty.
         num_workers: Number of workers; None starts as many as have room, and follows nodes that join or leave.
         gpus_per_worker: GPUs of a worker; may be a fraction, 0 on the CPU.
         cpus_per_worker: CPU cores that Ray reserves for a worker; may be a fraction.
@@ -28,6 +29,7 @@ class PoolOptions:
         threads_per_worker: OpenMP, MKL and torch threads of a worker.
         max_attempts: How often a task is tried before it counts as failed, at least 1.
         task_limit_s: Seconds after which a worker counts as hung; None derives a limit from the slowest task so far.
+        fills_cpus: Without `num_workers`, start as many as the CPUs of the cluster have room for, not only its GPUs.
     """
 
     stage: str
@@ -38,3 +40,9 @@ class PoolOptions:
     threads_per_worker: int = 1
     max_attempts: int = 3
     task_limit_s: float | None = None
+    section: str = ""
+    fills_cpus: bool = False
+
+    def setting(self, name: str) -> str:
+        """Return how the command line names one of the settings."""
+        return f"--{self.section or self.stage}.{name}"

@@ -206,7 +206,7 @@ class WorkerPool:
                 "workers die while they load the model",
                 actual=f"{self._num_failed_loads} in a row; {lines[0]} {lines[-1] if len(lines) > 1 else ''}".strip(),
                 allowed="enough memory for every worker's copy of the model, and this package on every node",
-                next_step=f"fewer --{self._options.stage}.num_workers, or look at `ray logs`",
+                next_step=f"fewer {self._options.setting('num_workers')}, or look at `ray logs`",
             )
         else:
             log(f"{self._options.stage}: a worker died while it loaded the model; starting another one ({lines[0]})")

@@ -71,7 +71,7 @@ def ray_pool_size(options: PoolOptions, device: str) -> Iterator[PoolSize]:
     with nullcontext() if was_running else _local_ray(options, device) if starts_ray else _connection():
         nodes = alive_nodes()
         size = _pool_size(options, device, nodes)
-        _check_room(size, nodes, starts_ray, options.stage)
+        _check_room(size, nodes, starts_ray, options)
         yield size
 
 
@@ -165,17 +165,18 @@ def _pool_size(options: PoolOptions, device: str, nodes: Sequence[dict[str, floa
     if device == "cuda" and num_gpus == 0:
         raise UserError("model.device requests a GPU, but Ray has none", next_step="dreamgen doctor")
     if options.num_workers is not None and options.num_workers < 1:
-        raise UserError(f"{options.stage}.num_workers is too small", actual=options.num_workers, allowed="at least 1")
+        name = options.setting("num_workers").removeprefix("--")
+        raise UserError(f"{name} is too small", actual=options.num_workers, allowed="at least 1")
     gpus = 0.0 if device == "cpu" or num_gpus == 0 else options.gpus_per_worker
     size = PoolSize(1, gpus, options.cpus_per_worker, dict(options.resources_per_worker))
     if options.num_workers is not None:
         return replace(size, num_workers=options.num_workers)
-    if not gpus and not size.resources_per_worker:
+    if not gpus and not size.resources_per_worker and not options.fills_cpus:
         return size  # on the CPU, one worker unless the user sets more
     return replace(size, num_workers=max(1, room(size, nodes)), is_fixed=False)
 
 
-def _check_room(size: PoolSize, nodes: Sequence[dict[str, float]], is_local: bool, stage: str) -> None:
+def _check_room(size: PoolSize, nodes: Sequence[dict[str, float]], is_local: bool, options: PoolOptions) -> None:
     has_room_for = room(size, nodes)
     if has_room_for < 1 or (is_local and has_room_for < size.num_workers):
         needs = size.needs()
@@ -184,11 +185,11 @@ def _check_room(size: PoolSize, nodes: Sequence[dict[str, float]], is_local: boo
             actual="; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in needs) for node in nodes[:8])
             + (f" on the first 8 of {len(nodes)} nodes" if len(nodes) > 8 else ""),
             allowed=", ".join(f"{need:g} {name}" for name, need in needs.items()) + " a worker, on one node",
-            next_step=f"--{stage}.num_workers, --{stage}.gpus_per_worker, --{stage}.cpus_per_worker or "
-            f"--{stage}.resources_per_worker",
+            next_step=f"{options.setting('num_workers')}, {options.setting('gpus_per_worker')}, "
+            f"{options.setting('cpus_per_worker')} or {options.setting('resources_per_worker')}",
         )
     if has_room_for < size.num_workers:
         log(
-            f"{stage}: the cluster has room for {has_room_for} of {size.num_workers} workers now; "
+            f"{options.stage}: the cluster has room for {has_room_for} of {size.num_workers} workers now; "
             "others start as nodes join"
         )

@@ -325,6 +325,27 @@ class GenerateSettings:
 
 
 @dataclass(frozen=True)
+class LabelSettings:
+    """The workers that label and curate clips, here or on the cluster of RAY_ADDRESS."""
+
+    num_workers: int | None = option(
+        None, "workers; default: as many as have room on a cluster, or one per core, and one for up to 63 clips", ge=1,
+        scope="machine",
+    )  # fmt: skip
+    gpus_per_worker: float = option(
+        0.0, "GPUs per worker, such as 0.125; 0 computes labels on the CPU, where decoding takes longer than they do",
+        ge=0, scope="machine",
+    )  # fmt: skip
+    cpus_per_worker: float = option(1.0, "CPU cores that Ray reserves per worker", ge=0, scope="machine")
+    resources_per_worker: dict[str, float] = option(
+        {}, "Ray's custom resources that a worker needs, to choose nodes", scope="machine"
+    )
+    threads_per_worker: int = option(
+        1, "threads of a worker; fixed, because it changes rounding", ge=1, scope="machine"
+    )
+
+
+@dataclass(frozen=True)
 class _JudgeSettings:
     judges: list[str] = option([], "judges (models) that rate the clips that the scores accept", choices=JUDGES.names)
 
@@ -495,6 +516,7 @@ class Settings:
     idm: IdmSettings = section(IdmSettings)
     plan: PlanSettings = section(PlanSettings)
     generate: GenerateSettings = section(GenerateSettings)
+    label: LabelSettings = section(LabelSettings)
     curate: CurateSettings = section(CurateSettings)
     reject: RejectSettings = section(RejectSettings)
     export: ExportSettings = section(ExportSettings)

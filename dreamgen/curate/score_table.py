@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -9,7 +10,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dreamgen.curate.verdict import LoadedJudges
+from dreamgen.extensions.judge import Judge
 from dreamgen.extensions.score import SCORES
 from dreamgen.run.files import atomic_file
 from dreamgen.run.records import JournalRecord
@@ -25,7 +26,7 @@ class ScoreTable:
         judges: The judges whose columns it has, beside those of all scores.
     """
 
-    def __init__(self, path: Path, judges: LoadedJudges) -> None:
+    def __init__(self, path: Path, judges: Mapping[str, Judge]) -> None:
         self._path, self._rows, self._open = path, [], ExitStack()
         self._schema = _schema(judges)
 
@@ -51,11 +52,11 @@ class ScoreTable:
         self._rows = []
 
 
-def _schema(judges: LoadedJudges) -> pa.Schema:
+def _schema(judges: Mapping[str, Judge]) -> pa.Schema:
     columns = {"clip_id": pa.string(), "num_frames": pa.int64(), "wanted_num_frames": pa.int64()}
     for _, score in SCORES.items():
         columns |= dict.fromkeys((score.name, score.threshold.setting), pa.float64())
-    for name, (judge, _) in judges.items():
+    for name, judge in judges.items():
         columns[f"{name}_version"] = pa.string()
         for metric in judge.metrics:
             columns |= dict.fromkeys((metric.name, metric.threshold.setting), pa.float64())

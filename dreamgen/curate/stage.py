@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import replace
+from collections import Counter, deque
+from dataclasses import dataclass, replace
 from typing import Self
 
+import torch
+
+from dreamgen.cluster.clip_pass import ClipStage, ProcessClip, process_clips
 from dreamgen.config.settings import Settings
 from dreamgen.curate.score_table import ScoreTable
-from dreamgen.curate.verdict import curate_clip, load_judges
+from dreamgen.curate.verdict import chosen_judges, curate_clip, load_judges
 from dreamgen.data.clip_context import ClipContext
-from dreamgen.run.clip_pass import ClipStage, process_clips
 from dreamgen.run.jobs import generated_jobs, with_records
-from dreamgen.run.records import StageResult, Status
+from dreamgen.run.records import Job, JournalRecord, StageResult
 from dreamgen.run.run_folder import RunFolder
 
 STAGE = "curate"
@@ -35,8 +37,28 @@ def curate(settings: Settings) -> StageResult:
     Raises:
         UserError: if no clip was generated, or a judge is unknown or cannot be loaded.
     """
-    (result,) = process_clips(Curator(settings))
+    (result,) = process_clips(settings, Curator(settings))
     return result
+
+
+@dataclass(frozen=True)
+class CurateProcessor:
+    """Measures clips in a worker.
+
+    Args:
+        settings: As `curate` takes them.
+    """
+
+    settings: Settings
+
+    def load(self, device: torch.device) -> ProcessClip:
+        """Load the judges and return the function that gives a clip its verdict; None for a clip without a file."""
+        judges = load_judges(self.settings)
+
+        def process(clip: ClipContext) -> JournalRecord | None:
+            return curate_clip(clip, self.settings.curate, judges) if clip.file.is_file() else None
+
+        return process
 
 
 class Curator(ClipStage):
@@ -52,13 +74,16 @@ class Curator(ClipStage):
     name = STAGE
 
     def __init__(self, settings: Settings) -> None:
-        run, self._limits = RunFolder.of(settings), settings.curate
-        super().__init__(run, generated_jobs(run, STAGE))
-        self._judges = load_judges(settings)
+        run = RunFolder.of(settings)
+        super().__init__(run, generated_jobs(run, STAGE), CurateProcessor(settings))
         self._table_path = self.run.scores / "scores.parquet"
+        self._judges = chosen_judges(settings)
         self._counts: Counter[str] = Counter()
         self._notes: list[str] = []
         self._missing: list[str] = []
+        self._previous_of: dict[str, JournalRecord | None] = {}
+        self._order: deque[str] = deque()
+        self._finished: dict[str, JournalRecord | None] = {}
 
     def __enter__(self) -> Self:
         self._previous = with_records(self.jobs, self.run, STAGE)
@@ -66,21 +91,29 @@ class Curator(ClipStage):
         self._table = self._open.enter_context(ScoreTable(self._table_path, self._judges))
         return self
 
-    def process(self, clip: ClipContext) -> Status:
-        """Measure one clip, and record its verdict if it changed."""
-        job, previous = next(self._previous)
-        assert job.clip_id == clip.job.clip_id, "clips come in the order of `jobs`"
-        if not clip.file.is_file():
-            self._missing.append(job.clip_id)
-            return "failed"
-        record = curate_clip(clip, self._limits, self._judges)
+    def start(self, job: Job) -> None:
+        """Read the clip's last verdict."""
+        also, self._previous_of[job.clip_id] = next(self._previous)
+        assert job.clip_id == also.clip_id, "clips come in the order of `jobs`"
+        self._order.append(job.clip_id)
+
+    def finish(self, job: Job, record: JournalRecord | None) -> None:
+        """Record the verdict on one clip if it changed, and add it to the table in the order of the jobs."""
+        self._finished[job.clip_id] = record
+        previous = self._previous_of.pop(job.clip_id)
+        if record is not None and (previous is None or replace(previous, time_s=0.0) != record):
+            self._journal.add(record)
+        while self._order and self._order[0] in self._finished:
+            self._count(clip_id := self._order.popleft(), self._finished.pop(clip_id))
+
+    def _count(self, clip_id: str, record: JournalRecord | None) -> None:
+        if record is None:
+            self._missing.append(clip_id)
+            return
         self._table.add(record)
-        if previous is None or replace(previous, time_s=0.0) != record:
-            self._journal.append(record)
         self._counts[record.status] += 1
         if record.status != "ok" and len(self._notes) < NUM_NOTES:
             self._notes.append(f"{record.clip_id} {record.status}: {record.reason or record.error}")
-        return record.status
 
     def result(self) -> StageResult:
         """Return the score table, with counts and the first rejections."""

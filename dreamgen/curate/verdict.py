@@ -15,15 +15,23 @@ from dreamgen.run.records import JournalRecord
 type LoadedJudges = Mapping[str, tuple[Judge, LoadedJudge]]
 
 
+def chosen_judges(settings: Settings) -> dict[str, Judge]:
+    """Return the judges that `curate.judges` names.
+
+    Raises:
+        UserError: if one is unknown, or two extensions measure the same metric.
+    """
+    list(curation_metrics())  # raises if two have the same name
+    return {name: JUDGES.get(name) for name in settings.curate.judges}
+
+
 def load_judges(settings: Settings) -> LoadedJudges:
     """Load the judges that `curate.judges` names.
 
     Raises:
         UserError: if one is unknown or cannot be loaded, or two extensions measure the same metric.
     """
-    list(curation_metrics())  # raises if two have the same name
-    judges = {name: JUDGES.get(name) for name in settings.curate.judges}
-    return {name: (judge, judge.load(settings)) for name, judge in judges.items()}
+    return {name: (judge, judge.load(settings)) for name, judge in chosen_judges(settings).items()}
 
 
 def curate_clip(clip: ClipContext, limits: CurateSettings, judges: LoadedJudges) -> JournalRecord:

@@ -34,6 +34,7 @@ av.logging.set_libav_level(av.logging.ERROR)
 
 # Of a frame. Below this, a decoder thread for each core takes longer to start than it saves.
 SMALL_FRAME_PIXELS = 320 * 240
+_decoder_threads = 0
 
 # One thread: with more, the encoders' output may depend on the machine, and clips are compared byte for byte.
 # x264's lookahead reads past the edge of small frames: 10 of 250 encodes of one 48x64 clip differed, none without it.
@@ -205,6 +206,12 @@ def _display_of(stream: av.VideoStream, first: av.VideoFrame | None, path: Path)
                         next_step=error.next_step) from None  # fmt: skip
 
 
+def set_decoder_threads(num: int) -> None:
+    """Set how many threads decode a video of large frames in this process; 0, the default, is one for each core."""
+    global _decoder_threads
+    _decoder_threads = num
+
+
 def decode_frames(path: str | Path) -> Generator[DecodedFrame]:
     """Decode a video frame by frame, without converting frames to RGB.
 
@@ -218,10 +225,10 @@ def decode_frames(path: str | Path) -> Generator[DecodedFrame]:
     with _open(path) as container:
         stream = container.streams.video[0]
         context = stream.codec_context
-        if context.width * context.height > SMALL_FRAME_PIXELS:
-            context.thread_type = "AUTO"
-        else:
+        if _decoder_threads == 1 or context.width * context.height <= SMALL_FRAME_PIXELS:
             context.thread_type, context.thread_count = "NONE", 1
+        else:
+            context.thread_type, context.thread_count = "AUTO", _decoder_threads
         pixel_aspect = _display_of(stream, None, path).pixel_aspect
         try:
             for frame in container.decode(video=0):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import ray
 import torch
 
+from dreamgen.cluster.actors import PoolWorker
 from dreamgen.config.settings import ModelSettings
 from dreamgen.errors import UserError
 from dreamgen.generate.clip import encode_prompt, make_clip
@@ -40,22 +39,15 @@ class LoadSpec:
     compiled: bool
 
 
-class GenerationWorker:
+class GenerationWorker(PoolWorker):
     """Loads once, then encodes prompts or makes clips: one clip is sampled while the previous one is encoded to mp4.
 
     Ray calls `load` first and `make` from two threads.
     """
 
     def __init__(self) -> None:
-        # Here, not in `load`: only the main thread may set handlers. The driver handles Ctrl-C; a clip in progress is
-        # finished.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.is_withdrawn = threading.Event()
+        super().__init__()
         self.loading = threading.Lock()
-
-    def node(self) -> str:
-        """Return the id of the node that the worker runs on."""
-        return ray.get_runtime_context().get_node_id()
 
     def load(self, spec: LoadSpec, num_threads: int, without_gpu: bool) -> None:
         """Load the model; a worker without a GPU of its own does not use the GPUs that it can see.
@@ -83,10 +75,6 @@ class GenerationWorker:
             return None
         self._keep_text_encoder(isinstance(task, PromptTask))
         return make_clip(self.generator, task) if isinstance(task, Job) else encode_prompt(self.generator, task)
-
-    def withdraw(self) -> None:
-        """Start nothing more; tasks in progress are finished."""
-        self.is_withdrawn.set()
 
     def _keep_text_encoder(self, is_needed: bool) -> None:
         model = self.generator.model

@@ -6,21 +6,24 @@ Axes: T frames, A action, S state. A `video_THWC` is uint8, 0-255, RGB.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from dreamgen.cluster.clip_pass import ClipStage, ProcessClip, process_clips
 from dreamgen.config.settings import Settings
 from dreamgen.data.clip_context import ClipContext
 from dreamgen.data.trajectory import Trajectory, write_trajectory
 from dreamgen.errors import UserError
-from dreamgen.models.devices import resolve_device
 from dreamgen.models.idm.model import WEIGHTS_NAME, InverseDynamics
 from dreamgen.progress import log
-from dreamgen.run.clip_pass import ClipStage, process_clips
 from dreamgen.run.files import sha256_of_file
 from dreamgen.run.jobs import JobRows, generated_jobs, with_records
-from dreamgen.run.records import Job, JournalRecord, StageResult, Status
+from dreamgen.run.records import Job, JournalRecord, StageResult
 from dreamgen.run.run_folder import RunFolder
 
 STAGE = "label"
@@ -38,7 +41,7 @@ def label(settings: Settings) -> StageResult:
     Raises:
         UserError: if there is no clip, no model, or the model was trained at another frame rate.
     """
-    (result,) = process_clips(Labeler(settings))
+    (result,) = process_clips(settings, Labeler(settings))
     return result
 
 
@@ -57,27 +60,26 @@ class Labeler(ClipStage):
     def __init__(self, settings: Settings) -> None:
         run = RunFolder.of(settings)
         generated = generated_jobs(run, STAGE)
-        self._model = InverseDynamics.load(run.need(run.idm, STAGE)).to(resolve_device(settings.model.device))
-        check_frame_rate(run, self._model, generated)
-        self._wants_state = settings.idm.predict_state
-        has_state = self._wants_state and self._model.config.states is not None
-        self._made_by = {"idm_sha256": sha256_of_file(run.idm / WEIGHTS_NAME), "has_state": has_state}
-        super().__init__(run, clips_to_label(run, generated, self._made_by))
+        model = InverseDynamics.load(run.need(run.idm, STAGE))
+        check_frame_rate(run, model, generated)
+        self._wants_state, self._held_out = settings.idm.predict_state, model.config.held_out["action"]
+        self._has_state = self._wants_state and model.config.states is not None
+        made_by = {"idm_sha256": sha256_of_file(run.idm / WEIGHTS_NAME), "has_state": self._has_state}
+        processor = LabelProcessor(run.absolute().idm, made_by)
+        super().__init__(run, clips_to_label(run, generated, made_by), processor)
         self._num_generated, self._num_failed = len(generated), 0
-        held_out_mae = self._model.config.held_out["action"]["mae"]
-        log(f"label: held-out error of the model: {held_out_mae:.4g} in the robot's units (mean absolute)")
+        log(f"label: held-out error of the model: {self._held_out['mae']:.4g} in the robot's units (mean absolute)")
 
-    def process(self, clip: ClipContext) -> Status:
-        """Label one clip and record it."""
-        record = label_clip(clip, self._model, self._made_by)
-        self._journal.append(record)
+    def finish(self, job: Job, record: JournalRecord | None) -> None:
+        """Record the outcome of one clip."""
+        assert record is not None
+        self._journal.add(record)
         self._num_failed += record.status == "failed"
-        return record.status
 
     def result(self) -> StageResult:
         """Return the labels, with counts and the model's held-out error."""
-        notes, held_out = [], self._model.config.held_out["action"]
-        if self._wants_state and not self._made_by["has_state"]:
+        notes, held_out = [], self._held_out
+        if self._wants_state and not self._has_state:
             notes.append("no states: the demonstrations have none")
         if self._num_failed:
             notes.append(
@@ -92,6 +94,23 @@ class Labeler(ClipStage):
             "idm_held_out_r2": held_out["r2"],
         }
         return StageResult(STAGE, {"labels": self.run.labels}, metrics, notes, partial=bool(self._num_failed))
+
+
+@dataclass(frozen=True)
+class LabelProcessor:
+    """Labels clips in a worker.
+
+    Args:
+        model: Folder of the inverse-dynamics model.
+        made_by: As `label_clip` takes it.
+    """
+
+    model: Path
+    made_by: dict[str, Any]
+
+    def load(self, device: torch.device) -> ProcessClip:
+        """Load the model and return the function that labels a clip."""
+        return partial(label_clip, model=InverseDynamics.load(self.model).to(device), made_by=self.made_by)
 
 
 def check_frame_rate(run: RunFolder, model: InverseDynamics, jobs: JobRows) -> None:

@@ -12,12 +12,12 @@ import av
 import pyarrow.parquet as pq
 import pytest
 
+from dreamgen.cluster.clip_pass import process_clips
 from dreamgen.curate.stage import Curator, curate
 from dreamgen.data import video as video_module
 from dreamgen.label.stage import Labeler, label
 from dreamgen.pipeline import check_datasets, label_and_curate
 from dreamgen.report import report
-from dreamgen.run.clip_pass import process_clips
 from dreamgen.run.journal import read_journal
 from dreamgen.run.run_folder import RunFolder
 from export import export_datasets
@@ -72,7 +72,7 @@ def outcome(run):
 
 
 def together(settings):
-    return process_clips(Labeler(settings), Curator(settings))
+    return process_clips(settings, Labeler(settings), Curator(settings))
 
 
 def test_each_clip_is_decoded_once_for_labels_scores_and_verdict(run, opened):
