@@ -195,7 +195,7 @@ def _labels(demos: Demos, settings: Settings, run: RunFolder, preview: Preview) 
     config = run.idm / "config.json"
     if config.is_file():
         action = (read_json(config).get("held_out") or {}).get("action") or {}
-        baseline = (action.get("baselines") or {}).get("demo_mean")
+        baseline = ((action.get("baselines") or {}).get("mean") or {}).get("mae")
         if action.get("mae") is not None and baseline is not None:
             preview.notes.append(f"labels: held-out error {action['mae']:.3g}; guessing the mean has {baseline:.3g}")
         return

@@ -1,13 +1,14 @@
 """The error of inverse dynamics on held-out episodes, compared with baselines that need no model.
 
-Axes: T frames, D dimensions of one vector.
+Axes: T frames, N training frames, D dimensions of one vector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 
 from dreamgen.data.svg_plot import Strip, strip_plot, svg_document
@@ -17,84 +18,146 @@ from finetune.idm_episodes import IdmEpisode
 
 MAX_CURVES = 12
 CURVE_WIDTH_PX, CURVE_HEIGHT_PX = 760, 90
+NEAREST_PX, NEAREST_FRAMES = 32, 20_000  # size and number of the training frames that the nearest one is among
+
+Vectors = Callable[[IdmEpisode], np.ndarray | None]
+
+
+def clip_pieces(num_frames: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """Divide an episode into clips of one length; the last one overlaps the one before, so that none is shorter.
+
+    Yields:
+        First frame of the clip, the frame after its last, and the first frame that no earlier clip has.
+    """
+    for new in range(0, num_frames, length):
+        start = max(0, min(new, num_frames - length))
+        yield start, min(start + length, num_frames), new
 
 
 def predict_episode(model: InverseDynamics, episode: IdmEpisode, num_frames: int) -> list[np.ndarray]:
-    """Label a whole episode in pieces as long as the clips that label processes.
+    """Label a whole episode in clips as long as those that label processes.
 
     Returns:
         action_TA and, if the model has states, state_TS.
     """
     video_THWC = episode.small_TCHW.transpose(0, 2, 3, 1)
-    pieces = [model.predict(video_THWC[start : start + num_frames]) for start in range(0, len(video_THWC), num_frames)]
-    return [np.concatenate(parts) for parts in zip(*pieces, strict=True) if parts[0] is not None]
+    parts = []
+    for start, stop, new in clip_pieces(len(video_THWC), num_frames):
+        parts.append([x[new - start :] for x in model.predict(video_THWC[start:stop]) if x is not None])
+    return [np.concatenate(values) for values in zip(*parts, strict=True)]
 
 
 def vector_errors(
-    truths: Sequence[np.ndarray], predictions: Sequence[np.ndarray], stats: VectorStats
+    truths: Sequence[np.ndarray],
+    predictions: Sequence[np.ndarray],
+    stats: VectorStats,
+    groups: Mapping[str, Sequence[int]],
+    baselines: Mapping[str, Sequence[np.ndarray]],
 ) -> dict[str, Any]:
     """Compare predictions with the ground truth, in the robot's units.
-
-    `r2` is the out-of-sample R^2 of Campbell and Thompson (2008): 1 - sum (y - f)^2 / sum (y - m)^2, where m is the
-    mean of the training demos. Above 0 the model is better than that mean; 1 is perfect.
 
     Args:
         truths: values_TD of each held-out episode.
         predictions: Of the same shapes.
         stats: Of the training demos.
+        groups: Dimensions of each part of the robot.
+        baselines: Predictions of each baseline, of the same shapes.
 
     Returns:
-        `mae` (over the dimensions that change), `mae_per_dim`, `r2` (over the varied ones: a gripper's large steps
-        would dominate the arm), `r2_per_dim` (None if it is undefined), `binary_accuracy`, `spread`
-        (standard deviation of the predictions over that of the truth, median over dimensions; below 1 if actions are
-        too small),
-        and `baselines`: the mae of predicting the demos' mean and of repeating an episode's first row, and the
-        accuracy of always predicting the more frequent value of a binary dimension.
+        `measures` of the predictions, `r2_per_dim` (None where a dimension does not change), `binary_accuracy`,
+        `spread` (standard deviation of the predictions over that of the truth, median over dimensions; below 1 if
+        actions are too small), and `baselines`: the measures of each.
     """
     truth_TD, guess_TD = (np.concatenate(values).astype(np.float64) for values in (truths, predictions))
-    mean_TD = np.broadcast_to(np.asarray(stats.mean), truth_TD.shape)
-    still_TD = np.concatenate([np.broadcast_to(values[:1], values.shape) for values in truths])
-    moving, binary = stats.moving(), np.flatnonzero(stats.binary())
-    varied = np.setdiff1d(moving, binary)
-    squared_D, mean_squared_D = (((x - truth_TD) ** 2).sum(axis=0) for x in (guess_TD, mean_TD))
+    binary = np.flatnonzero(stats.binary())
+    varied = np.setdiff1d(stats.moving(), binary)
     true_std_D = truth_TD.std(axis=0)
-    spreads = [guess_TD[:, d].std() / true_std_D[d] for d in varied if true_std_D[d] > 0]
-    middle = (np.asarray(stats.low) + np.asarray(stats.high)) / 2
+    spreads = [guess_TD[:, d].std() / true_std_D[d] for d in varied if true_std_D[d] > 1e-3 * stats.std[d]]
+    middle = np.add(stats.low, stats.high) / 2
     agree_TD = (truth_TD > middle) == (guess_TD > middle)
-    majority_TD = np.broadcast_to(np.asarray(stats.mean) > middle, truth_TD.shape)
-    baselines = {
-        "demo_mean": _mae(mean_TD, truth_TD, moving),
-        "stays_at_first": _mae(still_TD, truth_TD, moving),
-        "binary_majority_accuracy": float((majority_TD == (truth_TD > middle))[:, binary].mean())
-        if len(binary)
-        else None,
-    }
     return {
-        "mae": _mae(guess_TD, truth_TD, moving),
-        "mae_per_dim": np.abs(guess_TD - truth_TD).mean(axis=0).tolist(),
-        "r2": _r2(squared_D[varied].sum(), mean_squared_D[varied].sum()),
-        "r2_per_dim": [_r2(squared_D[d], mean_squared_D[d]) if d in varied else None for d in range(len(squared_D))],
+        **measures(truth_TD, guess_TD, stats, groups),
+        "r2_per_dim": [standardized_r2(truth_TD, guess_TD, stats, [d]) for d in range(truth_TD.shape[1])],
         "binary_accuracy": float(agree_TD[:, binary].mean()) if len(binary) else None,
         "spread": float(np.median(spreads)) if spreads else None,
-        "baselines": baselines,
+        "baselines": {
+            name: measures(truth_TD, np.concatenate(values), stats, groups) for name, values in baselines.items()
+        },
     }
 
 
-def previous_state_mae(episodes: Sequence[IdmEpisode], stats: VectorStats, state_names: Sequence[str]) -> float | None:
-    """Return the error of predicting the previous state, which needs true states that label does not have.
+def measures(
+    truth_TD: np.ndarray, guess_TD: np.ndarray, stats: VectorStats, groups: Mapping[str, Sequence[int]]
+) -> dict[str, Any]:
+    """Return `mae` over the dimensions that move, `mae_per_dim`, `r2` over those that move, and `r2_per_group`."""
+    error_D, moving = np.abs(guess_TD - truth_TD).mean(axis=0), stats.moving()
+    moving_groups = {name: np.intersect1d(dims, moving).tolist() for name, dims in groups.items()}
+    return {
+        "mae": float(error_D[moving].mean()),
+        "mae_per_dim": error_D.tolist(),
+        "r2": standardized_r2(truth_TD, guess_TD, stats, moving.tolist()),
+        "r2_per_group": {
+            name: standardized_r2(truth_TD, guess_TD, stats, dims) for name, dims in moving_groups.items() if dims
+        },
+    }
+
+
+def standardized_r2(
+    truth_TD: np.ndarray, guess_TD: np.ndarray, stats: VectorStats, dims: Sequence[int]
+) -> float | None:
+    """Return R^2 over several dimensions: 0 is the mean of the training demos, 1 is perfect.
+
+    It is the out-of-sample R^2 of Campbell and Thompson (2008), 1 - sum (y - f)^2 / sum (y - m)^2, where m is the mean
+    of the training demos, and each dimension is divided by its deviation in them, so that none dominates by its unit.
 
     Returns:
-        The mean absolute error over the dimensions that change; None if states are missing or are other joints than
-        the actions.
+        None if no dimension moved in the training demos, or none differs from their mean in the truth.
     """
-    with_states = [(episode, episode.state_TS) for episode in episodes if episode.state_TS is not None]
-    if tuple(state_names) != stats.names or len(with_states) < len(episodes):
-        return None
-    moving, errors = stats.moving(), []
-    for episode, state_TS in with_states:
-        before_TS = np.concatenate([state_TS[:1], state_TS[:-1]])
-        errors.append(np.abs(before_TS - episode.action_TA)[:, moving])
-    return float(np.concatenate(errors).mean())
+    mean_D, std_D = np.asarray(stats.mean), np.asarray(stats.std)
+    dims = [d for d in dims if std_D[d] > 0 and d in stats.moving()]
+    squared = (((truth_TD - guess_TD)[:, dims] / std_D[dims]) ** 2).sum()
+    mean_squared = (((truth_TD - mean_D)[:, dims] / std_D[dims]) ** 2).sum()
+    return float(1 - squared / mean_squared) if mean_squared > 0 else None
+
+
+def baseline_vectors(
+    train: Sequence[IdmEpisode], held_out: Sequence[IdmEpisode], vectors: Vectors, stats: VectorStats,
+    state_names: Sequence[str], num_frames: int,
+) -> dict[str, list[np.ndarray]]:  # fmt: skip
+    """Predict held-out episodes without a model.
+
+    `mean` is the mean of the training demos. `nearest_frame` is the row of the training frame that is nearest in its
+    pixels. `state_held` keeps what is known where a clip starts: the state of its first frame if the vector has the
+    state's names, else its own first row.
+
+    Args:
+        train: Training episodes.
+        held_out: Held-out episodes.
+        vectors: Returns the vector of an episode.
+        stats: Of that vector in the training episodes.
+        state_names: Names of the state's dimensions.
+        num_frames: Of a clip.
+
+    Returns:
+        values_TD of each held-out episode by the baseline's name.
+    """
+    step = -(-sum(len(episode.small_TCHW) for episode in train) // NEAREST_FRAMES)
+    known_NF = np.concatenate([_pixels(episode)[::step] for episode in train])
+    rows_ND = np.concatenate([values[::step] for episode in train if (values := vectors(episode)) is not None])
+    norms_N = (known_NF**2).sum(axis=1)
+    found: dict[str, list[np.ndarray]] = {"mean": [], "nearest_frame": [], "state_held": []}
+    for episode in held_out:
+        truth_TD = vectors(episode)
+        assert truth_TD is not None
+        nearest_T = (norms_N - 2 * _pixels(episode) @ known_NF.T).argmin(axis=1)
+        known_TD = truth_TD
+        if episode.state_TS is not None and tuple(state_names) == stats.names:
+            known_TD = episode.state_TS
+        held = [np.repeat(known_TD[a : a + 1], b - c, axis=0) for a, b, c in clip_pieces(len(truth_TD), num_frames)]
+        found["mean"].append(np.broadcast_to(np.asarray(stats.mean), truth_TD.shape))
+        found["nearest_frame"].append(rows_ND[nearest_T])
+        found["state_held"].append(np.concatenate(held))
+    return found
 
 
 def curves_svg(truth_TD: np.ndarray, guess_TD: np.ndarray, stats: VectorStats, title: str) -> str:
@@ -110,9 +173,8 @@ def curves_svg(truth_TD: np.ndarray, guess_TD: np.ndarray, stats: VectorStats, t
     return svg_document(strip_plot(strips, label, x_labels, ("faint", "c0"), CURVE_WIDTH_PX, CURVE_HEIGHT_PX))
 
 
-def _mae(guess_TD: np.ndarray, truth_TD: np.ndarray, dims: np.ndarray) -> float:
-    return float(np.abs(guess_TD - truth_TD)[:, dims].mean())
-
-
-def _r2(squared: float, mean_squared: float) -> float | None:
-    return float(1 - squared / mean_squared) if mean_squared > 0 else None
+def _pixels(episode: IdmEpisode) -> np.ndarray:
+    """Return the frames of an episode as rows of small pixels, float32."""
+    size = (min(NEAREST_PX, episode.small_TCHW.shape[-1]),) * 2
+    frames = [cv2.resize(x.transpose(1, 2, 0), size, interpolation=cv2.INTER_AREA) for x in episode.small_TCHW]
+    return np.stack(frames).reshape(len(frames), -1).astype(np.float32) / 255

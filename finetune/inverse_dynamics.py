@@ -23,9 +23,12 @@ from dreamgen.run.files import atomic_folder, read_json, write_text
 from dreamgen.run.records import RobotFeatures, StageResult
 from dreamgen.run.run_folder import RunFolder
 from finetune.idm_episodes import IdmEpisode, read_episodes, split_episodes
-from finetune.idm_errors import curves_svg, predict_episode, previous_state_mae, vector_errors
+from finetune.idm_errors import Vectors, baseline_vectors, curves_svg, predict_episode, vector_errors
 
 BACKGROUND_FRAMES = 8  # of a window, averaged: labeling averages all frames, training a sample of them
+BASELINES = {
+    "mean": "the demonstrations' mean", "nearest_frame": "the nearest training frame", "state_held": "the state held",
+}  # fmt: skip
 WEIGHT_DECAY, MAX_GRAD_NORM, WARMUP_SHARE = 1e-2, 1.0, 0.1
 COLOR_MIX, COLOR_SHIFT, MAX_SHIFT_SHARE = 0.5, 0.2, 0.04  # chosen by cross-validation on GR1 episodes
 
@@ -49,7 +52,8 @@ def train_inverse_dynamics(settings: Settings) -> StageResult:
     train, held_out, how = split_episodes(episodes, idm.held_out, settings.seed)
     config = describe_robot(run, settings, train)
     model = fit(config, train, settings, device)
-    measured = measure(model, train, held_out, settings.video.num_frames)
+    features = RobotFeatures.from_dict(read_json(run.train / "features.json"))
+    measured = measure(model, train, held_out, settings.video.num_frames, features.modality)
     model = InverseDynamics(replace(config, held_out={"how": how, **measured}), model.network)
     first = held_out[0]
     guess_TA = predict_episode(model, first, settings.video.num_frames)[0]
@@ -61,9 +65,8 @@ def train_inverse_dynamics(settings: Settings) -> StageResult:
         "held_out_mae": action["mae"],
         "held_out_r2": action["r2"],
         "held_out_binary_accuracy": action["binary_accuracy"],
-        "demo_mean_mae": action["baselines"]["demo_mean"],
-        "stays_at_first_mae": action["baselines"]["stays_at_first"],
-        "previous_state_mae": action["baselines"]["previous_state"],
+        **{f"{name}_mae": baseline["mae"] for name, baseline in action["baselines"].items()},
+        **{f"{name}_r2": baseline["r2"] for name, baseline in action["baselines"].items()},
         "state_held_out_mae": measured["state"]["mae"] if "state" in measured else None,
         "train_mae": action["train_mae"],
         "num_train_episodes": len(train),
@@ -203,47 +206,72 @@ def change_colors(pictures: torch.Tensor, random: np.random.Generator) -> torch.
 
 
 def measure(
-    model: InverseDynamics, train: list[IdmEpisode], held_out: list[IdmEpisode], num_frames: int
+    model: InverseDynamics,
+    train: list[IdmEpisode],
+    held_out: list[IdmEpisode],
+    num_frames: int,
+    modality: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Label the held-out episodes as clips are labeled, and compare with the robot's actions.
+    """Label the held-out episodes as clips are labeled, and compare with the robot's actions and with baselines.
 
     Args:
         model: The trained model.
-        train: Training episodes, for the training error.
+        train: Training episodes, for the training error and the baselines.
         held_out: Held-out episodes.
         num_frames: Of a clip.
+        modality: modality.json of the demonstrations, which names the parts of the robot.
 
     Returns:
         `action` and, if there are states, `state`, from `vector_errors`; `action` also has `train_mae`.
     """
     config = model.config
-    guesses = [predict_episode(model, episode, num_frames) for episode in held_out]
-    action = vector_errors([e.action_TA for e in held_out], [g[0] for g in guesses], config.actions)
     state_names = config.states.names if config.states else ()
-    action["baselines"]["previous_state"] = previous_state_mae(held_out, config.actions, state_names)
-    train_predictions = [predict_episode(model, episode, num_frames)[0] for episode in train]
-    action["train_mae"] = vector_errors([e.action_TA for e in train], train_predictions, config.actions)["mae"]
+    guesses = [predict_episode(model, episode, num_frames) for episode in held_out]
+
+    def errors(number: int, stats: VectorStats, vectors: Vectors) -> dict[str, Any]:
+        groups = vector_groups(stats, (modality or {}).get(("action", "state")[number]))
+        baselines = baseline_vectors(train, held_out, vectors, stats, state_names, num_frames)
+        truths = [truth_TD for episode in held_out if (truth_TD := vectors(episode)) is not None]
+        return vector_errors(truths, [guess[number] for guess in guesses], stats, groups, baselines)
+
     measured = {
         "episodes": [episode.name for episode in held_out],
         "num_frames": sum(len(episode.action_TA) for episode in held_out),
-        "action": action,
+        "action": errors(0, config.actions, lambda episode: episode.action_TA),
     }
+    train_error = [np.abs(predict_episode(model, e, num_frames)[0] - e.action_TA).mean(axis=0) for e in train]
+    weights = [len(e.action_TA) for e in train]
+    moving = config.actions.moving()
+    measured["action"]["train_mae"] = float(np.average(train_error, axis=0, weights=weights)[moving].mean())
     if config.states:
-        measured["state"] = vector_errors(states_of(held_out), [g[1] for g in guesses], config.states)
+        measured["state"] = errors(1, config.states, lambda episode: episode.state_TS)
     return measured
 
 
+def vector_groups(stats: VectorStats, parts: dict[str, Any] | None) -> dict[str, list[int]]:
+    """Return the dimensions of each part of the robot: the slices of modality.json, or one part of all dimensions."""
+    return {name: [*range(part["start"], part["end"])] for name, part in (parts or {}).items() if "start" in part} or {
+        "all": [*range(len(stats.names))]
+    }
+
+
 def describe_errors(action: dict[str, Any], how: str) -> list[str]:
-    """Describe the held-out error, with a warning if the model is no better than the mean."""
-    mae, mean_mae, r2 = action["mae"], action["baselines"]["demo_mean"], action["r2"]
-    summary = f"held-out error ({how}): {mae:.4g} in the robot's units; the demos' mean has {mean_mae:.4g}"
-    summary += "" if r2 is None else f"; R^2 of what is not binary {r2:.2f} (0 is the mean, 1 perfect)"
-    if mae >= mean_mae or (r2 is not None and r2 <= 0):
-        return [
-            summary,
-            "the model is NO BETTER than the demos' mean: add demonstrations or steps before using its labels",
-        ]
-    return [summary]
+    """Describe the held-out error beside the baselines, with a warning if the model is no better than one of them."""
+    mae, r2, baselines = action["mae"], action["r2"], action["baselines"]
+    summary = f"held-out error ({how}): {mae:.4g} in the robot's units"
+    summary += "" if r2 is None else f", R^2 {r2:.2f} (1 is perfect)"
+    summary += "; " + ", ".join(f"{BASELINES[name]} {value['mae']:.4g}" for name, value in baselines.items())
+    better = [
+        BASELINES[name]
+        for name, value in baselines.items()
+        if mae >= value["mae"] or (r2 is not None and value["r2"] is not None and r2 <= value["r2"])
+    ]
+    if not better:
+        return [summary]
+    return [
+        summary,
+        f"the model is NO BETTER than {' or '.join(better)}: add demonstrations or steps before using its labels",
+    ]
 
 
 def states_of(episodes: list[IdmEpisode]) -> list[np.ndarray]:

@@ -49,7 +49,7 @@ def held_out_error(idm: dict[str, Any]) -> tuple[float | None, float | None]:
         Mean absolute errors in the robot's units; None where they were not measured.
     """
     action = (idm.get("held_out") or {}).get("action") or {}
-    return action.get("mae"), (action.get("baselines") or {}).get("demo_mean")
+    return action.get("mae"), ((action.get("baselines") or {}).get("mean") or {}).get("mae")
 
 
 def _episodes(view: RunView) -> str:

@@ -14,7 +14,7 @@ from dreamgen.errors import UserError
 from dreamgen.models.idm.model import InverseDynamics
 from dreamgen.models.idm.vector_stats import VectorStats
 from finetune.idm_episodes import IdmEpisode, split_episodes
-from finetune.idm_errors import curves_svg, vector_errors
+from finetune.idm_errors import baseline_vectors, clip_pieces, curves_svg, vector_errors
 from finetune.inverse_dynamics import describe_errors, train_inverse_dynamics
 from tests.finetune.square_world import ACTION_NAMES, square_episode, square_settings, write_square_training_set
 
@@ -39,7 +39,9 @@ def test_learns_the_square_and_beats_every_guess(trained):
     held_out = json.loads((run / "idm" / "config.json").read_text())["held_out"]
     action = held_out["action"]
     assert action["r2"] > 0.8
-    assert action["mae"] < 0.5 * min(action["baselines"]["demo_mean"], action["baselines"]["stays_at_first"])
+    assert set(action["baselines"]) == {"mean", "nearest_frame", "state_held"}
+    for baseline in action["baselines"].values():
+        assert action["mae"] < 0.7 * baseline["mae"] and action["r2"] > baseline["r2"]
     assert action["binary_accuracy"] > 0.85
     assert 0.7 < action["spread"] < 1.2  # the actions are not shrunk towards the mean
     assert held_out["state"]["r2"] > 0.8
@@ -154,20 +156,44 @@ def test_errors_by_hand():
     assert stats.kinds == ("varied", "constant", "binary")
     truth_TD = np.array([[0, 1, 5], [4, 1, -5]], np.float32)
     guess_TD = np.array([[1, 1, 5], [4, 1, 5]], np.float32)
-    errors = vector_errors([truth_TD], [guess_TD], stats)
+    groups = {"arm": [0, 1], "leg": [1], "hand": [2]}
+    errors = vector_errors([truth_TD], [guess_TD], stats, groups, {"mean": [np.tile(stats.mean, (2, 1))]})
     assert errors["mae_per_dim"] == [0.5, 0.0, 5.0]
     assert errors["mae"] == pytest.approx((0.5 + 5.0) / 2)
-    assert errors["r2"] == pytest.approx(1 - 1 / 8)  # the demos' mean is 2
     assert errors["binary_accuracy"] == 0.5
-    assert errors["baselines"]["demo_mean"] == pytest.approx((2 + (abs(5 - 5 / 3) + abs(-5 - 5 / 3)) / 2) / 2)
-    assert errors["baselines"]["stays_at_first"] == pytest.approx((2 + 5) / 2)
-    assert errors["baselines"]["binary_majority_accuracy"] == 0.5
     assert errors["spread"] == pytest.approx(1.5 / 2)
+    # The demos: mean 2 and variance 8/3 of a; mean 5/3 and variance 200/9 of c.
+    assert errors["r2_per_group"] == {"arm": pytest.approx(1 - 1 / 8), "hand": pytest.approx(1 - 100 / (500 / 9))}
+    assert errors["r2_per_dim"] == [errors["r2_per_group"]["arm"], None, errors["r2_per_group"]["hand"]]
+    assert errors["r2"] == pytest.approx(1 - (1 / (8 / 3) + 100 / (200 / 9)) / (8 / (8 / 3) + (500 / 9) / (200 / 9)))
+    mean = errors["baselines"]["mean"]
+    assert mean["r2"] == pytest.approx(0) and mean["mae"] == pytest.approx((2 + (10 / 3 + 20 / 3) / 2) / 2)
+
+
+def test_baselines_by_hand():
+    dark, bright = np.full((3, 3, 16, 16), 10, np.uint8), np.full((3, 3, 16, 16), 200, np.uint8)
+    train = [IdmEpisode("a", dark, np.full((3, 1), 1.0), np.full((3, 1), 5.0)),
+             IdmEpisode("b", bright, np.full((3, 1), 3.0), np.full((3, 1), 6.0))]  # fmt: skip
+    frames = np.concatenate([dark, bright[:2]]) + np.uint8(9)
+    held_out = IdmEpisode("c", frames, np.arange(5.0)[:, None], np.arange(10.0, 15)[:, None])
+    stats = VectorStats.measure(np.array([[1.0], [3.0]]), ("joint",))
+    for state_names, held in ((("joint",), [10, 10, 10, 12, 12]), (("other",), [0, 0, 0, 2, 2])):
+        found = baseline_vectors(train, [held_out], lambda e: e.action_TA, stats, state_names, num_frames=3)
+        assert found["mean"][0][:, 0].tolist() == [2] * 5
+        assert found["nearest_frame"][0][:, 0].tolist() == [1, 1, 1, 3, 3]
+        assert found["state_held"][0][:, 0].tolist() == held  # the second clip overlaps the first
+
+
+@pytest.mark.parametrize(
+    "num_frames, pieces", [(4, [(0, 4, 0)]), (10, [(0, 5, 0), (5, 10, 5)]), (7, [(0, 5, 0), (2, 7, 5)])]
+)
+def test_clips_of_an_episode_have_one_length(num_frames, pieces):
+    assert list(clip_pieces(num_frames, 5)) == pieces
 
 
 def test_words_and_curves():
-    baselines = {"demo_mean": 0.5}
     for mae, r2, no_better in ((0.5, 0.1, True), (0.4, -0.1, True), (0.4, 0.1, False), (0.4, None, False)):
+        baselines = {"mean": {"mae": 0.5, "r2": 0.0}}
         notes = describe_errors({"mae": mae, "r2": r2, "baselines": baselines}, "1 of 2 episodes")
         assert ("NO BETTER" in notes[-1]) == no_better
     stats = VectorStats.measure(np.array([[0.0], [1.0], [2.0]], np.float32), ("<script>",))

@@ -92,7 +92,7 @@ def finished(tmp_path_factory):
         "source,name,status,detail\nepisode 0,a,used,\nepisode 1,b,changed,20 -> 16 fps\n"
         "episode 2,c,refused,<b>c.mp4</b> is damaged\n"
     )
-    action = {"mae": 0.0625, "baselines": {"demo_mean": 0.25}}
+    action = {"mae": 0.0625, "baselines": {"mean": {"mae": 0.25}}}
     write_json(run.idm / "config.json", {"horizon": 4, "held_out": {"how": "1 episode", "action": action}})
     write_json(run.datasets / "lerobot-v3.0" / "meta" / "info.json", {"total_episodes": 4})
     write_json(run.datasets / "lerobot-v2.1" / "meta" / "info.json", {"total_episodes": 4})
@@ -198,7 +198,7 @@ def test_mini_model_and_missing_guardrail_are_shown_at_the_top(finished, tmp_pat
 def test_actions_no_better_than_the_mean_are_shown_at_the_top(tmp_path):
     run = make_run(tmp_path / "run", num_clips=1, rejected=0)
     for mae, expected in ((0.3, True), (0.1, False)):
-        action = {"mae": mae, "baselines": {"demo_mean": 0.25}}
+        action = {"mae": mae, "baselines": {"mean": {"mae": 0.25}}}
         write_json(run.idm / "config.json", {"held_out": {"action": action}})
         notices = " ".join(text for _, text in page_of(run).all("aside"))
         assert ("no better than a guess" in notices) is expected
