@@ -16,7 +16,7 @@ from dreamgen.progress import log
 from dreamgen.run.journal import read_journal
 from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
-from dreamgen.stages import PIPELINE, STAGES, Stage
+from dreamgen.stages import PIPELINE, STAGES, Stage, imported
 
 set_library_defaults()  # before a stage imports a library
 
@@ -40,11 +40,17 @@ def run_stage(
         UserError: if the stage refuses its input, or its run was made with other settings.
     """
     stage = STAGES[name]
+    if stage.settle is not None:
+        settings = imported(stage.settle)(settings)
     if dry_run:
         return [stage.call(settings, dry_run=True)]
     run, results = RunFolder.of(settings, may_be_remote=stage.may_be_remote), []
     first = STAGES[stage.first] if stage.first else None
-    if first is not None and not first.is_done(run):
+    if (
+        first is not None
+        and not first.is_done(run)
+        and not (stage.first_unless and imported(stage.first_unless)(settings))
+    ):
         results += run_stage(first.name, settings, resume)
     # A stage may run again with other settings of its own; those that earlier stages used must stay.
     sections = [first.section] if first is not None and first.section else []
@@ -104,7 +110,7 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
     results: list[StageResult] = []
     with _claimed(run, settings):
         for number, stage in enumerate(PIPELINE.values(), start=1):
-            reason = "done before, kept" if stage in done else _why_skipped(stage, run)
+            reason = "done before, kept" if stage in done else _why_skipped(stage, run, settings)
             if stage.name in (result.stage for result in results):
                 reason = "done together with label"
             log(f"[{number}/{len(PIPELINE)}] {stage.name}" + (f": {reason}" if reason else ""))
@@ -178,9 +184,13 @@ def _claimed(run: RunFolder, settings: Settings) -> Iterator[None]:
         raise
 
 
-def _why_skipped(stage: Stage, run: RunFolder) -> str | None:
+def _why_skipped(stage: Stage, run: RunFolder, settings: Settings) -> str | None:
     """Return why a stage has nothing to work on in this run; None if it has."""
-    if "actions" in stage.needs and not (run.train / "trajectories").is_dir():
+    is_idm, taken_from = stage is STAGES["inverse dynamics"], settings.label.from_folder
+    if is_idm and taken_from is not None:
+        return f"skipped, the labels come from {taken_from}"
+    has_labels = not is_idm and (taken_from is not None or run.labels.is_dir())
+    if "actions" in stage.needs and not has_labels and not (run.train / "trajectories").is_dir():
         return "skipped, the demonstrations have no actions to learn from"
     if "clips" in stage.needs and all(r.status != "ok" for r in read_journal(run.journal, "generate").values()):
         return "skipped, no clip was generated"
@@ -196,9 +206,12 @@ def _sections(stages: Iterable[Stage]) -> list[str]:
 def label_and_curate(settings: Settings) -> list[StageResult]:
     """Run both stages in one pass, which decodes each clip once."""
     from dreamgen.cluster.clip_pass import process_clips
-    from dreamgen.curate.stage import Curator
+    from dreamgen.curate.stage import Curator, curate
+    from dreamgen.label.external import label_without_model
     from dreamgen.label.stage import Labeler
 
+    if (labels := label_without_model(settings)) is not None:
+        return [labels, curate(settings)]
     return process_clips(settings, Labeler(settings), Curator(settings))
 
 

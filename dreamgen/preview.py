@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamgen.config.settings import Settings
+from dreamgen.data.tables import csv_rows
 from dreamgen.errors import Problems, UserError
 from dreamgen.extensions.export_format import EXPORT_FORMATS, DatasetSize
 from dreamgen.models.cosmos_predict25.spec import is_random_mini
@@ -21,7 +22,6 @@ from dreamgen.models.devices import this_gpu
 from dreamgen.models.world_model import model_type
 from dreamgen.plan.sources import find_rows
 from dreamgen.plan.stage import instructions_of
-from dreamgen.plan.tables import csv_rows
 from dreamgen.prepare.stage import VIDEO_BYTES_PER_PIXEL, Demos, demos_of
 from dreamgen.progress import duration
 from dreamgen.run.files import read_json

@@ -29,6 +29,7 @@ class Stage:
         function: `module:function`, imported when it runs. A stage's function takes the settings and, where it can make
             use of them, `resume` and `dry_run`.
         section: Settings that may be named without their section.
+        more_sections: Other sections whose settings it takes.
         flags: Switches of the command besides `--json`.
         example: A command that can be copied; empty for a stage without a command of its own.
         paths: Names of the paths that one call of the function takes before its section's settings.
@@ -38,12 +39,15 @@ class Stage:
         words_are: Setting of its section that words without `--` are the values of.
         takes_run: Whether the run folder may be given without `--out`.
         settings: Of a command without a section: the only settings that it takes; all when empty.
+        settle: `module:function` that takes the settings and returns those that it runs with and records, where they
+            depend on its input.
         command: The command that runs it.
         in_run: Whether `dreamgen run` runs it.
         run_function: `module:function` that `dreamgen run` calls instead of `function`.
         output: What exists once it is done; None for a stage that finds out itself what is left to do.
         needs: What it works on.
         first: Stage that its command runs before it, where that one's output is missing.
+        first_unless: `module:function` that takes the settings and returns whether it can do without `first`.
         progress: Where the report reads how far it is; None for a stage that the report does not list.
         counts_clips_of: Of a stage that works on clips: the stage whose clips it works on.
         may_be_remote: Whether it works on a run folder in an object store.
@@ -57,6 +61,7 @@ class Stage:
     summary: str
     function: str
     section: str | None = None
+    more_sections: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     example: str = ""
     paths: tuple[str, ...] = ()
@@ -66,12 +71,14 @@ class Stage:
     words_are: str | None = None
     takes_run: bool = False
     settings: tuple[str, ...] = ()
+    settle: str | None = None
     command: str | None = None
     in_run: bool = False
     run_function: str | None = None
     output: Callable[[RunFolder], Path] | None = None
     needs: tuple[Need, ...] = ()
     first: str | None = None
+    first_unless: str | None = None
     progress: Progress | None = None
     counts_clips_of: str | None = None
     may_be_remote: bool = False
@@ -122,6 +129,13 @@ _TABLE = (
         output=lambda run: run.train, progress="training set", locks=("prepare",),
     ),
     Stage(
+        name="import", summary="clips and labels that other programs made -> clips and labels of the run",
+        function="dreamgen.prepare.import_clips:import_clips", section="import_clips", words_are="clips",
+        flags=("dry_run",), settle="dreamgen.prepare.import_clips:settle_shape",
+        example="dreamgen import path/to/clips --out runs/pick --labels=path/to/labels --generator=wan2.2-14b",
+        locks=("plan", "label"), sweeps=("labels",),
+    ),
+    Stage(
         name="finetune", summary="training set -> LoRA or DoRA adapter", function="finetune:finetune",
         section="finetune", flags=("dry_run", "resume"), in_run=True,
         example="dreamgen finetune --out runs/pick --method dora --lora.rank=16",
@@ -160,6 +174,7 @@ _TABLE = (
         name="label", summary="clips -> actions, by an inverse-dynamics model trained on the demonstrations",
         function="dreamgen.label.stage:label", section="idm", flags=("resume",), in_run=True,
         run_function="dreamgen.pipeline:label_and_curate",
+        more_sections=("label",), first_unless="dreamgen.label.external:needs_no_model",
         example="dreamgen label --out runs/pick", needs=("actions", "clips"), first="inverse dynamics",
         progress="journal", counts_clips_of="generate", locks=("label", "curate"),
         sweeps=("labels",),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -13,6 +12,7 @@ from av.error import FFmpegError
 from dreamgen.data.display import to_rgb
 from dreamgen.data.lerobot.image_statistics import ImageHistogram, few_frames, sampled_frames
 from dreamgen.data.lerobot.video import encoding_of
+from dreamgen.data.stream_copy import copy_problem
 from dreamgen.data.video import VideoInfo, open_packets
 from dreamgen.errors import UserError
 
@@ -50,25 +50,6 @@ def inspect_clip(path: Path, fps: int, as_lerobot: bool = False) -> ClipVideo:
             raise UserError(f"{path.name} cannot be copied without encoding it again", actual=problem)
         image = _histogram(path, stream, packets, as_lerobot)
         return ClipVideo(info, path.stat().st_size, encoding_of(stream, info), image)
-
-
-def copy_problem(packets: Sequence[av.Packet], fps: int) -> str | None:
-    """Return why packets cannot be copied, or None.
-
-    Args:
-        packets: Of one video, in the order of the file.
-        fps: The rate that it should have.
-
-    Returns:
-        The problem: the first frame is no key frame, frames are stored out of order, or frame i is not at i / fps.
-    """
-    if not packets[0].is_keyframe:
-        return "the first frame is not a key frame"
-    for index, packet in enumerate(packets):
-        if packet.pts is None or packet.pts * packet.time_base != Fraction(index, fps):
-            time = "no time" if packet.pts is None else f"{float(packet.pts * packet.time_base):.6f} s"
-            return f"packet {index} has {time}, not {index}/{fps} s"
-    return None
 
 
 def _histogram(path: Path, stream: av.VideoStream, packets: Sequence[av.Packet], as_lerobot: bool) -> ImageHistogram:

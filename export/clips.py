@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dreamgen.run.records import AcceptedClip, Job, stored_name
+from export.label_origins import LabelOrigins
 
 GENERATED, REAL = "dreamed", "real"  # as provenance has them on disk
 NOT_PROVENANCE = {"clip_id", "height", "width", "num_frames", "fps", "codec", "crf", "gop"}  # the video has them
+KNOWN_OF_IMPORTED = {"instruction", "model", "level", "source"}
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,19 @@ class Clip:
         return cls(**{**values, "videos": tuple(map(Path, values["videos"])), "label": Path(values["label"])})
 
 
-def generated_clips(clips: Iterable[AcceptedClip]) -> Iterator[Clip]:
-    """Convert a run's accepted clips; the fields of their jobs are their provenance."""
+def generated_clips(clips: Iterable[AcceptedClip], origins: LabelOrigins | None = None) -> Iterator[Clip]:
+    """Convert a run's accepted clips; the fields of their jobs, and what made their labels, are their provenance."""
+    origins = origins or LabelOrigins()
     from_job = [f.name for f in fields(Job) if f.name not in NOT_PROVENANCE]
     for clip in clips:
         job = clip.job
-        origin = {stored_name(name): getattr(job, name) for name in from_job}
-        origin |= {"safety_checker": clip.safety_checker, "scores": clip.scores}
+        # How an imported clip was sampled is not known.
+        known = [name for name in from_job if not job.is_imported or name in KNOWN_OF_IMPORTED]
+        origin = {stored_name(name): getattr(job, name) for name in known}
+        origin |= {"safety_checker": clip.safety_checker, "scores": clip.scores, **origins.columns(clip)}
         yield Clip(
             job.clip_id, job.instruction, job.fps, (clip.video,), clip.num_frames, clip.label,
-            crf=job.crf, gop=job.gop, origin=origin,
+            crf=job.crf or None, gop=job.gop or None, origin=origin,
         )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from export.spec import Camera, cameras_of
 from export.transcode import ClipSource, VideoClipSource
 
 # Columns of a provenance table that are fields of a clip, or that the export writes itself.
-CLIP_COLUMNS = ("episode_index", "clip_id", "kind", "num_frames", "instruction", "dreamgen_version", "idm_held_out",
+CLIP_COLUMNS = ("episode_index", "clip_id", "kind", "num_frames", "instruction", "dreamgen_version",
                 "licence")  # fmt: skip
 
 

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import dreamgen
-from dreamgen.run.files import atomic_file, read_json
-from dreamgen.run.run_folder import RunFolder
+from dreamgen.run.files import atomic_file
 from export.episode_store import EpisodeStore
 
 ROWS_PER_GROUP = 1000
@@ -29,8 +28,9 @@ ARROW_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.s
 def write_provenance(path: Path, episodes: EpisodeStore, shared: dict[str, Any]) -> None:
     """Write one row per episode, atomically.
 
-    Columns: episode_index, clip_id, kind (dreamed or real), num_frames, the fields of the clip's job, `score_NAME` for
-    each score, and those of `shared`. Those of the job are empty for real episodes.
+    Columns: episode_index, clip_id, kind (dreamed or real), num_frames, the fields of the clip's job, hash and maker of
+    its label, `score_NAME` for each score, and those of `shared`. Those of job and label are empty for real episodes;
+    those of sampling are for clips that were imported.
 
     Args:
         path: The parquet file.
@@ -48,16 +48,9 @@ def write_provenance(path: Path, episodes: EpisodeStore, shared: dict[str, Any])
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
-def run_provenance(run: RunFolder, license_id: str | None = None) -> dict[str, Any]:
-    """Return the columns with one value for all clips of a run: error of the inverse-dynamics model, license, version.
-
-    `idm_held_out` is JSON: every entry of idm/config.json whose name begins with `held_out`; None without the file.
-    """
-    config = run.idm / "config.json"
-    held_out = None
-    if config.exists():
-        held_out = json.dumps({k: v for k, v in read_json(config).items() if k.startswith("held_out")})
-    return {"idm_held_out": held_out, "licence": license_id, "dreamgen_version": dreamgen.__version__}
+def run_provenance(license_id: str | None = None) -> dict[str, Any]:
+    """Return the columns with one value for all episodes: license and version."""
+    return {"licence": license_id, "dreamgen_version": dreamgen.__version__}
 
 
 def _origin_columns(origin: dict[str, Any]) -> dict[str, Any]:

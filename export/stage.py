@@ -14,7 +14,6 @@ from dreamgen.data.hub import check_can_push, push_folder
 from dreamgen.errors import Problems, UserError
 from dreamgen.extensions.export_format import EXPORT_FORMATS, DatasetSize, ExportFormat
 from dreamgen.progress import log
-from dreamgen.run.files import read_json
 from dreamgen.run.jobs import iter_accepted_clips
 from dreamgen.run.made_from import provenance_file, record_inputs
 from dreamgen.run.records import RobotFeatures, StageResult
@@ -23,6 +22,7 @@ from export.card import contact_sheet, write_card
 from export.clips import ClipList, generated_clips
 from export.episode_store import EpisodeStore
 from export.errors import dataset_exists, not_ours, nothing_accepted, out_of_date, states_missing
+from export.label_origins import LabelOrigins
 from export.manifest import write_manifest
 from export.mixture import gather, is_resized
 from export.other_datasets import MixedDataset, open_mixed_datasets
@@ -73,10 +73,11 @@ def export_datasets(settings: Settings, resume: bool = False, overwrite: bool = 
         raise dataset_exists(run, existing)
     if overwrite and (foreign := [name for name in existing if not provenance_file(run, name).is_file()]):
         raise not_ours(run.datasets / name for name in foreign)
-    clips = ClipList(generated_clips(iter_accepted_clips(run)))
+    clips = ClipList(generated_clips(iter_accepted_clips(run), LabelOrigins.of(run)))
     if not clips:
         raise nothing_accepted(run, settings)
-    features = RobotFeatures.from_dict(read_json(run.need(run.train / "features.json", "prepare")))
+    run.need(run.features_file, "prepare")
+    features = run.robot_features()
     stale = {name: note for name in existing if (note := out_of_date(run, name, settings, clips))}
     replaced = [name for name in existing if overwrite and (name in stale or not resume)]
     existing = [name for name in existing if name not in replaced]
@@ -148,7 +149,7 @@ def _write_datasets(
         for export_format in formats:
             if export_format.needs_states and not spec.state_names:
                 raise states_missing(export_format)
-        shared, sheet_HWC = run_provenance(run, export.license), contact_sheet(episodes)
+        shared, sheet_HWC = run_provenance(export.license), contact_sheet(episodes)
         for export_format in formats:
             log(f"export: {export_format.name}, {len(episodes)} episodes")
             name = export.dataset_name(export_format.name)

@@ -72,6 +72,8 @@ def _settings_of(stage: Stage) -> tuple[list[tuple[str, Setting]], list[tuple[st
             own += [(path, setting)] if stage.flags or path == "out" else []  # status only reads the run
         elif setting.section == stage.section:
             own.append((path.partition(".")[2], setting))
+        elif setting.section in stage.more_sections:
+            own.append((setting.public_path, setting))
         elif stage.takes_all_settings and (is_top or setting.section in SHARED_SECTIONS):
             shared.append((path, setting))
     return own, shared

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from dreamgen.config.paths import all_settings, nearest_setting
+from dreamgen.config.paths import all_settings, nearest_setting, public_paths
 from dreamgen.config.settings import Settings
 from dreamgen.errors import UserError, closest_match
 
@@ -55,6 +55,7 @@ def read_tokens(
             text = queue.pop(0)
         if stage is not None and path.split(".")[0] not in top:
             path = f"{stage}.{path}"
+        path = public_paths().get(path, path)
         _set_path(given, path, _parse_value(path, text))
     return given, switches
 

@@ -14,7 +14,7 @@ from draccus.utils import DraccusException
 from mergedeep import merge
 
 from dreamgen.config.command_tokens import read_tokens
-from dreamgen.config.paths import Setting, all_settings, get_path, nearest_setting
+from dreamgen.config.paths import Setting, all_settings, get_path, nearest_setting, public_paths
 from dreamgen.config.settings import MAX_CRF, Settings
 from dreamgen.errors import Problems, UserError
 from dreamgen.run.store import Store, is_url
@@ -81,6 +81,12 @@ def settings_from_dict(values: dict[str, Any]) -> Settings:
         UserError: naming every unknown setting with its closest match, or every value that is not allowed.
     """
     problems, known = Problems(), all_settings()
+    for public, path in public_paths().items():
+        section, _, name = public.rpartition(".")
+        group = values.get(section)
+        if isinstance(group, dict) and name in group:
+            renamed = {path.rpartition(".")[2] if key == name else key: value for key, value in group.items()}
+            values = {**values, section: renamed}
     for path in _paths_of(values, known):
         if path not in known and not any(name.startswith(path + ".") for name in known):
             nearest = nearest_setting(path)

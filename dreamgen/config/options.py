@@ -27,6 +27,7 @@ class Option:
         multiple_of: What the value is a multiple of.
         choices: Returns the names that are allowed; for names that extensions register. A `Literal` type needs none.
         parse: Raises UserError for a text that cannot be read.
+        public_name: Its name for users, where Python cannot have a field of that name.
         scope: "run": part of what the run makes, and the same in all of its stages. "machine": where and how the work
             is done; it may differ between stages. "call": holds for one command and is never recorded.
         invalidates: Stages whose half-finished output is of no use after a change; the setting's own section when not
@@ -41,6 +42,7 @@ class Option:
     multiple_of: int | None = None
     choices: Callable[[], Sequence[str]] | None = None
     parse: Callable[[str], object] | None = None
+    public_name: str | None = None
     scope: Scope = "run"
     invalidates: tuple[str, ...] | None = None
 

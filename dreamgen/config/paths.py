@@ -35,6 +35,12 @@ class Setting:
         return self.path.partition(".")[0]
 
     @property
+    def public_path(self) -> str:
+        """Return the path as users write it."""
+        name = self.option.public_name
+        return self.path if name is None else f"{self.path.rpartition('.')[0]}.{name}"
+
+    @property
     def kinds(self) -> tuple[Any, ...]:
         """Return the types that its values may have: one, or those of a union."""
         members = typing.get_args(self.type)
@@ -70,6 +76,12 @@ class Setting:
 def all_settings() -> dict[str, Setting]:
     """Return every setting by its path, in the order of their declaration."""
     return {setting.path: setting for setting in _settings_of(Settings, "")}
+
+
+@cache
+def public_paths() -> dict[str, str]:
+    """Return the path of each setting that users write otherwise, by how they write it."""
+    return {s.public_path: path for path, s in all_settings().items() if s.public_path != path}
 
 
 def nearest_setting(path: str) -> str | None:

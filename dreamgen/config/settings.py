@@ -259,6 +259,35 @@ class IdmSettings:
 
 
 @dataclass(frozen=True)
+class ImportSettings:
+    """Clips and labels that other programs made -> clips and labels of the run."""
+
+    clips: list[str] = option(
+        [],
+        "folders of clips: NAME.mp4 + NAME.txt, videos with metadata.csv or metadata.jsonl, or LeRobot datasets",
+        scope="call",
+    )
+    labels: str | None = option(
+        None,
+        "labels of the clips: a folder of NAME.parquet or NAME.npz, or a LeRobot dataset whose episodes the names end "
+        "with; default: those of the clips' own dataset",
+        scope="call",
+    )
+    generator: str | None = option(
+        None, "what made the clips, such as wan2.2-14b, for the datasets' provenance; default: unknown", scope="call"
+    )
+    labeled_by: str | None = option(
+        None, "what made the labels, for the datasets' provenance; default: unknown", scope="call"
+    )
+    shape: Literal["auto", "settings"] = option(
+        "auto",
+        "size and frame rate of the clips in the run. settings: those of video.*; auto: the same, but a run without "
+        "settings takes those of the first clip. Clips of another shape are resized and resampled",
+        scope="call",
+    )
+
+
+@dataclass(frozen=True)
 class PlanSettings:
     """First frames x instructions x seeds -> jobs."""
 
@@ -326,8 +355,17 @@ class GenerateSettings:
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """The workers that label and curate clips, here or on the cluster of RAY_ADDRESS."""
+    """Labels of another model, and the workers that label and curate clips, here or on the cluster of RAY_ADDRESS."""
 
+    from_folder: str | None = option(
+        None,
+        "folder of labels that another model made: CLIP_ID.parquet with `action` and optionally `observation.state`, "
+        "one row for each frame, or CLIP_ID.npz",
+        scope="call", public_name="from",
+    )  # fmt: skip
+    labeled_by: str | None = option(
+        None, "what made the labels of label.from, for the datasets' provenance; default: unknown", scope="call"
+    )
     num_workers: int | None = option(
         None, "workers; default: as many as have room on a cluster, or one per core, and one for up to 63 clips", ge=1,
         scope="machine",
@@ -514,6 +552,7 @@ class Settings:
     finetune: FinetuneSettings = section(FinetuneSettings)
     finetune_vae: FinetuneVaeSettings = section(FinetuneVaeSettings)
     idm: IdmSettings = section(IdmSettings)
+    import_clips: ImportSettings = section(ImportSettings)
     plan: PlanSettings = section(PlanSettings)
     generate: GenerateSettings = section(GenerateSettings)
     label: LabelSettings = section(LabelSettings)

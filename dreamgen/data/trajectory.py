@@ -18,6 +18,7 @@ from dreamgen.run.files import atomic_file, regular_file
 
 STATE, ACTION = "observation.state", "action"
 SMALL_FILE_BYTES = 1 << 20
+MADE_BY = b"dreamgen.made_by"  # metadata of label files that this program wrote
 
 
 @dataclass(frozen=True)
@@ -88,16 +89,25 @@ def read_trajectory(
     )
 
 
-def write_trajectory(path: Path, trajectory: Trajectory) -> None:
-    """Write states and actions, if there are any, as lists of float32, atomically."""
+def write_trajectory(path: Path, trajectory: Trajectory, made_by: str | None = None) -> None:
+    """Write states and actions, if there are any, as lists of float32, atomically.
+
+    Args:
+        path: The parquet file.
+        trajectory: The rows.
+        made_by: What made them, for the file's metadata.
+    """
     vectors = {ACTION: trajectory.action_TA, STATE: trajectory.state_TS}
     columns = {
         name: pa.array(list(values_TD), pa.list_(pa.float32()))
         for name, values_TD in vectors.items()
         if values_TD is not None
     }
+    table = pa.table(columns)
+    if made_by is not None:
+        table = table.replace_schema_metadata({MADE_BY: made_by.encode()})
     with atomic_file(path) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+        pq.write_table(table, temporary)
 
 
 def read_schema(path: Path) -> pa.Schema:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from dreamgen.run.jobs import JobRows, job_columns
 from dreamgen.run.journal import latest_records
 from dreamgen.run.process_identity import is_alive
-from dreamgen.run.records import Job, JournalRecord
+from dreamgen.run.records import IMPORTED, Job, JournalRecord
 from dreamgen.run.run_folder import RunFolder
 from dreamgen.run.shard import Shard
 
@@ -57,15 +57,16 @@ class RunStatus:
 
 
 def clip_status(run: RunFolder, shard: Shard | None = None) -> RunStatus:
-    """Return which clips are done and which are left.
+    """Return which clips are done and which are left; those that were imported are not generated.
 
     Args:
         run: With jobs planned.
         shard: Of the driver; all jobs when not given.
     """
     ids = job_columns(run.jobs, ["clip_id"])["clip_id"].combine_chunks()
-    rows = np.flatnonzero((shard or Shard()).holds(ids))
-    return RunStatus(JobRows(run.jobs, rows), clip_states(run, ids.take(rows)))
+    jobs = JobRows(run.jobs, np.flatnonzero((shard or Shard()).holds(ids)))
+    jobs = jobs.where(~jobs.is_one_of("level", [IMPORTED]))
+    return RunStatus(jobs, clip_states(run, ids.take(jobs.rows)))
 
 
 def clip_states(run: RunFolder, ids: pa.Array) -> np.ndarray:

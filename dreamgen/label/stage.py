@@ -19,10 +19,12 @@ from dreamgen.config.settings import Settings
 from dreamgen.data.clip_context import ClipContext
 from dreamgen.data.trajectory import Trajectory, write_trajectory
 from dreamgen.errors import UserError
+from dreamgen.label.external import label_without_model
 from dreamgen.models.idm.model import WEIGHTS_NAME, InverseDynamics
 from dreamgen.progress import log
 from dreamgen.run.files import sha256_of_file
 from dreamgen.run.jobs import JobRows, generated_jobs, with_records
+from dreamgen.run.label_files import LABEL_HASH, is_external, is_foreign
 from dreamgen.run.records import Job, JournalRecord, StageResult
 from dreamgen.run.run_folder import RunFolder
 
@@ -30,7 +32,7 @@ STAGE = "label"
 
 
 def label(settings: Settings) -> StageResult:
-    """Label every generated clip that has no label by this run's inverse-dynamics model.
+    """Take the labels of others, then label every other clip that has none by this run's inverse-dynamics model.
 
     Args:
         settings: Settings of the run; with `idm.predict_state`, states are predicted beside actions.
@@ -41,6 +43,8 @@ def label(settings: Settings) -> StageResult:
     Raises:
         UserError: if there is no clip, no model, or the model was trained at another frame rate.
     """
+    if (result := label_without_model(settings)) is not None:
+        return result
     (result,) = process_clips(settings, Labeler(settings))
     return result
 
@@ -61,12 +65,12 @@ class Labeler(ClipStage):
         run = RunFolder.of(settings)
         generated = generated_jobs(run, STAGE)
         model = InverseDynamics.load(run.need(run.idm, STAGE))
-        check_frame_rate(run, model, generated)
         self._wants_state, self._held_out = settings.idm.predict_state, model.config.held_out["action"]
         self._has_state = self._wants_state and model.config.states is not None
         made_by = {"idm_sha256": sha256_of_file(run.idm / WEIGHTS_NAME), "has_state": self._has_state}
-        processor = LabelProcessor(run.absolute().idm, made_by)
-        super().__init__(run, clips_to_label(run, generated, made_by), processor)
+        left = clips_to_label(run, generated, made_by)
+        check_frame_rate(run, model, left)
+        super().__init__(run, left, LabelProcessor(run.absolute().idm, made_by))
         self._num_generated, self._num_failed = len(generated), 0
         log(f"label: held-out error of the model: {self._held_out['mae']:.4g} in the robot's units (mean absolute)")
 
@@ -129,11 +133,17 @@ def check_frame_rate(run: RunFolder, model: InverseDynamics, jobs: JobRows) -> N
 
 
 def clips_to_label(run: RunFolder, jobs: JobRows, made_by: dict[str, Any]) -> JobRows:
-    """Return the jobs without a label file, or without an ok record for it that has the metrics of `made_by`."""
+    """Return the jobs without a label file, or without an ok record for it that has the metrics of `made_by`.
+
+    Labels of others are left as they are.
+    """
 
     def is_done(job: Job, record: JournalRecord | None) -> bool:
+        path = run.label_file(job.clip_id)
+        if is_external(record) or is_foreign(path, record):
+            return path.is_file()
         is_by_this = record is not None and record.status == "ok" and made_by.items() <= record.metrics.items()
-        return is_by_this and run.label_file(job.clip_id).is_file()
+        return is_by_this and path.is_file()
 
     found = (not is_done(job, record) for job, record in with_records(jobs, run, STAGE))
     return jobs.where(np.fromiter(found, bool, len(jobs)))
@@ -155,7 +165,7 @@ def label_clip(clip: ClipContext, model: InverseDynamics, made_by: dict[str, Any
     try:
         action_TA, state_TS = model.predict(clip.video_THWC)
         trajectory = Trajectory(len(action_TA), state_TS if made_by["has_state"] else None, action_TA)
-        write_trajectory(path, trajectory)
+        write_trajectory(path, trajectory, f"inverse-dynamics model {made_by['idm_sha256']}")
     except Exception as error:
         return JournalRecord.of_error(clip_id, STAGE, error, worker=worker)
     actions = model.config.actions
@@ -165,6 +175,7 @@ def label_clip(clip: ClipContext, model: InverseDynamics, made_by: dict[str, Any
         "num_frames": len(action_TA),
         "idm_held_out_mae": model.config.held_out["action"]["mae"],
         **made_by,
+        LABEL_HASH: sha256_of_file(path),
         "action_mean_abs_change": float(np.abs(np.diff(action_TA, axis=0)).mean()) if len(action_TA) > 1 else 0.0,
         "action_outside_demos": float(outside_TA.mean()),
     }

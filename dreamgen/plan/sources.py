@@ -14,10 +14,10 @@ from typing import Any
 from dreamgen.config.settings import Settings
 from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
 from dreamgen.data.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_below, not_used
+from dreamgen.data.tables import csv_rows, numbered_rows
 from dreamgen.data.views import View, check_views, describe_views, short_name
 from dreamgen.errors import UserError, closest_match, quoted
 from dreamgen.plan.first_frames import CAMERA, of_camera
-from dreamgen.plan.tables import csv_rows, numbered_rows
 from dreamgen.run.files import existing_folder, inside, read_json
 from dreamgen.run.records import RobotFeatures
 from dreamgen.run.run_folder import RunFolder

@@ -137,7 +137,7 @@ def gather(run: RunFolder) -> RunView:
         run=run,
         settings=attempt(run.settings_file, read_yaml, {}),
         demos=attempt(run.train / "summary.csv", _read_csv, []),
-        features=attempt(run.train / "features.json", _read_features, None),
+        features=attempt(run.features_file, _read_features, None),
         steps=attempt(run.finetune_logs / "loss.csv", _read_steps, []),
         adapter=adapter if adapter.is_file() else None,
         idm=attempt(run.idm / "config.json", read_json, None),

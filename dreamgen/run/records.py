@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from dreamgen.data.views import View
 
+IMPORTED = "imported"  # `level` of a job whose clip was made elsewhere
 METRICS_KEY = "figures"  # the name of `metrics` in journals and in `--json` output
 
 
@@ -84,7 +85,8 @@ class Job:
         num_frames: Of the whole clip.
         num_chunks: Number of chunks sampled one after another; each is conditioned on the end of the previous one.
         chunk_overlap: Number of conditioning frames of a later chunk; the clip contains them once.
-        level: Name of the sampling level: exact, or one that trades fidelity for speed.
+        level: Name of the sampling level: exact, or one that trades fidelity for speed; `IMPORTED` for a clip that was
+            made elsewhere, whose `model` is what the user says made it and whose `model_sha256` hashes its file.
         step_skipping: The level's sampling options, from `WorldModel.sampling_options`.
         model: Hub id and revision, or the folder's name.
         model_sha256: Fingerprint of the weights for a local folder; the revision for a hub model.
@@ -119,6 +121,11 @@ class Job:
     crf: int
     gop: int
     source: str
+
+    @property
+    def is_imported(self) -> bool:
+        """Return whether the clip was made elsewhere and imported: `generate` does not make it."""
+        return self.level == IMPORTED
 
     @property
     def task_id(self) -> str:

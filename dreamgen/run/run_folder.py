@@ -17,7 +17,8 @@ from dreamgen.config.loading import SHARED, changed_settings, read_yaml
 from dreamgen.config.paths import all_settings
 from dreamgen.config.settings import Settings
 from dreamgen.errors import UserError, quoted
-from dreamgen.run.files import write_text
+from dreamgen.run.files import read_json, write_text
+from dreamgen.run.records import RobotFeatures
 from dreamgen.run.store import Store, is_url
 
 ALWAYS_RECORDED = ("out", "demos", *SHARED)
@@ -89,6 +90,7 @@ class RunFolder:
     scores = _Below("scores")
     datasets = _Below("datasets")
     report = _Below("report.html")
+    imported = _Below("imported")
 
     @property
     def journal(self) -> Path | Store:
@@ -111,6 +113,18 @@ class RunFolder:
     def first_frame_file(self, sha256: str) -> Path:
         """Return the path of a first frame at the clip's size (PNG, RGB), named by the hash of its pixels."""
         return self.first_frames / sha256[:2] / f"{sha256[:32]}.png"
+
+    @property
+    def features_file(self) -> Path:
+        """Return the description of the robot: that of the training set, else that of imported clips."""
+        own, imported = self.train / "features.json", self.imported / "features.json"
+        return imported if imported.is_file() and not own.is_file() else own
+
+    def robot_features(self) -> RobotFeatures:
+        """Return the robot of the demonstrations, or of imported clips; without names where neither describes it."""
+        return (
+            RobotFeatures.from_dict(read_json(self.features_file)) if self.features_file.is_file() else RobotFeatures()
+        )
 
     def need(self, path: Path, made_by: str) -> Path:
         """Return `path`, or raise an error that names the command that makes it.

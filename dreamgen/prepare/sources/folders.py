@@ -1,8 +1,8 @@
 """Folders of videos with instructions: the GR1 layout and the plain one, both with sub-folders and any container.
 
-GR1: `videos/*.mp4`, with the instruction in `metadata.csv`, `metas/NAME.txt` or `captions/NAME.json`. A training set
-that prepare wrote has this layout too, with `trajectories/` and `features.json`; where its pictures show several
-cameras, each is cut out again.
+GR1: `videos/*.mp4`, with the instruction in `metadata.csv` or `metadata.jsonl`, `metas/NAME.txt` or
+`captions/NAME.json`. A training set that prepare wrote has this layout too, with `trajectories/` and `features.json`;
+where its pictures show several cameras, each is cut out again.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import csv
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dreamgen.config.settings import PrepareSettings
 from dreamgen.data.media_files import files_below, is_dataset, is_video, named, not_used
+from dreamgen.data.tables import jsonl_rows
 from dreamgen.data.trajectory import read_trajectory
 from dreamgen.errors import UserError, reason_of
 from dreamgen.extensions.demo_source import DemoSource
@@ -28,24 +29,25 @@ from dreamgen.run.json_text import BadJson, parse_json
 from dreamgen.run.records import RobotFeatures
 
 FILE_COLUMNS = ("file_name", "video", "path", "video_path")
+TABLES = ("metadata.csv", "metadata.jsonl")  # the first that exists is read
 FILES_OF_GR1 = ("metadata.csv", "features.json", "summary.csv", "README.md")
 ENDINGS_OF_GR1 = {"metas": (".txt",), "captions": (".json",), "trajectories": (".parquet",), "first_frames": (".png",)}
 TEXT_COLUMNS = ("instruction", "prompt", "text", "caption")  # the bare instruction goes before the whole prompt
 
 
 def open_gr1(root: Path, settings: PrepareSettings) -> Source:
-    """List the videos of a GR1 layout: those that metadata.csv names, and all others in videos/.
+    """List the videos of a GR1 layout: those that its table names, and all others in videos/.
 
     Raises:
-        UserError: if metadata.csv or features.json as a whole cannot be read.
+        UserError: if the table or features.json as a whole cannot be read.
     """
     features = _read_features(root / "features.json") if (root / "features.json").is_file() else RobotFeatures()
-    has_table = (root / "metadata.csv").is_file()
-    by_video, refused_rows = _read_metadata_csv(root) if has_table else ({}, [])
+    table = _table_of(root)
+    by_video, refused_rows = _read_table(root, table) if table is not None else ({}, [])
     videos = sorted({*by_video, *(Path("videos") / path for path in videos_in(root / "videos"))})
-    findings = _unused_of_gr1(root, videos)
-    if has_table and len(videos) > len(by_video):
-        findings.append(f"metadata.csv does not name {len(videos) - len(by_video)} of the {len(videos)} videos")
+    findings = _unused_of_gr1(root, videos, table)
+    if table is not None and len(videos) > len(by_video):
+        findings.append(f"{table.name} does not name {len(videos) - len(by_video)} of the {len(videos)} videos")
     findings += _beyond(videos, settings)
     videos = videos[: settings.max_episodes]
     clips = []
@@ -107,7 +109,7 @@ def _once(clips: Sequence[SourceClip]) -> tuple[SourceClip, ...]:
     return tuple(checked)
 
 
-def _unused_of_gr1(root: Path, videos: Sequence[Path]) -> list[str]:
+def _unused_of_gr1(root: Path, videos: Sequence[Path], table: Path | None) -> list[str]:
     """Name what the layout has no place for, and texts and trajectories without a video."""
     notes, known = [], {*FILES_OF_GR1, *videos}
     names = {name for video in videos for name in (_name_of(video, "videos"), video.stem)}
@@ -117,12 +119,12 @@ def _unused_of_gr1(root: Path, videos: Sequence[Path]) -> list[str]:
         if folder in ENDINGS_OF_GR1 and path.suffix.lower() in ENDINGS_OF_GR1[folder]:
             if path.relative_to(folder).with_suffix("").as_posix() not in names:
                 notes.append(path)
-        elif path.as_posix() not in FILES_OF_GR1 and path not in known:
+        elif path.as_posix() not in FILES_OF_GR1 and path not in known and (table is None or path.name != table.name):
             others.append(path)
     outside = [path for path in others if is_video(path)]
     return [
         *not_used(notes, "as no video has their name"),
-        *not_used(outside, "as they are outside videos/ and metadata.csv does not name them"),
+        *not_used(outside, f"as they are outside videos/ and {table.name if table else TABLES[0]} does not name them"),
         *not_used((path for path in others if path not in outside), "as this layout has no place for them"),
         *_datasets_within(root),
         *unused_columns(next(iter(sorted(root.glob("trajectories/*.parquet"))), None)),
@@ -158,30 +160,44 @@ def _clip(
         return SourceClip(name, origin, refused=reason_of(error))
 
 
-def _read_metadata_csv(root: Path) -> tuple[dict[Path, str | UserError], list[tuple[str, str]]]:
+def _table_of(root: Path) -> Path | None:
+    return next((root / name for name in TABLES if (root / name).is_file()), None)
+
+
+def _read_table(root: Path, table: Path) -> tuple[dict[Path, str | UserError], list[tuple[str, str]]]:
     """Return video -> its text or error, and the rows that name no video as (origin, reason)."""
-    path = root / "metadata.csv"
     by_video: dict[Path, str | UserError] = {}
     refused = []
+    for number, row in _csv_rows(table) if table.suffix == ".csv" else jsonl_rows(table):
+        origin = f"{table.name} line {number}"
+        try:
+            if isinstance(row, UserError):
+                raise row
+            named_by = next((name for name in FILE_COLUMNS if name in row), None)
+            if named_by is None:
+                raise UserError(f"{origin} names no video", actual=", ".join(map(str, row)),
+                                allowed=" | ".join(FILE_COLUMNS))  # fmt: skip
+            video = _named_video(root, _cell(row, named_by, origin), origin)
+            if video in by_video:
+                raise UserError(f"{origin} names {video.as_posix()} again: its first row is used")
+        except UserError as error:
+            refused.append((origin, reason_of(error)))
+            continue
+        by_video[video] = _row_text(row, origin)
+    return by_video, refused
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[Any, Any]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, strict=True)
             columns = reader.fieldnames or []
-            file_column = next((name for name in FILE_COLUMNS if name in columns), None)
-            if file_column is None:
+            if not set(FILE_COLUMNS) & set(columns):
                 raise UserError(
                     f"{path} has no column for the video", actual=", ".join(columns), allowed=" | ".join(FILE_COLUMNS)
                 )
             for row in reader:
-                origin = f"metadata.csv line {reader.line_num}"
-                try:
-                    video = _named_video(root, row[file_column] or "", origin)
-                    if video in by_video:
-                        raise UserError(f"{origin} names {video.as_posix()} again: its first row is used")
-                except UserError as error:
-                    refused.append((origin, reason_of(error)))
-                    continue
-                by_video[video] = _row_text(row, origin)
+                yield reader.line_num, row
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8", actual=str(error), next_step="save it as UTF-8") from None
     except csv.Error as error:
@@ -190,17 +206,26 @@ def _read_metadata_csv(root: Path) -> tuple[dict[Path, str | UserError], list[tu
             actual=str(error),
             allowed="texts with commas in double quotes, and double quotes in them doubled",
         ) from None
-    return by_video, refused
 
 
-def _row_text(row: dict[str | None, Any], origin: str) -> str | UserError:
+def _cell(row: dict[Any, Any], column: str, origin: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str | None):  # JSON has other types than text
+        raise UserError(f"{origin}: {column} is not text", actual=repr(value)[:80])
+    return value or ""
+
+
+def _row_text(row: dict[Any, Any], origin: str) -> str | UserError:
     if None in row:  # what DictReader does with fields beyond the header
         return UserError(
             f"{origin} has more fields than the header",
             actual=", ".join(row[None])[:80],
             allowed="text with commas in double quotes",
         )
-    return next((row[column].strip() for column in TEXT_COLUMNS if (row.get(column) or "").strip()), "")
+    try:
+        return next((text for column in TEXT_COLUMNS if (text := _cell(row, column, origin).strip())), "")
+    except UserError as error:
+        return error
 
 
 def _named_video(root: Path, text: str, origin: str) -> Path:
@@ -226,7 +251,7 @@ def _caption_beside(root: Path, keys: Sequence[str], length: str) -> str:
     candidates = [f"metas/{key}.txt" for key in keys] + [f"captions/{key}.json" for key in keys]
     relative = next((name for name in candidates if (root / name).exists()), None)
     if relative is None:
-        raise UserError(f"{keys[0]} has no caption", allowed=f"a row of metadata.csv, {' or '.join(candidates)}")
+        raise UserError(f"{keys[0]} has no caption", allowed=f"a row of {TABLES[0]}, {' or '.join(candidates)}")
     if relative.endswith(".txt"):
         return _read_text(root, relative)
     try:
@@ -268,8 +293,8 @@ def _read_features(path: Path) -> RobotFeatures:
 
 GR1 = DemoSource(
     name="gr1",
-    summary="a GR1 layout (videos/*.mp4, also in sub-folders, with metadata.csv, metas/ or captions/)",
-    recognizes=lambda root: (root / "metadata.csv").is_file() or any(map(is_video, files_below(root / "videos"))),
+    summary="a GR1 layout (videos/*.mp4, also in sub-folders, with metadata.csv or .jsonl, metas/ or captions/)",
+    recognizes=lambda root: _table_of(root) is not None or any(map(is_video, files_below(root / "videos"))),
     open=open_gr1,
 )
 PLAIN = DemoSource(

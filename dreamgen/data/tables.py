@@ -39,10 +39,11 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]
     """Read a .csv or .jsonl as `csv_rows` does."""
     if not path.is_file():
         raise UserError(f"the table {path} does not exist", next_step="check --plan.first_frames")
-    return csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path)
+    return csv_rows(path) if path.suffix.lower() == ".csv" else jsonl_rows(path)
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+    """Read a file with one JSON object a line as `csv_rows` does."""
     try:
         # Only \n ends a line: a JSON string may hold other line separators.
         with path.open(encoding="utf-8-sig", newline="\n") as stream:
