@@ -6,6 +6,7 @@ random, and each clip has its own.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -104,7 +105,8 @@ def drawn_frames(number: int, num_frames: int, height: int, width: int) -> Itera
 
 def _job(number: int, height: int, width: int, num_frames: int, fps: int, codec: str, crf: int) -> Job:
     values = {
-        "first_frame_sha256": f"{number:064x}", "instruction": INSTRUCTIONS[number % len(INSTRUCTIONS)],
+        "first_frame_sha256": hashlib.sha256(str(number).encode()).hexdigest(),
+        "instruction": INSTRUCTIONS[number % len(INSTRUCTIONS)],
         "prompt": "The robot arm is performing a task.", "negative_prompt": "blurry", "seed": number, "height": height,
         "width": width, "num_frames": num_frames, "num_conditioning_frames": 1, "num_chunks": 1, "chunk_overlap": 0,
         "fps": fps, "num_inference_steps": 36, "guidance_scale": 7.0, "level": "exact", "step_skipping": "{}",

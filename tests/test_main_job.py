@@ -1,9 +1,10 @@
 """The main job through the command line, as a user types it: all stages, resume, and what wrong input gets."""
 
+import contextlib
+import io
 import json
 import shutil
-import subprocess
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from dreamgen.cli.main import main
 from tests.fixtures.demos import CAMERA, add_camera, write_lerobot_v20, write_lerobot_v21, write_plain
 
 # The mini preset cut down to what proves that the stages fit together.
@@ -22,11 +24,21 @@ SMALL = [
 ]  # fmt: skip
 
 
-def dreamgen(*words: object, status: int = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        [sys.executable, "-m", "dreamgen", *map(str, words)], capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr[-4000:]}"
+@dataclass(frozen=True)
+class Output:
+    """What a command printed."""
+
+    stdout: str
+    stderr: str
+
+
+def dreamgen(*words: object, status: int = 0) -> Output:
+    """Run a command in this process: importing the libraries takes a new process ten seconds."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        found = main([str(word) for word in words])
+    done = Output(stdout.getvalue(), stderr.getvalue())
+    assert found == status, f"exit status {found}\n{done.stdout}\n{done.stderr[-4000:]}"
     return done
 
 
