@@ -69,8 +69,13 @@ class ClipStage(ABC):
     def __exit__(self, *error: Any) -> None:
         self._open.__exit__(*error)
 
-    def start(self, job: Job) -> None:  # noqa: B027, a stage may have nothing to note
-        """Take note of a clip that is about to be processed; called in the order of the jobs."""
+    def start(self, job: Job) -> JournalRecord | None:
+        """Take note of a clip that is about to be processed; called in the order of the jobs.
+
+        Returns:
+            What is known of the clip, for `ClipContext.previous`.
+        """
+        return None
 
     @abstractmethod
     def finish(self, job: Job, record: JournalRecord | None) -> None:
@@ -88,10 +93,12 @@ class ClipTask:
     Args:
         job: Its job.
         wanted: For each stage of the pass, whether it wants the clip.
+        previous: What is known of the clip.
     """
 
     job: Job
     wanted: tuple[bool, ...]
+    previous: JournalRecord | None = None
 
     @property
     def task_id(self) -> str:
@@ -127,7 +134,7 @@ class ClipPass:
         functions = [processor.load(device) for processor in self.processors]
 
         def do(task: ClipTask) -> ClipOutcome:
-            clip = ClipContext(self.run, task.job)
+            clip = ClipContext(self.run, task.job, task.previous)
             records = tuple(f(clip) for f, wanted in zip(functions, task.wanted, strict=True) if wanted)
             fault = next((record for record in records if record is not None and is_gpu_fault(record)), None)
             status, error = ("ok", None) if fault is None else ("failed", fault.error)
@@ -189,10 +196,10 @@ def process_clips(settings: Settings, *stages: ClipStage) -> list[StageResult]:
 def _tasks(jobs: JobRows, stages: Sequence[ClipStage], started: dict[str, ClipTask]) -> Iterator[ClipTask]:
     wants = [np.isin(jobs.rows, stage.jobs.rows) for stage in stages]
     for number, job in enumerate(jobs):
-        task = started[job.clip_id] = ClipTask(job, tuple(bool(wanted[number]) for wanted in wants))
-        for stage, wanted in zip(stages, task.wanted, strict=True):
-            if wanted:
-                stage.start(job)
+        wanted = tuple(bool(rows[number]) for rows in wants)
+        known = [stage.start(job) for stage, wants_it in zip(stages, wanted, strict=True) if wants_it]
+        previous = next((record for record in known if record is not None), None)
+        task = started[job.clip_id] = ClipTask(job, wanted, previous)
         yield task
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -10,10 +12,13 @@ import torch
 
 from dreamgen.cluster.clip_pass import ClipStage, ProcessClip, process_clips
 from dreamgen.config.settings import Settings
+from dreamgen.curate.judging import LoadedJudges, chosen_judges, judge_clips, load_judges, needs_judging
+from dreamgen.curate.measure import MEASURE, measure_clip
 from dreamgen.curate.score_table import ScoreTable
-from dreamgen.curate.verdict import chosen_judges, curate_clip, load_judges
+from dreamgen.curate.verdict import score_reasons, verdict
 from dreamgen.data.clip_context import ClipContext
 from dreamgen.run.jobs import generated_jobs, with_records
+from dreamgen.run.journal import Journal
 from dreamgen.run.records import Job, JournalRecord, StageResult
 from dreamgen.run.run_folder import RunFolder
 
@@ -22,10 +27,10 @@ NUM_NOTES = 20  # rejections that get a note each; the score table has all
 
 
 def curate(settings: Settings) -> StageResult:
-    """Measure every generated clip and write the verdicts.
+    """Measure every generated clip, ask the judges about those that the scores accept, and write the verdicts.
 
-    All clips are measured each time, so that new thresholds count; only verdicts that changed are appended to the
-    journal.
+    What was measured is kept, so new thresholds change verdicts without a clip being read; only verdicts that changed
+    are appended to the journal.
 
     Args:
         settings: Settings of the run; `curate` holds the thresholds and the judges.
@@ -43,22 +48,11 @@ def curate(settings: Settings) -> StageResult:
 
 @dataclass(frozen=True)
 class CurateProcessor:
-    """Measures clips in a worker.
-
-    Args:
-        settings: As `curate` takes them.
-    """
-
-    settings: Settings
+    """Measures clips in a worker."""
 
     def load(self, device: torch.device) -> ProcessClip:
-        """Load the judges and return the function that gives a clip its verdict; None for a clip without a file."""
-        judges = load_judges(self.settings)
-
-        def process(clip: ClipContext) -> JournalRecord | None:
-            return curate_clip(clip, self.settings.curate, judges) if clip.file.is_file() else None
-
-        return process
+        """Return the function that measures a clip; None for a clip without a file."""
+        return lambda clip: measure_clip(clip) if clip.file.is_file() else None
 
 
 class Curator(ClipStage):
@@ -71,56 +65,45 @@ class Curator(ClipStage):
         UserError: as `curate` does.
     """
 
-    name = STAGE
+    name = MEASURE
 
     def __init__(self, settings: Settings) -> None:
         run = RunFolder.of(settings)
-        super().__init__(run, generated_jobs(run, STAGE), CurateProcessor(settings))
+        super().__init__(run, generated_jobs(run, STAGE), CurateProcessor())
+        self._settings, self._limits = settings, settings.curate
         self._table_path = self.run.scores / "scores.parquet"
-        self._judges = chosen_judges(settings)
-        self._counts: Counter[str] = Counter()
-        self._notes: list[str] = []
+        chosen_judges(settings)  # refuses unknown ones before anything is measured
+        self._known: dict[str, JournalRecord | None] = {}
         self._missing: list[str] = []
-        self._previous_of: dict[str, JournalRecord | None] = {}
-        self._order: deque[str] = deque()
-        self._finished: dict[str, JournalRecord | None] = {}
 
     def __enter__(self) -> Self:
-        self._previous = with_records(self.jobs, self.run, STAGE)
-        super().__enter__()
-        self._table = self._open.enter_context(ScoreTable(self._table_path, self._judges))
-        return self
+        self._previous = with_records(self.jobs, self.run, MEASURE)
+        return super().__enter__()
 
-    def start(self, job: Job) -> None:
-        """Read the clip's last verdict."""
-        also, self._previous_of[job.clip_id] = next(self._previous)
+    def start(self, job: Job) -> JournalRecord | None:
+        """Return what was measured of the clip before."""
+        also, previous = next(self._previous)
         assert job.clip_id == also.clip_id, "clips come in the order of `jobs`"
-        self._order.append(job.clip_id)
+        self._known[job.clip_id] = previous
+        return previous
 
     def finish(self, job: Job, record: JournalRecord | None) -> None:
-        """Record the verdict on one clip if it changed, and add it to the table in the order of the jobs."""
-        self._finished[job.clip_id] = record
-        previous = self._previous_of.pop(job.clip_id)
-        if record is not None and (previous is None or replace(previous, time_s=0.0) != record):
-            self._journal.add(record)
-        while self._order and self._order[0] in self._finished:
-            self._count(clip_id := self._order.popleft(), self._finished.pop(clip_id))
-
-    def _count(self, clip_id: str, record: JournalRecord | None) -> None:
+        """Keep what was measured, if anything was."""
+        previous = self._known.pop(job.clip_id)
         if record is None:
-            self._missing.append(clip_id)
-            return
-        self._table.add(record)
-        self._counts[record.status] += 1
-        if record.status != "ok" and len(self._notes) < NUM_NOTES:
-            self._notes.append(f"{record.clip_id} {record.status}: {record.reason or record.error}")
+            self._missing.append(job.clip_id)
+        elif record != previous:
+            self._journal.add(record)
 
     def result(self) -> StageResult:
-        """Return the score table, with counts and the first rejections."""
-        counts, notes, missing = self._counts, list(self._notes), self._missing
+        """Ask the judges, write the verdicts, and return the score table with counts and the first rejections."""
+        judges = load_judges(self._settings)
+        if judges:
+            self._ask(judges)
+        counts, notes = self._write_verdicts(judges)
         if (num_more := counts["rejected"] + counts["failed"] - len(notes)) > 0:
             notes.append(f"and {num_more} more: {self._table_path} has each clip's reasons")
-        if missing:
+        if missing := sorted(self._missing):
             notes.append(f"{len(missing)} clips have no file, first {missing[0]}; dreamgen generate makes them again")
         metrics = {
             "num_clips": counts.total(), "num_accepted": counts["ok"], "num_rejected": counts["rejected"],
@@ -128,3 +111,39 @@ class Curator(ClipStage):
         }  # fmt: skip
         is_partial = bool(missing or counts["failed"])
         return StageResult(STAGE, {"scores": self._table_path}, metrics, notes, partial=is_partial)
+
+    def _measured(self) -> Iterator[tuple[Job, JournalRecord]]:
+        missing = set(self._missing)
+        for job, record in with_records(self.jobs, self.run, MEASURE):
+            if job.clip_id not in missing:
+                assert record is not None, "every clip with a file was measured"
+                yield job, record
+
+    def _ask(self, judges: LoadedJudges) -> None:
+        """Have the judges rate the clips that the scores accept, as far as they have not done so."""
+        clips = (
+            (ClipContext(self.run, job), measured) for job, measured in self._measured()
+            if measured.status == "ok" and needs_judging(measured, judges)
+            and not score_reasons(job, measured.metrics, self._limits)
+        )  # fmt: skip
+        with Journal(self.run.journal, MEASURE) as journal:
+            for record in judge_clips(clips, judges):
+                journal.add(record)
+
+    def _write_verdicts(self, judges: LoadedJudges) -> tuple[Counter[str], list[str]]:
+        """Write the table and the verdicts that changed; return counts, and notes on the first rejections."""
+        counts, notes = Counter[str](), list[str]()
+        previous = (record for job, record in with_records(self.jobs, self.run, STAGE)
+                    if job.clip_id not in self._missing)  # fmt: skip
+        with ExitStack() as contexts:
+            table = contexts.enter_context(ScoreTable(self._table_path, {n: judge for n, (judge, _) in judges.items()}))
+            journal = contexts.enter_context(Journal(self.run.journal, STAGE))
+            for (job, measured), before in zip(self._measured(), previous, strict=True):
+                record = verdict(job, measured, self._limits, judges)
+                table.add(record)
+                if before is None or replace(before, time_s=0.0) != record:
+                    journal.add(record)
+                counts[record.status] += 1
+                if record.status != "ok" and len(notes) < NUM_NOTES:
+                    notes.append(f"{record.clip_id} {record.status}: {record.reason or record.error}")
+        return counts, notes

@@ -1,41 +1,20 @@
-"""The verdict on one clip: measured by all scores, then by judges, and compared with the thresholds."""
+"""The verdict on one clip: what was measured, compared with the thresholds. No clip is read here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from dreamgen.config.settings import CurateSettings, Settings
+from dreamgen.config.settings import CurateSettings
+from dreamgen.curate.judging import REASON, LoadedJudges, judge_clip
+from dreamgen.curate.measure import PROBLEM, measure_clip
 from dreamgen.data.clip_context import ClipContext
-from dreamgen.errors import UserError
-from dreamgen.extensions.judge import JUDGES, Judge, LoadedJudge, curation_metrics
 from dreamgen.extensions.score import SCORES, Metric
-from dreamgen.run.records import JournalRecord
-
-type LoadedJudges = Mapping[str, tuple[Judge, LoadedJudge]]
-
-
-def chosen_judges(settings: Settings) -> dict[str, Judge]:
-    """Return the judges that `curate.judges` names.
-
-    Raises:
-        UserError: if one is unknown, or two extensions measure the same metric.
-    """
-    list(curation_metrics())  # raises if two have the same name
-    return {name: JUDGES.get(name) for name in settings.curate.judges}
-
-
-def load_judges(settings: Settings) -> LoadedJudges:
-    """Load the judges that `curate.judges` names.
-
-    Raises:
-        UserError: if one is unknown or cannot be loaded, or two extensions measure the same metric.
-    """
-    return {name: (judge, judge.load(settings)) for name, judge in chosen_judges(settings).items()}
+from dreamgen.run.records import Job, JournalRecord
 
 
 def curate_clip(clip: ClipContext, limits: CurateSettings, judges: LoadedJudges) -> JournalRecord:
-    """Measure one clip and compare each metric with its threshold.
+    """Measure one clip and give its verdict, apart from what depends on other clips.
 
     Judges cost far more than scores, so they see only clips that the scores accept.
 
@@ -47,21 +26,58 @@ def curate_clip(clip: ClipContext, limits: CurateSettings, judges: LoadedJudges)
     Returns:
         The record: ok; rejected, with every reason that applies; or failed, if a score or a judge raised an error.
     """
-    file = str(clip.file.relative_to(clip.run.root))
-    metrics = _empty_metrics(clip, limits, judges)
-    try:
-        clip.check_is_whole()
-        metrics["num_frames"] = len(clip.video_THWC)
-    except UserError as error:
-        reasons = [f"not decodable: {error.actual or error.what}"]
-    else:
-        try:
-            reasons = _measure(clip, limits, metrics) or _judge(clip, limits, judges, metrics)
-        except Exception as error:
-            return JournalRecord.of_error(clip.job.clip_id, "curate", error, file=file, metrics=metrics)
-    status = "rejected" if reasons else "ok"
-    reason = "; ".join(reasons) or None
-    return JournalRecord(clip.job.clip_id, "curate", status, reason=reason, file=file, metrics=metrics)
+    measured = measure_clip(clip)
+    if measured.status == "ok" and not score_reasons(clip.job, measured.metrics, limits):
+        measured = judge_clip(clip, measured, judges)
+    return verdict(clip.job, measured, limits, judges)
+
+
+def verdict(
+    job: Job, measured: JournalRecord, limits: CurateSettings, judges: LoadedJudges, more: tuple[str, ...] = ()
+) -> JournalRecord:
+    """Compare what was measured with the thresholds.
+
+    Args:
+        job: The clip's job.
+        measured: From `measure_clip` or `judge_clip`.
+        limits: The thresholds.
+        judges: Those that rated it.
+        more: Reasons to reject it that depend on other clips.
+
+    Returns:
+        The record of `curate`: every value with its threshold, and every reason that applies.
+    """
+    metrics = _columns(job, measured.metrics, limits, judges)
+    record = JournalRecord(job.clip_id, "curate", "failed", file=measured.file, metrics=metrics)
+    if measured.status == "failed":
+        return replace(record, error=measured.error, traceback=measured.traceback)
+    reasons = score_reasons(job, measured.metrics, limits)
+    reasons = reasons or [*judge_reasons(measured.metrics, limits, judges), *more]
+    return replace(record, status="rejected" if reasons else "ok", reason="; ".join(reasons) or None)
+
+
+def score_reasons(job: Job, measured: dict[str, Any], limits: CurateSettings) -> list[str]:
+    """Return the reasons to reject a clip by its scores."""
+    if measured[PROBLEM]:
+        return [measured[PROBLEM]]
+    reasons = []
+    if measured["num_frames"] != job.num_frames:
+        reasons.append(f"wrong length: {measured['num_frames']} frames instead of {job.num_frames}")
+    for _, score in SCORES.items():
+        if score.applies(job):
+            reasons.append(score.reason_to_reject(measured.get(score.name), limit_of(limits, score)))
+    return [reason for reason in reasons if reason]
+
+
+def judge_reasons(measured: dict[str, Any], limits: CurateSettings, judges: LoadedJudges) -> list[str]:
+    """Return the reasons to reject a clip by its ratings."""
+    reasons = []
+    for judge, _ in judges.values():
+        for metric in judge.metrics:
+            words = measured.get(metric.name + REASON)
+            if reason := metric.reason_to_reject(measured.get(metric.name), limit_of(limits, metric)):
+                reasons.append(f"{reason} ({words})" if words else reason)
+    return reasons
 
 
 def limit_of(limits: CurateSettings, metric: Metric) -> float | None:
@@ -69,41 +85,16 @@ def limit_of(limits: CurateSettings, metric: Metric) -> float | None:
     return getattr(limits, metric.threshold.setting, metric.threshold.default)
 
 
-def _empty_metrics(clip: ClipContext, limits: CurateSettings, judges: LoadedJudges) -> dict[str, Any]:
-    metrics: dict[str, Any] = {"num_frames": None, "wanted_num_frames": clip.job.num_frames}
+def _columns(job: Job, measured: dict[str, Any], limits: CurateSettings, judges: LoadedJudges) -> dict[str, Any]:
+    """Return the metrics of the verdict's record, the same names for every clip."""
+    columns: dict[str, Any] = {"num_frames": measured.get("num_frames"), "wanted_num_frames": job.num_frames}
     for _, score in SCORES.items():
-        metrics[score.name] = None
-        metrics[score.threshold.setting] = limit_of(limits, score) if score.applies(clip.job) else None
+        applies = score.applies(job)
+        columns[score.name] = measured.get(score.name) if applies else None
+        columns[score.threshold.setting] = limit_of(limits, score) if applies else None
     for name, (judge, loaded) in judges.items():
-        metrics[f"{name}_version"] = loaded.version
+        columns[f"{name}_version"] = loaded.version
         for metric in judge.metrics:
-            metrics |= {metric.name: None, metric.threshold.setting: limit_of(limits, metric)}
-            metrics[f"{metric.name}_reason"] = None
-    return metrics
-
-
-def _measure(clip: ClipContext, limits: CurateSettings, metrics: dict[str, Any]) -> list[str]:
-    """Fill in the scores; return the reasons to reject the clip."""
-    reasons = []
-    if metrics["num_frames"] != clip.job.num_frames:
-        reasons.append(f"wrong length: {metrics['num_frames']} frames instead of {clip.job.num_frames}")
-    for _, score in SCORES.items():
-        if score.applies(clip.job):
-            value = score.measure(clip)
-            metrics[score.name] = value = None if value is None else float(value)
-            reasons.append(score.reason_to_reject(value, limit_of(limits, score)))
-    return [reason for reason in reasons if reason]
-
-
-def _judge(clip: ClipContext, limits: CurateSettings, judges: LoadedJudges, metrics: dict[str, Any]) -> list[str]:
-    """Fill in the judgments; return the reasons to reject the clip."""
-    reasons = []
-    for judge, loaded in judges.values():
-        judgments = loaded.judge(clip.video_THWC, clip.job.instruction)
-        for metric in judge.metrics:
-            judgment = judgments[metric.name]
-            metrics[metric.name] = value = None if judgment.value is None else float(judgment.value)
-            metrics[f"{metric.name}_reason"] = judgment.reason
-            if reason := metric.reason_to_reject(value, limit_of(limits, metric)):
-                reasons.append(f"{reason} ({judgment.reason})" if judgment.reason else reason)
-    return reasons
+            columns |= {metric.name: measured.get(metric.name), metric.threshold.setting: limit_of(limits, metric)}
+            columns[metric.name + REASON] = measured.get(metric.name + REASON)
+    return columns

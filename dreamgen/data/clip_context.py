@@ -12,8 +12,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dreamgen.data.video import probe, read_image, read_video
-from dreamgen.run.records import Job
+from dreamgen.data.flow import FlowSamples, sampled_flow
+from dreamgen.data.frame_features import FrameFeatures, frame_features, recording
+from dreamgen.data.video import decode_frames, probe, read_image
+from dreamgen.errors import UserError
+from dreamgen.run.records import Job, JournalRecord
 from dreamgen.run.run_folder import RunFolder
 
 GRAY_PX = 32
@@ -25,10 +28,12 @@ class ClipContext:
     Args:
         run: The run folder.
         job: The clip's job, with its size, frame count, instruction and seed.
+        previous: What curate measured of it before; None if nothing.
     """
 
-    def __init__(self, run: RunFolder, job: Job) -> None:
-        self.run, self.job = run, job
+    def __init__(self, run: RunFolder, job: Job, previous: JournalRecord | None = None) -> None:
+        self.run, self.job, self.previous = run, job, previous
+        self._features: FrameFeatures | None = None
 
     @property
     def file(self) -> Path:
@@ -37,17 +42,46 @@ class ClipContext:
 
     @cached_property
     def video_THWC(self) -> np.ndarray:
-        """Return all frames.
+        """Return all frames; scores that do without them are ten times as fast.
 
         Raises:
             UserError: if the file is missing, damaged, or has no frames.
         """
-        return read_video(self.file)
+        frames: list[np.ndarray] = []
+        features = self._decode(frames)
+        self._features = self._features or features
+        return np.stack(frames)
+
+    @property
+    def features(self) -> FrameFeatures:
+        """Return small frames, and measures of fine detail; all frames are decoded, but not kept.
+
+        Raises:
+            UserError: as `video_THWC` does.
+        """
+        if self._features is None:
+            self._features = self._decode(None)
+        return self._features
+
+    @property
+    def num_frames(self) -> int:
+        """Return the number of frames that were decoded."""
+        return len(self.features.small_THWC)
+
+    @cached_property
+    def gray_THW(self) -> np.ndarray:
+        """Return all frames as `SMALL_PX` squared gray pixels."""
+        return np.stack([cv2.cvtColor(f.astype(np.float32), cv2.COLOR_RGB2GRAY) for f in self.features.small_THWC])
 
     @cached_property
     def small_gray_THW(self) -> np.ndarray:
         """Return all frames as `GRAY_PX` squared gray pixels."""
-        return small_gray(self.video_THWC)
+        return small_gray(self.features.small_THWC)
+
+    @cached_property
+    def flow(self) -> FlowSamples:
+        """Return the optical flow of a few pairs of frames."""
+        return sampled_flow(self.gray_THW)
 
     @cached_property
     def first_frame_HWC(self) -> np.ndarray | None:
@@ -78,6 +112,14 @@ class ClipContext:
             UserError: if the file is missing, or has fewer frames than its header states.
         """
         probe(self.file)
+
+    def _decode(self, frames: list[np.ndarray] | None) -> FrameFeatures:
+        """Decode the clip, and append all frames to a list, if there is one."""
+        decoded = decode_frames(self.file)
+        features = frame_features(decoded if frames is None else recording(decoded, frames), self.job.num_frames)
+        if features is None:
+            raise UserError(f"{self.file} has 0 frames", allowed="a video with at least one frame")
+        return features
 
     def _label(self, column: str) -> np.ndarray | None:
         import pyarrow.parquet as pq

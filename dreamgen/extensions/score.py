@@ -105,10 +105,12 @@ class Score(Metric):
     Args:
         measure: Measures one clip; returns None where there is nothing to measure.
         applies: Whether a job's clip is measured and compared at all, such as only one with a first frame.
+        version: Raised with each change of what is measured; values of other versions are measured again.
     """
 
     measure: Callable[[ClipContext], float | None]
     applies: Callable[[Job], bool] = every_clip
+    version: int = 1
 
 
 SCORES: Registry[Score] = Registry(
@@ -118,5 +120,14 @@ SCORES: Registry[Score] = Registry(
         "motion": "dreamgen.curate.scores.motion:SCORE",
         "first_frame_psnr_db": "dreamgen.curate.scores.first_frame_psnr_db:SCORE",
         "cut_score": "dreamgen.curate.scores.cut_score:SCORE",
+        "frozen": "dreamgen.curate.scores.frozen:SCORE",
+        "jump": "dreamgen.curate.scores.jump:SCORE",
+        "disorder": "dreamgen.curate.scores.disorder:SCORE",
+        "flicker": "dreamgen.curate.scores.flicker:SCORE",
+        "kept_sharpness": "dreamgen.curate.scores.kept_sharpness:SCORE",
+        "noise": "dreamgen.curate.scores.noise:SCORE",
+        "color_drift": "dreamgen.curate.scores.color_drift:SCORE",
+        "flow_speed": "dreamgen.curate.scores.flow_speed:SCORE",
+        "flow_roughness": "dreamgen.curate.scores.flow_roughness:SCORE",
     },
 )

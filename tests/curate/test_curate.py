@@ -112,8 +112,11 @@ def test_each_kind_of_bad_clip_gets_its_reason(tmp_path):
     records = read_journal(run.journal, "curate")
     reasons = [records[job.clip_id].reason for job in jobs]
     assert reasons[0] is None and records[jobs[0].clip_id].status == "ok"
-    assert reasons[1].startswith("static: motion 0.") and reasons[1].endswith("< 0.5")
-    assert reasons[2].startswith("cut: score ") and reasons[2].endswith("> 6")
+    static_reasons, cut_reasons = reasons[1].split("; "), reasons[2].split("; ")
+    assert static_reasons[0].startswith("static: motion 0.") and static_reasons[0].endswith("< 0.5")
+    assert static_reasons[1] == "frozen: 100% of the clip stands still > 25%" and len(static_reasons) == 2
+    assert cut_reasons[0].startswith("cut: score ") and cut_reasons[0].endswith("> 6")
+    assert all(reason.startswith(("cut: ", "jump: ", "colors drift: ", "blurred: ")) for reason in cut_reasons)
     assert reasons[3].startswith("first frame differs: PSNR ") and reasons[3].endswith("dB < 15 dB")
     assert reasons[4] == "wrong length: 17 frames instead of 21"
     assert reasons[5].startswith("not decodable: ")

@@ -39,7 +39,12 @@ def test_the_documented_score_works_through_the_command_and_goes_with_its_packag
     )
     record = read_journal(RunFolder(tmp_path / "run").journal, "curate")[jobs[1].clip_id]
     assert record.metrics["sharpness"] == blurred["sharpness"] and record.reason == blurred["reasons"]
-    assert result_of(dreamgen("curate", *out, "--json", "--min_sharpness=0"))["figures"]["num_accepted"] == 2
+    assert (
+        result_of(dreamgen("curate", *out, "--json", "--min_sharpness=0", "--min_kept_sharpness=0"))["figures"][
+            "num_accepted"
+        ]
+        == 2
+    )
     assert "curate.min_sharpness" in dreamgen("curate", *out, "--min_sharpness=-1", status=2).stderr
     report = dreamgen("report", "--out", tmp_path / "run")
     assert report.returncode == 0 and "sharpness" in (tmp_path / "run/report.html").read_text()

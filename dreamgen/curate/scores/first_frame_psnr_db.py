@@ -35,7 +35,7 @@ def psnr_db(frame_HWC: np.ndarray, reference_HWC: np.ndarray) -> float | None:
 
 def _measure(clip: ClipContext) -> float | None:
     reference_HWC = clip.first_frame_HWC
-    return None if reference_HWC is None else psnr_db(clip.video_THWC[0], reference_HWC)
+    return None if reference_HWC is None else psnr_db(clip.features.first_HWC, reference_HWC)
 
 
 SCORE = Score(
