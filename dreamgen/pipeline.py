@@ -16,6 +16,7 @@ from dreamgen.progress import log
 from dreamgen.run.journal import read_journal
 from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
+from dreamgen.run.write_errors import storage_errors_as_user_errors
 from dreamgen.stages import PIPELINE, STAGES, Stage, imported
 
 set_library_defaults()  # before a stage imports a library
@@ -58,8 +59,9 @@ def run_stage(
     if resume and stage.keeps_output and stage.output is not None and stage.is_done(run):
         return [*results, StageResult(name, {name: stage.output(run)}, {}, ["done before, kept"])]
     results.append(stage.call(settings, resume=resume, overwrite=overwrite))
-    _record_trained(run, name, settings)
-    run.record(settings, [stage.section] if stage.section else [])
+    with storage_errors_as_user_errors(run.root):
+        _record_trained(run, name, settings)
+        run.record(settings, [stage.section] if stage.section else [])
     return results
 
 
@@ -108,7 +110,7 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
     for text in preview_run(settings, run, may_download=True).warnings:
         log(f"warning: {text}")
     results: list[StageResult] = []
-    with _claimed(run, settings):
+    with storage_errors_as_user_errors(run.root), _claimed(run, settings):
         for number, stage in enumerate(PIPELINE.values(), start=1):
             reason = "done before, kept" if stage in done else _why_skipped(stage, run, settings)
             if stage.name in (result.stage for result in results):

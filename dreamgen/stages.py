@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing import Any, Literal
 from dreamgen.run.files import remove_temporaries
 from dreamgen.run.lease import hold_command
 from dreamgen.run.run_folder import RunFolder
+from dreamgen.run.write_errors import storage_errors_as_user_errors
 
 # What a stage works on; it is skipped in a run that has none.
 Need = Literal["actions", "clips", "datasets"]
@@ -106,13 +107,20 @@ class Stage:
         function = imported((self.run_function if in_run else None) or self.function)
         taken = inspect.signature(function).parameters
         switches = {switch: value for switch, value in switches.items() if switch in taken}
-        if not self.locks or switches.get("dry_run"):
-            return function(*arguments, **switches)
-        run = RunFolder.of(arguments[0], may_be_remote=self.may_be_remote)
-        with hold_command(run.store or run.root, self.locks):
-            for folder in self.sweeps:
-                remove_temporaries(run.root / folder)
-            return function(*arguments, **switches)
+        with storage_errors_as_user_errors(self._written_to(arguments)):
+            if not self.locks or switches.get("dry_run"):
+                return function(*arguments, **switches)
+            run = RunFolder.of(arguments[0], may_be_remote=self.may_be_remote)
+            with hold_command(run.store or run.root, self.locks):
+                for folder in self.sweeps:
+                    remove_temporaries(run.root / folder)
+                return function(*arguments, **switches)
+
+    def _written_to(self, arguments: Sequence[Any]) -> str | Path:
+        """Return the run folder, or the last of the paths; for a command without either, the working directory."""
+        if self.paths:
+            return next((path for path in reversed(arguments) if isinstance(path, Path)), Path())
+        return arguments[0].out or Path()
 
 
 def imported(reference: str) -> Callable[..., Any]:
@@ -146,7 +154,7 @@ _TABLE = (
         name="finetune_vae", summary="training set -> VAE, from scratch or from the model's own",
         function="finetune.vae.train:finetune_vae", section="finetune_vae", flags=("resume",),
         example="dreamgen finetune_vae --out runs/vae --config mini --max_minutes 10",
-        output=lambda run: run.vae,
+        output=lambda run: run.vae, locks=("finetune_vae",),
     ),
     Stage(
         name="plan", summary="first frames x instructions x seeds -> jobs, added to those already planned",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from dreamgen.run.files import errors_name
 from dreamgen.run.records import AcceptedClip, Job, stored_name
 from export.label_origins import LabelOrigins
 
@@ -89,7 +90,8 @@ class ClipList:
         self._file = tempfile.TemporaryFile(prefix="dreamgen-clips-")  # noqa: SIM115
         self._length = self.num_frames = 0
         for clip in clips:
-            self._file.write(clip.to_json().encode() + b"\n")
+            with errors_name(Path(tempfile.gettempdir()) / "dreamgen-clips"):
+                self._file.write(clip.to_json().encode() + b"\n")
             self._length += 1
             self.num_frames += clip.num_frames
 

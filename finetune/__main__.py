@@ -9,9 +9,10 @@ from datetime import timedelta
 
 from dreamgen.config.loading import parse_settings
 from dreamgen.environment import set_library_defaults
-from dreamgen.errors import UserError
+from dreamgen.errors import CannotWrite, UserError
 from dreamgen.run.lease import hold_command
 from dreamgen.run.run_folder import RunFolder
+from dreamgen.run.write_errors import storage_errors_as_user_errors
 
 USAGE = """\
 accelerate launch -m finetune --out runs/NAME [--config_path FILE] [--setting=value ...] [--dry_run] [--resume]
@@ -24,7 +25,8 @@ def main(tokens: list[str]) -> int:
     """Train in this process, one of those that accelerate launched; the first one of each machine prints.
 
     Returns:
-        Exit status: 0 done, 2 for an error in settings or data, 3 for a training that was stopped and can be resumed.
+        Exit status: 0 done, 1 for a full disk, 2 for an error in settings or data, 3 for a training that was stopped
+        and can be resumed.
     """
     if {"-h", "--help"} & set(tokens):
         print(USAGE, end="")
@@ -39,14 +41,15 @@ def main(tokens: list[str]) -> int:
 
             # One of the processes of a training holds the lease for all of them.
             is_first = os.environ.get("RANK", "0") == "0" and not switches["dry_run"]
-            with hold_command(RunFolder.of(settings).root, ("finetune",)) if is_first else nullcontext():
+            root = RunFolder.of(settings).root
+            with storage_errors_as_user_errors(root), hold_command(root, ("finetune",)) if is_first else nullcontext():
                 result = finetune(settings, **switches)
             lines = [f"{name}: {value}" for name, value in {**result.outputs, **result.metrics}.items()]
             lines, status = [*lines, *result.notes], 3 if result.partial else 0
     except UserError as error:
         if is_first_to_report(str(error)):
             print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, CannotWrite) else 2
     except KeyboardInterrupt:
         lines, status = ["stopped; the same command with --resume continues from the last checkpoint"], 3
     if os.environ.get("LOCAL_RANK", "0") == "0":

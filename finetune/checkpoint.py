@@ -32,6 +32,7 @@ from finetune.stopping import on_main_process
 STATE, OPTIMIZER, AVERAGE, RANDOM = "state.json", "optimizer.safetensors", "ema.safetensors", "random.safetensors"
 VAE_NAME = "vae"  # its folder, in place of an adapter's file
 NAME = re.compile(r"step-(\d{6,})")
+OLD = ".old.tmp"  # end of the name of one that is being deleted
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def write_checkpoint(
         point_last(path)
         _prune(folder, keep, spare)
 
-    on_main_process(accelerator, write)
+    on_main_process(accelerator, folder, write)
     return path
 
 
@@ -213,10 +214,12 @@ def _optimizer_tensors(trained: TrainableState) -> dict[str, torch.Tensor]:
 
 
 def _prune(folder: Path, keep: int, spare: Path | None) -> None:
+    for left in folder.glob(f".step-*{OLD}"):  # of a process that was killed while it deleted
+        shutil.rmtree(left)
     for old in whole_checkpoints(folder)[:-keep]:
         if spare is None or not old.samefile(spare):
             # Renamed first, so that a kill in between leaves no incomplete folder with a checkpoint's name.
-            shutil.rmtree(old.rename(old.with_name(f".{old.name}.old.tmp")))
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}{OLD}")))
 
 
 def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -59,7 +59,8 @@ class Samples:
         every = self._settings.finetune.sample_every
         if every and self._windows and step and step % every == 0:
             with log.paused():
-                on_main_process(self._accelerator, lambda: self._write(step))
+                folder = RunFolder.of(self._settings).finetune_logs
+                on_main_process(self._accelerator, folder, lambda: self._write(step))
 
     def _write(self, step: int) -> None:
         settings, window, video = self._settings, self._windows[0], self._settings.video

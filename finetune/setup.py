@@ -101,7 +101,7 @@ def start_logs(
         notes.extend(make_folder(run.finetune_logs, checkpoint))
         run.record(settings, ["finetune"])
 
-    on_main_process(accelerator, write)
+    on_main_process(accelerator, run.finetune_logs, write)
     paths = [path for path in all_settings() if path.startswith(("finetune.", "video.", "model."))]
     values = {path: get_path(settings, path) for path in [*paths, "seed"]}
     plain = {path: value if isinstance(value, int | float | str) else str(value) for path, value in values.items()}

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from dreamgen.errors import UserError
+from dreamgen.run.write_errors import storage_error
 
 
 @contextmanager
@@ -47,12 +49,17 @@ def stop_signals(accelerator: Accelerator) -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def on_main_process(accelerator: Accelerator, write: Callable[[], None]) -> None:
+def on_main_process(accelerator: Accelerator, folder: Path, write: Callable[[], None]) -> None:
     """Let the main process write something; every process returns when it is done, or fails if it failed.
 
+    Args:
+        accelerator: Of the training.
+        folder: What `write` writes to.
+        write: Writes a checkpoint, an adapter or a log.
+
     Raises:
-        UserError: from `write`, or for a file that cannot be written, such as on a full disk. The processes that only
-            waited raise one too, so that none keeps waiting.
+        UserError: from `write`, or `CannotWrite` for a full disk. The processes that only waited raise one too, so
+            that none keeps waiting.
     """
     error = None
     if accelerator.is_main_process:
@@ -61,11 +68,7 @@ def on_main_process(accelerator: Accelerator, write: Callable[[], None]) -> None
         except UserError as raised:
             error = raised
         except (OSError, SafetensorError) as raised:
-            error = UserError(
-                "a checkpoint or adapter cannot be written",
-                actual=str(raised),
-                next_step="free disk space; then the same command with --resume continues from the last checkpoint",
-            )
+            error = storage_error(raised, folder) or UserError(f"{folder} cannot be written", actual=str(raised))
     failed: Any = torch.tensor(int(error is not None), device=accelerator.device)
     if accelerator.num_processes > 1:
         failed = accelerator.reduce(failed, "sum")

@@ -255,7 +255,7 @@ def write_adapter(training: Training, source: WorldModelSource, counts: dict[str
                 training.trained.model.save_other_parts(temporary)
             write_card(temporary, settings, source, accelerator.device.type, counts, final_loss)
 
-    on_main_process(accelerator, write)
+    on_main_process(accelerator, RunFolder.of(settings).adapter, write)
 
 
 def finished(training: Training, counts: dict[str, Any], log: TrainingLog, notes: list[str]) -> StageResult:

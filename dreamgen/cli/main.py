@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from dreamgen import __version__
 from dreamgen.cli.results import ALL_DONE, DONE_IN_PART, FAILED, WRONG_USAGE, show
 from dreamgen.errors import CannotWrite, ClusterLost, UserError, closest_match
 from dreamgen.progress import log
+from dreamgen.run.write_errors import NO_ROOM
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(words)
+        status = _dispatch(words)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         log(f"error: {error}")
         return FAILED if isinstance(error, CannotWrite | ClusterLost) else WRONG_USAGE
@@ -31,14 +35,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log("stopped. Finished work is kept; the same command with --resume continues.")
         return DONE_IN_PART
     except BrokenPipeError:
-        # The reader of stdout (head, less) has closed it; nothing more can be printed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()  # the reader of stdout (head, less) has closed it
         return FAILED
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in NO_ROOM:
             raise
-        log(f"error: {error.filename}: {error.strerror}")  # no space, no permission: a traceback would not help
+        # No space, no permission: a traceback would not help. Stages name their files, so without a name it is stdout.
+        log(f"error: {error.filename or 'stdout'}: {error.strerror}")
+        _forget_output()
         return FAILED
+
+
+def _forget_output() -> None:
+    """Send what stdout still holds nowhere: Python would fail to write it at its end."""
+    with suppress(OSError, ValueError):  # a stdout without a file, as in a test
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(words: list[str]) -> int:

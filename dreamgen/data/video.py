@@ -401,7 +401,7 @@ def write_png(path: str | Path, frame_HWC: np.ndarray) -> None:
     done, data = cv2.imencode(".png", cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2BGR))
     assert done, "PNG encoding of a uint8 array does not fail"
     with atomic_file(path) as temporary:
-        data.tofile(temporary)
+        temporary.write_bytes(data.tobytes())  # numpy's own writing does not tell why it failed
 
 
 @contextmanager

@@ -81,6 +81,9 @@ def encode_prompt(generator: ClipGenerator, task: PromptTask) -> JournalRecord:
 
     Returns:
         The record, for the pool only; the file shows that the text exists.
+
+    Raises:
+        CannotWrite: if the disk is full or not writable.
     """
     worker = f"{os.uname().nodename}:{os.getpid()}"
     try:
@@ -90,6 +93,8 @@ def encode_prompt(generator: ClipGenerator, task: PromptTask) -> JournalRecord:
             text_1LD = generator.model.encode_prompt(task.prompt)
         write_text(generator.run, task.clip_id, text_1LD)
     except Exception as error:  # the driver reports it
+        if stop := storage_error(error, generator.run.texts):
+            raise stop from error
         return JournalRecord.of_error(task.clip_id, STAGE, error, worker=worker)
     return JournalRecord(task.clip_id, STAGE, "ok", worker=worker)
 

@@ -27,6 +27,7 @@ from dreamgen.run.jobs import JobRows, generated_jobs, with_records
 from dreamgen.run.label_files import LABEL_HASH, is_external, is_foreign
 from dreamgen.run.records import Job, JournalRecord, StageResult
 from dreamgen.run.run_folder import RunFolder
+from dreamgen.run.write_errors import storage_error
 
 STAGE = "label"
 
@@ -159,6 +160,9 @@ def label_clip(clip: ClipContext, model: InverseDynamics, made_by: dict[str, Any
 
     Returns:
         The record: ok, once the file is written, or failed with type, message and traceback.
+
+    Raises:
+        CannotWrite: if the disk is full or not writable, so that no other label could be written either.
     """
     run, clip_id = clip.run, clip.job.clip_id
     worker, path = f"{os.uname().nodename}:{os.getpid()}", run.label_file(clip_id)
@@ -167,6 +171,8 @@ def label_clip(clip: ClipContext, model: InverseDynamics, made_by: dict[str, Any
         trajectory = Trajectory(len(action_TA), state_TS if made_by["has_state"] else None, action_TA)
         write_trajectory(path, trajectory, f"inverse-dynamics model {made_by['idm_sha256']}")
     except Exception as error:
+        if stop := storage_error(error, path):
+            raise stop from error
         return JournalRecord.of_error(clip_id, STAGE, error, worker=worker)
     actions = model.config.actions
     margin_A = np.subtract(actions.high, actions.low) * 0.01 + 1e-6

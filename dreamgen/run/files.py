@@ -20,6 +20,7 @@ from dreamgen.run.process_identity import is_alive, machine_name
 
 TEMPORARY = re.compile(r"\..+\.(?P<pid>[0-9]{1,7})-(?P<host>[0-9a-f]{8})[0-9a-f]{8}\.tmp.*", re.DOTALL)
 STALE_AFTER_S = 600.0
+WRITING = "while writing "  # begins the note of `errors_name`
 
 
 def _this_host() -> str:
@@ -76,6 +77,16 @@ def fsync(path: Path) -> None:
 
 
 @contextmanager
+def errors_name(path: str | Path) -> Iterator[None]:
+    """Note in each error that a file was being written: a failed write does not say which."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"{WRITING}{path}")
+        raise
+
+
+@contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success it is synced and renamed to `path`.
 
@@ -89,11 +100,12 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(path)
     try:
-        yield temporary
-        _make_readable(temporary, 0o666)
-        fsync(temporary)
-        temporary.replace(path)
-        fsync(path.parent)
+        with errors_name(path):
+            yield temporary
+            _make_readable(temporary, 0o666)
+            fsync(temporary)
+            temporary.replace(path)
+            fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dreamgen.errors import CannotWrite
+from dreamgen.errors import CannotWrite, UserError
+from dreamgen.run.files import WRITING
 from dreamgen.run.store import is_url
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # full disk, full quota, file too large for the file system
 BROKEN = {errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN}  # read-only, or its server or disk is gone
 FORBIDDEN = {errno.EACCES, errno.EPERM}
+OF_NAMES = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}  # whatever space is left
 LEAST_FREE_BYTES = 2**20
+IN_WORDS = re.compile(r"(?:os error|\berrno) (\d+)\)")  # of safetensors: "... No space left on device (os error 28)"
 
 
 def storage_error(error: BaseException, place: str | Path) -> CannotWrite | None:
@@ -31,20 +35,21 @@ def storage_error(error: BaseException, place: str | Path) -> CannotWrite | None
     """
     if isinstance(error, CannotWrite):
         return error
-    number = next((n for e in _chain(error) if isinstance(n := getattr(e, "errno", None), int)), None)
+    number = _number(error)
     folder = _nearest_folder(place)
     free = None if folder is None else _free_bytes(folder)
-    is_full = number in NO_ROOM or (free is not None and free < LEAST_FREE_BYTES)
+    is_full = number in NO_ROOM or (number not in OF_NAMES and free is not None and free < LEAST_FREE_BYTES)
     # Permission may also be missing for a file that is only read; that concerns one clip.
     is_forbidden = number in FORBIDDEN and folder is not None and not os.access(folder, os.W_OK)
     if not (is_full or is_forbidden or number in BROKEN):
         return None
     reason = str(error) if number is None else os.strerror(number)
+    what = "has no space left" if is_full else "cannot be written to" if is_forbidden else "cannot be read or written"
     return CannotWrite(
-        f"{place} {'has no space left' if is_full else 'cannot be written to'}",
+        f"{place} {what}",
         actual=reason if free is None else f"{reason}; {free / 2**20:,.0f} MiB free",
-        next_step="free some space or fix the permissions, then run the same command again: nothing that was recorded "
-        "is lost or made twice",
+        next_step="free some space or fix the permissions, then run the same command again, with --resume if it has "
+        "it: nothing that was recorded is lost or made twice",
     )
 
 
@@ -52,16 +57,46 @@ def storage_error(error: BaseException, place: str | Path) -> CannotWrite | None
 def storage_errors_as_user_errors(place: str | Path) -> Iterator[None]:
     """Raise storage errors as `CannotWrite` and other errors unchanged.
 
+    Args:
+        place: What the body writes to; for a file that the error names, the message names that file's folder.
+
     Raises:
         CannotWrite: if the disk is full or cannot be written to.
     """
     try:
         yield
-    except OSError as error:
-        storage = storage_error(error, place)
+    except UserError:
+        raise
+    except Exception as error:
+        number = _number(error)
+        if number is None and not isinstance(error, OSError | RuntimeError):
+            raise  # a mistake in the code, also when little space is left
+        file = None if number in FORBIDDEN else _file_of(error)
+        storage = storage_error(error, place if file is None else file.parent)
         if storage is None:
             raise
         raise storage from error
+
+
+def _file_of(error: BaseException) -> Path | None:
+    """Return the file that was written when an error arose, if it is known."""
+    for each in _chain(error):
+        for note in getattr(each, "__notes__", ()):
+            if note.startswith(WRITING):
+                return Path(note.removeprefix(WRITING))
+        if isinstance(name := getattr(each, "filename", None), str):
+            return Path(name)
+    return None
+
+
+def _number(error: BaseException) -> int | None:
+    """Return the system's error number; of libraries that tell it in words only, the one in their message."""
+    for each in _chain(error):
+        if isinstance(number := getattr(each, "errno", None), int):
+            return number
+        if match := IN_WORDS.search(str(each)):
+            return int(match[1])
+    return None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -105,7 +105,7 @@ def finetune_vae(settings: Settings, resume: bool = False) -> StageResult:
     fixed = fixed_values(settings, clips, base, accelerator.num_processes, "finetune_vae")
     start = state_of(checkpoint, {**fixed, "video": repr(settings.video), "seed": repr(settings.seed)})
     notes: list[str] = []
-    on_main_process(accelerator, lambda: notes.extend(make_folder(logs, checkpoint)))
+    on_main_process(accelerator, logs, lambda: notes.extend(make_folder(logs, checkpoint)))
     training = prepare(settings, accelerator, TrainedVae(vae), clips, held_out, start, checkpoint, start_s)
     with TrainingLog(accelerator, logs / "loss.csv", tune, None, start.step, start.losses, name="finetune_vae") as log:
         stopped, measured = take_steps(training, log)
@@ -252,4 +252,4 @@ def write_vae(training: VaeTraining, clips: list[TrainingClip]) -> None:
             vae.save_pretrained(temporary, safe_serialization=True)
             training.validation.write_pictures(temporary / "held_out.png")
 
-    on_main_process(accelerator, write)
+    on_main_process(accelerator, run.vae, write)

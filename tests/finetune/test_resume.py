@@ -234,7 +234,7 @@ def test_a_full_disk_ends_the_training_with_the_last_checkpoint_whole(world, tmp
     with monkeypatch.context() as patched:
         patched.setattr("finetune.train.learning_rate", fill_disk)
         try:
-            with pytest.raises(UserError, match="cannot be written") as caught:
+            with pytest.raises(UserError, match="checkpoints has no space left") as caught:
                 finetune(settings)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))

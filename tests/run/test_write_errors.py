@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import pickle
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +14,6 @@ from dreamgen.errors import CannotWrite, UserError
 from dreamgen.run.journal import Journal, read_journal
 from dreamgen.run.records import JournalRecord
 from dreamgen.run.write_errors import storage_error, storage_errors_as_user_errors
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of two MiB, where this machine lets tests mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True)
-    if done.returncode:
-        pytest.skip("a small file system cannot be mounted here (it takes root)")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize(
