@@ -7,8 +7,6 @@ import itertools
 import logging
 import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -18,9 +16,9 @@ from typing import Any
 
 from dreamgen.errors import UserError
 from dreamgen.progress import Progress
+from dreamgen.run.signals import follow_parent, kill_workers, same_sigterm_handler
 
 AHEAD = 2  # tasks that wait for each worker: memory stays small however many there are
-WATCH_EVERY_S = 1.0
 START_AFTER_S = 2.0  # `map`: starting a process takes about as long, so shorter work stays in this one
 MIN_SHOWN = 64  # `map`: fewer units have no progress line
 
@@ -103,7 +101,9 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is KeyboardInterrupt:
+            kill_workers()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
         if self._disconnect:
@@ -132,7 +132,8 @@ class Workers:
 
             self._ray, self._disconnect = ray, not ray.is_initialized()
             if self._disconnect:
-                ray.init(log_to_driver=False, logging_level=logging.ERROR)
+                with same_sigterm_handler():
+                    ray.init(log_to_driver=False, logging_level=logging.ERROR)
         num_workers = self._num_workers or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
         remote = self._ray.remote(_call).options(num_cpus=1, max_retries=2)
         try:
@@ -160,14 +161,7 @@ def _call_shared[Item, Result](function: Callable[[Any, Item], Result], item: It
 
 
 def _begin(parent: int, shared: Any) -> None:
-    """Keep what `map` shares, leave Ctrl-C to the parent, and exit with it, as a killed parent cannot stop workers."""
+    """Keep what `map` shares, and end with the parent."""
     global _shared
     _shared = shared
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_EVERY_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    follow_parent(parent)

@@ -11,6 +11,7 @@ from dreamgen import __version__
 from dreamgen.cli.results import ALL_DONE, DONE_IN_PART, FAILED, WRONG_USAGE, show
 from dreamgen.errors import CannotWrite, ClusterLost, UserError, closest_match
 from dreamgen.progress import log
+from dreamgen.run.signals import sigterm_interrupts
 from dreamgen.run.write_errors import NO_ROOM
 
 
@@ -25,14 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = _dispatch(words)
+        with sigterm_interrupts():
+            status = _dispatch(words)
         sys.stdout.flush()
         return status
     except UserError as error:
         log(f"error: {error}")
         return FAILED if isinstance(error, CannotWrite | ClusterLost) else WRONG_USAGE
     except KeyboardInterrupt:
-        log("stopped. Finished work is kept; the same command with --resume continues.")
+        log("stopped. Finished work is kept; the same command continues, with --resume if it has it.")
         return DONE_IN_PART
     except BrokenPipeError:
         _forget_output()  # the reader of stdout (head, less) has closed it

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +18,7 @@ from ray._private.node import Node
 
 from dreamgen.cluster.process_cleanup import processes_end_with_driver
 from dreamgen.progress import log
+from dreamgen.run.signals import same_sigterm_handler
 
 START_ATTEMPTS = 3
 START_TIMEOUT = "timed out during startup"  # part of what Ray raises
@@ -55,7 +54,7 @@ def _start(resources: dict[str, Any], is_last: bool) -> bool:
     """Start Ray; False if it was too slow and there is another attempt."""
     try:
         # Tasks and records are small and pixels are never sent, so little memory for objects is enough.
-        with _on_loopback(), _without_unused_processes(), _same_sigterm_handler():
+        with _on_loopback(), _without_unused_processes(), same_sigterm_handler():
             ray.init(
                 address="local", object_store_memory=80 * 2**20,
                 _system_config={"gcs_rpc_server_reconnect_timeout_s": GCS_TIMEOUT_S}, **resources, **QUIET,
@@ -107,14 +106,3 @@ def _without_unused_processes() -> Iterator[None]:
     finally:
         for name, method in methods.items():
             setattr(Node, name, method)
-
-
-@contextmanager
-def _same_sigterm_handler() -> Iterator[None]:
-    """Keep the handler of SIGTERM: `ray.init` replaces it by one that ends the process with a stack dump."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)

@@ -16,6 +16,7 @@ from dreamgen.cluster.local_ray import QUIET, local_ray
 from dreamgen.cluster.options import PoolOptions
 from dreamgen.errors import UserError
 from dreamgen.progress import log
+from dreamgen.run.signals import same_sigterm_handler
 
 CONNECT_TIMEOUT_S = 2.0  # to a node of the cluster
 
@@ -153,7 +154,8 @@ def _local_ray(options: PoolOptions, device: str) -> AbstractContextManager[None
 
 @contextmanager
 def _connection() -> Iterator[None]:
-    ray.init(**QUIET)
+    with same_sigterm_handler():
+        ray.init(**QUIET)
     try:
         yield
     finally:

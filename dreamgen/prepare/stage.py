@@ -26,6 +26,7 @@ from dreamgen.progress import Progress, log
 from dreamgen.run.files import atomic_folder
 from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
+from dreamgen.run.signals import follow_parent, workers_end_on_interrupt
 
 __all__ = ["inspect", "open_source", "prepare"]
 
@@ -92,7 +93,9 @@ def _build_all(
             return rows
         size = -(-len(surveyed) // num_workers)  # a packed mp4 is decoded up to a process's first clip
         # Spawned: a fork of a process in which libraries run threads may hang.
-        with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(num_workers, context, follow_parent, (os.getpid(),))
+        with pool, workers_end_on_interrupt():
             futures = [pool.submit(_build_some, folder, some, settings, views) for some in batched(surveyed, size)]
             for future in as_completed(futures):
                 rows = future.result()
