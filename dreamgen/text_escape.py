@@ -7,7 +7,7 @@ import re
 # Control characters other than tab and newline; marks that reorder what follows; halves of surrogate pairs.
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 MARKUP = re.compile(r"([\\`*_\[\]<>#|~$])")
-LIST_ITEM = re.compile(r"^(\d*)([-+.)])")  # only at the beginning
+LIST_ITEM = re.compile(r"^(?=[-+]|\d+[.)](?:\s|$))(\d*)([-+.)])")  # only at the beginning; 0.5 is none
 LINK = re.compile(r"(?i)(://|www\.|@)")
 
 
@@ -28,3 +28,8 @@ def markdown_text(text: str) -> str:
     one_line = terminal_text(" ".join(text.split()))
     escaped = LIST_ITEM.sub(r"\1\\\2", MARKUP.sub(r"\\\1", one_line.replace("&", "&amp;")))
     return LINK.sub(lambda match: "".join(f"&#{ord(c)};" if c in ":.@" else c for c in match[0]), escaped)
+
+
+def code_text(text: str) -> str:
+    """Return text as one line that Markdown can show as code, between single backticks."""
+    return terminal_text(" ".join(text.split())).replace("`", "'")

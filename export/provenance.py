@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ EPISODE_COLUMNS = {
 ARROW_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
-def write_provenance(path: Path, episodes: EpisodeStore, shared: dict[str, Any]) -> None:
+def write_provenance(path: Path, episodes: EpisodeStore, shared: dict[str, Any], shorten: Callable[[str], str]) -> None:
     """Write one row per episode, atomically.
 
     Columns: episode_index, clip_id, kind (dreamed or real), num_frames, the fields of the clip's job, hash and maker of
@@ -36,6 +37,7 @@ def write_provenance(path: Path, episodes: EpisodeStore, shared: dict[str, Any])
         path: The parquet file.
         episodes: Episodes of the dataset.
         shared: Columns with one value for all rows, from `run_provenance`.
+        shorten: From `published_paths`: the file goes where the dataset goes.
     """
     schema = _schema(episodes, shared)
     with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
@@ -44,7 +46,8 @@ def write_provenance(path: Path, episodes: EpisodeStore, shared: dict[str, Any])
             for index, num_frames, clip in group:
                 row = {"episode_index": index, "clip_id": clip.clip_id, "kind": clip.kind, "num_frames": num_frames}
                 row |= {"instruction": clip.instruction, **_origin_columns(clip.origin), **shared}
-                rows.append({name: _cell(row.get(name), schema.field(name).type) for name in schema.names})
+                cells = {name: _cell(row.get(name), schema.field(name).type) for name in schema.names}
+                rows.append({name: shorten(cell) if isinstance(cell, str) else cell for name, cell in cells.items()})
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 

@@ -16,8 +16,9 @@ from dreamgen.extensions.export_format import EXPORT_FORMATS, DatasetSize, Expor
 from dreamgen.progress import log
 from dreamgen.run.jobs import iter_accepted_clips
 from dreamgen.run.made_from import provenance_file, record_inputs
+from dreamgen.run.published_paths import published_paths
 from dreamgen.run.records import RobotFeatures, StageResult
-from dreamgen.run.run_folder import RunFolder
+from dreamgen.run.run_folder import RunFolder, as_plain
 from export.card import contact_sheet, write_card
 from export.clips import ClipList, generated_clips
 from export.episode_store import EpisodeStore
@@ -150,10 +151,11 @@ def _write_datasets(
             if export_format.needs_states and not spec.state_names:
                 raise states_missing(export_format)
         shared, sheet_HWC = run_provenance(export.license), contact_sheet(episodes)
+        shorten = published_paths(run.root, as_plain(settings))
         for export_format in formats:
             log(f"export: {export_format.name}, {len(episodes)} episodes")
             name = export.dataset_name(export_format.name)
-            write_provenance(staging.provenance(export_format.name), episodes, shared)
+            write_provenance(staging.provenance(export_format.name), episodes, shared, shorten)
             folder = staging.dataset(export_format.name)
             if not export_format.is_resumable:
                 shutil.rmtree(folder)

@@ -12,13 +12,20 @@ from dreamgen.config.settings import Settings
 from dreamgen.data.svg_plot import Line, line_plot, svg_document
 from dreamgen.models.world_model import WorldModelSource
 from dreamgen.run.files import write_text
+from dreamgen.run.published_paths import published_paths
 from dreamgen.run.run_folder import RunFolder, as_plain
+from dreamgen.text_escape import code_text, markdown_text
 from finetune.training_log import read_steps
 
 NUM_ROWS = 10
 CURVES_NAME = "loss.svg"
 # Where a run happens and where it uploads to is private, and no part of how the adapter was trained.
 PRIVATE = {"cache_dir", "resume_from", "push_to_hub", "tracker", "num_workers"}
+
+LOCAL_PATHS = """\
+Local paths are relative to the folder that holds the run; of a folder elsewhere only the name is told.
+
+"""
 
 CARD = """\
 ---
@@ -39,7 +46,7 @@ Made by DreamGen from {num_clips} clips: {num_windows} windows of {num_frames} f
 {snippet}
 ```
 
-The prompt begins with the prefix of the training: `{prompt_prefix}`.
+{where}The prompt begins with the prefix of the training: `{prompt_prefix}`.
 
 ## Curves
 
@@ -140,19 +147,21 @@ def adapter_card(
         rows["final validation loss"] = f"{sum(losses.values()) / len(losses):.6f}"
     plain = as_plain(settings)
     kept = {name: value for name, value in plain["finetune"].items() if name not in PRIVATE}
+    shorten = published_paths(RunFolder.of(settings).root, plain)
     return CARD.format(
         front=yaml.safe_dump(front, sort_keys=True).strip(),
         method={"lora": "LoRA adapter for", "dora": "DoRA adapter for", "full": "All weights of"}[tune.method],
-        model=source.name,
+        model=markdown_text(source.name),
         num_clips=counts["num_clips"],
         num_windows=counts["num_windows"],
         num_frames=video.num_frames,
         width=video.width,
         height=video.height,
         fps=video.fps,
-        table="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
-        snippet=source.load_class().loading_snippet(settings, source, tune.push_to_hub or adapter, device),
-        prompt_prefix=settings.prompt_prefix,
+        table="\n".join(f"| {name} | {markdown_text(shorten(str(value)))} |" for name, value in rows.items()),
+        snippet=shorten(source.load_class().loading_snippet(settings, source, tune.push_to_hub or adapter, device)),
+        where=LOCAL_PATHS if source.revision is None or tune.push_to_hub is None else "",
+        prompt_prefix=code_text(settings.prompt_prefix),
         curves="\n\n".join(filter(None, [_training_rows(training), _validation_rows(validation)])),
         settings=yaml.safe_dump({"seed": settings.seed, "finetune": kept}, sort_keys=False).strip(),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from dreamgen.report.gather import Clip, RunView, gather
 from dreamgen.report.plots import action_strips, loss_curve
 from dreamgen.report.stages import refused_demos, stage_states
 from dreamgen.run.files import write_text
+from dreamgen.run.published_paths import published_paths
 from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
 
@@ -92,7 +93,7 @@ def report(settings: Settings) -> StageResult:
     cards = [_card(clip, view, embed=embedded_bytes <= MAX_EMBEDDED_BYTES) for clip in shown]
     made, stages = [clip for clip in view.clips if clip.verdict in SHOWN_FIRST], stage_states(view)
     unreadable = view.unreadable + [problem for card in cards for problem in card.problems]
-    page = _environment().get_template("page.html").render(
+    page = _environment(published_paths(run.root, view.settings)).get_template("page.html").render(
         name=run.root.resolve().name,
         view=view,
         cards=cards,
@@ -201,10 +202,15 @@ def _data_url(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _environment() -> jinja2.Environment:
+def _environment(shorten: Callable[[str], str]) -> jinja2.Environment:
+    def finalize(value: Any) -> Any:
+        is_path_free = isinstance(value, Markup) or not isinstance(value, str | Path) or str(value).startswith("data:")
+        return value if is_path_free else shorten(str(value))
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=finalize,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -9,14 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+from dreamgen.config.settings import CheckSettings
 from dreamgen.data.timeline import resampled_indices
 from dreamgen.data.video import probe, read_video
 from dreamgen.errors import UserError
 from dreamgen.run.files import read_json, write_json
 from dreamgen.run.jobs import accepted_clips
 from export import export_datasets
-from export.check import check
+from export.check import check, check_stage
 from export.episodes import read_label
+from export.manifest import present_files, read_manifest
 from export.mixture import counts_for_share
 from tests.fixtures import demos
 from tests.fixtures.runs import make_run, run_settings
@@ -61,9 +63,12 @@ def test_real_episodes_are_mixed_in_with_their_own_frames_and_actions(version, r
     assert files_of(real / version) == before, "the source is only read"
     for name in BOTH:
         assert check(run.datasets / name) == []
+        verified = check_stage(run.datasets / name, CheckSettings(verify=True)).metrics
+        assert verified["manifest"] and verified["num_errors"] == 0 and not verified["findings"]
+        assert set(read_manifest(run.datasets / name).entries) == set(present_files(run.datasets / name))
     rows, dataset = provenance(run), loaded(run)
     assert [row["kind"] for row in rows] == ["real"] * 4 + ["dreamed"] * 4
-    assert rows[0]["seed"] is None and str(real / version) in rows[0]["source"] and rows[4]["seed"] is not None
+    assert rows[0]["seed"] is None and rows[0]["source"] == version and rows[4]["seed"] is not None
     encoded_again = any("encoded again" in note for note in result.notes)
     assert encoded_again == (version == "v30"), "lerobot wrote AV1; the others are H.264, which is copied"
     episode = demos.make_episode(2, 12, 16, 32, 48)

@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 import torch
@@ -62,6 +63,15 @@ def test_the_card_has_a_hubs_front_matter_curves_and_settings(tmp_path, world):
 def test_a_card_without_validation_says_nothing_of_it(tmp_path, world):
     card = adapter_card(training_settings(tmp_path, world), HUB, tmp_path / "adapter", "cpu", COUNTS, 0.5)
     assert "validation loss" not in card
+
+
+def test_a_card_shows_names_of_any_kind_as_they_are_and_no_path_of_the_machine(tmp_path, world):
+    source = WorldModelSource("x|<b>[y](z)", str(tmp_path / "run" / "model"), None, "abc")
+    settings = replace(training_settings(tmp_path / "run", world), prompt_prefix="a `b`\n# c")
+    card = adapter_card(settings, source, tmp_path / "run" / "adapter", "cpu", COUNTS, 0.5)
+    assert "x\\|\\<b\\>\\[y\\](z)" in card and "\n# c" not in card and "`a 'b' # c`" in card
+    assert str(tmp_path) not in card and "'run/adapter'" in card and "| base model | run/model |" in card
+    assert "relative to the folder that holds the run" in card
 
 
 def test_a_pushed_adapters_card_loads_it_from_the_hub(tmp_path, world):
@@ -154,13 +164,16 @@ def test_a_training_uploads_its_adapter(world, tmp_path, hub):
     assert set(hub.files) == {"README.md", "loss.svg", WEIGHTS_NAME}
 
 
-def test_all_weights_are_loaded_as_a_transformer(world, tmp_path):
+def test_all_weights_are_loaded_as_a_transformer(world, tmp_path, monkeypatch):
     write_training_set(tmp_path)
     finetune(training_settings(tmp_path, world, finetune={"method": "full", "num_steps": 2}))
     card = (tmp_path / "adapter/README.md").read_text()
     snippet = card.split("```python\n")[1].split("```")[0]
     assert "# All weights of" in card and "rank, alpha" not in card and len(snippet.splitlines()) <= 10
     names = {}
+    assert f"from_pretrained({world.name!r}" in snippet and "'test_" in snippet  # no absolute paths
+    snippet = snippet.replace(repr(world.name), repr(str(world)))  # which is not below the folder that holds the run
+    monkeypatch.chdir(tmp_path.parent)
     exec(snippet.split("clip = ")[0], names)  # our own text
     trained = load_file(next((tmp_path / "adapter/transformer").glob("*.safetensors")))
     loaded = names["pipe"].transformer.state_dict()

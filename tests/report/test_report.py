@@ -217,8 +217,7 @@ def test_incomplete_run_gets_a_page_that_lists_what_is_missing(tmp_path):
     page = page_of(empty)
     assert page.all("video") == []
     assert [text for _, text in page.all("aside", "unfinished")] == [
-        f"This run is not finished. prepare: no training set. Continue with dreamgen prepare --demos PATH "
-        f"--out {empty.root}"
+        "This run is not finished. prepare: no training set. Continue with dreamgen prepare --demos PATH --out empty"
     ]
     assert {value for value, _ in page.tiles().values()} == {"–"}
 
