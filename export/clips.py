@@ -89,11 +89,12 @@ class ClipList:
     def __init__(self, clips: Iterable[Clip]) -> None:
         self._file = tempfile.TemporaryFile(prefix="dreamgen-clips-")  # noqa: SIM115
         self._length = self.num_frames = 0
-        for clip in clips:
-            with errors_name(Path(tempfile.gettempdir()) / "dreamgen-clips"):
+        with errors_name(Path(tempfile.gettempdir()) / "dreamgen-clips"):
+            for clip in clips:
                 self._file.write(clip.to_json().encode() + b"\n")
-            self._length += 1
-            self.num_frames += clip.num_frames
+                self._length += 1
+                self.num_frames += clip.num_frames
+            self._file.flush()
 
     def __len__(self) -> int:
         return self._length

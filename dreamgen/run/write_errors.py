@@ -81,11 +81,11 @@ def storage_errors_as_user_errors(place: str | Path) -> Iterator[None]:
 def _file_of(error: BaseException) -> Path | None:
     """Return the file that was written when an error arose, if it is known."""
     for each in _chain(error):
+        if isinstance(name := getattr(each, "filename", None), str):
+            return Path(name)
         for note in getattr(each, "__notes__", ()):
             if note.startswith(WRITING):
                 return Path(note.removeprefix(WRITING))
-        if isinstance(name := getattr(each, "filename", None), str):
-            return Path(name)
     return None
 
 

@@ -65,7 +65,7 @@ def run(prepared, tmp_path):
 @pytest.fixture
 def curated(tmp_path):
     """A run up to curate, with an inverse-dynamics model."""
-    run = make_run(tmp_path / "run")
+    run = make_run(tmp_path / "curated")
     run.idm.mkdir(exist_ok=True)
     small_model().save(run.idm)
     return run.root
@@ -87,10 +87,13 @@ def test_plan(run, capsys):
     assert not (run / "jobs.parquet").exists()
 
 
-def test_label_at_its_model(run, capsys):
+def test_label_at_its_model(run, curated, capsys):
+    for name in ("train", "idm"):
+        shutil.rmtree(curated / name)
+    (run / "train").rename(curated / "train")
     words = ("--num_steps=2", "--image_px=32", "--horizon=4")
-    fails_for_lack_of_room(capsys, run, "label", "--out", run, *words)
-    assert not (run / "idm").exists()
+    fails_for_lack_of_room(capsys, curated, "label", "--out", curated, *words)
+    assert not (curated / "idm").exists()
 
 
 def test_label_keeps_no_clip_as_failed(curated, capsys):
@@ -106,7 +109,7 @@ def test_curate_and_report(curated, capsys, stage):
 @pytest.mark.parametrize("name", ["lerobot-v3.0", "lerobot-v2.1", "robomimic", "aloha"])
 def test_export(curated, capsys, name):
     words = (f"--formats=[{name}]", "--num_workers=1")
-    fails_for_lack_of_room(capsys, curated / "datasets", "export", "--out", curated, *words, room=4000)
+    fails_for_lack_of_room(capsys, curated / "datasets", "export", "--out", curated, *words, room=6000)
     assert main(["export", "--out", str(curated), *words, "--resume"]) == 0
 
 
