@@ -23,7 +23,7 @@ set_library_defaults()  # before a stage imports a library
 
 
 def run_stage(
-    name: str, settings: Settings, resume: bool = False, dry_run: bool = False, overwrite: bool = False
+    name: str, settings: Settings, resume: bool = False, dry_run: bool = False, **switches: bool
 ) -> list[StageResult]:
     """Run one stage as its command does, and record its settings in run.yaml.
 
@@ -32,7 +32,7 @@ def run_stage(
         settings: With `out`.
         resume: Keep output that exists, and continue where the stage stopped.
         dry_run: Write nothing.
-        overwrite: Replace output that exists, where the stage can.
+        switches: Others that the stage's function takes, such as `overwrite`.
 
     Returns:
         The stage's result; before it, that of the stage which had to run first.
@@ -58,7 +58,7 @@ def run_stage(
     run.check_unchanged(settings, sections, but=_not_of(first.name) if first else ())
     if resume and stage.keeps_output and stage.output is not None and stage.is_done(run):
         return [*results, StageResult(name, {name: stage.output(run)}, {}, ["done before, kept"])]
-    results.append(stage.call(settings, resume=resume, overwrite=overwrite))
+    results.append(stage.call(settings, resume=resume, **switches))
     with storage_errors_as_user_errors(run.root):
         _record_trained(run, name, settings)
         run.record(settings, [stage.section] if stage.section else [])

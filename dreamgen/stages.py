@@ -189,7 +189,8 @@ _TABLE = (
     ),
     Stage(
         name="curate", summary="clips -> scores and verdicts", function="dreamgen.curate.stage:curate",
-        section="curate", flags=("resume",), in_run=True, example="dreamgen curate --out runs/pick --min_motion=1.0",
+        section="curate", flags=("resume", "calibrate"), in_run=True,
+        example="dreamgen curate --out runs/pick --min_motion=1.0",
         needs=("clips",), progress="journal", counts_clips_of="label", locks=("curate",),
         sweeps=("scores",),
     ),

@@ -12,6 +12,7 @@ from dreamgen.stages import COMMANDS, Stage
 FLAG_HELP = {
     "dry_run": "write nothing: show counts, sample prompts and estimates",
     "resume": "continue in an existing run folder; finished work is kept",
+    "calibrate": "set thresholds from the demonstrations, so that 2 % of real clips are rejected, and write a preset",
     "overwrite": "replace datasets that this run wrote, each when the new one is whole; with --resume, only those that "
     "are out of date",
     "fix": "repair what is safe (totals, splits, statistics, index columns); originals are kept as NAME.before-fix",

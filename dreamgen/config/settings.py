@@ -384,13 +384,31 @@ class LabelSettings:
 
 
 @dataclass(frozen=True)
-class _JudgeSettings:
+class _CurateChoices:
     judges: list[str] = option([], "judges (models) that rate the clips that the scores accept", choices=JUDGES.names)
+    best_of: int | None = option(
+        None, "accept at most N clips of each first frame and instruction, the best ones", ge=1
+    )
+    balance: float | None = option(
+        None, "accept at most this many times as many clips of an instruction as of the one with the fewest", ge=1
+    )
+    best_by: str = option(
+        "all", "what best means: a score or a judge's metric, or all: the mean rank over all that have a threshold"
+    )
+    min_difference: float = option(
+        0.0,
+        "least mean difference (gray levels, 0-255, of four frames at 8 x 8 pixels) between two accepted clips of an "
+        "instruction; 0: near-duplicates are accepted",
+        ge=0,
+    )
+    calibrate_through_vae: bool = option(
+        True, "with --calibrate: demonstrations after the model's VAE count as real, too", scope="call"
+    )
 
 
 if TYPE_CHECKING:
 
-    class CurateSettings(_JudgeSettings):
+    class CurateSettings(_CurateChoices):
         """Thresholds of the curation scores; a clip whose score violates one is rejected."""
 
         def __init__(self, **thresholds: Any) -> None: ...
@@ -403,7 +421,7 @@ else:
         [(name, "float | None" if threshold.default is None else "float",
           option(threshold.default, threshold.help, ge=_bound(threshold.low), le=_bound(threshold.high)))
          for name, threshold in threshold_settings().items()],
-        bases=(_JudgeSettings,), frozen=True, module=__name__,
+        bases=(_CurateChoices,), frozen=True, module=__name__,
     )  # fmt: skip
     CurateSettings.__doc__ = "Thresholds of the curation scores; a clip whose score violates one is rejected."
 

@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import replace
 from typing import Any
 
+from dreamgen.curate.selection import SIGNATURE, signature_of
 from dreamgen.data.clip_context import ClipContext
 from dreamgen.errors import UserError
 from dreamgen.extensions.score import SCORES
@@ -53,6 +54,7 @@ def measure_clip(clip: ClipContext) -> JournalRecord:
         for score in missing:
             value = score.measure(clip)
             metrics[score.name], versions[score.name] = None if value is None else float(value), score.version
+        metrics.setdefault(SIGNATURE, signature_of(clip.gray_THW))
     except Exception as error:
         return JournalRecord.of_error(record.clip_id, MEASURE, error, file=record.file, metrics=metrics)
     return replace(record, metrics=metrics)

@@ -14,9 +14,12 @@ from dreamgen.cluster.clip_pass import ClipStage, ProcessClip, process_clips
 from dreamgen.config.settings import Settings
 from dreamgen.curate.judging import LoadedJudges, chosen_judges, judge_clips, load_judges, needs_judging
 from dreamgen.curate.measure import MEASURE, measure_clip
+from dreamgen.curate.real_clips import calibrate_run
 from dreamgen.curate.score_table import ScoreTable
+from dreamgen.curate.selection import SIGNATURE, Candidate, deselected
 from dreamgen.curate.verdict import score_reasons, verdict
 from dreamgen.data.clip_context import ClipContext
+from dreamgen.extensions.score import SCORES
 from dreamgen.run.jobs import generated_jobs, with_records
 from dreamgen.run.journal import Journal
 from dreamgen.run.records import Job, JournalRecord, StageResult
@@ -26,7 +29,7 @@ STAGE = "curate"
 NUM_NOTES = 20  # rejections that get a note each; the score table has all
 
 
-def curate(settings: Settings) -> StageResult:
+def curate(settings: Settings, calibrate: bool = False) -> StageResult:
     """Measure every generated clip, ask the judges about those that the scores accept, and write the verdicts.
 
     What was measured is kept, so new thresholds change verdicts without a clip being read; only verdicts that changed
@@ -34,6 +37,7 @@ def curate(settings: Settings) -> StageResult:
 
     Args:
         settings: Settings of the run; `curate` holds the thresholds and the judges.
+        calibrate: Set thresholds from the demonstrations and write them as a preset, instead of judging clips.
 
     Returns:
         The score table, with counts; partial when a clip that the journal calls done has no file, or one could not be
@@ -42,6 +46,8 @@ def curate(settings: Settings) -> StageResult:
     Raises:
         UserError: if no clip was generated, or a judge is unknown or cannot be loaded.
     """
+    if calibrate:
+        return calibrate_run(settings)
     (result,) = process_clips(settings, Curator(settings))
     return result
 
@@ -135,11 +141,12 @@ class Curator(ClipStage):
         counts, notes = Counter[str](), list[str]()
         previous = (record for job, record in with_records(self.jobs, self.run, STAGE)
                     if job.clip_id not in self._missing)  # fmt: skip
+        left_out = self._deselected(judges)
         with ExitStack() as contexts:
             table = contexts.enter_context(ScoreTable(self._table_path, {n: judge for n, (judge, _) in judges.items()}))
             journal = contexts.enter_context(Journal(self.run.journal, STAGE))
             for (job, measured), before in zip(self._measured(), previous, strict=True):
-                record = verdict(job, measured, self._limits, judges)
+                record = verdict(job, measured, self._limits, judges, left_out.get(job.clip_id))
                 table.add(record)
                 if before is None or replace(before, time_s=0.0) != record:
                     journal.add(record)
@@ -147,3 +154,14 @@ class Curator(ClipStage):
                 if record.status != "ok" and len(notes) < NUM_NOTES:
                     notes.append(f"{record.clip_id} {record.status}: {record.reason or record.error}")
         return counts, notes
+
+    def _deselected(self, judges: LoadedJudges) -> dict[str, str]:
+        """Return which of the clips that are good enough are left out because of others, and why."""
+        limits = self._limits
+        if limits.best_of is limits.balance is None and not limits.min_difference:
+            return {}
+        accepted = ((job, m.metrics) for job, m in self._measured()
+                    if verdict(job, m, limits, judges).status == "ok")  # fmt: skip
+        candidates = [Candidate(job, metrics, metrics.get(SIGNATURE)) for job, metrics in accepted]
+        metrics = [score for _, score in SCORES.items()]
+        return deselected(candidates, limits, [*metrics, *(m for judge, _ in judges.values() for m in judge.metrics)])

@@ -33,7 +33,7 @@ def curate_clip(clip: ClipContext, limits: CurateSettings, judges: LoadedJudges)
 
 
 def verdict(
-    job: Job, measured: JournalRecord, limits: CurateSettings, judges: LoadedJudges, more: tuple[str, ...] = ()
+    job: Job, measured: JournalRecord, limits: CurateSettings, judges: LoadedJudges, left_out: str | None = None
 ) -> JournalRecord:
     """Compare what was measured with the thresholds.
 
@@ -42,7 +42,7 @@ def verdict(
         measured: From `measure_clip` or `judge_clip`.
         limits: The thresholds.
         judges: Those that rated it.
-        more: Reasons to reject it that depend on other clips.
+        left_out: Why it is left out because of other clips; from `deselected`.
 
     Returns:
         The record of `curate`: every value with its threshold, and every reason that applies.
@@ -52,7 +52,7 @@ def verdict(
     if measured.status == "failed":
         return replace(record, error=measured.error, traceback=measured.traceback)
     reasons = score_reasons(job, measured.metrics, limits)
-    reasons = reasons or [*judge_reasons(measured.metrics, limits, judges), *more]
+    reasons = reasons or judge_reasons(measured.metrics, limits, judges) or ([left_out] if left_out else [])
     return replace(record, status="rejected" if reasons else "ok", reason="; ".join(reasons) or None)
 
 
