@@ -291,6 +291,7 @@ def settings_of(check: Check) -> list[str]:
         f"--idm.horizon={min(16, args.num_frames // 2)}", f"--plan.first_frames={check.pairs}",
         f"--plan.num_inference_steps={args.num_inference_steps}", "--curate.min_motion=0",
         "--curate.min_first_frame_psnr_db=-100", "--curate.max_cut_score=1e9", "--export.formats=[lerobot-v3.0]",
+        "--curate.max_action_outside_demos=1", "--export.allow_weak_labels=true",
     ]  # fmt: skip
     if args.no_compile:
         words += ["--finetune.compile=false", "--generate.compile=false"]

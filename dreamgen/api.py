@@ -29,13 +29,16 @@ def load_settings(preset: str | Path | None = None, **values: Any) -> Settings:
     return loading.load_settings(str(preset) if preset is not None else None, plain)
 
 
-def run_pipeline(settings: Settings, *, resume: bool = False, dry_run: bool = False) -> list[StageResult]:
+def run_pipeline(
+    settings: Settings, *, resume: bool = False, dry_run: bool = False, overwrite: bool = False
+) -> list[StageResult]:
     """Run all stages in order in one run folder.
 
     Args:
         settings: With `out` and `demos`.
         resume: Continue in an existing run folder; finished work is kept.
         dry_run: Write nothing; inspect the demonstrations and estimate the training set.
+        overwrite: With `resume`, replace datasets of the run that are out of date.
 
     Returns:
         The result of each stage that ran, in order.
@@ -43,7 +46,7 @@ def run_pipeline(settings: Settings, *, resume: bool = False, dry_run: bool = Fa
     Raises:
         UserError: if the run folder is in use and `resume` is not set, or a stage refuses its input.
     """
-    return run_all(settings, resume, dry_run)
+    return run_all(settings, resume, dry_run, overwrite)
 
 
 def prepare_training_set(settings: Settings, *, resume: bool = False, dry_run: bool = False) -> StageResult:
@@ -112,6 +115,37 @@ def generate_clips(settings: Settings, *, dry_run: bool = False) -> StageResult:
     return run_stage("generate", settings, dry_run=dry_run)[-1]
 
 
+def import_clips(settings: Settings, *, dry_run: bool = False) -> StageResult:
+    """Bring clips and labels that other programs made into the run folder.
+
+    Args:
+        settings: With `out`; `import_clips` names clips and labels.
+        dry_run: Write nothing; count.
+
+    Returns:
+        Counts, and notes about each clip that was refused; `partial` if a label does not fit its clip.
+
+    Raises:
+        UserError: if no clip can be used.
+    """
+    return run_stage("import", settings, dry_run=dry_run)[-1]
+
+
+def reject_clips(settings: Settings) -> StageResult:
+    """Keep clips out of the datasets, whatever their scores.
+
+    Args:
+        settings: With `out`; `reject` names the clips.
+
+    Returns:
+        Counts.
+
+    Raises:
+        UserError: if a name is no clip of the run.
+    """
+    return run_stage("reject", settings)[-1]
+
+
 def train_inverse_dynamics(settings: Settings, *, resume: bool = False) -> StageResult:
     """Train the inverse-dynamics model on the demonstrations' own actions: `idm/` of the run folder.
 
@@ -158,12 +192,13 @@ def curate_clips(settings: Settings) -> StageResult:
     return run_stage("curate", settings)[-1]
 
 
-def export_datasets(settings: Settings, *, resume: bool = False) -> StageResult:
+def export_datasets(settings: Settings, *, resume: bool = False, overwrite: bool = False) -> StageResult:
     """Write the accepted clips as datasets: `datasets/` of the run folder.
 
     Args:
         settings: With `out`; `export` says which formats.
         resume: Keep datasets that exist, rather than refuse.
+        overwrite: Replace datasets that the run wrote; with `resume`, only those that are out of date.
 
     Returns:
         The datasets, counts, and notes about each clip that was left out.
@@ -171,7 +206,7 @@ def export_datasets(settings: Settings, *, resume: bool = False) -> StageResult:
     Raises:
         UserError: if a dataset exists, or no clip was accepted or can be exported.
     """
-    return run_stage("export", settings, resume)[-1]
+    return run_stage("export", settings, resume, overwrite=overwrite)[-1]
 
 
 def write_report(settings: Settings) -> StageResult:

@@ -50,6 +50,10 @@ class NothingAccepted(UserError):
     """No clip was accepted, so there is no dataset to write; the report lists the reasons."""
 
 
+class WeakLabels(UserError):
+    """The labels come from a model that is no better than a baseline, so export writes no dataset of them."""
+
+
 class CannotWrite(UserError):
     """The storage cannot be written to; what was recorded is kept, and the same command continues later."""
 

@@ -8,14 +8,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dreamgen.config.loading import changed_settings, read_yaml
 from dreamgen.config.paths import all_settings
 from dreamgen.config.settings import Settings
 from dreamgen.environment import set_library_defaults
-from dreamgen.errors import NothingAccepted, Problems, UserError, quoted
+from dreamgen.errors import NothingAccepted, Problems, UserError, WeakLabels, quoted
 from dreamgen.progress import log
 from dreamgen.run.journal import read_journal
 from dreamgen.run.records import StageResult
-from dreamgen.run.run_folder import RunFolder
+from dreamgen.run.run_folder import RunFolder, as_plain
 from dreamgen.run.write_errors import storage_errors_as_user_errors
 from dreamgen.stages import PIPELINE, STAGES, Stage, imported
 
@@ -60,15 +61,15 @@ def run_stage(
         return [*results, StageResult(name, {name: stage.output(run)}, {}, ["done before, kept"])]
     results.append(stage.call(settings, resume=resume, **switches))
     with storage_errors_as_user_errors(run.root):
-        _record_trained(run, name, settings)
+        _record_made(run, name, settings)
         run.record(settings, [stage.section] if stage.section else [])
     return results
 
 
-def _record_trained(run: RunFolder, stage: str, settings: Settings) -> None:
-    from dreamgen.run.made_from import record_trained  # heavy: help has no use for it
+def _record_made(run: RunFolder, stage: str, settings: Settings) -> None:
+    from dreamgen.run.made_from import record_made  # heavy: help has no use for it
 
-    record_trained(run, stage, settings)
+    record_made(run, stage, settings)
 
 
 def _not_of(name: str) -> list[str]:
@@ -79,16 +80,22 @@ def _not_of(name: str) -> list[str]:
             and section not in stages]  # fmt: skip
 
 
-def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> list[StageResult]:
-    """Run every stage in order in one run folder.
+def run_all(
+    settings: Settings, resume: bool = False, dry_run: bool = False, overwrite: bool = False
+) -> list[StageResult]:
+    """Run every stage in order in one run folder; with `resume`, those that are not done or that a change touches.
+
+    Changed settings of plan add jobs, changed thresholds give new verdicts, and changed formats are written. A change
+    that what is done does not survive is refused, with the command that makes it again.
 
     A run whose demonstrations have no actions ends with clips and verdicts, without labels and datasets; one in which
-    no clip is accepted ends without datasets. Both get a report.
+    no clip is accepted, or whose labels are weak, ends without datasets. All get a report.
 
     Args:
         settings: With `out` and `demos`.
         resume: Continue in an existing run folder, keeping finished work.
         dry_run: Write nothing; preview the whole job.
+        overwrite: With `resume`, replace datasets of this run that are out of date.
 
     Returns:
         Each stage's result, in order.
@@ -99,7 +106,7 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
     from dreamgen.preview import preview_run
 
     run = RunFolder.of(settings)
-    done = [stage for stage in PIPELINE.values() if stage.is_done(run)]
+    done = [stage for stage in PIPELINE.values() if stage.is_done(run) and not _is_touched(stage, run, settings)]
     if dry_run:
         check_can_run(settings, run, done, resume=True)
         preview = preview_run(settings, run, may_download=False)
@@ -107,7 +114,7 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
         first = [] if STAGES["prepare"] in done else run_stage("prepare", settings, dry_run=True)
         return [*first, StageResult("run", {}, preview.metrics, notes)]
     check_can_run(settings, run, done, resume)
-    for text in preview_run(settings, run, may_download=True).warnings:
+    for text in [*preview_run(settings, run, may_download=True).warnings, *_not_renewed(run, settings)]:
         log(f"warning: {text}")
     results: list[StageResult] = []
     with storage_errors_as_user_errors(run.root), _claimed(run, settings):
@@ -119,15 +126,41 @@ def run_all(settings: Settings, resume: bool = False, dry_run: bool = False) -> 
             if reason:
                 continue
             try:
-                result = stage.call(settings, in_run=True, resume=resume)
-                results += result if isinstance(result, list) else [result]
-                _record_trained(run, stage.name, settings)
-            except NothingAccepted as error:
+                result = stage.call(settings, in_run=True, resume=resume, overwrite=overwrite and resume)
+                result = result if isinstance(result, list) else [result]
+                results += result
+                for one in result:
+                    _record_made(run, one.stage, settings)
+            except (NothingAccepted, WeakLabels) as error:
                 results.append(StageResult(stage.name, {}, {"episodes": 0}, [str(error)], partial=True))
             _release_memory()
             if results[-1].metrics.get("interrupted"):
                 break
     return results
+
+
+def _is_touched(stage: Stage, run: RunFolder, settings: Settings) -> bool:
+    """Return whether a stage that adds to its output has more to do: plan, with other settings or no jobs of its own.
+
+    A run that was killed before it came to plan has the new settings in run.yaml already, so what plan recorded counts.
+    """
+    from dreamgen.run.jobs import job_columns
+    from dreamgen.run.made_from import changed_since
+    from dreamgen.run.records import IMPORTED
+
+    if stage is not STAGES["plan"]:
+        return False
+    has_own = any(level != IMPORTED for level in job_columns(run.jobs, ["level"])["level"].to_pylist())
+    before = read_yaml(run.settings_file) if run.settings_file.is_file() else {}
+    changed = [path for path in changed_settings(before, as_plain(settings), ["plan"]) if path.startswith("plan.")]
+    return not has_own or bool(changed or changed_since(run, "jobs", "plan", settings))
+
+
+def _not_renewed(run: RunFolder, settings: Settings) -> list[str]:
+    """Return what is out of date and is kept by a run that is continued, with the command that makes it again."""
+    from dreamgen.run.made_from import TRAINED, stale_outputs
+
+    return [str(stale) for stale in stale_outputs(run, settings) if stale.output in TRAINED.values()]
 
 
 def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume: bool) -> None:
@@ -146,7 +179,8 @@ def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume:
             allowed="a new folder, or this one with --resume",
             next_step=f"dreamgen run --out {quoted(run.root)} --resume",
         )
-    run.check_unchanged(settings, _sections(done))
+    may_change = [path for stage in done for path in _not_of(stage.name)]
+    run.check_unchanged(settings, _sections(done), but=may_change)
     problems, given = Problems(), settings.plan.first_frames
     for check in (
         lambda: model_type(settings.model).load_class().check_requirements(settings.model),

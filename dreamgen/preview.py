@@ -25,6 +25,7 @@ from dreamgen.plan.stage import instructions_of
 from dreamgen.prepare.stage import VIDEO_BYTES_PER_PIXEL, Demos, demos_of
 from dreamgen.progress import duration
 from dreamgen.run.files import read_json
+from dreamgen.run.idm_error import IdmError
 from dreamgen.run.records import RobotFeatures
 from dreamgen.run.run_folder import RunFolder
 
@@ -192,12 +193,10 @@ def _labels(demos: Demos, settings: Settings, run: RunFolder, preview: Preview) 
     if robot is not None:
         with_state = settings.export.include_state and settings.idm.predict_state
         fitting_modality(robot, robot_preset(robot), num_action, num_state if with_state else 0)
-    config = run.idm / "config.json"
-    if config.is_file():
-        action = (read_json(config).get("held_out") or {}).get("action") or {}
-        baseline = ((action.get("baselines") or {}).get("mean") or {}).get("mae")
-        if action.get("mae") is not None and baseline is not None:
-            preview.notes.append(f"labels: held-out error {action['mae']:.3g}; guessing the mean has {baseline:.3g}")
+    if (run.idm / "config.json").is_file():
+        if (error := IdmError.of_run(run)) is not None:
+            preview.notes.append(f"labels: {error.text()}")
+            preview.warnings += [f"labels: {warning}"] if (warning := error.warning()) is not None else []
         return
     text = (
         f"labels: {num_action} values a frame, by an inverse-dynamics model trained on {len(demos.lengths)} "

@@ -219,7 +219,8 @@ _TABLE = (
         paths=("SRC", "DST"), paths_help="a LeRobot dataset, and a folder that does not exist yet",
     ),
     Stage(
-        name="run", summary="all stages in order", function="dreamgen.pipeline:run_all", flags=("dry_run", "resume"),
+        name="run", summary="all stages in order", function="dreamgen.pipeline:run_all",
+        flags=("dry_run", "resume", "overwrite"),
         example="dreamgen run --config_path configs/mini.yaml --demos path/to/lerobot_dataset --out runs/pick",
     ),
     Stage(

@@ -11,9 +11,9 @@ from typing import Any
 
 from dreamgen.run.files import errors_name
 from dreamgen.run.records import AcceptedClip, Job, stored_name
-from export.label_origins import LabelOrigins
+from export.label_origins import GENERATED, LabelOrigins
 
-GENERATED, REAL = "dreamed", "real"  # as provenance has them on disk
+REAL = "real"  # as provenance has it on disk; GENERATED is the other kind
 NOT_PROVENANCE = {"clip_id", "height", "width", "num_frames", "fps", "codec", "crf", "gop"}  # the video has them
 KNOWN_OF_IMPORTED = {"instruction", "model", "level", "source"}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dreamgen.config.settings import ExportSettings, Settings
+from dreamgen.data.timeline import resampled_indices
 from dreamgen.data.trajectory import read_schema
 from dreamgen.data.video import VideoInfo, probe
 from dreamgen.data.views import View
@@ -34,12 +35,80 @@ def counts_for_share(num_real: int, num_generated: int, real_share: float) -> tu
     else:
         counts = round(num_generated * real_share / (1 - real_share)), num_generated
     if (real_share > 0 and not counts[0]) or (real_share < 1 and not counts[1]):
-        raise UserError(
-            "export.real_share cannot be reached",
-            actual=f"{real_share:g} of {num_real} real and {num_generated} generated",
-            allowed="a share that leaves at least one of each",
-        )  # fmt: skip
+        raise _share_not_reached(f"{real_share:g} of {num_real} real and {num_generated} generated")
     return counts
+
+
+def choose_by_episodes(
+    real_R: np.ndarray, generated_G: np.ndarray, real_share: float, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose clips so that a share of them is real, using all clips of one kind.
+
+    Args:
+        real_R: Frames of each real clip.
+        generated_G: Frames of each generated clip.
+        real_share: Of the chosen clips, 0-1.
+        random: Chooses which clips of the other kind are used.
+
+    Returns:
+        For each real and each generated clip whether it is used, bool.
+
+    Raises:
+        UserError: if no clip of a kind would be left.
+    """
+    counts = counts_for_share(len(real_R), len(generated_G), real_share)
+    return _chosen(len(real_R), counts[0], random), _chosen(len(generated_G), counts[1], random)
+
+
+def choose_by_frames(
+    real_R: np.ndarray, generated_G: np.ndarray, real_share: float, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose clips so that real ones have a share of the frames, as nearly as whole clips allow.
+
+    Args, returns and raises as `choose_by_episodes`.
+    """
+    num_real, num_generated = int(real_R.sum()), int(generated_G.sum())
+    wanted = num_real * (1 - real_share) / real_share if real_share else num_generated
+    if real_share and wanted <= num_generated:
+        chosen = np.ones(len(real_R), bool), _nearest_sum(generated_G, wanted, random)
+    else:
+        wanted = num_generated * real_share / (1 - real_share)
+        chosen = _nearest_sum(real_R, wanted, random), np.ones(len(generated_G), bool)
+    if (real_share > 0 and not chosen[0].any()) or (real_share < 1 and not chosen[1].any()):
+        raise _share_not_reached(f"{real_share:g} of {num_real} real and {num_generated} generated frames")
+    return chosen
+
+
+def _nearest_sum(lengths: np.ndarray, wanted: float, random: np.random.Generator) -> np.ndarray:
+    """Choose clips in a random order, as many as come nearest to a number of frames."""
+    order = random.permutation(len(lengths))
+    sums = np.concatenate([[0], np.cumsum(lengths[order])])
+    is_chosen = np.zeros(len(lengths), bool)
+    is_chosen[order[: int(np.abs(sums - wanted).argmin())]] = True
+    return is_chosen
+
+
+def shares_text(
+    real_R: np.ndarray, generated_G: np.ndarray, chosen: tuple[np.ndarray, np.ndarray], export: ExportSettings
+) -> str:
+    """Return how many real and generated clips are used, and their shares of episodes and of frames."""
+    counts = [int(used.sum()) for used in chosen]
+    frames = [int(real_R[chosen[0]].sum()), int(generated_G[chosen[1]].sum())]
+    shares = [100 * values[0] / max(sum(values), 1) for values in (counts, frames)]
+    wanted = "" if export.real_share is None else f"real_share={export.real_share:g} of the {export.real_share_of}: "
+    return (
+        f"{wanted}{counts[0]} of {len(real_R)} real, {counts[1]} of {len(generated_G)} generated; real are "
+        f"{shares[0]:.1f} % of the episodes and {shares[1]:.1f} % of the frames"
+    )
+
+
+def _frames_at(target: TargetSpec, num_frames: int, fps: int | Fraction) -> int:
+    return len(resampled_indices(num_frames, fps, target.fps))
+
+
+def _share_not_reached(actual: str) -> UserError:
+    return UserError("export.real_share cannot be reached", actual=actual,
+                     allowed="a share that leaves at least one of each")  # fmt: skip
 
 
 def target_spec_of(settings: Settings, clips: Iterable[Clip], views: Sequence[View] = ()) -> TargetSpec:
@@ -116,14 +185,18 @@ def gather(
     if before:
         existing = {source.clip.clip_id for source in before}
         generated = ClipList(clip for clip in generated if clip.clip_id not in existing)
-    if export.real_share is not None:
-        num_real, num_generated = counts_for_share(len(real), len(generated), export.real_share)
-        notes.append(
-            f"real_share={export.real_share:g}: {num_real} of {len(real)} real, "
-            f"{num_generated} of {len(generated)} generated"
-        )
-        real = list(itertools.compress(real, _chosen(len(real), num_real, random)))
-        generated = ClipList(itertools.compress(generated, _chosen(len(generated), num_generated, random)))
+    if export.mix_with is not None:
+        real_R = np.array([_frames_at(target, s.clip.num_frames, s.source_fps) for s in real], np.int64)
+        generated_G = np.array([_frames_at(target, clip.num_frames, clip.fps) for clip in generated], np.int64)
+        if export.real_share is None:
+            chosen = np.ones(len(real_R), bool), np.ones(len(generated_G), bool)
+        else:
+            by_frames = export.real_share_of == "frames"
+            choose = choose_by_frames if by_frames else choose_by_episodes
+            chosen = choose(real_R, generated_G, export.real_share, random)
+        notes.append(shares_text(real_R, generated_G, chosen, export))
+        real = list(itertools.compress(real, chosen[0]))
+        generated = ClipList(itertools.compress(generated, chosen[1]))
     _check_shapes([*before, *real], target, export)
     tasks = [functools.partial(transcode_clip, source, target, folder) for source in (*before, *real)]
     own = functools.partial(transcode_generated, views=views, include_state=with_state, target=target, folder=folder)

@@ -23,7 +23,7 @@ from export.card import contact_sheet, write_card
 from export.clips import ClipList, generated_clips
 from export.episode_store import EpisodeStore
 from export.errors import dataset_exists, not_ours, nothing_accepted, out_of_date, states_missing
-from export.label_origins import LabelOrigins
+from export.label_origins import LabelOrigins, label_rows, refuse_weak_labels
 from export.manifest import write_manifest
 from export.mixture import gather, is_resized
 from export.other_datasets import MixedDataset, open_mixed_datasets
@@ -64,7 +64,8 @@ def export_datasets(settings: Settings, resume: bool = False, overwrite: bool = 
         The datasets and provenance files, counts, and a note for each clip that was left out.
 
     Raises:
-        UserError: if a dataset exists, no clip was accepted, or none of the accepted clips can be written.
+        UserError: if a dataset exists, no clip was accepted, none of the accepted clips can be written, or their labels
+            are weak and `export.allow_weak_labels` is not set.
     """
     run, formats = RunFolder.of(settings), dict.fromkeys(settings.export.formats)
     check_export(settings)
@@ -78,13 +79,13 @@ def export_datasets(settings: Settings, resume: bool = False, overwrite: bool = 
     if not clips:
         raise nothing_accepted(run, settings)
     run.need(run.features_file, "prepare")
-    features = run.robot_features()
+    features, weak = run.robot_features(), refuse_weak_labels(run, settings.export, clips)
     stale = {name: note for name in existing if (note := out_of_date(run, name, settings, clips))}
     replaced = [name for name in existing if overwrite and (name in stale or not resume)]
     existing = [name for name in existing if name not in replaced]
     stale = {name: note for name, note in stale.items() if name in existing}
     outputs = {name: run.datasets / name for name in existing}
-    notes = [f"{run.datasets / name} exists and is left as it is" for name in existing]
+    notes = [*weak, *(f"{run.datasets / name} exists and is left as it is" for name in existing)]
     metrics, left_out = {"episodes": 0}, []
     missing = [EXPORT_FORMATS.get(known) for known, name in zip(formats, names, strict=True) if name not in existing]
     if missing:
@@ -152,6 +153,7 @@ def _write_datasets(
                 raise states_missing(export_format)
         shared, sheet_HWC = run_provenance(export.license), contact_sheet(episodes)
         shorten = published_paths(run.root, as_plain(settings))
+        labels = label_rows(run, (clip for _, _, clip in episodes.clips()))
         for export_format in formats:
             log(f"export: {export_format.name}, {len(episodes)} episodes")
             name = export.dataset_name(export_format.name)
@@ -161,7 +163,7 @@ def _write_datasets(
                 shutil.rmtree(folder)
                 folder = staging.dataset(export_format.name)
             export_format.write(folder, staging.done_markers(export_format.name), episodes, spec, workers)
-            write_card(folder, export_format, episodes, spec, export.license, sheet_HWC)
+            write_card(folder, export_format, episodes, spec, export.license, sheet_HWC, labels)
             write_manifest(folder, export.num_workers)
             # Before the dataset, so that a dataset always has its provenance.
             staging.provenance(export_format.name).replace(provenance_file(run, name))

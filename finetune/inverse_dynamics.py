@@ -20,15 +20,13 @@ from dreamgen.models.idm.network import STRIDE_PX, IdmConfig, pair_loss, to_unit
 from dreamgen.models.idm.vector_stats import VectorStats
 from dreamgen.progress import Progress
 from dreamgen.run.files import atomic_folder, read_json, write_text
+from dreamgen.run.idm_error import IdmError
 from dreamgen.run.records import RobotFeatures, StageResult
 from dreamgen.run.run_folder import RunFolder
 from finetune.idm_episodes import IdmEpisode, read_episodes, split_episodes
 from finetune.idm_errors import Vectors, baseline_vectors, curves_svg, predict_episode, vector_errors
 
 BACKGROUND_FRAMES = 8  # of a window, averaged: labeling averages all frames, training a sample of them
-BASELINES = {
-    "mean": "the demonstrations' mean", "nearest_frame": "the nearest training frame", "state_held": "the state held",
-}  # fmt: skip
 WEIGHT_DECAY, MAX_GRAD_NORM, WARMUP_SHARE = 1e-2, 1.0, 0.1
 COLOR_MIX, COLOR_SHIFT, MAX_SHIFT_SHARE = 0.5, 0.2, 0.04  # chosen by cross-validation on GR1 episodes
 
@@ -257,21 +255,10 @@ def vector_groups(stats: VectorStats, parts: dict[str, Any] | None) -> dict[str,
 
 def describe_errors(action: dict[str, Any], how: str) -> list[str]:
     """Describe the held-out error beside the baselines, with a warning if the model is no better than one of them."""
-    mae, r2, baselines = action["mae"], action["r2"], action["baselines"]
-    summary = f"held-out error ({how}): {mae:.4g} in the robot's units"
-    summary += "" if r2 is None else f", R^2 {r2:.2f} (1 is perfect)"
-    summary += "; " + ", ".join(f"{BASELINES[name]} {value['mae']:.4g}" for name, value in baselines.items())
-    better = [
-        BASELINES[name]
-        for name, value in baselines.items()
-        if mae >= value["mae"] or (r2 is not None and value["r2"] is not None and r2 <= value["r2"])
-    ]
-    if not better:
-        return [summary]
-    return [
-        summary,
-        f"the model is NO BETTER than {' or '.join(better)}: add demonstrations or steps before using its labels",
-    ]
+    error = IdmError.of_config({"held_out": {"how": how, "action": action}})
+    assert error is not None
+    warning = error.warning()
+    return [error.text()] if warning is None else [error.text(), warning]
 
 
 def states_of(episodes: list[IdmEpisode]) -> list[np.ndarray]:

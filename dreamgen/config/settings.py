@@ -468,6 +468,12 @@ class ExportSettings:
         "compute image statistics over the frames that LeRobot's writer samples (all of a clip of up to 100) instead "
         "of 16; an export takes about three times as long",
     )
+    allow_weak_labels: bool = option(
+        False,
+        "write datasets although the inverse-dynamics model is no better than a baseline on held-out demonstrations; "
+        "their cards tell",
+        invalidates=(),
+    )
     dream_prefix: bool = option(
         False, "put <DREAM> before the task of each generated episode (understood by GR00T-Dreams only)"
     )
@@ -479,6 +485,9 @@ class ExportSettings:
         None, "share of real episodes (mix_with); surplus ones of either kind are left out by seed; default: use all",
         ge=0, le=1,
     )  # fmt: skip
+    real_share_of: Literal["episodes", "frames"] = option(
+        "episodes", "what real_share counts: real episodes are often longer than generated ones"
+    )
     fps: int | None = option(
         None, "frames per second of the datasets; clips of another rate are resampled and encoded again", ge=1
     )

@@ -129,5 +129,6 @@ SCORES: Registry[Score] = Registry(
         "color_drift": "dreamgen.curate.scores.color_drift:SCORE",
         "flow_speed": "dreamgen.curate.scores.flow_speed:SCORE",
         "flow_roughness": "dreamgen.curate.scores.flow_roughness:SCORE",
+        "action_outside_demos": "dreamgen.curate.scores.action_outside_demos:SCORE",
     },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from dreamgen.config.settings import Settings
 from dreamgen.data.foreign_labels import ForeignLabels, names_of, open_labels
@@ -101,7 +102,7 @@ def _of_clip(
 def _names(job: Job) -> Iterator[str]:
     yield job.clip_id
     if job.is_imported:
-        yield from names_of(job.source)
+        yield from names_of(Path(*Path(job.source).parts[1:]).as_posix())  # without the name of the clips' folder
 
 
 def _is_theirs(run: RunFolder, job: Job, record: JournalRecord | None) -> bool:

@@ -23,6 +23,7 @@ from dreamgen.label.external import label_without_model
 from dreamgen.models.idm.model import WEIGHTS_NAME, InverseDynamics
 from dreamgen.progress import log
 from dreamgen.run.files import sha256_of_file
+from dreamgen.run.idm_error import IdmError
 from dreamgen.run.jobs import JobRows, generated_jobs, with_records
 from dreamgen.run.label_files import LABEL_HASH, is_external, is_foreign
 from dreamgen.run.records import Job, JournalRecord, StageResult
@@ -84,6 +85,8 @@ class Labeler(ClipStage):
     def result(self) -> StageResult:
         """Return the labels, with counts and the model's held-out error."""
         notes, held_out = [], self._held_out
+        if (error := IdmError.of_run(self.run)) is not None and (warning := error.warning()) is not None:
+            notes.append(f"WARNING: {warning}; {error.text()}")
         if self._wants_state and not self._has_state:
             notes.append("no states: the demonstrations have none")
         if self._num_failed:
@@ -174,16 +177,12 @@ def label_clip(clip: ClipContext, model: InverseDynamics, made_by: dict[str, Any
         if stop := storage_error(error, path):
             raise stop from error
         return JournalRecord.of_error(clip_id, STAGE, error, worker=worker)
-    actions = model.config.actions
-    margin_A = np.subtract(actions.high, actions.low) * 0.01 + 1e-6
-    outside_TA = (action_TA < np.asarray(actions.low) - margin_A) | (action_TA > np.asarray(actions.high) + margin_A)
     metrics = {
         "num_frames": len(action_TA),
         "idm_held_out_mae": model.config.held_out["action"]["mae"],
         **made_by,
         LABEL_HASH: sha256_of_file(path),
         "action_mean_abs_change": float(np.abs(np.diff(action_TA, axis=0)).mean()) if len(action_TA) > 1 else 0.0,
-        "action_outside_demos": float(outside_TA.mean()),
     }
     file = str(path.relative_to(run.root))
     return JournalRecord(clip_id, STAGE, "ok", file=file, metrics=metrics, worker=worker)

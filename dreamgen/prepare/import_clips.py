@@ -228,7 +228,7 @@ def _job(clip: _Found, settings: Settings, is_copied: bool) -> Job:
         "num_inference_steps": 0, "guidance_scale": 0.0, "level": IMPORTED, "step_skipping": "{}",
         "model": settings.import_clips.generator or UNKNOWN, "model_sha256": digest.hexdigest(), "adapter": None,
         "adapter_sha256": None, "dtype": "", "codec": shape.codec, "crf": 0 if is_copied else shape.crf,
-        "gop": 0 if is_copied else shape.gop, "source": f"{clip.root.rstrip('/')}/{source.origin}",
+        "gop": 0 if is_copied else shape.gop, "source": f"{Path(clip.root).resolve().name}/{source.origin}",
     }  # fmt: skip
     return Job(clip_id=job_id(values), **values)
 

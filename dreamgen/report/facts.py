@@ -9,6 +9,7 @@ from dreamgen.config.loading import flatten
 from dreamgen.models.cosmos_predict25.spec import is_random_mini
 from dreamgen.report.gather import RunView
 from dreamgen.report.stages import demos_used, num_ok, refused_demos
+from dreamgen.run.idm_error import IdmError
 
 
 def tiles(view: RunView) -> list[dict[str, str]]:
@@ -32,24 +33,12 @@ def tiles(view: RunView) -> list[dict[str, str]]:
 
 
 def _error_tile(view: RunView) -> dict[str, str]:
-    error, mean_error = held_out_error(view.idm or {})
+    error = IdmError.of_config(view.idm or {})
     if error is None:
         return _tile("Held-out action error", "–", "no inverse dynamics" if view.idm is None else "not measured")
-    beside = f"guessing the mean: {mean_error:.3g}" if mean_error is not None else "mean absolute error"
-    return _tile("Held-out action error", f"{error:.3g}", beside)
-
-
-def held_out_error(idm: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Return the inverse-dynamics model's error on held-out episodes, and that of the demonstrations' mean action.
-
-    Args:
-        idm: config.json of the model.
-
-    Returns:
-        Mean absolute errors in the robot's units; None where they were not measured.
-    """
-    action = (idm.get("held_out") or {}).get("action") or {}
-    return action.get("mae"), ((action.get("baselines") or {}).get("mean") or {}).get("mae")
+    mean = error.baselines.get("mean")
+    beside = f"guessing the mean: {mean.mae:.3g}" if mean is not None else "mean absolute error"
+    return _tile("Held-out action error", f"{error.action.mae:.3g}", beside)
 
 
 def _episodes(view: RunView) -> str:
@@ -84,12 +73,13 @@ def notices(view: RunView) -> list[dict[str, str]]:
             "text": f"{which} generated without screening of prompts and frames. "
                     "The license of the real model requires its guardrail.",
         })  # fmt: skip
-    error, mean_error = held_out_error(view.idm or {})
-    if error is not None and mean_error is not None and error >= mean_error:
+    error = IdmError.of_config(view.idm or {})
+    if error is not None and error.not_beaten:
         found.append({
             "title": "The recovered actions are no better than a guess",
-            "text": f"On held-out demonstrations their error is {error:.3g}; always predicting the mean has "
-                    f"{mean_error:.3g}. More demonstrations or training steps help.",
+            "text": f"The inverse-dynamics model does not beat {' or '.join(error.not_beaten)}; "
+                    f"{error.text()}. More demonstrations or training steps help; export refuses such labels unless "
+                    "export.allow_weak_labels is set.",
         })  # fmt: skip
     if "av1" in {clip.job.codec for clip in view.clips}:
         text = "Browsers without an AV1 decoder (older Safari) show only the first frame of each."

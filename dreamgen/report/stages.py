@@ -8,7 +8,7 @@ from typing import Literal
 
 from dreamgen.errors import quoted
 from dreamgen.report.gather import RunView
-from dreamgen.run.made_from import Stale
+from dreamgen.run.made_from import PER_CLIP, Stale
 from dreamgen.stages import STAGES, Progress, Stage
 
 
@@ -68,6 +68,8 @@ def _journal(view: RunView, stage: Stage) -> StageState:
         return StageState(name, "failed", f"{detail}, {num_failed:,} failed", _command(view, stage))
     if not records:
         return StageState(name, "missing", "no clips", _command(view, stage))
+    if stale := [entry for entry in view.stale if entry.output == PER_CLIP.get(name)]:
+        return StageState(name, "part", f"{detail}, {_reasons(stale)}", stale[0].command)
     is_done = num_done >= num_expected
     return StageState(name, "done" if is_done else "part", detail, None if is_done else _command(view, stage))
 

@@ -79,7 +79,9 @@ def take(
         return JournalRecord(clip_id, STAGE, "failed", error=f"UserError: {error}")
     write_trajectory(run.label_file(clip_id), trajectory, labeled_by or UNKNOWN)
     source = {SOURCE_HASH: sha256_of_file(label.file)}
-    return _record(run, clip_id, trajectory, labeled_by or UNKNOWN, str(label.file), source)
+    # Without the folders above: it goes into provenance, which goes where the dataset goes.
+    name = f"{label.file.parent.name}/{label.file.name}"
+    return _record(run, clip_id, trajectory, labeled_by or UNKNOWN, name, source)
 
 
 def _record(

@@ -1,12 +1,13 @@
 """What each output of a run was made from, so that one that is out of date is noticed and its reason told.
 
-`made_from/NAME.json` holds the settings that determined an output and hashes of its inputs. Labels carry the hash of
-their inverse-dynamics model in the journal, and datasets list their clips in their provenance.
+`made_from/NAME.json` holds the settings that determined an output and hashes of its inputs. Labels carry the hashes of
+their file and of their inverse-dynamics model in the journal, and datasets list their clips in their provenance.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,11 @@ from dreamgen.errors import UserError, quoted
 from dreamgen.run.files import read_json, sha256_of_file, write_json
 from dreamgen.run.jobs import iter_accepted_clips
 from dreamgen.run.journal import read_journal
+from dreamgen.run.label_files import LABEL_HASH
 from dreamgen.run.run_folder import RunFolder
 
 TRAINED = {"finetune": "adapter", "inverse dynamics": "idm"}  # stage -> its output in the run folder
+PER_CLIP = {"plan": "jobs", "label": "labels", "curate": "scores"}
 IDM_COLUMN = "score_idm_sha256"  # of a dataset's provenance
 
 
@@ -63,11 +66,30 @@ def record_inputs(run: RunFolder, output: str, stage: str, settings: Settings, i
     write_json(_file(run, output), {"settings": values, "inputs": dict(inputs)})
 
 
-def record_trained(run: RunFolder, stage: str, settings: Settings) -> None:
-    """Record the training set that an adapter or an inverse-dynamics model was trained on."""
+def record_made(run: RunFolder, stage: str, settings: Settings) -> None:
+    """Record what the output of a stage was made from: the settings, and the training set or the labels."""
+    if run.store is not None:
+        return
     if stage in TRAINED and run.train.is_dir() and (run.root / TRAINED[stage]).is_dir():
         section = "finetune" if stage == "finetune" else "idm"
         record_inputs(run, TRAINED[stage], section, settings, {"the training set": training_set_sha256(run)})
+    if stage in PER_CLIP:
+        inputs = {"the labels": labels_sha256(run)} if stage == "curate" else {}
+        record_inputs(run, PER_CLIP[stage], stage, settings, inputs)
+
+
+def changed_since(run: RunFolder, output: str, stage: str, settings: Settings) -> list[str]:
+    """Return the settings of a stage that differ from those that its output was made with, a sentence each."""
+    recorded, determining = _read(run, output).get("settings", {}), paths_that_invalidate(stage)
+    return [f"{path} was {value!r} and is {now!r}" for path, value in recorded.items()
+            if path in determining and (now := _plain(get_path(settings, path))) != value]  # fmt: skip
+
+
+def labels_sha256(run: RunFolder) -> str:
+    """Hash which label each clip has."""
+    labels = {clip: record.metrics.get(LABEL_HASH) for clip, record in read_journal(run.journal, "label").items()
+              if record.status == "ok"}  # fmt: skip
+    return hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()
 
 
 def training_set_sha256(run: RunFolder) -> str:
@@ -96,7 +118,7 @@ def stale_outputs(run: RunFolder, settings: Settings) -> list[Stale]:
             command = "finetune" if stage == "finetune" else "label"
             found.append(Stale(output, ("the training set has changed since it was trained",),
                                f"Move it away, then:  dreamgen {command} --out {quoted(run.root)}"))  # fmt: skip
-    found += _stale_labels(run)
+    found += _stale_labels(run, settings) + _stale_scores(run, settings)
     names = [path.name for path in sorted(run.datasets.iterdir()) if path.is_dir()] if run.datasets.is_dir() else []
     names = [name for name in names if provenance_file(run, name).is_file()]
     clips = _accepted(run) if names else {}
@@ -117,10 +139,7 @@ def dataset_changes(run: RunFolder, name: str, settings: Settings, clips: Mappin
         settings: Present settings.
         clips: Each accepted clip and the hash of the model that labeled it.
     """
-    recorded, reasons = _read(run, name).get("settings", {}), []
-    for path, value in recorded.items():
-        if path in paths_that_invalidate("export") and (now := _plain(get_path(settings, path))) != value:
-            reasons.append(f"{path} was {value!r} and is {now!r}")
+    reasons = changed_since(run, name, "export", settings)
     if settings.export.append_to or settings.export.mix_with:
         return reasons  # which clips it should hold is unknown
     file = provenance_file(run, name)
@@ -148,7 +167,20 @@ def _accepted(run: RunFolder) -> dict[str, str | None]:
         return {}
 
 
-def _stale_labels(run: RunFolder) -> list[Stale]:
+def _stale_scores(run: RunFolder, settings: Settings) -> list[Stale]:
+    if not run.scores.is_dir():
+        return []
+    reasons = changed_since(run, "scores", "curate", settings)
+    recorded = _read(run, "scores").get("inputs", {}).get("the labels")
+    if recorded and recorded != labels_sha256(run):
+        reasons.append("labels have changed since")
+    return [Stale("scores", tuple(reasons), f"dreamgen curate --out {quoted(run.root)}")] if reasons else []
+
+
+def _stale_labels(run: RunFolder, settings: Settings) -> list[Stale]:
+    command = f"dreamgen label --out {quoted(run.root)}"
+    if run.labels.is_dir() and (reasons := changed_since(run, "labels", "label", settings)):
+        return [Stale("labels", tuple(reasons), command)]
     model = run.idm / "model.safetensors"
     if not model.is_file():
         return []
@@ -157,7 +189,7 @@ def _stale_labels(run: RunFolder) -> list[Stale]:
     if not others:
         return []
     reason = f"{len(others)} labels were made by another inverse-dynamics model than idm/"
-    return [Stale("labels", (reason,), f"dreamgen label --out {quoted(run.root)}")]
+    return [Stale("labels", (reason,), command)]
 
 
 def _file(run: RunFolder, output: str) -> Path:

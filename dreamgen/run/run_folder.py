@@ -217,16 +217,18 @@ class RunFolder:
     def _how_to_change(self, sections: set[str]) -> str:
         """Return how to make a run's outputs again with other settings."""
         outputs = {
+            "prepare": (self.train, "prepare"),
             "finetune": (self.adapter, "finetune"),
             "idm": (self.idm, "label"),
-            "prepare": (self.train, "prepare"),
         }
-        if len(sections) == 1 and (known := outputs.get(next(iter(sections)))):
-            path, command = known
+        if sections <= outputs.keys():
+            known = [outputs[section] for section in outputs if section in sections]
+            again = "; ".join(f"move {quoted(path)} away, then  dreamgen {command} --out {quoted(self)}"
+                              for path, command in known)  # fmt: skip
             return (
-                f"to make {path.name}/ again with them: move {quoted(path)} away, then  dreamgen {command} --out "
-                f"{quoted(self)}  (dreamgen status lists what is out of date after that); or choose another --out, or "
-                "leave the settings as they were"
+                f"to make {' and '.join(f'{path.name}/' for path, _ in known)} again with them: {again}  (dreamgen "
+                "status lists what is out of date after that); or choose another --out, or leave the settings as they "
+                "were"
             )
         return "choose another --out, or leave the changed settings as they were"
 

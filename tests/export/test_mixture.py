@@ -19,7 +19,7 @@ from export import export_datasets
 from export.check import check, check_stage
 from export.episodes import read_label
 from export.manifest import present_files, read_manifest
-from export.mixture import counts_for_share
+from export.mixture import choose_by_frames, counts_for_share
 from tests.fixtures import demos
 from tests.fixtures.runs import make_run, run_settings
 
@@ -100,6 +100,28 @@ def test_a_share_leaves_some_out_and_repeats_none(real, tmp_path):
     rows = provenance(run)
     assert [row["kind"] for row in rows] == ["real"] * 2 + ["dreamed"] * 6 and len({r["clip_id"] for r in rows}) == 8
     assert any("2 of 4 real, 6 of 6 generated" in note for note in result.notes)
+
+
+def test_a_share_of_the_frames_and_both_shares_are_told(real, tmp_path):
+    run = run_like_the_demos(tmp_path / "run", num_clips=6, num_frames=5)  # 30 generated frames, 48 real ones
+    export = {"formats": V30, "mix_with": str(real / "v21"), "real_share": 0.25, "real_share_of": "frames"}
+    result = export_datasets(run_settings(run.root, export=export))
+    assert [row["kind"] for row in provenance(run)] == ["real"] + ["dreamed"] * 6
+    told = "1 of 4 real, 6 of 6 generated; real are 14.3 % of the episodes and 28.6 % of the frames"
+    assert any(told in note for note in result.notes), result.notes
+    assert "85.7 % of the episodes" in (card := (run.datasets / "lerobot-v3.0/README.md").read_text())
+    assert "71.4 % of the frames" in card
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_shares_by_frames(share):
+    random = np.random.default_rng(0)
+    real_R, generated_G = np.full(100, 10), np.full(1000, 1)
+    used = choose_by_frames(real_R, generated_G, share, random)
+    real_share = real_R[used[0]].sum() / (real_R[used[0]].sum() + generated_G[used[1]].sum())
+    assert abs(real_share - share) < 0.005
+    with pytest.raises(UserError, match="real_share cannot be reached"):
+        choose_by_frames(np.array([1000]), np.array([1]), 0.4, random)
 
 
 def test_shares():

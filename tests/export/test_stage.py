@@ -13,7 +13,7 @@ from dreamgen.errors import UserError
 from dreamgen.run.files import read_json, write_json
 from dreamgen.run.jobs import accepted_clips, read_jobs
 from dreamgen.run.journal import Journal
-from dreamgen.run.made_from import record_trained, stale_outputs
+from dreamgen.run.made_from import record_made, stale_outputs
 from dreamgen.run.records import JournalRecord
 from export import export_datasets
 from export.check import check
@@ -111,7 +111,7 @@ def test_what_was_trained_on_another_training_set_is_out_of_date(tmp_path):
     settings = run_settings(run.root)
     run.adapter.mkdir(exist_ok=True)
     for stage in ("finetune", "inverse dynamics"):
-        record_trained(run, stage, settings)
+        record_made(run, stage, settings)
     assert [entry.output for entry in stale_outputs(run, settings)] == []
     features = read_json(run.train / "features.json")
     write_json(run.train / "features.json", features | {"robot_type": "another"})

@@ -1,0 +1,97 @@
+"""How good the run's inverse-dynamics model is on held-out demonstrations, beside baselines that need no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dreamgen.run.files import read_json
+from dreamgen.run.run_folder import RunFolder
+
+CONFIG_NAME = "config.json"
+BASELINES = {
+    "mean": "the demonstrations' mean", "nearest_frame": "the nearest training frame", "state_held": "the state held",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Errors over the dimensions that move.
+
+    Args:
+        mae: Mean absolute error, in the robot's units.
+        r2: 1 is perfect, 0 is the mean of the training demonstrations; None where it is not defined.
+    """
+
+    mae: float
+    r2: float | None = None
+
+    @classmethod
+    def of(cls, recorded: Any) -> Measured | None:
+        """Read what the model's configuration records; None where it holds no error."""
+        mae = recorded.get("mae") if isinstance(recorded, Mapping) else None
+        return cls(float(mae), recorded.get("r2")) if isinstance(mae, int | float) else None
+
+    def is_no_better_than(self, other: Measured) -> bool:
+        """Return whether one of the two figures is no better than the other's."""
+        return self.mae >= other.mae or (self.r2 is not None and other.r2 is not None and self.r2 <= other.r2)
+
+
+@dataclass(frozen=True)
+class IdmError:
+    """The error of an inverse-dynamics model's actions on held-out episodes.
+
+    Args:
+        action: Of the model.
+        how: Which episodes were held out, in words.
+        baselines: The same of each baseline that was recorded.
+    """
+
+    action: Measured
+    how: str = ""
+    baselines: Mapping[str, Measured] = field(default_factory=dict)
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> IdmError | None:
+        """Read config.json of a model; None if no error was measured."""
+        held_out = config.get("held_out")
+        held_out = held_out if isinstance(held_out, Mapping) else {}
+        recorded = held_out.get("action") or {}
+        if (action := Measured.of(recorded)) is None:
+            return None
+        baselines = recorded.get("baselines") or {}
+        known = {name: found for name, value in baselines.items() if (found := Measured.of(value)) is not None}
+        return cls(action, str(held_out.get("how") or ""), known)
+
+    @classmethod
+    def of_run(cls, run: RunFolder) -> IdmError | None:
+        """Read that of a run's model; None without a model or a measured error."""
+        path = run.idm / CONFIG_NAME
+        return cls.of_config(read_json(path)) if Path(path).is_file() else None
+
+    @property
+    def not_beaten(self) -> list[str]:
+        """The baselines that the model is no better than, in words; its labels are weak if there is one."""
+        return [_in_words(name) for name, value in self.baselines.items() if self.action.is_no_better_than(value)]
+
+    def text(self) -> str:
+        """Return the error beside those of the baselines."""
+        how = f" ({self.how})" if self.how else ""
+        r2 = "" if self.action.r2 is None else f", R^2 {self.action.r2:.2f} (1 is perfect)"
+        others = ", ".join(f"{_in_words(name)} {value.mae:.4g}" for name, value in self.baselines.items())
+        return f"held-out error{how}: {self.action.mae:.4g} in the robot's units{r2}" + (
+            f"; {others}" if others else ""
+        )
+
+    def warning(self) -> str | None:
+        """Return that the model's labels are weak; None if they are not."""
+        if not self.not_beaten:
+            return None
+        beaten = " or ".join(self.not_beaten)
+        return f"the model is NO BETTER than {beaten}: add demonstrations or steps before using its labels"
+
+
+def _in_words(baseline: str) -> str:
+    return BASELINES.get(baseline, baseline.replace("_", " "))
