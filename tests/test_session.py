@@ -18,14 +18,14 @@ from dreamgen.run.journal import read_journal
 from dreamgen.run.run_folder import RunFolder
 from tests.fixtures.demos import write_lerobot_v21
 from tests.fixtures.local_ray import start_ray
-from tests.fixtures.runs import moving_square
+from tests.fixtures.runs import lenient, moving_square
 
 # The mini preset cut down to what proves that the commands fit together.
 SMALL = [
     "--config_path=mini", "--model.path=mini-random", "--video.height=64", "--video.width=64", "--video.num_frames=9",
     "--finetune.num_steps=1", "--finetune.tracker=none", "--idm.num_steps=10", "--idm.image_px=32", "--idm.horizon=4",
     "--plan.num_inference_steps=1", "--plan.num_first_frames=2", "--generate.num_workers=1",
-    "--curate.min_first_frame_psnr_db=0", "--curate.max_cut_score=1000", "--curate.min_motion=0",
+    *(f"--curate.{name}={limit}" for name, limit in lenient().items()),
     "--export.formats=[lerobot-v3.0]", "--export.num_workers=1",
 ]  # fmt: skip
 WITH_SETTINGS = ("prepare", "finetune", "plan", "generate", "label", "curate", "import", "export")
@@ -91,7 +91,7 @@ def test_each_command_does_what_is_needed_and_provenance_is_right_at_the_end(tmp
     assert set(own.provenance()) == {kept, dropped}
     assert own.figures("export", "--overwrite")["episodes"] == 1 and set(own.provenance()) == {kept}
     assert own.stale() == {} and own.clips() == first_clips and own.labels() == first_labels
-    own("curate", "--max_cut_score=1000")
+    own("curate")
 
     # More seeds, by the whole run again: plan adds, and nothing that is done is done again.
     assert main(["run", "--resume", "--out", str(own.run.root), "--plan.num_seeds=2", "--overwrite"]) == 0

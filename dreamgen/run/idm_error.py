@@ -35,7 +35,7 @@ class Measured:
         return cls(float(mae), recorded.get("r2")) if isinstance(mae, int | float) else None
 
     def is_no_better_than(self, other: Measured) -> bool:
-        """Return whether one of the two figures is no better than the other's."""
+        """Return whether MAE or R^2 is no better than that of `other`."""
         return self.mae >= other.mae or (self.r2 is not None and other.r2 is not None and self.r2 <= other.r2)
 
 
