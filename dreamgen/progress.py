@@ -48,7 +48,7 @@ class Progress:
     def _show(self, elapsed_s: float) -> None:
         per_hour = self.done / elapsed_s * 3600 if elapsed_s > 0 else 0.0
         eta = duration((self.total - self.done) / per_hour * 3600) if per_hour else "?"
-        text = f"{self.stage} {self.done}/{self.total} {self.unit}  {per_hour:,.0f}/h  ETA {eta}"
+        text = f"{self.stage} {self.done}/{self.total} {self.unit}  {rate(per_hour)}  ETA {eta}"
         text += f"  rejected {self.rejected}" if self.rejected else ""
         text += f"  failed {self.failed}" if self.failed else ""
         text += f"  {self.note}" if self.note else ""
@@ -67,6 +67,15 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         if self._terminal and self.done < self.total:
             sys.stderr.write("\n")
+
+
+def rate(per_hour: float) -> str:
+    """Format a rate in the unit that gives a number from 1 to a few dozen: 12/h, 1.5/min, 29/s."""
+    for unit, per_unit in (("s", 3600), ("min", 60)):
+        if per_hour >= per_unit:
+            value = per_hour / per_unit
+            return f"{value:.1f}/{unit}" if value < 10 else f"{value:,.0f}/{unit}"
+    return f"{per_hour:.1f}/h" if per_hour < 10 else f"{per_hour:.0f}/h"
 
 
 def duration(seconds: float) -> str:

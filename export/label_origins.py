@@ -91,7 +91,7 @@ def refuse_weak_labels(run: RunFolder, export: ExportSettings, clips: Iterable[C
     if why is None:
         return []
     if export.allow_weak_labels:
-        return [f"WARNING: {why}"]
+        return [f"weak labels: {why}"]
     raise WeakLabels(
         "the labels are too weak for a dataset", actual=why,
         next_step=f"add demonstrations or --idm.num_steps, move {quoted(run.idm)} away and label again; or write them "
@@ -107,5 +107,5 @@ def label_rows(run: RunFolder, clips: Iterable[Clip]) -> dict[str, str]:
     error = IdmError.of_run(run)
     if error is not None and any(origin.get("idm_held_out") is not None for origin in generated):
         warning = error.warning()
-        rows["label error"] = error.text() + (f". WARNING: {warning}" if warning else "")
+        rows["label error"] = error.text() + (f". Weak labels: {warning}" if warning else "")
     return rows if generated else {}

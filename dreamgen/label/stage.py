@@ -86,7 +86,7 @@ class Labeler(ClipStage):
         """Return the labels, with counts and the model's held-out error."""
         notes, held_out = [], self._held_out
         if (error := IdmError.of_run(self.run)) is not None and (warning := error.warning()) is not None:
-            notes.append(f"WARNING: {warning}; {error.text()}")
+            notes.append(f"weak labels: {warning}; {error.text()}")
         if self._wants_state and not self._has_state:
             notes.append("no states: the demonstrations have none")
         if self._num_failed:

@@ -56,7 +56,7 @@ def test_weak_labels_are_refused_and_allowed_by_a_setting_that_the_card_tells(tm
     result = export(run, allow_weak_labels=True)
     assert result.metrics["episodes"] == 2 and "NO BETTER" in result.notes[0]
     card = (run.datasets / V30[0] / "README.md").read_text()
-    assert "WARNING: the model is NO BETTER" in card and "held-out error (1 of 5 episodes): 0.5" in card
+    assert "Weak labels: the model is NO BETTER" in card and "held-out error (1 of 5 episodes): 0.5" in card
 
 
 def test_good_labels_pass_and_the_card_tells_their_error(tmp_path):
@@ -64,7 +64,7 @@ def test_good_labels_pass_and_the_card_tells_their_error(tmp_path):
     with_error(run, 0.3, 0.5, mean=(0.4, 0.0), state_held=(0.35, 0.2))
     assert export(run).metrics["episodes"] == 2
     card = (run.datasets / V30[0] / "README.md").read_text()
-    assert "0.3 in the robot" in card and "the state held 0.35" in card and "WARNING" not in card
+    assert "0.3 in the robot" in card and "the state held 0.35" in card and "Weak labels" not in card
 
 
 def test_the_error_of_our_model_says_nothing_of_labels_of_others(tmp_path):
