@@ -14,13 +14,14 @@ import yaml
 
 from dreamgen.cli.main import main
 from tests.fixtures.demos import CAMERA, add_camera, write_lerobot_v20, write_lerobot_v21, write_plain
+from tests.fixtures.runs import lenient
 
 # The mini preset cut down to what proves that the stages fit together.
 SMALL = [
     "--config_path=mini", "--model.path=mini-random", "--video.height=64", "--video.width=64", "--video.num_frames=9",
     "--finetune.num_steps=2", "--finetune.tracker=none", "--idm.num_steps=20", "--idm.image_px=32", "--idm.horizon=4",
     "--plan.num_inference_steps=2", "--plan.num_first_frames=2", "--generate.num_workers=1",
-    "--curate.min_first_frame_psnr_db=0", "--curate.max_cut_score=100",
+    *(f"--curate.{name}={limit}" for name, limit in lenient().items()),
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from dreamgen.config.settings import CheckSettings
+from dreamgen.config.settings import CheckSettings, ConvertSettings
 from dreamgen.data.timeline import resampled_indices
 from dreamgen.data.video import probe, read_video
 from dreamgen.errors import UserError
@@ -17,6 +17,7 @@ from dreamgen.run.files import read_json, write_json
 from dreamgen.run.jobs import accepted_clips
 from export import export_datasets
 from export.check import check, check_stage
+from export.convert import convert_dataset
 from export.episodes import read_label
 from export.manifest import present_files, read_manifest
 from export.mixture import choose_by_frames, counts_for_share
@@ -82,6 +83,46 @@ def test_real_episodes_are_mixed_in_with_their_own_frames_and_actions(version, r
     first = accepted_clips(run)[0]
     np.testing.assert_array_equal(dataset[48][demos.CAMERA].permute(1, 2, 0).numpy(), read_video(first.video)[0])
     assert "50.0 % of the episodes were generated" in (run.datasets / "lerobot-v3.0/README.md").read_text()
+
+
+def write_image_dataset(root, num_episodes=2, num_frames=12):
+    """Write the demonstrations as lerobot stores pictures: in the tables, with `video_path: null`."""
+    vector = {"dtype": "float32", "shape": (3,), "names": NAMES}
+    picture = {"dtype": "image", "shape": (32, 48, 3), "names": ["height", "width", "channels"]}
+    features = {demos.CAMERA: picture, "observation.state": vector, "action": vector}
+    dataset = LeRobotDataset.create("me/pictures", fps=16, features=features, root=root, use_videos=False)
+    for index in range(num_episodes):
+        episode = demos.make_episode(index, num_frames, 16, 32, 48)
+        for frame_HWC, state_S, action_A in zip(episode.video_THWC, episode.state_TS, episode.action_TA, strict=True):
+            values = {demos.CAMERA: frame_HWC, "observation.state": state_S, "action": action_A}
+            dataset.add_frame({**values, "task": episode.instruction})
+        dataset.save_episode()
+    dataset.finalize()
+    return root
+
+
+@pytest.mark.parametrize("version", ["v3.0", "v2.1"])
+def test_a_dataset_of_pictures_is_mixed_in_from_its_pixels(tmp_path, version):
+    root = write_image_dataset(tmp_path / "pictures")
+    assert read_json(root / "meta/info.json")["video_path"] is None
+    if version == "v2.1":
+        convert_dataset(root, tmp_path / "v21", ConvertSettings())
+        root = tmp_path / "v21"
+    before, run = files_of(root), run_like_the_demos(tmp_path / "run", num_clips=2)
+    export = {"formats": BOTH, "mix_with": str(root), "real_share": 0.4, "real_share_of": "frames"}
+    result = export_datasets(run_settings(run.root, export=export))
+    assert result.metrics["episodes"] == 3 and result.metrics["left_out"] == 0, result.notes
+    assert "1 of 2 real, 2 of 2 generated" in "\n".join(result.notes) and files_of(root) == before
+    assert [row["kind"] for row in provenance(run)] == ["real", "dreamed", "dreamed"]
+    for name in BOTH:
+        assert check(run.datasets / name) == []
+    dataset = loaded(run)
+    truths = [demos.make_episode(index, 12, 16, 32, 48) for index in range(2)]
+    (episode,) = [truth for truth in truths if truth.instruction == dataset[0]["task"]]
+    for frame in (0, 5, 11):
+        np.testing.assert_array_equal(dataset[frame]["action"].numpy(), episode.action_TA[frame])
+        difference = dataset[frame][demos.CAMERA].permute(1, 2, 0).numpy().astype(int) - episode.video_THWC[frame]
+        assert np.abs(difference).mean() < 6, "the pixels of the table, encoded once"
 
 
 def test_copied_real_frames_are_bit_for_bit_those_of_the_source(real, tmp_path):
