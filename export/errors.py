@@ -12,14 +12,14 @@ from dreamgen.errors import NothingAccepted, UserError, quoted
 from dreamgen.extensions.export_format import ExportFormat
 from dreamgen.extensions.judge import curation_metrics
 from dreamgen.run.journal import read_journal
-from dreamgen.run.made_from import dataset_changes
+from dreamgen.run.made_from import dataset_changes, label_hashes
 from dreamgen.run.run_folder import RunFolder
 from export.clips import Clip
 
 
 def out_of_date(run: RunFolder, name: str, settings: Settings, clips: Iterable[Clip]) -> str | None:
     """Describe how an existing dataset differs from what would be written now; None if it does not."""
-    accepted = {clip.clip_id: clip.origin.get("scores", {}).get("idm_sha256") for clip in clips}
+    accepted = {clip.clip_id: label_hashes(clip.origin.get("scores", {})) for clip in clips}
     reasons = dataset_changes(run, name, settings, accepted)
     if not reasons:
         return None

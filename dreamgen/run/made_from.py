@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from dreamgen.run.run_folder import RunFolder
 TRAINED = {"finetune": "adapter", "inverse dynamics": "idm"}  # stage -> its output in the run folder
 PER_CLIP = {"plan": "jobs", "label": "labels", "curate": "scores"}
 IDM_COLUMN = "score_idm_sha256"  # of a dataset's provenance
+
+type LabelHashes = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True)
@@ -130,14 +132,14 @@ def stale_outputs(run: RunFolder, settings: Settings) -> list[Stale]:
     return found
 
 
-def dataset_changes(run: RunFolder, name: str, settings: Settings, clips: Mapping[str, str | None]) -> list[str]:
+def dataset_changes(run: RunFolder, name: str, settings: Settings, clips: Mapping[str, LabelHashes]) -> list[str]:
     """Return how a dataset differs from what export would write now.
 
     Args:
         run: The run.
         name: The dataset's folder.
         settings: Present settings.
-        clips: Each accepted clip and the hash of the model that labeled it.
+        clips: Each accepted clip and the hashes of its label, from `label_hashes`.
     """
     reasons = changed_since(run, name, "export", settings)
     if settings.export.append_to or settings.export.mix_with:
@@ -145,24 +147,31 @@ def dataset_changes(run: RunFolder, name: str, settings: Settings, clips: Mappin
     file = provenance_file(run, name)
     if not file.is_file():
         return [*reasons, f"it has no {file.name}"]
-    columns = [column for column in ("clip_id", IDM_COLUMN) if column in pq.read_schema(file).names]
-    held = {row["clip_id"]: row.get(IDM_COLUMN) for row in pq.read_table(file, columns=columns).to_pylist()}
+    columns = [column for column in ("clip_id", LABEL_HASH, IDM_COLUMN) if column in pq.read_schema(file).names]
+    rows = pq.read_table(file, columns=columns).to_pylist()
+    held = {row["clip_id"]: (row.get(LABEL_HASH), row.get(IDM_COLUMN)) for row in rows}
     kept = held.keys() & clips.keys()
     if len(kept) < len(clips) or len(kept) < len(held):
         reasons.append(f"it holds {len(kept)} of {len(clips)} accepted clips and {len(held) - len(kept)} others")
-    if num_relabeled := sum(bool(clips[clip] and held[clip] and clips[clip] != held[clip]) for clip in kept):
-        reasons.append(f"{num_relabeled} of its clips have been labeled again by another model")
+    if num_relabeled := sum(_differ(clips[clip], held[clip]) for clip in kept):
+        reasons.append(f"{num_relabeled} of its clips have been labeled again")
     return reasons
 
 
-def labels_of(clips: Iterable[Any]) -> dict[str, str | None]:
-    """Return each accepted clip's id and the hash of the model that labeled it."""
-    return {clip.job.clip_id: clip.scores.get("idm_sha256") for clip in clips}
+def label_hashes(scores: Mapping[str, Any]) -> LabelHashes:
+    """Return the hash of a clip's label file and that of the model that made it; None where one is not known."""
+    return scores.get(LABEL_HASH), scores.get("idm_sha256")
 
 
-def _accepted(run: RunFolder) -> dict[str, str | None]:
+def _differ(now: LabelHashes, held: LabelHashes) -> bool:
+    """Compare the files; datasets of older versions know the models only."""
+    known = next(((new, old) for new, old in zip(now, held, strict=True) if new and old), None)
+    return known is not None and known[0] != known[1]
+
+
+def _accepted(run: RunFolder) -> dict[str, LabelHashes]:
     try:
-        return labels_of(iter_accepted_clips(run))
+        return {clip.job.clip_id: label_hashes(clip.scores) for clip in iter_accepted_clips(run)}
     except UserError:
         return {}
 

@@ -17,6 +17,7 @@ from dreamgen.pipeline import run_stage
 from dreamgen.run.files import sha256_of_file
 from dreamgen.run.jobs import generated_jobs, read_jobs
 from dreamgen.run.journal import read_journal
+from dreamgen.run.made_from import stale_outputs
 from tests.fixtures.runs import make_run, random_vectors, run_settings, write_label
 
 ROWS, DIMS = 9, (5, 4)
@@ -123,3 +124,16 @@ def test_labels_of_other_dimensions_and_empty_folders_are_refused(run, tmp_path)
     result = label_without_model(run_settings(run.root, label={"from_folder": str(folder)}))
     assert result.metrics["num_failed"] == 1 and result.partial
     assert "wrong length" in result.notes[0] or "no column" in result.notes[0]
+
+
+def test_labels_that_were_replaced_make_datasets_out_of_date(run, tmp_path):
+    first, second, _ = ids_of(run)
+    settings = run_settings(run.root, export={"formats": ["lerobot-v3.0"]})
+    given = {"label": {"from_folder": str(theirs(tmp_path / "theirs", first, second))}}
+    label_without_model(run_settings(run.root, **given))
+    run_stage("export", settings)
+    assert [stale.output for stale in stale_outputs(run, settings)] == []
+    theirs(tmp_path / "theirs", second, seed=5)
+    label_without_model(run_settings(run.root, **given))
+    (stale,) = stale_outputs(run, settings)
+    assert stale.output == "datasets/lerobot-v3.0" and "1 of its clips have been labeled again" in stale.reasons
