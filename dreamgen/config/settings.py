@@ -427,6 +427,39 @@ else:
 
 
 @dataclass(frozen=True)
+class JudgeSettings:
+    """The judges: vlm, a vision-language model; ratings from a file; replay, a function that executes actions."""
+
+    model: str | None = option(None, "name of the model on the endpoint; without one, hub id or folder to load here")
+    endpoint: str | None = option(
+        None, "address of an OpenAI-compatible server, such as http://HOST:8000/v1; default: the model is loaded here",
+        scope="machine",
+    )  # fmt: skip
+    revision: str | None = option(None, "hub revision of a model that is loaded here")
+    scale: Literal["binary", "five"] = option("binary", "answers: yes or no, or 1 to 5; both are recorded as 0 to 1")
+    prompts: str | None = option(
+        None, "folder with texts of your own: instruction_following.SCALE.txt, physical_plausibility.SCALE.txt"
+    )
+    ratings: str | None = option(
+        None, "for the judge ratings: CSV of DreamGen Bench with the columns video_path,prompt,prediction"
+    )
+    replay: str | None = option(
+        None, "for the judge replay: module:function, called with actions, states and the job; it returns success"
+    )
+    num_frames: int = option(8, "frames of a clip that are shown, evenly spaced", ge=2)
+    image_px: int = option(448, "longest side of the frames that are shown", ge=28)
+    num_concurrent: int = option(8, "clips that an endpoint is asked about at a time", ge=1, scope="machine")
+    requests_per_minute: float | None = option(None, "limit of the endpoint", gt=0, scope="machine")
+    max_attempts: int = option(5, "attempts at a request, with waits of 1, 2, 4 ... s", ge=1, scope="machine")
+    timeout_s: float = option(120.0, "timeout of a request", gt=0, scope="machine")
+    api_key_variable: str = option(
+        "OPENAI_API_KEY", "environment variable with the endpoint's key, if it needs one", scope="machine"
+    )
+    usd_per_million_input_tokens: float = option(0.0, "price, for the estimate of the cost", ge=0, scope="machine")
+    usd_per_million_output_tokens: float = option(0.0, "price, for the estimate of the cost", ge=0, scope="machine")
+
+
+@dataclass(frozen=True)
 class Hdf5Settings:
     """Images and lengths in the HDF5 formats, robomimic and aloha."""
 
@@ -584,6 +617,7 @@ class Settings:
     generate: GenerateSettings = section(GenerateSettings)
     label: LabelSettings = section(LabelSettings)
     curate: CurateSettings = section(CurateSettings)
+    judge: JudgeSettings = section(JudgeSettings)
     reject: RejectSettings = section(RejectSettings)
     export: ExportSettings = section(ExportSettings)
     convert: ConvertSettings = section(ConvertSettings)

@@ -13,10 +13,10 @@ import numpy as np
 
 from dreamgen.extensions.score import Metric
 
-SPREAD_QUANTILE = 0.9  # of the values, in the direction of rejection; its distance from the median is their spread
-LEAST_SPREAD = 0.1  # of the distance from the median to the default threshold: values that hardly vary say too little
-TAIL_SHARE = 0.2  # of the clips, whose excess gives the tail where there are too few clips for a quantile
+TAIL_SHARE = 0.2  # of the clips, in the direction of rejection: an exponential tail is fitted to their values
+LEAST_SCALE = 0.07  # of the distance from the median to the default threshold: values that hardly vary say too little
 NUM_FOLDS = 10
+MAX_HALVINGS = 8
 Z_95 = 1.96
 
 
@@ -42,10 +42,10 @@ def calibrate(
 ) -> Calibration:
     """Set one threshold for each metric, so that all of them together reject real clips at a rate.
 
-    A value's distance from the median in the direction of rejection is divided by the metric's spread, and a clip's
-    distance is its largest one. One distance bounds all metrics: the quantile 1 - rate over clips, with the correction
-    for finite samples of conformal prediction (Vovk et al., 2005). Distances are taken with medians and spreads of
-    other recordings. With fewer than 1 / rate clips, an exponential tail extends the largest distance.
+    Each metric's tail is taken as exponential beyond its 80 % quantile (peaks over threshold; Pickands, 1975), and its
+    threshold is where the tail's probability is that of a false alarm by this metric alone. That probability is the
+    same for all metrics: the largest, from `rate` down, for which thresholds from other recordings reject at most
+    `rate` of the clips. It is never below `rate` over the number of metrics: if the tails fit, that suffices.
 
     Args:
         values: Metric -> value of each of the N clips; NaN where it was not measured.
@@ -59,15 +59,14 @@ def calibrate(
     known = [metric for metric in metrics if np.isfinite(values[metric.name]).any()]
     table = np.stack([_sign(metric) * np.asarray(values[metric.name], float) for metric in known], axis=1)
     fold_N = _folds(groups)
-    rejected = np.zeros(len(table), bool)
-    for fold in np.unique(fold_N):
-        others = fold_N != fold
-        if others.any():
-            center, spread, bound = _fit(table[others], fold_N[others], known, rate)
-            rejected[~others] = _distance(table[~others], center, spread) > bound
-    center, spread, bound = _fit(table, fold_N, known, rate)
-    limits = {metric.threshold.setting: _rounded(metric, float(_sign(metric) * (c + bound * s)))
-              for metric, c, s in zip(known, center, spread, strict=True)}  # fmt: skip
+    for halvings in range(MAX_HALVINGS + 1):
+        alone = max(rate / 2**halvings, rate / len(known))
+        rejected = _rejected_by_others(table, fold_N, known, alone)
+        if (rejected.sum() + 1) / (len(table) + 1) <= rate or alone == rate / len(known):
+            break
+    bounds = _bounds(table, known, alone)
+    limits = {metric.threshold.setting: _rounded(metric, float(_sign(metric) * bound))
+              for metric, bound in zip(known, bounds, strict=True)}  # fmt: skip
     num = int(rejected.sum())
     return Calibration(limits, len(table), num, wilson_interval(num, len(table)))
 
@@ -82,38 +81,25 @@ def wilson_interval(num: int, total: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _fit(
-    table: np.ndarray, fold_N: np.ndarray, metrics: Sequence[Metric], rate: float
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return medians, spreads, and the distance that bounds a clip."""
-    distance_N = np.empty(len(table))
+def _rejected_by_others(table: np.ndarray, fold_N: np.ndarray, metrics: Sequence[Metric], alone: float) -> np.ndarray:
+    """Return for each clip whether thresholds from other recordings reject it."""
+    rejected = np.zeros(len(table), bool)
     for fold in np.unique(fold_N):
         here = fold_N == fold
-        reference = table[~here] if (~here).any() else table
-        distance_N[here] = _distance(table[here], *_center_and_spread(reference, metrics))
-    return *_center_and_spread(table, metrics), _bound(distance_N, rate)
+        if not here.all():
+            rejected[here] = (table[here] > _bounds(table[~here], metrics, alone)).any(1)
+    return rejected
 
 
-def _center_and_spread(table: np.ndarray, metrics: Sequence[Metric]) -> tuple[np.ndarray, np.ndarray]:
+def _bounds(table: np.ndarray, metrics: Sequence[Metric], alone: float) -> np.ndarray:
+    """Return for each metric where the tail's probability is `alone`; larger values are worse."""
     center = np.nanmedian(table, axis=0)
-    spread = np.nanquantile(table, SPREAD_QUANTILE, axis=0) - center
+    begin = np.nanquantile(table, 1 - TAIL_SHARE, axis=0)
+    scale = np.nanmean(np.where(table >= begin, table - begin, np.nan), axis=0)
     defaults = np.array([c if m.threshold.default is None else _sign(m) * m.threshold.default
                          for m, c in zip(metrics, center, strict=True)])  # fmt: skip
-    least = np.where(defaults == center, np.abs(center), np.abs(defaults - center)) * LEAST_SPREAD
-    return center, np.maximum(spread, np.maximum(least, 1e-9))
-
-
-def _distance(table: np.ndarray, center: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    return np.nanmax((table - center) / spread, axis=1)
-
-
-def _bound(distance_N: np.ndarray, rate: float) -> float:
-    ordered, num = np.sort(distance_N), len(distance_N)
-    rank = math.ceil((num + 1) * (1 - rate))
-    if rank <= num:
-        return float(ordered[rank - 1])
-    tail = ordered[-max(2, round(num * TAIL_SHARE)) :]
-    return float(ordered[-1] + max(0.0, math.log(1 / ((num + 1) * rate))) * (tail.mean() - tail[0]))
+    least = np.where(defaults == center, np.abs(center), np.abs(defaults - center)) * LEAST_SCALE
+    return begin + np.maximum(scale, np.maximum(least, 1e-9)) * math.log(TAIL_SHARE / alone)
 
 
 def _folds(groups: Sequence[str]) -> np.ndarray:

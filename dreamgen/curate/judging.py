@@ -6,15 +6,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import batched
+from pathlib import Path
 from typing import Any
 
 from dreamgen.config.settings import Settings
 from dreamgen.curate.measure import MEASURE, VERSIONS
 from dreamgen.data.clip_context import ClipContext
-from dreamgen.extensions.judge import JUDGES, Judge, LoadedJudge, curation_metrics
+from dreamgen.extensions.judge import JUDGES, Judge, Judgment, LoadedClipJudge, LoadedJudge, curation_metrics
+from dreamgen.models.judges.ratings import write_ratings
 from dreamgen.run.records import JournalRecord
 
-type LoadedJudges = Mapping[str, tuple[Judge, LoadedJudge]]
+type LoadedJudges = Mapping[str, tuple[Judge, LoadedJudge | LoadedClipJudge]]
 REASON = "_reason"  # appended to a metric's name: the judge's words
 
 
@@ -59,7 +61,7 @@ def judge_clip(clip: ClipContext, measured: JournalRecord, judges: LoadedJudges)
     try:
         for name, (judge, loaded) in judges.items():
             if versions.get(name) != loaded.version:
-                judgments = loaded.judge(clip.video_THWC, clip.job.instruction)
+                judgments = _judgments(loaded, clip)
                 for metric in judge.metrics:
                     judgment = judgments[metric.name]
                     metrics[metric.name] = None if judgment.value is None else float(judgment.value)
@@ -68,6 +70,32 @@ def judge_clip(clip: ClipContext, measured: JournalRecord, judges: LoadedJudges)
     except Exception as error:
         return JournalRecord.of_error(clip.job.clip_id, MEASURE, error, file=measured.file, metrics=metrics)
     return replace(measured, metrics=metrics, time_s=0.0)
+
+
+def _judgments(loaded: Any, clip: ClipContext) -> Mapping[str, Judgment]:
+    if hasattr(loaded, "judge_clip"):
+        return loaded.judge_clip(clip)
+    return loaded.judge(clip.video_THWC, clip.job.instruction)
+
+
+def write_rating_tables(
+    folder: Path, judged: Iterable[tuple[ClipContext, JournalRecord]], judges: LoadedJudges
+) -> None:
+    """Write what judges said as DreamGen Bench does: `METRIC.csv` with video_path, prompt and prediction.
+
+    Args:
+        folder: `scores/` of the run.
+        judged: Clips with their verdicts.
+        judges: Those that rated them.
+    """
+    names = [metric.name for judge, _ in judges.values() for metric in judge.metrics]
+    rows: dict[str, list[tuple[str, str, float]]] = {name: [] for name in names}
+    for clip, record in judged:
+        for name in names:
+            if (value := record.metrics.get(name)) is not None:
+                rows[name].append((str(clip.file), clip.job.instruction, value))
+    for name in names:
+        write_ratings(folder / f"{name}.csv", rows[name])
 
 
 def judge_clips(clips: Iterable[tuple[ClipContext, JournalRecord]], judges: LoadedJudges) -> Iterator[JournalRecord]:

@@ -12,7 +12,14 @@ import torch
 
 from dreamgen.cluster.clip_pass import ClipStage, ProcessClip, process_clips
 from dreamgen.config.settings import Settings
-from dreamgen.curate.judging import LoadedJudges, chosen_judges, judge_clips, load_judges, needs_judging
+from dreamgen.curate.judging import (
+    LoadedJudges,
+    chosen_judges,
+    judge_clips,
+    load_judges,
+    needs_judging,
+    write_rating_tables,
+)
 from dreamgen.curate.measure import MEASURE, measure_clip
 from dreamgen.curate.real_clips import calibrate_run
 from dreamgen.curate.score_table import ScoreTable
@@ -20,6 +27,7 @@ from dreamgen.curate.selection import SIGNATURE, Candidate, deselected
 from dreamgen.curate.verdict import score_reasons, verdict
 from dreamgen.data.clip_context import ClipContext
 from dreamgen.extensions.score import SCORES
+from dreamgen.progress import Progress, log
 from dreamgen.run.jobs import generated_jobs, with_records
 from dreamgen.run.journal import Journal
 from dreamgen.run.records import Job, JournalRecord, StageResult
@@ -107,6 +115,10 @@ class Curator(ClipStage):
         if judges:
             self._ask(judges)
         counts, notes = self._write_verdicts(judges)
+        if judges:
+            verdicts = ((ClipContext(self.run, job), record) for job, record in with_records(self.jobs, self.run, STAGE)
+                        if record is not None)  # fmt: skip
+            write_rating_tables(self.run.scores, verdicts, judges)
         if (num_more := counts["rejected"] + counts["failed"] - len(notes)) > 0:
             notes.append(f"and {num_more} more: {self._table_path} has each clip's reasons")
         if missing := sorted(self._missing):
@@ -127,14 +139,28 @@ class Curator(ClipStage):
 
     def _ask(self, judges: LoadedJudges) -> None:
         """Have the judges rate the clips that the scores accept, as far as they have not done so."""
-        clips = (
-            (ClipContext(self.run, job), measured) for job, measured in self._measured()
-            if measured.status == "ok" and needs_judging(measured, judges)
-            and not score_reasons(job, measured.metrics, self._limits)
-        )  # fmt: skip
-        with Journal(self.run.journal, MEASURE) as journal:
+
+        def waiting() -> Iterator[tuple[Job, JournalRecord]]:
+            for job, measured in self._measured():
+                is_good = measured.status == "ok" and not score_reasons(job, measured.metrics, self._limits)
+                if is_good and needs_judging(measured, judges):
+                    yield job, measured
+
+        num_clips, some = 0, None
+        for num_clips, (some, _) in enumerate(waiting(), start=1):  # noqa: B007
+            pass
+        if some is None:
+            return
+        for name, (_, loaded) in judges.items():
+            estimate = getattr(loaded, "estimate", None)
+            log(
+                f"judge {name}: " + (estimate(num_clips, some.height, some.width) if estimate else f"{num_clips} clips")
+            )
+        clips = ((ClipContext(self.run, job), measured) for job, measured in waiting())
+        with Journal(self.run.journal, MEASURE) as journal, Progress("judge", num_clips) as progress:
             for record in judge_clips(clips, judges):
                 journal.add(record)
+                progress.add(failed=int(record.status == "failed"))
 
     def _write_verdicts(self, judges: LoadedJudges) -> tuple[Counter[str], list[str]]:
         """Write the table and the verdicts that changed; return counts, and notes on the first rejections."""

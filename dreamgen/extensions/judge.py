@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dreamgen.config.settings import Settings
+    from dreamgen.data.clip_context import ClipContext
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,11 @@ class Judgment:
 
 
 class LoadedJudge(Protocol):
-    """A judge that is ready to watch clips; loaded once for all clips of a run."""
+    """A judge that is ready to watch clips; loaded once for all clips of a run.
+
+    It may have `num_concurrent`, how many clips it may be asked about at a time from threads; `estimate(num_clips,
+    height, width)`, which returns in words what so many clips cost.
+    """
 
     @property
     def version(self) -> str:
@@ -53,6 +58,19 @@ class LoadedJudge(Protocol):
         ...
 
 
+class LoadedClipJudge(Protocol):
+    """A loaded judge that reads more of a clip than its pictures."""
+
+    @property
+    def version(self) -> str:
+        """Return what determines its answers."""
+        ...
+
+    def judge_clip(self, clip: ClipContext) -> Mapping[str, Judgment]:
+        """Return a judgment for each of the judge's metrics, by name."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Judge:
     """What a judge declares.
@@ -67,10 +85,14 @@ class Judge:
     name: str
     summary: str
     metrics: tuple[Metric, ...]
-    load: Callable[[Settings], LoadedJudge]
+    load: Callable[[Settings], LoadedJudge | LoadedClipJudge]
 
 
-JUDGES: Registry[Judge] = Registry("judge", "dreamgen.judges", {})
+JUDGES: Registry[Judge] = Registry(
+    "judge",
+    "dreamgen.judges",
+    {name: f"dreamgen.models.judges.{name}:JUDGE" for name in ("vlm", "ratings", "replay")},
+)
 
 
 def curation_metrics() -> Iterator[Metric]:

@@ -44,7 +44,7 @@ SCORE = Score(
     summary="PSNR of the clip's first frame against the planned one",
     threshold=Threshold(
         setting="min_first_frame_psnr_db",
-        default=15.0,
+        default=20.0,
         help="PSNR of the clip's first frame against the planned one, below which it is rejected",
     ),
     rejection="first frame differs: PSNR {value:.1f} dB < {limit:g} dB",

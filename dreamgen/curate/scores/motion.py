@@ -37,6 +37,7 @@ SCORE = Score(
     threshold=Threshold(
         setting="min_motion",
         default=0.5,
+        low=0.0,
         help="mean change between frames half a clip apart (0-255) below which a clip is static",
     ),
     rejection="static: motion {value:.2f} < {limit:g}",
