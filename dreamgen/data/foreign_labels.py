@@ -157,7 +157,9 @@ def read_npz(path: Path, state_dim: int | None = None, action_dim: int | None = 
             found = {name: next((key for key in keys if key in archive.files), None) for name, keys in ARRAYS.items()}
             arrays = {name: np.asarray(archive[key]) for name, key in found.items() if key is not None}
             known = ", ".join(archive.files)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, MemoryError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # zipfile, zlib, lzma and numpy have no error in common
         raise UserError(f"{path} is damaged or is not an npz", actual=str(error)[:200]) from None
     if ACTION not in arrays:
         raise UserError(f"{path} has no actions", actual=known[:200], allowed=" or ".join(ARRAYS[ACTION]))
