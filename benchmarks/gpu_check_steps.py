@@ -30,7 +30,7 @@ from dreamgen.run.run_folder import RunFolder
 HERE = Path(__file__).parent
 NUM_DEMOS = 3
 KILL_TRIES = 3  # a fast stage may end before it is killed; then its results are removed and it starts again
-RUN_STAGES = ("prepare", "finetune", "plan", "generate", "inverse dynamics", "label", "curate", "export", "check",
+RUN_STAGES = ("prepare", "finetune", "plan", "generate", "finetune_idm", "label", "curate", "export", "check",
               "report")  # fmt: skip
 
 

@@ -35,7 +35,7 @@ from dreamgen.config.loading import settings_from_dict
 from dreamgen.data.video import write_png, write_video
 from dreamgen.run.jobs import iter_jobs
 from dreamgen.run.run_folder import RunFolder
-from finetune.inverse_dynamics import train_inverse_dynamics
+from finetune.inverse_dynamics import finetune_idm
 
 NUM_DEMOS, IDM_STEPS = 3, 5
 CODE = """
@@ -118,7 +118,7 @@ def prepared_run(folder: Path, args: argparse.Namespace) -> RunFolder:
     with (run.train / "metadata.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([("file_name", "prompt", "instruction", "source", "num_frames"), *rows])
     settings = settings_from_dict(settings_of(run, args, None))
-    train_inverse_dynamics(replace(settings, idm=replace(settings.idm, num_steps=IDM_STEPS)))
+    finetune_idm(replace(settings, idm=replace(settings.idm, num_steps=IDM_STEPS)))
     return run
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         curate_clips,
         export_datasets,
         finetune_adapter,
+        finetune_idm,
         generate_clips,
         import_clips,
         label_clips,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
         prepare_training_set,
         reject_clips,
         run_pipeline,
-        train_inverse_dynamics,
         write_report,
     )
     from dreamgen.config.settings import Settings
@@ -49,6 +49,7 @@ __all__ = [
     "curate_clips",
     "export_datasets",
     "finetune_adapter",
+    "finetune_idm",
     "generate_clips",
     "import_clips",
     "label_clips",
@@ -57,7 +58,6 @@ __all__ = [
     "prepare_training_set",
     "reject_clips",
     "run_pipeline",
-    "train_inverse_dynamics",
     "write_report",
 ]
 

@@ -146,7 +146,7 @@ def reject_clips(settings: Settings) -> StageResult:
     return run_stage("reject", settings)[-1]
 
 
-def train_inverse_dynamics(settings: Settings, *, resume: bool = False) -> StageResult:
+def finetune_idm(settings: Settings, *, resume: bool = False) -> StageResult:
     """Train the inverse-dynamics model on the demonstrations' own actions: `idm/` of the run folder.
 
     Args:
@@ -159,7 +159,7 @@ def train_inverse_dynamics(settings: Settings, *, resume: bool = False) -> Stage
     Raises:
         UserError: if the demonstrations have no actions, or there is a model already.
     """
-    return run_stage("inverse dynamics", settings, resume)[-1]
+    return run_stage("finetune_idm", settings, resume)[-1]
 
 
 def label_clips(settings: Settings) -> StageResult:

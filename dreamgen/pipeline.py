@@ -54,6 +54,8 @@ def run_stage(
         and not (stage.first_unless and imported(stage.first_unless)(settings))
     ):
         results += run_stage(first.name, settings, resume)
+        if results[-1].partial:
+            return results  # stopped; the same command with --resume continues it
     # A stage may run again with other settings of its own; those that earlier stages used must stay.
     sections = [first.section] if first is not None and first.section else []
     run.check_unchanged(settings, sections, but=_not_of(first.name) if first else ())
@@ -222,7 +224,7 @@ def _claimed(run: RunFolder, settings: Settings) -> Iterator[None]:
 
 def _why_skipped(stage: Stage, run: RunFolder, settings: Settings) -> str | None:
     """Return why a stage has nothing to work on in this run; None if it has."""
-    is_idm, taken_from = stage is STAGES["inverse dynamics"], settings.label.from_folder
+    is_idm, taken_from = stage is STAGES["finetune_idm"], settings.label.from_folder
     if is_idm and taken_from is not None:
         return f"skipped, the labels come from {taken_from}"
     has_labels = not is_idm and (taken_from is not None or run.labels.is_dir())

@@ -1,4 +1,7 @@
-"""`accelerate launch -m finetune --config_path run.yaml --out runs/NAME`: the adapter's training on many GPUs."""
+"""`accelerate launch -m finetune [finetune_idm] --out runs/NAME`: training on many GPUs.
+
+Of the adapter, or with the word finetune_idm of the inverse-dynamics model.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,14 @@ from dreamgen.errors import CannotWrite, UserError
 from dreamgen.run.lease import hold_command
 from dreamgen.run.run_folder import RunFolder
 from dreamgen.run.write_errors import storage_errors_as_user_errors
+from dreamgen.stages import STAGES, imported
 
 USAGE = """\
 accelerate launch -m finetune --out runs/NAME [--config_path FILE] [--setting=value ...] [--dry_run] [--resume]
-The settings are those of `dreamgen finetune --help`. --resume continues from the last checkpoint if there is one;
---resume latest, or --resume with a checkpoint's folder, requires it.
+accelerate launch -m finetune finetune_idm --out runs/NAME [--config_path FILE] [--setting=value ...] [--resume]
+The settings are those of `dreamgen finetune --help` and `dreamgen finetune_idm --help`.
+--resume continues from the last checkpoint if there is one; for the adapter, --resume latest, or --resume with a
+checkpoint's folder, requires it.
 """
 
 
@@ -32,18 +38,20 @@ def main(tokens: list[str]) -> int:
         print(USAGE, end="")
         return 0
     try:
-        settings, switches = parse_settings(tokens, "finetune", flags=("dry_run", "resume"))
+        stage = STAGES["finetune_idm" if tokens[:1] == ["finetune_idm"] else "finetune"]
+        tokens = tokens[1:] if tokens[:1] == [stage.name] else tokens
+        settings, switches = parse_settings(tokens, stage.section, flags=stage.flags)
         set_library_defaults()
-        if switches["resume"] and RunFolder.of(settings).adapter.exists():
-            lines, status = [f"{RunFolder.of(settings).adapter}: done before, kept"], 0
+        run = RunFolder.of(settings)
+        if switches["resume"] and stage.is_done(run) and stage.output is not None:
+            lines, status = [f"{stage.output(run)}: done before, kept"], 0
         else:
-            from finetune.train import finetune
-
+            train = imported(stage.function)
             # One of the processes of a training holds the lease for all of them.
-            is_first = os.environ.get("RANK", "0") == "0" and not switches["dry_run"]
-            root = RunFolder.of(settings).root
-            with storage_errors_as_user_errors(root), hold_command(root, ("finetune",)) if is_first else nullcontext():
-                result = finetune(settings, **switches)
+            is_first = os.environ.get("RANK", "0") == "0" and not switches.get("dry_run")
+            lease = hold_command(run.root, stage.locks) if is_first else nullcontext()
+            with storage_errors_as_user_errors(run.root), lease:
+                result = train(settings, **switches)
             lines = [f"{name}: {value}" for name, value in {**result.outputs, **result.metrics}.items()]
             lines, status = [*lines, *result.notes], 3 if result.partial else 0
     except UserError as error:

@@ -30,7 +30,7 @@ from finetune.random_state import random_states, set_random_states
 from finetune.stopping import on_main_process
 
 STATE, OPTIMIZER, AVERAGE, RANDOM = "state.json", "optimizer.safetensors", "ema.safetensors", "random.safetensors"
-VAE_NAME = "vae"  # its folder, in place of an adapter's file
+VAE_NAME, IDM_NAME = "vae", "idm"  # their folders, in place of an adapter's file
 NAME = re.compile(r"step-(\d{6,})")
 OLD = ".old.tmp"  # end of the name of one that is being deleted
 
@@ -196,7 +196,8 @@ def point_last(checkpoint: Path) -> None:
 
 
 def _load_weights(trained: TrainableState, checkpoint: Path) -> None:
-    files = sorted((checkpoint / VAE_NAME).glob("*.safetensors")) or weight_files(checkpoint)
+    folders = (checkpoint / VAE_NAME, checkpoint / IDM_NAME)
+    files = sorted(path for folder in folders for path in folder.glob("*.safetensors")) or weight_files(checkpoint)
     weights: dict[str, torch.Tensor] = {}
     for path in files:
         weights |= _load(path)

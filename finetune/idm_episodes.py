@@ -6,7 +6,7 @@ Axes: T frames, H height, W width, C channels, A action, S state, D dimensions o
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from dreamgen.data.video import iter_frames
 from dreamgen.errors import Problems, UserError
 from dreamgen.models.idm.model import small_frames
 from dreamgen.progress import Progress, log
+from dreamgen.run.files import read_json
+from dreamgen.run.records import RobotFeatures
 from dreamgen.run.run_folder import RunFolder
 from finetune.windows import TrainingClip, read_training_set
 
@@ -30,7 +32,7 @@ class IdmEpisode:
 
     Args:
         name: Of the clip.
-        small_TCHW: uint8, RGB, from `small_frames`.
+        small_TCHW: uint8, RGB, from `small_frames`; C holds the colors of one camera after the other.
         action_TA: float32, in the robot's units.
         state_TS: float32, in the robot's units, or None.
     """
@@ -47,11 +49,54 @@ class IdmEpisode:
 
 
 def read_episodes(run: RunFolder, settings: Settings) -> list[IdmEpisode]:
-    """Decode every clip that has actions, once, and keep it at a small size in RAM.
+    """Decode every clip of the run's training set that has actions, once, and keep it at a small size in RAM.
 
     Raises:
         UserError: if no clip has actions, a trajectory does not fit its clip or the others, or the RAM is too small.
     """
+    return _read(run, settings)
+
+
+def read_extra_episodes(settings: Settings, features: RobotFeatures) -> list[IdmEpisode]:
+    """Decode the clips of `idm.extra_demos`.
+
+    Args:
+        settings: Of the run.
+        features: Of the run's own demonstrations.
+
+    Raises:
+        UserError: as `read_episodes` does; or if another robot is in them.
+    """
+    problems, episodes = Problems(), []
+    for folder in settings.idm.extra_demos:
+        with problems.collected():
+            extra = RunFolder(Path(folder))
+            other = RobotFeatures.from_dict(read_json(extra.need(extra.train / "features.json", "prepare")))
+            for name in ("action_names", "state_names") if settings.idm.predict_state else ("action_names",):
+                if getattr(other, name) != getattr(features, name):
+                    raise UserError(
+                        f"idm.extra_demos: {folder} is of another robot: its {name} differ",
+                        actual=", ".join(getattr(other, name)) or "none",
+                        allowed=", ".join(getattr(features, name)) or "none",
+                    )
+            if len(other.views) != len(features.views):
+                raise UserError(
+                    f"idm.extra_demos: {folder} has another number of cameras",
+                    actual=max(1, len(other.views)), allowed=max(1, len(features.views)),
+                )  # fmt: skip
+            episodes += [replace(episode, name=f"{folder}: {episode.name}") for episode in _read(extra, settings)]
+    problems.raise_if_any("extra demonstrations that cannot be used")
+    return episodes
+
+
+def view_shares(features: RobotFeatures, height: int, width: int) -> tuple[tuple[float, float, float, float], ...]:
+    """Return where each camera is in a frame, as shares: top, left, height, width; one camera fills the frame."""
+    return tuple(
+        (view.top / height, view.left / width, view.height / height, view.width / width) for view in features.views
+    ) or ((0.0, 0.0, 1.0, 1.0),)
+
+
+def _read(run: RunFolder, settings: Settings) -> list[IdmEpisode]:
     clips = read_training_set(run, settings.video)
     tables = {clip: run.train / "trajectories" / f"{clip.path.stem}.parquet" for clip in clips}
     with_actions = [clip for clip in clips if tables[clip].is_file() and "action" in read_schema(tables[clip]).names]
@@ -65,11 +110,13 @@ def read_episodes(run: RunFolder, settings: Settings) -> list[IdmEpisode]:
         log(f"inverse dynamics: {len(clips) - len(with_actions)} of {len(clips)} clips have no actions and are skipped")
     vectors = _read_all_vectors(with_actions, tables, settings.idm.predict_state)
     image_px, episodes = settings.idm.image_px, []
-    _check_memory(sum(clip.num_frames for clip in with_actions), image_px)
+    features = RobotFeatures.from_dict(read_json(run.need(run.train / "features.json", "prepare")))
+    views = view_shares(features, settings.video.height, settings.video.width)
+    _check_memory(sum(clip.num_frames for clip in with_actions) * len(views), image_px)
     with Progress("inverse dynamics: decode", len(with_actions)) as progress:
         for clip, (action_TA, state_TS) in zip(with_actions, vectors, strict=True):
-            small_TCHW = np.concatenate([small_frames(frame[None], image_px) for frame in iter_frames(clip.path)])
-            episodes.append(IdmEpisode(clip.path.stem, small_TCHW, action_TA, state_TS))
+            frames = [small_frames(frame[None], image_px, views) for frame in iter_frames(clip.path)]
+            episodes.append(IdmEpisode(clip.path.stem, np.concatenate(frames), action_TA, state_TS))
             progress.add()
     return episodes
 

@@ -34,25 +34,39 @@ def clip_pieces(num_frames: int, length: int) -> Iterator[tuple[int, int, int]]:
         yield start, min(start + length, num_frames), new
 
 
-def predict_episode(model: InverseDynamics, episode: IdmEpisode, num_frames: int) -> list[np.ndarray]:
+def predict_pieces(
+    model: InverseDynamics, episode: IdmEpisode, num_frames: int, know_first: bool = False, integrate: bool = False
+) -> dict[str, np.ndarray]:
     """Label a whole episode in clips as long as those that label processes.
 
+    Args:
+        model: The model.
+        episode: With states, if the first is to be known.
+        num_frames: Of a clip.
+        know_first: Whether the model is told the state of each clip's first frame.
+        integrate: Whether states follow the predicted actions.
+
     Returns:
-        action_TA and, if the model has states, state_TS.
+        `action`, `action_std` and, if the model has states, `state` and `state_std`: one row a frame.
     """
-    video_THWC = episode.small_TCHW.transpose(0, 2, 3, 1)
-    parts = []
-    for start, stop, new in clip_pieces(len(video_THWC), num_frames):
-        parts.append([x[new - start :] for x in model.predict(video_THWC[start:stop]) if x is not None])
-    return [np.concatenate(values) for values in zip(*parts, strict=True)]
+    parts: dict[str, list[np.ndarray]] = {}
+    for start, stop, new in clip_pieces(len(episode.small_TCHW), num_frames):
+        first_S = episode.state_TS[start] if know_first and episode.state_TS is not None else None
+        found = model.predict_small(episode.small_TCHW[start:stop], first_S, integrate)
+        values = {"action": found.action_TA, "action_std": found.action_std_TA,
+                  "state": found.state_TS, "state_std": found.state_std_TS}  # fmt: skip
+        for name, values_TD in values.items():
+            if values_TD is not None:
+                parts.setdefault(name, []).append(values_TD[new - start :])
+    return {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def vector_errors(
     truths: Sequence[np.ndarray],
     predictions: Sequence[np.ndarray],
     stats: VectorStats,
-    groups: Mapping[str, Sequence[int]],
     baselines: Mapping[str, Sequence[np.ndarray]],
+    others: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> dict[str, Any]:
     """Compare predictions with the ground truth, in the robot's units.
 
@@ -60,13 +74,13 @@ def vector_errors(
         truths: values_TD of each held-out episode.
         predictions: Of the same shapes.
         stats: Of the training demos.
-        groups: Dimensions of each part of the robot.
         baselines: Predictions of each baseline, of the same shapes.
+        others: Predictions in other ways, of the same shapes.
 
     Returns:
         `measures` of the predictions, `r2_per_dim` (None where a dimension does not change), `binary_accuracy`,
         `spread` (standard deviation of the predictions over that of the truth, median over dimensions; below 1 if
-        actions are too small), and `baselines`: the measures of each.
+        actions are too small), `baselines`: the measures of each, and those of the others by their names.
     """
     truth_TD, guess_TD = (np.concatenate(values).astype(np.float64) for values in (truths, predictions))
     binary = np.flatnonzero(stats.binary())
@@ -76,22 +90,30 @@ def vector_errors(
     middle = np.add(stats.low, stats.high) / 2
     agree_TD = (truth_TD > middle) == (guess_TD > middle)
     return {
-        **measures(truth_TD, guess_TD, stats, groups),
+        **measures(truth_TD, guess_TD, stats),
         "r2_per_dim": [standardized_r2(truth_TD, guess_TD, stats, [d]) for d in range(truth_TD.shape[1])],
         "binary_accuracy": float(agree_TD[:, binary].mean()) if len(binary) else None,
         "spread": float(np.median(spreads)) if spreads else None,
-        "baselines": {
-            name: measures(truth_TD, np.concatenate(values), stats, groups) for name, values in baselines.items()
-        },
+        "baselines": {name: measures(truth_TD, np.concatenate(values), stats) for name, values in baselines.items()},
+        **{name: measures(truth_TD, np.concatenate(values), stats) for name, values in (others or {}).items()},
     }
 
 
-def measures(
-    truth_TD: np.ndarray, guess_TD: np.ndarray, stats: VectorStats, groups: Mapping[str, Sequence[int]]
-) -> dict[str, Any]:
+def uncertainty_scale(
+    truths: Sequence[np.ndarray], predictions: Sequence[np.ndarray], stds: Sequence[np.ndarray], stats: VectorStats
+) -> float:
+    """Return the factor that makes the root mean square of standard deviations that of the errors; 1 if all are 0."""
+    dims = np.flatnonzero([kind == "varied" for kind in stats.kinds])
+    error_TD, std_TD = (np.concatenate(x)[:, dims] / np.asarray(stats.std)[dims] for x in (
+        [truth_TD - guess_TD for truth_TD, guess_TD in zip(truths, predictions, strict=True)], stds))  # fmt: skip
+    spread = float((std_TD**2).sum())
+    return float(np.sqrt((error_TD**2).sum() / spread)) if spread > 0 else 1.0
+
+
+def measures(truth_TD: np.ndarray, guess_TD: np.ndarray, stats: VectorStats) -> dict[str, Any]:
     """Return `mae` over the dimensions that move, `mae_per_dim`, `r2` over those that move, and `r2_per_group`."""
     error_D, moving = np.abs(guess_TD - truth_TD).mean(axis=0), stats.moving()
-    moving_groups = {name: np.intersect1d(dims, moving).tolist() for name, dims in groups.items()}
+    moving_groups = {name: np.intersect1d(dims, moving).tolist() for name, dims in stats.group_dims().items()}
     return {
         "mae": float(error_D[moving].mean()),
         "mae_per_dim": error_D.tolist(),

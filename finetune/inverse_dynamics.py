@@ -1,78 +1,86 @@
 """Training set -> the inverse-dynamics model that labels generated clips, with its error on held-out demonstrations.
 
-Axes: N pairs of frames, K rows of a pair, T frames, H height, W width, C channels, D dimensions, P network outputs.
+Axes: T frames, D dimensions of one vector, S state.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 
 from dreamgen.config.settings import IdmSettings, Settings
 from dreamgen.data.seeds import derived_seed
 from dreamgen.errors import UserError, quoted
 from dreamgen.models.devices import resolve_device
 from dreamgen.models.idm.model import InverseDynamics
-from dreamgen.models.idm.network import STRIDE_PX, IdmConfig, pair_loss, to_unit
+from dreamgen.models.idm.network import STRIDE_PX, IdmConfig
+from dreamgen.models.idm.next_state import fit_next_state
+from dreamgen.models.idm.pretrained import PretrainedEncoder, read_encoder
 from dreamgen.models.idm.vector_stats import VectorStats
-from dreamgen.progress import Progress
 from dreamgen.run.files import atomic_folder, read_json, write_text
 from dreamgen.run.idm_error import IdmError
 from dreamgen.run.records import RobotFeatures, StageResult
 from dreamgen.run.run_folder import RunFolder
-from finetune.idm_episodes import IdmEpisode, read_episodes, split_episodes
-from finetune.idm_errors import Vectors, baseline_vectors, curves_svg, predict_episode, vector_errors
+from finetune.checkpoint import step_of, whole_checkpoints
+from finetune.idm_episodes import IdmEpisode, read_episodes, read_extra_episodes, split_episodes, view_shares
+from finetune.idm_errors import Vectors, baseline_vectors, curves_svg, predict_pieces, uncertainty_scale, vector_errors
+from finetune.idm_training import prepare_training, take_steps
+from finetune.resume import CHECKPOINTS, fixed_values, make_folder, state_of
+from finetune.stopping import on_main_process
+from finetune.training_log import TrainingLog
+from finetune.windows import read_training_set
 
-BACKGROUND_FRAMES = 8  # of a window, averaged: labeling averages all frames, training a sample of them
-WEIGHT_DECAY, MAX_GRAD_NORM, WARMUP_SHARE = 1e-2, 1.0, 0.1
-COLOR_MIX, COLOR_SHIFT, MAX_SHIFT_SHARE = 0.5, 0.2, 0.04  # chosen by cross-validation on GR1 episodes
 
-
-def train_inverse_dynamics(settings: Settings) -> StageResult:
+def finetune_idm(settings: Settings, resume: bool = False) -> StageResult:
     """Train on the demonstrations' actions and states and write `idm/`, whole or not at all.
 
     Args:
         settings: Of the run; `idm` holds the settings of model and training.
+        resume: Continue from the last checkpoint if there is one.
 
     Returns:
-        The model with its held-out errors; a note warns if it is no better than the demonstrations' mean.
+        The model with its held-out errors, and a warning if it is no better than a baseline; or, after Ctrl-C or
+        SIGTERM, the checkpoint to continue from.
 
     Raises:
         UserError: if the training set has no actions or cannot be used, or the run has a model already.
     """
     run, idm = RunFolder.of(settings), settings.idm
     check_can_start(run, idm)
-    device = resolve_device(settings.model.device)
-    episodes = read_episodes(run, settings)
-    train, held_out, how = split_episodes(episodes, idm.held_out, settings.seed)
-    config = describe_robot(run, settings, train)
-    model = fit(config, train, settings, device)
-    features = RobotFeatures.from_dict(read_json(run.train / "features.json"))
-    measured = measure(model, train, held_out, settings.video.num_frames, features.modality)
-    model = InverseDynamics(replace(config, held_out={"how": how, **measured}), model.network)
-    first = held_out[0]
-    guess_TA = predict_episode(model, first, settings.video.num_frames)[0]
-    with atomic_folder(run.idm) as folder:
-        model.save(folder)
-        write_text(folder / "held_out.svg", curves_svg(first.action_TA, guess_TA, config.actions, first.name))
-    action = measured["action"]
-    metrics = {
-        "held_out_mae": action["mae"],
-        "held_out_r2": action["r2"],
-        "held_out_binary_accuracy": action["binary_accuracy"],
-        **{f"{name}_mae": baseline["mae"] for name, baseline in action["baselines"].items()},
-        **{f"{name}_r2": baseline["r2"] for name, baseline in action["baselines"].items()},
-        "state_held_out_mae": measured["state"]["mae"] if "state" in measured else None,
-        "train_mae": action["train_mae"],
-        "num_train_episodes": len(train),
-        "num_held_out_frames": measured["num_frames"],
-    }
-    metrics = {name: value for name, value in metrics.items() if value is not None}
-    outputs = {"idm": run.idm, "curves": run.idm / "held_out.svg"}
-    return StageResult("inverse dynamics", outputs, metrics, describe_errors(action, how))
+    features = RobotFeatures.from_dict(read_json(run.need(run.train / "features.json", "prepare")))
+    train, held_out, how = split_episodes(read_episodes(run, settings), idm.held_out, settings.seed)
+    validation, test, how = divide_held_out(held_out, how, idm.patience)
+    train = [*train, *read_extra_episodes(settings, features)]
+    accelerator = make_accelerator(settings)
+    model = new_model(describe_robot(features, settings, train), settings)
+    logs = run.finetune_idm_logs
+    checkpoints = whole_checkpoints(logs / CHECKPOINTS) if resume else []
+    checkpoint = checkpoints[-1] if checkpoints else None
+    fixed = fixed_values(settings, read_training_set(run, settings.video), _content(train), accelerator.num_processes,
+                         "idm")  # fmt: skip
+    start = state_of(checkpoint, {**fixed, "video": repr(settings.video), "seed": repr(settings.seed)})
+    notes: list[str] = []
+    on_main_process(accelerator, logs, lambda: notes.extend(make_folder(logs, checkpoint)))
+    training = prepare_training(settings, accelerator, model, train, validation, start, checkpoint)
+    with TrainingLog(accelerator, logs / "loss.csv", idm, None, start.step, start.losses, "inverse dynamics") as log:
+        stopped, best_step = take_steps(training, log)
+    if stopped is not None:
+        metrics = {"interrupted": True, "step": step_of(stopped), "num_steps": idm.num_steps}
+        how_to = f"stopped; continue with:  dreamgen finetune_idm --out {quoted(settings.out)} --resume"
+        return StageResult("finetune_idm", {"checkpoint": stopped}, metrics, [*notes, how_to], partial=True)
+    measured = measure(model, train, test, settings.video.num_frames)
+    held = {"how": how, "step": best_step, **measured}
+    model = model.measured(held_out=held, uncertainty_scale=measured["action"]["uncertainty_scale"])
+    on_main_process(accelerator, run.idm, lambda: write_model(run, model, test[0], settings.video.num_frames))
+    outputs = {"idm": run.idm, "curves": run.idm / "held_out.svg", "loss": logs / "loss.csv"}
+    notes += describe_errors(measured["action"], how)
+    return StageResult("finetune_idm", outputs, result_metrics(measured, len(train)), notes)
 
 
 def check_can_start(run: RunFolder, idm: IdmSettings) -> None:
@@ -84,173 +92,136 @@ def check_can_start(run: RunFolder, idm: IdmSettings) -> None:
     if run.idm.exists():
         raise UserError(
             f"{run.idm} already exists",
-            next_step=f"dreamgen label --out {quoted(run.root)} uses it; remove it to train again",
+            next_step=f"dreamgen label --out {quoted(run.root)} uses it; move it away to train again",
         )
     if idm.image_px < STRIDE_PX or idm.image_px % STRIDE_PX:
         raise UserError("idm.image_px does not fit", actual=idm.image_px, allowed=f"multiples of {STRIDE_PX}")
 
 
-def describe_robot(run: RunFolder, settings: Settings, train: list[IdmEpisode]) -> IdmConfig:
+def divide_held_out(
+    held_out: list[IdmEpisode], how: str, patience: int
+) -> tuple[list[IdmEpisode], list[IdmEpisode], str]:
+    """Return the episodes that choose the best step, those that measure the error, and a description of the split."""
+    if not patience:
+        return held_out, held_out, how
+    if len(held_out) == 1:
+        return held_out, held_out, f"{how}, which also chose the best step"
+    half = len(held_out) // 2
+    return held_out[:half], held_out[half:], f"{how}: {half} chose the best step, the others measured the error"
+
+
+def make_accelerator(settings: Settings) -> Accelerator:
+    """Create the accelerator: bf16 autocast over float32 weights on a GPU, float32 on a CPU."""
+    device = resolve_device(settings.model.device)
+    is_gpu = device.type == "cuda"
+    if is_gpu and device.index is not None:
+        torch.cuda.set_device(device)
+    return Accelerator(
+        cpu=not is_gpu,
+        mixed_precision="bf16" if is_gpu else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+
+
+def describe_robot(features: RobotFeatures, settings: Settings, train: list[IdmEpisode]) -> IdmConfig:
     """Measure the actions and states of the training episodes, and of no held-out one.
 
     Raises:
         UserError: if no action ever changes.
     """
-    features = RobotFeatures.from_dict(read_json(run.need(run.train / "features.json", "prepare")))
-    actions = VectorStats.measure(np.concatenate([e.action_TA for e in train]), features.action_names)
-    states = None
-    if state_vectors := states_of(train):
-        states = VectorStats.measure(np.concatenate(state_vectors), features.state_names)
+    idm, modality = settings.idm, features.modality or {}
+    action_values, states, next_state = [episode.action_TA for episode in train], None, None
+    actions = VectorStats.measure(np.concatenate(action_values), features.action_names, modality.get("action"))
+    if state_values := states_of(train):
+        states = VectorStats.measure(np.concatenate(state_values), features.state_names, modality.get("state"))
+        next_state = tuple(tuple(row) for row in fit_next_state(state_values, action_values).tolist())
     if not len(actions.moving()):
         raise UserError("no action of the training demonstrations ever changes, so there is nothing to learn")
-    # Both frames of a pair are in one clip.
-    horizon = min(settings.idm.horizon, settings.video.num_frames - 1)
-    return IdmConfig(horizon, settings.idm.image_px, settings.idm.width, settings.video.fps, actions, states)
+    horizon = min(idm.horizon, settings.video.num_frames, *(len(episode.action_TA) for episode in train))
+    return IdmConfig(
+        horizon, idm.image_px, idm.width, idm.num_models, settings.video.fps, actions, states,
+        view_shares(features, settings.video.height, settings.video.width), next_state=next_state,
+    )  # fmt: skip
 
 
-def fit(config: IdmConfig, train: list[IdmEpisode], settings: Settings, device: torch.device) -> InverseDynamics:
-    """Train a new network; on a CPU the same seed gives the same weights.
-
-    Args:
-        config: From `describe_robot`.
-        train: Episodes to draw pairs of frames from.
-        settings: Of the run.
-        device: To train on.
-
-    Returns:
-        The model on the device.
-    """
-    idm = settings.idm
+def new_model(config: IdmConfig, settings: Settings) -> InverseDynamics:
+    """Create the networks; on a CPU the same seed gives the same weights."""
+    weights: dict[str, torch.Tensor] = {}
+    if settings.idm.encoder is not None:
+        encoder, weights = read_encoder(settings.idm.encoder, settings.idm.freeze_encoder)
+        config = replace(config, encoder=encoder)
     torch.manual_seed(derived_seed(settings.seed, "idm", "weights"))
-    random = np.random.default_rng(derived_seed(settings.seed, "idm", "pairs"))
-    model = InverseDynamics(config).to(device)
-    network, votes_P = model.network.train(), torch.from_numpy(config.binary_outputs()).to(device)
-    targets = [_targets(config, episode) for episode in train]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=idm.learning_rate, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, idm.learning_rate, total_steps=idm.num_steps + 1, pct_start=WARMUP_SHARE
-    )
-    with Progress("inverse dynamics: train", idm.num_steps, "steps") as progress:
-        for _ in range(idm.num_steps):
-            pictures, target_NKP, gap_N = draw_pairs(train, targets, config, settings, random)
-            first, last, background = change_colors(to_unit(pictures.to(device)), random)
-            target_NKP, gap_N = target_NKP.to(device), gap_N.to(device)
-            features = network.encode(torch.cat([first, last]), torch.cat([background, background]))
-            first_features, last_features = features.chunk(2)
-            outputs_NKP = network.rows(first_features, last_features, gap_N)
-            loss = pair_loss(outputs_NKP, target_NKP, gap_N, votes_P)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), MAX_GRAD_NORM)
-            optimizer.step()
-            schedule.step()
-            progress.add(note=f"loss {loss.item():.3f}")
+    model = InverseDynamics(config)
+    for network in model.networks:
+        if isinstance(network.encoder, PretrainedEncoder):
+            network.encoder.tower.load_state_dict(weights)
     return model
 
 
-def draw_pairs(
-    train: list[IdmEpisode],
-    targets: list[np.ndarray],
-    config: IdmConfig,
-    settings: Settings,
-    random: np.random.Generator,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Draw pairs of frames, each within a window as long as a clip, as in labeling.
-
-    Half of the pairs are as far apart as the horizon allows, which labeling uses most; the others are closer. Each is
-    shifted by a few pixels, as no camera is mounted exactly where that of the demos was.
-
-    Returns:
-        pictures (first, last and background: 3, N, C, H, W, 0-255), target_NKP and gap_N.
-    """
-    lengths = np.array([len(episode.small_TCHW) for episode in train])
-    image_px, pictures, rows, gaps = config.image_px, [], [], []
-    pixels, reach = np.arange(image_px), round(MAX_SHIFT_SHARE * image_px)
-    for number in random.choice(len(train), settings.idm.batch_size, p=lengths / lengths.sum()):
-        small_TCHW, target_TP = train[number].small_TCHW, targets[number]
-        num_frames = min(settings.video.num_frames, len(small_TCHW))
-        start = random.integers(len(small_TCHW) - num_frames + 1)
-        longest = min(config.horizon, num_frames - 1)
-        gap = longest if random.random() < 0.5 else random.integers(longest + 1)
-        first = start + random.integers(num_frames - gap)
-        seen = start + random.integers(num_frames, size=BACKGROUND_FRAMES)
-        background_CHW = small_TCHW[seen].mean(axis=0, dtype=np.float32)
-        together = np.stack([small_TCHW[first], small_TCHW[first + gap], background_CHW])
-        y, x = (np.clip(pixels + random.integers(-reach, reach + 1), 0, image_px - 1) for _ in range(2))
-        pictures.append(together[..., y[:, None], x])
-        padded_KP = np.zeros((config.horizon + 1, target_TP.shape[1]), np.float32)
-        padded_KP[: gap + 1] = target_TP[first : first + gap + 1]
-        rows.append(padded_KP)
-        gaps.append(gap)
-    stacked = np.stack(pictures, axis=1)
-    return torch.from_numpy(stacked), torch.from_numpy(np.stack(rows)), torch.tensor(gaps)
-
-
-def change_colors(pictures: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
-    """Mix and shift colors, equally in a pair and its background: light and material differ in generated clips.
-
-    Args:
-        pictures: (3, N, C, H, W), -1..1.
-        random: Generator of the changes, one for each pair.
-
-    Returns:
-        The same shape.
-    """
-    num = pictures.shape[1]
-    mix = np.eye(3) + COLOR_MIX * random.standard_normal((num, 3, 3))
-    shift = COLOR_SHIFT * random.standard_normal((num, 3, 1))
-    mix, shift = (torch.tensor(x, dtype=torch.float32, device=pictures.device) for x in (mix, shift))
-    return (mix @ pictures.flatten(3) + shift).view_as(pictures)
-
-
 def measure(
-    model: InverseDynamics,
-    train: list[IdmEpisode],
-    held_out: list[IdmEpisode],
-    num_frames: int,
-    modality: dict[str, Any] | None = None,
+    model: InverseDynamics, train: list[IdmEpisode], held_out: list[IdmEpisode], num_frames: int
 ) -> dict[str, Any]:
     """Label the held-out episodes as clips are labeled, and compare with the robot's actions and with baselines.
 
     Args:
         model: The trained model.
-        train: Training episodes, for the training error and the baselines.
+        train: Training episodes, for the baselines.
         held_out: Held-out episodes.
         num_frames: Of a clip.
-        modality: modality.json of the demonstrations, which names the parts of the robot.
 
     Returns:
-        `action` and, if there are states, `state`, from `vector_errors`; `action` also has `train_mae`.
+        `action` and, if there are states, `state`, from `vector_errors`. Both also have `known_first_state`, the
+        measures of a model that is told the state of each clip's first frame; `state` has `integrated`, those of
+        states that follow the predicted actions from there. `action` has `uncertainty_scale`.
     """
     config = model.config
     state_names = config.states.names if config.states else ()
-    guesses = [predict_episode(model, episode, num_frames) for episode in held_out]
+    plain = [predict_pieces(model, episode, num_frames) for episode in held_out]
+    known = [predict_pieces(model, e, num_frames, know_first=True) for e in held_out] if config.states else []
+    summed = [predict_pieces(model, e, num_frames, True, True) for e in held_out] if config.states else []
 
-    def errors(number: int, stats: VectorStats, vectors: Vectors) -> dict[str, Any]:
-        groups = vector_groups(stats, (modality or {}).get(("action", "state")[number]))
+    def errors(name: str, stats: VectorStats, vectors: Vectors) -> dict[str, Any]:
         baselines = baseline_vectors(train, held_out, vectors, stats, state_names, num_frames)
         truths = [truth_TD for episode in held_out if (truth_TD := vectors(episode)) is not None]
-        return vector_errors(truths, [guess[number] for guess in guesses], stats, groups, baselines)
+        ways = {"known_first_state": known, "integrated": summed if name == "state" else []}
+        others = {key: [one[name] for one in value] for key, value in ways.items() if value}
+        guesses, stds = ([one[key] for one in plain] for key in (name, f"{name}_std"))
+        found = vector_errors(truths, guesses, stats, baselines, others)
+        return {**found, "uncertainty_scale": uncertainty_scale(truths, guesses, stds, stats)}
 
     measured = {
         "episodes": [episode.name for episode in held_out],
         "num_frames": sum(len(episode.action_TA) for episode in held_out),
-        "action": errors(0, config.actions, lambda episode: episode.action_TA),
+        "action": errors("action", config.actions, lambda episode: episode.action_TA),
     }
-    train_error = [np.abs(predict_episode(model, e, num_frames)[0] - e.action_TA).mean(axis=0) for e in train]
-    weights = [len(e.action_TA) for e in train]
-    moving = config.actions.moving()
-    measured["action"]["train_mae"] = float(np.average(train_error, axis=0, weights=weights)[moving].mean())
     if config.states:
-        measured["state"] = errors(1, config.states, lambda episode: episode.state_TS)
+        measured["state"] = errors("state", config.states, lambda episode: episode.state_TS)
     return measured
 
 
-def vector_groups(stats: VectorStats, parts: dict[str, Any] | None) -> dict[str, list[int]]:
-    """Return the dimensions of each part of the robot: the slices of modality.json, or one part of all dimensions."""
-    return {name: [*range(part["start"], part["end"])] for name, part in (parts or {}).items() if "start" in part} or {
-        "all": [*range(len(stats.names))]
+def write_model(run: RunFolder, model: InverseDynamics, episode: IdmEpisode, num_frames: int) -> None:
+    """Write `idm/`: weights, configuration, and the curves of one held-out episode."""
+    guess_TA = predict_pieces(model, episode, num_frames)["action"]
+    with atomic_folder(run.idm) as folder:
+        model.save(folder)
+        curves = curves_svg(episode.action_TA, guess_TA, model.config.actions, episode.name)
+        write_text(folder / "held_out.svg", curves)
+
+
+def result_metrics(measured: dict[str, Any], num_train: int) -> dict[str, Any]:
+    """Return the metrics of the stage's result."""
+    action = measured["action"]
+    metrics = {
+        "held_out_mae": action["mae"],
+        "held_out_r2": action["r2"],
+        "held_out_binary_accuracy": action["binary_accuracy"],
+        **{f"{name}_mae": baseline["mae"] for name, baseline in action["baselines"].items()},
+        **{f"{name}_r2": baseline["r2"] for name, baseline in action["baselines"].items()},
+        "state_held_out_mae": measured["state"]["mae"] if "state" in measured else None,
+        "num_train_episodes": num_train,
+        "num_held_out_frames": measured["num_frames"],
     }
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def describe_errors(action: dict[str, Any], how: str) -> list[str]:
@@ -266,6 +237,9 @@ def states_of(episodes: list[IdmEpisode]) -> list[np.ndarray]:
     return [episode.state_TS for episode in episodes if episode.state_TS is not None]
 
 
-def _targets(config: IdmConfig, episode: IdmEpisode) -> np.ndarray:
-    vectors = zip(config.vectors(), [episode.action_TA, *states_of([episode])], strict=False)
-    return np.concatenate([stats.to_network(values_TD) for stats, values_TD in vectors], axis=1)
+def _content(episodes: list[IdmEpisode]) -> str:
+    """Return a hash of what is trained on, so that a resumed training notices other data."""
+    digest = hashlib.sha256()
+    for episode in episodes:
+        digest.update(episode.small_TCHW.tobytes() + episode.action_TA.tobytes())
+    return digest.hexdigest()[:16]

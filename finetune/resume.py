@@ -64,7 +64,7 @@ def fixed_values(
     clips: Sequence[TrainingClip],
     base_sha256: str,
     num_processes: int,
-    section: Literal["finetune", "finetune_vae"] = "finetune",
+    section: Literal["finetune", "finetune_vae", "idm"] = "finetune",
 ) -> dict[str, str]:
     """Return, by name and as text, the values that determine the result of a training.
 
@@ -75,7 +75,7 @@ def fixed_values(
         num_processes: Of this training; half as many with twice the accumulation give the same steps.
         section: Whose settings they are.
     """
-    tune = settings.finetune if section == "finetune" else settings.finetune_vae
+    tune = {"finetune": settings.finetune, "finetune_vae": settings.finetune_vae, "idm": settings.idm}[section]
     training_set = json.dumps([(clip.path.name, clip.prompt, clip.num_frames) for clip in clips])
     values = {path: get_path(settings, path) for path in paths_that_invalidate(section)} | {
         "processes x gradient_accumulation_steps": num_processes * tune.gradient_accumulation_steps,

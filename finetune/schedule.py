@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dreamgen.config.settings import FinetuneSettings, FinetuneVaeSettings
+from dreamgen.config.settings import FinetuneSettings, FinetuneVaeSettings, IdmSettings
 
 
-def learning_rate(step: int, tune: FinetuneSettings | FinetuneVaeSettings, time_share: float = 0.0) -> float:
+def learning_rate(
+    step: int, tune: FinetuneSettings | FinetuneVaeSettings | IdmSettings, time_share: float = 0.0
+) -> float:
     """Return the learning rate of one optimizer step: linear warm-up, then linear decay to the last step.
 
     It counts optimizer steps, so it is the same on any number of GPUs. The warm-up is at most half of the training.

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import torch
 from accelerate import Accelerator
 
-from dreamgen.config.settings import FinetuneSettings, FinetuneVaeSettings
+from dreamgen.config.settings import FinetuneSettings, FinetuneVaeSettings, IdmSettings
 from dreamgen.errors import UserError
 from dreamgen.progress import Progress
 from dreamgen.run.files import write_text
@@ -45,7 +45,7 @@ class TrainingLog:
         self,
         accelerator: Accelerator,
         path: Path,
-        tune: FinetuneSettings | FinetuneVaeSettings,
+        tune: FinetuneSettings | FinetuneVaeSettings | IdmSettings,
         window_flops: float | None = None,
         done_steps: int = 0,
         pending_losses: Sequence[float] = (),

@@ -244,18 +244,56 @@ class FinetuneVaeSettings:
 
 @dataclass(frozen=True)
 class IdmSettings:
-    """The inverse-dynamics model: two frames -> the actions between them."""
+    """The inverse-dynamics model: a window of frames -> the actions and states at each of them."""
 
-    horizon: int = option(16, "frames between the two input frames; the model predicts the actions between them", ge=1)
-    image_px: int = option(64, "side of the square input images in pixels", ge=16, multiple_of=16)
-    width: int = option(256, "hidden size", ge=1)
+    gradient_accumulation_steps: ClassVar[int] = 1
+    horizon: int = option(8, "frames of a window; labels are the mean over windows that overlap by half", ge=2)
+    image_px: int = option(64, "side of the square input images in pixels, of each camera", ge=16, multiple_of=16)
+    width: int = option(256, "hidden size", ge=16, multiple_of=16)
+    num_models: int = option(
+        2, "networks that are trained beside each other; the label is their mean, the uncertainty their spread", ge=1
+    )
+    encoder: str | None = option(
+        None,
+        "hub id or folder of a pretrained vision encoder, such as facebook/dinov2-small or "
+        "google/siglip2-base-patch16-224; default: a small one, trained from scratch",
+    )
+    freeze_encoder: bool = option(True, "keep the weights of idm.encoder as they are")
+    extra_demos: list[str] = option(
+        [],
+        "more demonstrations of the same robot (play, random motion, failures): run folders that dreamgen prepare "
+        "--demos MORE --out FOLDER made; they are trained on and never held out",
+    )
+    augment: bool = option(
+        True, "change training frames as a video model does: background, colors, place, blur, compression"
+    )
     num_steps: int = option(1500, "optimizer steps", ge=1)
-    batch_size: int = option(32, "frame pairs per batch", ge=1)
+    batch_size: int = option(8, "windows per batch, for each network on each GPU", ge=1)
     learning_rate: float = option(1e-3, "peak learning rate of AdamW", gt=0)
+    weight_decay: float = option(0.05, "weight decay of AdamW", ge=0)
+    max_grad_norm: float = option(1.0, "gradient clipping norm", gt=0)
+    warmup_steps: int = option(100, "optimizer steps of linear warm-up; at most half of num_steps are used", ge=0)
+    decay_from: float = option(1.0, "learning-rate multiplier right after the warm-up", ge=0)
+    decay_to: float = option(0.01, "learning-rate multiplier at the last step", ge=0)
     held_out: float = option(
         0.2, "share of episodes held out of training to measure the error; at least one episode", ge=0, le=1
     )
+    validate_every: int = option(500, "optimizer steps between points of the validation curve", ge=1)
+    patience: int = option(
+        0,
+        "stop after this many points without a better R^2, with the best weights; half of the held-out episodes choose "
+        "them and the other half measures the error. 0: train to the end",
+        ge=0,
+    )
+    checkpoint_every: int = option(500, "optimizer steps between checkpoints", ge=1, invalidates=())
+    keep_checkpoints: int = option(2, "newest checkpoints to keep", ge=1, invalidates=())
+    log_every: int = option(50, "optimizer steps between logged losses", ge=1, invalidates=())
+    num_workers: int = option(0, "data loading processes per GPU", ge=0, scope="machine")
     predict_state: bool = option(True, "predict the state of each frame as well as the action", invalidates=("label",))
+    states_from: Literal["frames", "actions"] = option(
+        "frames", "read states from frames, or follow the predicted actions from the first state",
+        invalidates=("label",),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Axes: T frames, A action, S state. A `video_THWC` is uint8, 0-255, RGB.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from dreamgen.data.clip_context import ClipContext
 from dreamgen.data.trajectory import Trajectory, write_trajectory
 from dreamgen.errors import UserError
 from dreamgen.label.external import label_without_model
+from dreamgen.label.first_states import known_first_states
 from dreamgen.models.idm.model import WEIGHTS_NAME, InverseDynamics
 from dreamgen.progress import log
 from dreamgen.run.files import sha256_of_file
@@ -69,10 +71,17 @@ class Labeler(ClipStage):
         model = InverseDynamics.load(run.need(run.idm, STAGE))
         self._wants_state, self._held_out = settings.idm.predict_state, model.config.held_out["action"]
         self._has_state = self._wants_state and model.config.states is not None
-        made_by = {"idm_sha256": sha256_of_file(run.idm / WEIGHTS_NAME), "has_state": self._has_state}
-        left = clips_to_label(run, generated, made_by)
-        check_frame_rate(run, model, left)
-        super().__init__(run, left, LabelProcessor(run.absolute().idm, made_by))
+        made_by = {
+            "idm_sha256": sha256_of_file(run.idm / WEIGHTS_NAME), "has_state": self._has_state,
+            "states_from": settings.idm.states_from if self._has_state else None,
+        }  # fmt: skip
+        jobs = clips_to_label(run, generated, made_by)
+        check_frame_rate(run, model, jobs)
+        known: dict[str, np.ndarray] = {}
+        if model.config.states is not None:
+            wanted = {job.first_frame_sha256 for job in jobs.distinct(["first_frame_sha256"])} - {None}
+            known = known_first_states(run, wanted, len(model.config.states.names))
+        super().__init__(run, jobs, LabelProcessor(run.absolute().idm, made_by, known))
         self._num_generated, self._num_failed = len(generated), 0
         log(f"label: held-out error of the model: {self._held_out['mae']:.4g} in the robot's units (mean absolute)")
 
@@ -111,14 +120,17 @@ class LabelProcessor:
     Args:
         model: Folder of the inverse-dynamics model.
         made_by: As `label_clip` takes it.
+        first_states: As `label_clip` takes it.
     """
 
     model: Path
     made_by: dict[str, Any]
+    first_states: Mapping[str, np.ndarray]
 
     def load(self, device: torch.device) -> ProcessClip:
         """Load the model and return the function that labels a clip."""
-        return partial(label_clip, model=InverseDynamics.load(self.model).to(device), made_by=self.made_by)
+        model = InverseDynamics.load(self.model).to(device)
+        return partial(label_clip, model=model, made_by=self.made_by, first_states=self.first_states)
 
 
 def check_frame_rate(run: RunFolder, model: InverseDynamics, jobs: JobRows) -> None:
@@ -153,13 +165,17 @@ def clips_to_label(run: RunFolder, jobs: JobRows, made_by: dict[str, Any]) -> Jo
     return jobs.where(np.fromiter(found, bool, len(jobs)))
 
 
-def label_clip(clip: ClipContext, model: InverseDynamics, made_by: dict[str, Any]) -> JournalRecord:
+def label_clip(
+    clip: ClipContext, model: InverseDynamics, made_by: dict[str, Any], first_states: Mapping[str, np.ndarray]
+) -> JournalRecord:
     """Label one clip; an error goes into the record instead of being raised.
 
     Args:
         clip: The clip.
         model: The run's model.
-        made_by: `idm_sha256` of the model and `has_state`, whether states are wanted; they go into the record.
+        made_by: `idm_sha256` of the model and `has_state`, whether states are wanted, and `states_from`; they go
+            into the record.
+        first_states: Known states by `first_frame_sha256`, from `known_first_states`.
 
     Returns:
         The record: ok, once the file is written, or failed with type, message and traceback.
@@ -170,19 +186,26 @@ def label_clip(clip: ClipContext, model: InverseDynamics, made_by: dict[str, Any
     run, clip_id = clip.run, clip.job.clip_id
     worker, path = f"{os.uname().nodename}:{os.getpid()}", run.label_file(clip_id)
     try:
-        action_TA, state_TS = model.predict(clip.video_THWC)
-        trajectory = Trajectory(len(action_TA), state_TS if made_by["has_state"] else None, action_TA)
+        first_state_S = first_states.get(clip.job.first_frame_sha256 or "")
+        found = model.predict(clip.video_THWC, first_state_S, made_by["states_from"] == "actions")
+        action_TA = found.action_TA
+        trajectory = Trajectory(len(action_TA), found.state_TS if made_by["has_state"] else None, action_TA)
         write_trajectory(path, trajectory, f"inverse-dynamics model {made_by['idm_sha256']}")
     except Exception as error:
         if stop := storage_error(error, path):
             raise stop from error
         return JournalRecord.of_error(clip_id, STAGE, error, worker=worker)
+    moving, std_A = model.config.actions.moving(), np.asarray(model.config.actions.std)
+    uncertainty_T = (found.action_std_TA[:, moving] / std_A[moving]).mean(axis=1)
     metrics = {
         "num_frames": len(action_TA),
         "idm_held_out_mae": model.config.held_out["action"]["mae"],
         **made_by,
         LABEL_HASH: sha256_of_file(path),
         "action_mean_abs_change": float(np.abs(np.diff(action_TA, axis=0)).mean()) if len(action_TA) > 1 else 0.0,
+        "action_uncertainty": float(uncertainty_T.mean()),
+        "action_uncertainty_max": float(uncertainty_T.max()),
+        "first_state_known": first_state_S is not None,
     }
     file = str(path.relative_to(run.root))
     return JournalRecord(clip_id, STAGE, "ok", file=file, metrics=metrics, worker=worker)

@@ -24,7 +24,7 @@ from dreamgen.run.journal import read_journal
 from dreamgen.run.label_files import LABEL_HASH
 from dreamgen.run.run_folder import RunFolder
 
-TRAINED = {"finetune": "adapter", "inverse dynamics": "idm"}  # stage -> its output in the run folder
+TRAINED = {"finetune": "adapter", "finetune_idm": "idm"}  # stage -> its output in the run folder
 PER_CLIP = {"plan": "jobs", "label": "labels", "curate": "scores"}
 IDM_COLUMN = "score_idm_sha256"  # of a dataset's provenance
 
@@ -117,9 +117,8 @@ def stale_outputs(run: RunFolder, settings: Settings) -> list[Stale]:
     for stage, output in TRAINED.items():
         recorded = _read(run, output).get("inputs", {}).get("the training set")
         if recorded and (run.root / output).exists() and run.train.exists() and recorded != training_set_sha256(run):
-            command = "finetune" if stage == "finetune" else "label"
             found.append(Stale(output, ("the training set has changed since it was trained",),
-                               f"Move it away, then:  dreamgen {command} --out {quoted(run.root)}"))  # fmt: skip
+                               f"Move it away, then:  dreamgen {stage} --out {quoted(run.root)}"))  # fmt: skip
     found += _stale_labels(run, settings) + _stale_scores(run, settings)
     names = [path.name for path in sorted(run.datasets.iterdir()) if path.is_dir()] if run.datasets.is_dir() else []
     names = [name for name in names if provenance_file(run, name).is_file()]

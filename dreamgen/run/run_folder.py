@@ -82,6 +82,7 @@ class RunFolder:
     vae = _Below("vae")
     finetune_vae_logs = _Below("finetune_vae")
     idm = _Below("idm")
+    finetune_idm_logs = _Below("finetune_idm")
     first_frames = _Below("first_frames")
     texts = _Below("texts")
     jobs = _Below("jobs.parquet")
@@ -219,7 +220,7 @@ class RunFolder:
         outputs = {
             "prepare": (self.train, "prepare"),
             "finetune": (self.adapter, "finetune"),
-            "idm": (self.idm, "label"),
+            "idm": (self.idm, "finetune_idm"),
         }
         if sections <= outputs.keys():
             known = [outputs[section] for section in outputs if section in sections]

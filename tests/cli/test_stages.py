@@ -40,7 +40,7 @@ def test_every_stage_names_a_function_and_settings_that_exist(stage):
 
 def test_the_order_of_a_run_and_its_clip_stages():
     assert list(PIPELINE) == [
-        "prepare", "finetune", "plan", "generate", "inverse dynamics", "label", "curate", "export", "check", "report"
+        "prepare", "finetune", "plan", "generate", "finetune_idm", "label", "curate", "export", "check", "report"
     ]  # fmt: skip
     assert CLIP_STAGES == ("generate", "label", "curate")
 

@@ -110,7 +110,7 @@ def test_what_was_trained_on_another_training_set_is_out_of_date(tmp_path):
     run = make_run(tmp_path / "run", num_clips=2, rejected=0)
     settings = run_settings(run.root)
     run.adapter.mkdir(exist_ok=True)
-    for stage in ("finetune", "inverse dynamics"):
+    for stage in ("finetune", "finetune_idm"):
         record_made(run, stage, settings)
     assert [entry.output for entry in stale_outputs(run, settings)] == []
     features = read_json(run.train / "features.json")

@@ -18,7 +18,10 @@ STATE_NAMES = ("x", "y")
 
 
 def square_settings(out: Path, **idm) -> Settings:
-    small = {"horizon": 4, "image_px": 32, "width": 64, "num_steps": 250, "batch_size": 16, "learning_rate": 2e-3}
+    small = {
+        "horizon": 4, "image_px": 32, "width": 64, "num_models": 2, "num_steps": 250, "batch_size": 4,
+        "learning_rate": 2e-3, "warmup_steps": 20, "augment": False,
+    }  # fmt: skip
     return settings_from_dict(
         {
             "out": str(out),

@@ -14,7 +14,7 @@ from dreamgen.models.idm.model import InverseDynamics
 from dreamgen.run.journal import Journal, read_journal
 from dreamgen.run.records import JournalRecord
 from dreamgen.run.run_folder import RunFolder
-from finetune.inverse_dynamics import train_inverse_dynamics
+from finetune.inverse_dynamics import finetune_idm
 from tests.finetune.square_world import NUM_FRAMES, square_episode, square_settings, write_square_training_set
 from tests.generate.clips import write_generated_run
 
@@ -24,7 +24,7 @@ def idm(tmp_path_factory):
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("idm") / "run"
     write_square_training_set(root)
-    train_inverse_dynamics(square_settings(root))
+    finetune_idm(square_settings(root))
     return root / "idm"
 
 
@@ -77,7 +77,7 @@ def test_another_model_labels_again(run):
     label(settings)
     other = InverseDynamics.load(run.idm)
     with torch.no_grad():
-        other.network.head[-1].bias += 1
+        other.networks[0].output.bias += 1
     other.save(run.idm)
     assert label(settings).metrics["num_labelled"] == 3
 

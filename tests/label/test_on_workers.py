@@ -23,7 +23,7 @@ from dreamgen.label.stage import label
 from dreamgen.pipeline import label_and_curate
 from dreamgen.run.journal import read_journal
 from dreamgen.run.run_folder import RunFolder
-from finetune.inverse_dynamics import train_inverse_dynamics
+from finetune.inverse_dynamics import finetune_idm
 from tests.finetune.square_world import NUM_FRAMES, square_episode, square_settings, write_square_training_set
 from tests.fixtures.local_ray import start_ray
 from tests.generate.clips import write_generated_run
@@ -35,7 +35,7 @@ NUM_CLIPS = 12
 def generated(tmp_path_factory):
     root = tmp_path_factory.mktemp("on_workers") / "run"
     write_square_training_set(root, num_episodes=6)
-    train_inverse_dynamics(square_settings(root, num_steps=5))
+    finetune_idm(square_settings(root, num_steps=5))
     write_generated_run(root, [square_episode(1000 + number, NUM_FRAMES)[0] for number in range(NUM_CLIPS)])
     return root
 

@@ -21,7 +21,7 @@ from dreamgen.report import report
 from dreamgen.run.journal import read_journal
 from dreamgen.run.run_folder import RunFolder
 from export import export_datasets
-from finetune.inverse_dynamics import train_inverse_dynamics
+from finetune.inverse_dynamics import finetune_idm
 from tests.finetune.square_world import NUM_FRAMES, square_episode, square_settings, write_square_training_set
 from tests.generate.clips import write_generated_run
 
@@ -33,7 +33,7 @@ def generated(tmp_path_factory):
     """A run with an inverse-dynamics model, trained for a few steps, and three clips."""
     root = tmp_path_factory.mktemp("one_pass") / "run"
     write_square_training_set(root)
-    train_inverse_dynamics(square_settings(root, num_steps=5))
+    finetune_idm(square_settings(root, num_steps=5))
     write_generated_run(root, [square_episode(1000 + number, NUM_FRAMES)[0] for number in range(NUM_CLIPS)])
     return root
 
@@ -96,7 +96,11 @@ def test_a_run_decodes_a_clip_once_for_the_stages_and_once_for_each_format_that_
     settings = square_settings(run.root)
     accept_all = replace(settings.curate, min_motion=0.0, min_first_frame_psnr_db=0.0, max_cut_score=1000.0)
     formats = ["lerobot-v3.0", "lerobot-v2.1", "robomimic"]
-    settings = replace(settings, curate=accept_all, export=replace(settings.export, formats=formats, num_workers=1))
+    settings = replace(
+        settings,
+        curate=accept_all,
+        export=replace(settings.export, formats=formats, num_workers=1, allow_weak_labels=True),
+    )
 
     def opens_of(stage):
         opened.clear()

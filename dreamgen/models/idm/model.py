@@ -1,17 +1,19 @@
-"""Inverse dynamics: predict the actions and states of each frame of a clip.
+"""Inverse dynamics: predict the actions and states of each frame of a clip, and how uncertain they are.
 
-A pair of frames gives rows for both of them and for those between, so that the last frame gets its own prediction and a
-clip of any length is covered by pairs within it. A frame's prediction is the mean over all pairs that cover it.
+Windows of consecutive frames overlap by half and lie within the clip, also the last one, so that the last frame gets
+its own prediction. A frame's prediction is the mean over all networks and all windows that cover it; a window counts
+most for the frames in its middle, whose past and future it sees.
 
-Axes: N frames or pairs, K rows from the first frame of a pair to the second, T frames of a clip, H height, W width,
-C channels, A action, S state, P what the network predicts (dimensions that change).
-A `video_THWC` is uint8, 0-255, RGB; `small_TCHW` is the same, resized to `image_px` squared.
+Axes: K frames of a window, T frames of a clip, H height, W width, C channels, A action, S state, D either, P what the
+network predicts. A `video_THWC` is uint8, 0-255, RGB; `small_TCHW` is the same, each camera resized to `image_px`
+squared, with the three colors of one camera after the other.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -19,78 +21,136 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from dreamgen.errors import UserError
 from dreamgen.models.idm.network import IdmConfig, IdmNetwork, to_unit
+from dreamgen.models.idm.next_state import integrate
+from dreamgen.models.idm.vector_stats import VectorStats
 from dreamgen.run.files import read_json, write_json
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 ENCODE_BATCH = 64  # frames at once; fixed, as it may change rounding
+BACKGROUND_FRAMES = 15  # whose median is a clip's background
+KNOWN_STATE_S = 3.0  # seconds after which a known first state counts 1/e; chosen by cross-validation on GR1 episodes
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The actions and states of a clip, in the robot's units, float32.
+
+    Args:
+        action_TA: Actions.
+        action_std_TA: Their standard deviation, scaled to the error on held-out episodes.
+        state_TS: States; None where the model has none.
+        state_std_TS: Their standard deviation.
+    """
+
+    action_TA: np.ndarray
+    action_std_TA: np.ndarray
+    state_TS: np.ndarray | None = None
+    state_std_TS: np.ndarray | None = None
 
 
 class InverseDynamics:
-    """An inverse-dynamics network with the configuration that its outputs are scaled by.
+    """Inverse-dynamics networks with the configuration that their outputs are scaled by.
 
     Args:
         config: Shape and statistics.
-        network: The network; a newly initialized one when not given.
+        networks: As many as `config.num_models`; newly initialized ones when not given.
     """
 
-    def __init__(self, config: IdmConfig, network: IdmNetwork | None = None) -> None:
+    def __init__(self, config: IdmConfig, networks: Sequence[IdmNetwork] | None = None) -> None:
         self.config = config
-        self.network = network or IdmNetwork(config)
+        self.networks = nn.ModuleList(networks or [IdmNetwork(config) for _ in range(config.num_models)])
 
     @property
     def device(self) -> torch.device:
         """Return the device of the weights."""
-        return next(self.network.parameters()).device
+        return next(self.networks.parameters()).device
 
     def to(self, device: torch.device) -> InverseDynamics:
         """Move the weights and return self."""
-        self.network.to(device)
+        self.networks.to(device)
         return self
 
-    def predict(self, video_THWC: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def predict(
+        self, video_THWC: np.ndarray, first_state_S: np.ndarray | None = None, integrate_states: bool = False
+    ) -> Prediction:
         """Predict the actions and states of a clip; deterministic.
 
         Args:
             video_THWC: uint8, RGB, any size, at least one frame, at the frame rate of the training clips.
-
-        Returns:
-            action_TA and state_TS (None where the model has no states), float32, in the robot's units.
+            first_state_S: The state of the first frame, if it is known: predictions start there and keep the
+                difference for about `KNOWN_STATE_S`. Actions with the names of states follow.
+            integrate_states: Follow the predicted actions from the first state instead of reading states from frames.
         """
-        outputs_TP = self._outputs(small_frames(video_THWC, self.config.image_px))
-        values, start = [], 0
-        for vector in self.config.vectors():
-            stop = start + len(vector.moving())
-            values.append(vector.from_network(outputs_TP[:, start:stop]))
+        return self.predict_small(
+            small_frames(video_THWC, self.config.image_px, self.config.views), first_state_S, integrate_states
+        )
+
+    def predict_small(
+        self, small_TCHW: np.ndarray, first_state_S: np.ndarray | None = None, integrate_states: bool = False
+    ) -> Prediction:
+        """Predict as `predict` does, from frames that are small already."""
+        mean_TP, std_TP = self._outputs(small_TCHW)
+        found, start, config = [], 0, self.config
+        for stats in config.vectors():
+            stop = start + len(stats.binary_outputs())
+            values_TD = stats.from_network(mean_TP[:, start:stop])
+            std_TD = stats.std_from_network(std_TP[:, start:stop]) * config.uncertainty_scale
+            found += [self._started(stats, values_TD, std_TD, first_state_S)]
             start = stop
-        return values[0], values[1] if len(values) > 1 else None
+        (action_TA, action_std_TA), (state_TS, state_std_TS) = (*found, (None, None))[:2]
+        if integrate_states and state_TS is not None and config.next_state is not None:
+            start_S = state_TS[0] if first_state_S is None else first_state_S
+            state_TS = integrate(np.asarray(config.next_state), start_S, action_TA)
+        return Prediction(action_TA, action_std_TA, state_TS, state_std_TS)
+
+    def _started(
+        self, stats: VectorStats, values_TD: np.ndarray, std_TD: np.ndarray, first_state_S: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        states = self.config.states
+        if first_state_S is None or states is None:
+            return values_TD, std_TD
+        known = {name: float(first_state_S[d]) for d, name in enumerate(states.names) if states.kinds[d] == "varied"}
+        dims = [d for d, name in enumerate(stats.names) if name in known and stats.kinds[d] == "varied"]
+        first_D = np.array([known[stats.names[d]] for d in dims], np.float32)
+        left_T1 = np.exp(-np.arange(len(values_TD), dtype=np.float32) / (KNOWN_STATE_S * self.config.fps))[:, None]
+        values_TD, std_TD = values_TD.copy(), std_TD.copy()
+        values_TD[:, dims] += left_T1 * (first_D - values_TD[0, dims])
+        std_TD[:, dims] *= np.sqrt(1 - left_T1**2)
+        return values_TD, std_TD
 
     @torch.inference_mode()
-    def _outputs(self, small_TCHW: np.ndarray) -> np.ndarray:
-        self.network.eval()
-        pictures = [to_unit(torch.from_numpy(part).to(self.device)) for part in _batches(small_TCHW)]
-        sums = [part.sum(dim=0, keepdim=True) for part in pictures]
-        background_1CHW = sum(sums[1:], sums[0]) / len(small_TCHW)
-        features_TF = torch.cat([self.network.encode(part, background_1CHW.expand_as(part)) for part in pictures])
-        votes_P = torch.from_numpy(self.config.binary_outputs()).to(self.device)
-        num_frames = len(features_TF)
-        total_TP = torch.zeros(num_frames, self.network.num_outputs, device=self.device)
-        count_T1 = torch.zeros(num_frames, 1, device=self.device)
-        for gap in covering_gaps(num_frames, self.config.horizon):
-            num_pairs = num_frames - gap
-            gap_N = torch.full((num_pairs,), float(gap), device=self.device)
-            rows_NKP = self.network.rows(features_TF[:num_pairs], features_TF[gap:], gap_N)
-            rows_NKP = torch.where(votes_P, (rows_NKP > 0).to(rows_NKP.dtype), rows_NKP)
-            for row in range(gap + 1):
-                total_TP[row : row + num_pairs] += rows_NKP[:, row]
-                count_T1[row : row + num_pairs] += 1
-        return (total_TP / count_T1).cpu().numpy()
+    def _outputs(self, small_TCHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and standard deviation over networks and windows, of probabilities where outputs are binary."""
+        self.networks.eval()
+        background_1CHW = to_unit(torch.from_numpy(clip_background(small_TCHW))[None].to(self.device))
+        batches = np.array_split(small_TCHW, math.ceil(len(small_TCHW) / ENCODE_BATCH))
+        pictures = [to_unit(torch.from_numpy(part).to(self.device)) for part in batches]
+        binary_P, num_frames = self.config.binary_outputs(), len(small_TCHW)
+        starts, weight_K1 = windows(num_frames, self.config.horizon)
+        size = len(weight_K1)
+        sums_TP, squares_TP = np.zeros((2, num_frames, len(binary_P)))
+        total_T1 = np.zeros((num_frames, 1))
+        for network in self.networks:
+            assert isinstance(network, IdmNetwork)
+            features_TF = torch.cat([network.encode(part, background_1CHW.expand_as(part)) for part in pictures])
+            rows = network.rows(torch.stack([features_TF[start : start + size] for start in starts]))
+            rows_BKP = rows.double().cpu().numpy()
+            rows_BKP[..., binary_P] = 1 / (1 + np.exp(-rows_BKP[..., binary_P]))
+            for start, rows_KP in zip(starts, rows_BKP, strict=True):
+                sums_TP[start : start + size] += weight_K1 * rows_KP
+                squares_TP[start : start + size] += weight_K1 * rows_KP**2
+                total_T1[start : start + size] += weight_K1
+        mean_TP = sums_TP / total_T1
+        variance_TP = np.maximum(squares_TP / total_T1 - mean_TP**2, 0)
+        return mean_TP, np.sqrt(np.where(binary_P, mean_TP * (1 - mean_TP), variance_TP))
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` and `config.json` into an existing folder."""
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.networks.state_dict().items()}
         save_file(weights, folder / WEIGHTS_NAME)
         write_json(folder / CONFIG_NAME, asdict(self.config))
 
@@ -99,41 +159,63 @@ class InverseDynamics:
         """Read what `save` wrote, on the CPU.
 
         Raises:
-            UserError: if a file is missing or damaged, or the two do not match.
+            UserError: if a file is missing, damaged or of another version, or the two do not match.
         """
-        remedy = f"remove {folder}; dreamgen label trains it again"
+        remedy = f"move {folder} away; dreamgen label trains it again"
         try:
             config = IdmConfig.from_dict(read_json(folder / CONFIG_NAME))
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise UserError(
                 f"{folder / CONFIG_NAME} does not describe an inverse-dynamics model",
-                actual=repr(error),
+                actual=str(error) if isinstance(error, ValueError) else repr(error),
                 next_step=remedy,
             ) from None
         model = cls(config)
         try:
-            model.network.load_state_dict(load_file(folder / WEIGHTS_NAME))
+            model.networks.load_state_dict(load_file(folder / WEIGHTS_NAME))
         except (SafetensorError, OSError, RuntimeError) as error:
             raise UserError(
                 f"{folder / WEIGHTS_NAME} cannot be loaded", actual=str(error).splitlines()[0], next_step=remedy
             ) from None
         return model
 
+    def measured(self, **values: object) -> InverseDynamics:
+        """Return the same networks with other values of the configuration, such as `held_out`."""
+        return InverseDynamics(replace(self.config, **values), [*self.networks])  # pyright: ignore[reportArgumentType]
 
-def covering_gaps(num_frames: int, horizon: int) -> list[int]:
-    """Return the gaps of the pairs that label a clip: the longest that fits, its half and its quarter.
 
-    Every frame, also the first and the last, is in a pair of each gap; the shorter gaps give both ends more than one.
+def windows(num_frames: int, size: int) -> tuple[list[int], np.ndarray]:
+    """Return the first frames of the windows that cover a clip, and how much each row of a window counts, (K, 1).
+
+    They overlap by half; the last one ends with the clip, and a shorter clip is one window.
     """
-    longest = min(horizon, num_frames - 1)
-    return sorted({longest, longest // 2, longest // 4} - {0}) or [0]
+    size = min(size, num_frames)
+    starts = sorted({*range(0, num_frames - size, max(1, size // 2)), num_frames - size})
+    rows = np.arange(size)
+    return starts, np.minimum(rows + 1, size - rows)[:, None].astype(np.float64)
 
 
-def small_frames(video_THWC: np.ndarray, image_px: int) -> np.ndarray:
-    """Resize frames to a square, small_TCHW uint8, in the same way for training and labeling."""
-    small = [cv2.resize(frame, (image_px, image_px), interpolation=cv2.INTER_AREA) for frame in video_THWC]
-    return np.ascontiguousarray(np.stack(small).transpose(0, 3, 1, 2))
+def clip_background(small_TCHW: np.ndarray) -> np.ndarray:
+    """Return the background of a clip, uint8: the median of some of its frames."""
+    some = np.linspace(0, len(small_TCHW) - 1, min(BACKGROUND_FRAMES, len(small_TCHW))).round().astype(int)
+    return np.median(small_TCHW[some], axis=0).astype(np.uint8)
 
 
-def _batches(small_TCHW: np.ndarray) -> list[np.ndarray]:
-    return np.array_split(small_TCHW, math.ceil(len(small_TCHW) / ENCODE_BATCH))
+def small_frames(
+    video_THWC: np.ndarray, image_px: int, views: Sequence[tuple[float, float, float, float]]
+) -> np.ndarray:
+    """Resize each camera of the frames to a square, small_TCHW uint8, in the same way for training and labeling.
+
+    Args:
+        video_THWC: uint8, RGB, any size.
+        image_px: Side of the square.
+        views: Where each camera is in the frame, as shares: top, left, height, width.
+    """
+    height, width = video_THWC.shape[1:3]
+    size, cameras = (image_px, image_px), []
+    for top, left, tall, wide in views:
+        rows = slice(round(top * height), round((top + tall) * height))
+        columns = slice(round(left * width), round((left + wide) * width))
+        frames = [cv2.resize(frame[rows, columns], size, interpolation=cv2.INTER_AREA) for frame in video_THWC]
+        cameras.append(np.stack(frames).transpose(0, 3, 1, 2))
+    return np.ascontiguousarray(np.concatenate(cameras, axis=1))

@@ -1,0 +1,192 @@
+"""Training of inverse dynamics: resumed exactly, stopped early, with more demonstrations, cameras and encoders."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, Dinov2Config, Dinov2Model
+
+from dreamgen.errors import UserError
+from dreamgen.models.idm.model import InverseDynamics
+from dreamgen.run.run_folder import RunFolder
+from finetune.idm_batches import WindowSamples, augmented
+from finetune.idm_episodes import IdmEpisode
+from finetune.idm_training import BEST
+from finetune.inverse_dynamics import finetune_idm
+from tests.finetune.square_world import square_settings, write_square_training_set
+
+TINY = {"num_steps": 12, "batch_size": 2, "width": 16, "checkpoint_every": 4, "validate_every": 3, "warmup_steps": 2}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def weights_of(run):
+    return load_file(run / "idm" / "model.safetensors")
+
+
+def rows_of(path):
+    with path.open() as stream:
+        return [
+            {k: v for k, v in row.items() if k not in ("seconds", "samples_per_s")} for row in csv.DictReader(stream)
+        ]
+
+
+@pytest.mark.parametrize("patience", [0, 9])
+def test_a_resumed_training_ends_with_the_same_weights(tmp_path, patience):
+    """With augmentation, dropout, and the best weights so far: none depends on the interruption."""
+    write_square_training_set(tmp_path / "run", num_episodes=4, num_frames=17)
+    settings = square_settings(tmp_path / "run", **TINY, patience=patience, augment=True, log_every=1)
+    finetune_idm(settings)
+    whole, logs = weights_of(tmp_path / "run"), tmp_path / "run" / "finetune_idm"
+    losses, curve = rows_of(logs / "loss.csv"), rows_of(logs / "validation.csv")
+    assert [row["step"] for row in curve] == ["3", "6", "9", "12"]
+    shutil.rmtree(tmp_path / "run" / "idm")
+    shutil.rmtree(logs / "checkpoints" / "step-000008")
+    assert any(n.startswith(BEST) for n in load_file(logs / "checkpoints/step-000004/idm/model.safetensors")) == bool(
+        patience
+    )
+    result = finetune_idm(settings, resume=True)
+    assert "resumed from" in result.notes[0] and "step-000004" in result.notes[0]
+    again = weights_of(tmp_path / "run")
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    for before, after in ((losses, rows_of(logs / "loss.csv")), (curve, rows_of(logs / "validation.csv"))):
+        assert [row["step"] for row in before] == [row["step"] for row in after]
+        key = "loss" if "loss" in before[0] else "r2"
+        assert [row[key] for row in before] == [row[key] for row in after]
+
+
+def test_a_signal_leaves_a_checkpoint_and_other_data_is_refused(tmp_path, monkeypatch):
+    write_square_training_set(tmp_path, num_episodes=4, num_frames=17)
+    settings = square_settings(tmp_path, **TINY)
+    draw = WindowSamples.__getitem__
+
+    def interrupt(self, index):
+        if index == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(self, index)
+
+    monkeypatch.setattr(WindowSamples, "__getitem__", interrupt)
+    result = finetune_idm(settings)
+    assert result.partial and "finetune_idm" in result.notes[-1] and not (tmp_path / "idm").exists()
+    assert result.outputs["checkpoint"].is_dir()
+    with pytest.raises(UserError, match="other settings or data"):
+        finetune_idm(replace(settings, idm=replace(settings.idm, weight_decay=0.5)), resume=True)
+    monkeypatch.undo()  # the interrupted sample is drawn again
+    assert not finetune_idm(settings, resume=True).partial
+
+
+def test_it_stops_early_with_the_best_weights(tmp_path):
+    write_square_training_set(tmp_path, num_episodes=5, num_frames=17)
+    # The rate rises until the weights are useless, so the first point is the best.
+    tiny = TINY | {"num_steps": 40, "learning_rate": 1.0, "warmup_steps": 20, "held_out": 0.4, "num_models": 1}
+    finetune_idm(square_settings(tmp_path, **tiny, patience=2))
+    held_out = json.loads((tmp_path / "idm" / "config.json").read_text())["held_out"]
+    curve = [float(row["r2"]) for row in rows_of(tmp_path / "finetune_idm" / "validation.csv")]
+    best = int(np.argmax(curve))
+    assert len(curve) == best + 1 + 2 < 13 and held_out["step"] == 3 * (best + 1)
+    assert "1 chose the best step" in held_out["how"] and len(held_out["episodes"]) == 1
+
+
+def test_more_demonstrations_are_trained_on_and_never_held_out(tmp_path):
+    write_square_training_set(tmp_path / "run", num_episodes=3, num_frames=17)
+    write_square_training_set(tmp_path / "play", num_episodes=4, num_frames=20)
+    settings = square_settings(tmp_path / "run", **TINY, extra_demos=[str(tmp_path / "play")])
+    result = finetune_idm(settings)
+    held_out = json.loads((tmp_path / "run" / "idm" / "config.json").read_text())["held_out"]
+    assert result.metrics["num_train_episodes"] == 2 + 4 and len(held_out["episodes"]) == 1
+    features = tmp_path / "play" / "train" / "features.json"
+    features.write_text(features.read_text().replace("next_x", "wheel"))
+    shutil.rmtree(tmp_path / "run" / "idm")
+    with pytest.raises(UserError, match="another robot") as caught:
+        finetune_idm(settings)
+    assert "wheel" in str(caught.value) and "next_x" in str(caught.value)
+
+
+def test_a_pretrained_encoder_is_kept_with_the_model(tmp_path):
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(config).save_pretrained(tmp_path / "dino")
+    mean_std = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+    processor = {"image_processor_type": "BitImageProcessor", "do_center_crop": True, "size": {"shortest_edge": 32},
+                 "crop_size": {"height": 28, "width": 28}, **mean_std}  # fmt: skip
+    (tmp_path / "dino" / "preprocessor_config.json").write_text(json.dumps(processor))
+    assert list(AutoImageProcessor.from_pretrained(tmp_path / "dino").image_std) == [0.2, 0.3, 0.4]
+    write_square_training_set(tmp_path / "run", num_episodes=3, num_frames=17)
+    settings = square_settings(tmp_path / "run", **TINY, encoder=str(tmp_path / "dino"), num_models=1)
+    finetune_idm(settings)
+    before = load_file(tmp_path / "dino" / "model.safetensors")
+    shutil.rmtree(tmp_path / "dino")
+    model = InverseDynamics.load(tmp_path / "run" / "idm")
+    assert np.isfinite(model.predict(np.zeros((9, 64, 64, 3), np.uint8)).action_TA).all()
+    tower = model.networks[0].encoder.tower.state_dict()
+    assert all(torch.equal(tower[name], value) for name, value in before.items() if name in tower)
+    assert len(set(before) & set(tower)) > 10
+    shutil.rmtree(tmp_path / "run" / "idm")
+    with pytest.raises(UserError, match="idm.encoder cannot be loaded"):
+        finetune_idm(settings)
+
+
+def test_samples_depend_on_their_number_only():
+    random = np.random.default_rng(0)
+    episodes = [
+        IdmEpisode(str(i), random.integers(0, 256, (30, 6, 32, 32), np.uint8), np.zeros((30, 1)), None)
+        for i in range(2)
+    ]
+    targets = [np.arange(30, dtype=np.float32)[:, None] for _ in episodes]
+    for augment in (False, True):
+        first, second = (WindowSamples(episodes, targets, 4, 17, augment, seed=1) for _ in range(2))
+        second[3]
+        for one, other in zip(first[7], second[7], strict=True):
+            assert torch.equal(one, other)
+        pictures, background, target = first[7]
+        assert pictures.shape == (4, 6, 32, 32) and background.shape == (6, 32, 32)
+        assert target[:, 0].diff().tolist() == [1, 1, 1]
+        assert not torch.equal(first[8][0], pictures)
+    starts = {int(first[index][2][0, 0]) for index in range(300)}
+    assert starts == set(range(27))  # every window of an episode is drawn
+
+
+def test_augmentation_changes_window_and_background_alike():
+    """Where nothing moves, a frame stays like its background, so that what moves still stands out."""
+    still = np.random.default_rng(0).integers(60, 200, (3, 32, 32)).astype(np.uint8)
+    pictures_KCHW = np.repeat(still[None], 3, axis=0).copy()
+    pictures_KCHW[:, :, 10:20, 10:20] = 250
+    for seed in range(12):
+        changed, background = augmented(pictures_KCHW, still, 255 - still, np.random.default_rng(seed))
+        assert changed.dtype == background.dtype == np.uint8 and changed.shape == pictures_KCHW.shape
+        difference = np.abs(changed[0].astype(int) - background).max(axis=0)
+        assert np.median(difference) <= 40 and not np.array_equal(changed, pictures_KCHW)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(tmp_path):
+    write_square_training_set(tmp_path, num_episodes=4, num_frames=17)
+    settings = square_settings(tmp_path, **TINY)
+    RunFolder(tmp_path).record(settings, ["idm"])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    words = ["-m", "finetune", "finetune_idm", f"--out={tmp_path}"]
+    done = subprocess.run([*command, *words], env=env, cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\nheld_out_mae") == 1  # one process speaks
+    assert [row["step"] for row in rows_of(tmp_path / "finetune_idm" / "validation.csv")] == ["3", "6", "9", "12"]
+    assert np.isfinite(
+        InverseDynamics.load(tmp_path / "idm").predict(np.zeros((5, 64, 64, 3), np.uint8)).action_TA
+    ).all()
