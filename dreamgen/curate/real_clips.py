@@ -23,7 +23,6 @@ from dreamgen.config.settings import Settings
 from dreamgen.curate.calibration import calibrate
 from dreamgen.curate.measure import measure_clip
 from dreamgen.data.clip_context import ClipContext
-from dreamgen.data.trajectory import Trajectory, read_trajectory, write_trajectory
 from dreamgen.data.video import frame_sha256, iter_frames, write_png, write_video
 from dreamgen.errors import UserError, quoted
 from dreamgen.extensions.score import SCORES
@@ -50,13 +49,11 @@ class RealClip:
         video_THWC: Its frames, uint8, 0-255, RGB.
         instruction: Of the demonstration.
         recording: File name of the demonstration's video.
-        trajectory: Its actions and states; None if the demonstrations have none.
     """
 
     video_THWC: np.ndarray
     instruction: str
     recording: str
-    trajectory: Trajectory | None
 
 
 def calibrate_run(settings: Settings) -> StageResult:
@@ -64,6 +61,7 @@ def calibrate_run(settings: Settings) -> StageResult:
 
     Each part of a demonstration counts as it would be encoded as a clip, encoded at a lower quality, and, with
     `curate.calibrate_through_vae`, after the model's VAE: what no world model can do better must not be rejected.
+    Scores of actions keep their thresholds: recorded actions are not what an inverse-dynamics model makes of such clips.
 
     Args:
         settings: Of a run whose training set exists.
@@ -114,19 +112,9 @@ def real_clips(settings: Settings, run: RunFolder) -> Iterator[RealClip]:
         rows = list(csv.DictReader(stream))
     for number, row in enumerate(rows, start=2):
         video = inside(run.train, row["file_name"], f"{run.train / 'metadata.csv'}, line {number}")
-        labels = run.train / "trajectories" / f"{video.stem}.parquet"
-        trajectory = read_trajectory(labels) if labels.is_file() else None
-        for part, frames in enumerate(batched(iter_frames(video), num)):
+        for frames in batched(iter_frames(video), num):
             if len(frames) == num:
-                yield _part(frames, row["instruction"], video.stem, trajectory, part * num)
-
-
-def _part(
-    frames: tuple[np.ndarray, ...], instruction: str, recording: str, trajectory: Trajectory | None, start: int
-) -> RealClip:
-    rows = np.arange(start, start + len(frames))
-    part = trajectory.at(rows) if trajectory is not None and trajectory.num_rows > rows[-1] else None
-    return RealClip(np.stack(frames), instruction, recording, part)
+                yield RealClip(np.stack(frames), row["instruction"], video.stem)
 
 
 def _variants(
@@ -140,14 +128,12 @@ def _variants(
 
 
 def _measured(run: RunFolder, settings: Settings, clip: RealClip, video_THWC: np.ndarray, crf: int) -> dict[str, float]:
-    """Write a real clip as generate and label would, measure it, and remove it again."""
+    """Write a real clip as generate would, measure it, and remove it again."""
     job = _job(settings, clip, crf)
     write_png(run.first_frame_file(job.first_frame_sha256 or ""), clip.video_THWC[0])
     write_video(
         run.clip_file(job.clip_id), video_THWC, settings.video.fps, settings.video.codec, crf, settings.video.gop
     )
-    if clip.trajectory is not None:
-        write_trajectory(run.label_file(job.clip_id), clip.trajectory)
     record = measure_clip(ClipContext(run, job))
     shutil.rmtree(run.root)
     if record.status == "failed":

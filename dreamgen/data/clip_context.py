@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from dreamgen.data.demonstration_motion import DemonstrationMotion, demonstration_motion
 from dreamgen.data.flow import FlowSamples, sampled_flow
 from dreamgen.data.frame_features import FrameFeatures, frame_features, recording
 from dreamgen.data.video import decode_frames, probe, read_image
@@ -104,6 +105,11 @@ class ClipContext:
     def state_TS(self) -> np.ndarray | None:
         """Return the labeled states, float32, in the robot's units; None for a clip without them."""
         return self._label("observation.state")
+
+    @cached_property
+    def demonstration_motion(self) -> DemonstrationMotion | None:
+        """Return how the demonstrations' actions and states move; None where they have no actions."""
+        return demonstration_motion(self.run.train)
 
     def check_is_whole(self) -> None:
         """Check the number of frames without decoding them: a truncated file may decode without an error.

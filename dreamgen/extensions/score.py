@@ -129,6 +129,9 @@ SCORES: Registry[Score] = Registry(
         "color_drift": "dreamgen.curate.scores.color_drift:SCORE",
         "flow_speed": "dreamgen.curate.scores.flow_speed:SCORE",
         "flow_roughness": "dreamgen.curate.scores.flow_roughness:SCORE",
+        "action_speed": "dreamgen.curate.scores.action_speed:SCORE",
+        "action_jerk": "dreamgen.curate.scores.action_jerk:SCORE",
+        "state_consistency": "dreamgen.curate.scores.state_consistency:SCORE",
         "action_outside_demos": "dreamgen.curate.scores.action_outside_demos:SCORE",
     },
 )

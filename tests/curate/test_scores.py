@@ -16,16 +16,21 @@ from bad_clips import KINDS, BenchClip, spoiled
 
 from dreamgen.config.settings import CurateSettings
 from dreamgen.curate.measure import INPUTS, measure_clip
+from dreamgen.curate.scores.action_jerk import action_jerk
+from dreamgen.curate.scores.action_speed import action_speed
 from dreamgen.curate.scores.color_drift import color_drift
 from dreamgen.curate.scores.disorder import disorder
 from dreamgen.curate.scores.flicker import flicker
 from dreamgen.curate.scores.frozen import frozen_share
 from dreamgen.curate.scores.jump import jump
+from dreamgen.curate.scores.state_consistency import state_consistency
 from dreamgen.curate.stage import curate
 from dreamgen.curate.verdict import curate_clip
 from dreamgen.data import video as video_module
 from dreamgen.data.clip_context import ClipContext
+from dreamgen.data.demonstration_motion import demonstration_motion
 from dreamgen.data.frame_features import detail_of
+from dreamgen.data.trajectory import Trajectory, write_trajectory
 from dreamgen.demo.run import DATA
 from dreamgen.extensions.score import SCORES, Score, Threshold
 from dreamgen.run.run_folder import RunFolder
@@ -181,3 +186,46 @@ def test_only_a_score_of_another_version_is_measured_again(tmp_path):
             assert part.metrics["motion"] == first.metrics["motion"] and part.metrics[INPUTS] == first.metrics[INPUTS]
         finally:
             SCORES.unregister("counted")
+
+
+def trained(root: Path, actions: list[np.ndarray], states: list[np.ndarray]) -> None:
+    """Write the trajectories of a training set."""
+    for number, (action_TA, state_TS) in enumerate(zip(actions, states, strict=True)):
+        path = root / "trajectories" / f"{number}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_trajectory(path, Trajectory(len(action_TA), state_TS, action_TA))
+
+
+def smooth_actions(seed: int, num: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """Relative actions of two joints and a third that never moves, and the states that they lead to."""
+    random = np.random.default_rng(seed)
+    action_TA = np.cumsum(np.cumsum(random.normal(0, 0.01, (num, 2)), axis=0), axis=0)
+    state_TS = np.concatenate([np.zeros((1, 2)), np.cumsum(action_TA, axis=0)[:-1]])
+    state_TS += random.normal(0, 1e-3, state_TS.shape)
+    return np.column_stack([action_TA, np.ones(num)]).astype(np.float32), state_TS.astype(np.float32)
+
+
+def test_actions_are_compared_with_the_largest_of_the_demonstrations(tmp_path):
+    pairs = [smooth_actions(seed) for seed in range(8)]
+    trained(tmp_path, *map(list, zip(*pairs, strict=True)))
+    motion = demonstration_motion(tmp_path)
+    actions = [action_TA.astype(float) for action_TA, _ in pairs]
+    assert motion.speed_A == pytest.approx(np.max([np.abs(np.diff(a, axis=0)).max(0) for a in actions], axis=0))
+    assert max(action_speed(a, motion.speed_A) for a in actions) == pytest.approx(1)
+    assert max(action_jerk(a, motion.jerk_A) for a in actions) == pytest.approx(1)
+    leaping = actions[0].copy()
+    leaping[20:, 0] += 5 * motion.speed_A[0]
+    assert 4 < action_speed(leaping, motion.speed_A) < 6
+    shaking = actions[0] + 20 * motion.jerk_A * (-1.0) ** np.arange(40)[:, None]
+    assert action_jerk(shaking, motion.jerk_A) > 100
+    assert demonstration_motion(tmp_path / "none") is None
+
+
+def test_states_follow_from_actions_as_in_the_demonstrations(tmp_path):
+    pairs = [smooth_actions(seed) for seed in range(8)]
+    trained(tmp_path, *map(list, zip(*pairs, strict=True)))
+    motion = demonstration_motion(tmp_path)
+    action_TA, state_TS = smooth_actions(99)
+    assert state_consistency(state_TS, action_TA, motion) < 2
+    assert state_consistency(state_TS[::-1], action_TA, motion) > 5, "time runs backwards"
+    assert state_consistency(state_TS, smooth_actions(100)[0], motion) > 5, "actions of something else"

@@ -1,0 +1,78 @@
+"""What the demonstrations' actions and states look like in motion: the reference that labels are compared with.
+
+Axes: T frames, A action, S state, F features of a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from dreamgen.data.trajectory import Trajectory, read_trajectory
+
+RIDGE = 1e-3  # of each feature's mean square: dimensions that depend on each other have no unique weights
+LEAST_ROWS = 4  # that a jerk needs
+
+
+@dataclass(frozen=True)
+class DemonstrationMotion:
+    """Largest changes of actions, and how states follow from them.
+
+    Args:
+        speed_A: Largest change of each action dimension from one frame to the next.
+        jerk_A: Largest third difference.
+        weights_FS: From `step_features` to the change of the state; None without states.
+        residual_S: Root mean square of what the weights leave unexplained; None without states.
+    """
+
+    speed_A: np.ndarray
+    jerk_A: np.ndarray
+    weights_FS: np.ndarray | None
+    residual_S: np.ndarray | None
+
+
+def demonstration_motion(train: Path) -> DemonstrationMotion | None:
+    """Read the trajectories of a training set, once for each process.
+
+    Returns:
+        None for a training set without actions, and without a training set.
+    """
+    folder = train / "trajectories"
+    return _read(folder, folder.stat().st_mtime_ns) if folder.is_dir() else None
+
+
+def step_features(state_TS: np.ndarray, action_TA: np.ndarray) -> np.ndarray:
+    """Return features_TF of each step but the last: state, action and 1."""
+    return np.column_stack([state_TS[:-1], action_TA[:-1], np.ones(len(state_TS) - 1)])
+
+
+@lru_cache(maxsize=4)
+def _read(folder: Path, _: int) -> DemonstrationMotion | None:
+    trajectories = [read_trajectory(path) for path in sorted(folder.glob("*.parquet"))]
+    usable = [t for t in trajectories if t.action_TA is not None and t.num_rows >= LEAST_ROWS]
+    if not usable:
+        return None
+    actions = [t.action_TA.astype(np.float64) for t in usable if t.action_TA is not None]
+    return DemonstrationMotion(_largest(actions, 1), _largest(actions, 3), *_fit(usable))
+
+
+def _largest(actions: list[np.ndarray], order: int) -> np.ndarray:
+    return np.max([np.abs(np.diff(action_TA, n=order, axis=0)).max(axis=0) for action_TA in actions], axis=0)
+
+
+def _fit(trajectories: list[Trajectory]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Fit the change of the state by ridge regression."""
+    pairs = [(t.state_TS.astype(np.float64), t.action_TA.astype(np.float64)) for t in trajectories
+             if t.state_TS is not None and t.action_TA is not None]  # fmt: skip
+    if not pairs:
+        return None, None
+    features_NF = np.concatenate([step_features(*pair) for pair in pairs])
+    change_NS = np.concatenate([np.diff(state_TS, axis=0) for state_TS, _ in pairs])
+    square_FF = features_NF.T @ features_NF
+    square_FF += np.diag(np.diag(square_FF)) * RIDGE + np.eye(len(square_FF)) * 1e-9
+    weights_FS = np.linalg.solve(square_FF, features_NF.T @ change_NS)
+    residual_NS = change_NS - features_NF @ weights_FS
+    return weights_FS, np.sqrt((residual_NS**2).mean(axis=0))
