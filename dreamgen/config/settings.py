@@ -627,7 +627,9 @@ class CheckSettings:
 class ReportSettings:
     """The run on one page."""
 
-    max_clips: int = option(24, "clips shown, accepted and rejected in proportion", ge=0)
+    max_clips: int = option(
+        10_000, "clips listed, accepted and rejected in proportion; the worst ten of each score are added", ge=0
+    )
 
 
 @dataclass(frozen=True)

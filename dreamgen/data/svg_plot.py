@@ -2,7 +2,7 @@
 
 A plot carries CSS classes and no colors, so that a page can style it; `svg_document` adds a style sheet and makes it a
 file of its own. Classes: `line c0` to `line c7` and `line faint` for lines, `wide` for a thick one, `axis`, `range` and
-`rule` for their surroundings.
+`rule` for their surroundings, `mark` for a threshold; bars have the classes that the caller gives.
 """
 
 from __future__ import annotations
@@ -152,6 +152,46 @@ def strip_plot(
         parts.append(_text(width_px, top + 13, " … ".join(_range(low, high)), "range"))
     parts.append(_text(NAME_WIDTH_PX, height_px - 4, x_labels[0], "axis"))
     parts.append(_text(right, height_px - 4, x_labels[1], "axis end"))
+    return "".join([*parts, "</svg>"])
+
+
+def histogram(
+    groups: Sequence[tuple[str, Sequence[int]]],
+    edges: tuple[float, float],
+    thresholds: Sequence[float],
+    label: str,
+    width_px: int = 360,
+    height_px: int = 120,
+) -> str:
+    """Draw stacked bars over an axis, and thresholds as vertical lines.
+
+    Args:
+        groups: CSS class and counts of each group, one count for each bin; stacked in this order from below.
+        edges: Lower edge of the first bin and upper edge of the last.
+        thresholds: Positions of vertical lines; those outside of the axis are drawn at its end.
+        label: Describes the plot to screen readers.
+        width_px: Of the plot.
+        height_px: Of the plot.
+
+    Returns:
+        An `<svg>` element.
+    """
+    totals = [sum(counts) for counts in zip(*(counts for _, counts in groups), strict=True)]
+    bottom, tallest, width = height_px - AXIS_HEIGHT_PX, max([*totals, 1]), width_px / max(len(totals), 1)
+    parts, heights = [_open(width_px, height_px, label)], [0.0] * len(totals)
+    for css_class, counts in groups:
+        for index, count in enumerate(counts):
+            if count:
+                height = max(count / tallest * (bottom - 2), 1.0)  # one clip among thousands is still seen
+                heights[index] += height
+                place = f'x="{index * width:.1f}" y="{bottom - heights[index]:.1f}"'
+                parts.append(f'<rect class="{css_class}" {place} width="{width - 0.6:.1f}" height="{height:.1f}"/>')
+    parts.append(f'<line class="rule" x1="0" x2="{width_px}" y1="{bottom}" y2="{bottom}"/>')
+    for threshold in thresholds:
+        x = min(max((threshold - edges[0]) / ((edges[1] - edges[0]) or 1), 0), 1) * (width_px - 2) + 1
+        parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{bottom}"/>')
+    low, high = _range(*edges)
+    parts += [_text(0, height_px - 3, low, "axis"), _text(width_px, height_px - 3, high, "axis end")]
     return "".join([*parts, "</svg>"])
 
 

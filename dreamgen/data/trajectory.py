@@ -17,6 +17,7 @@ from dreamgen.errors import UserError
 from dreamgen.run.files import atomic_file, regular_file
 
 STATE, ACTION = "observation.state", "action"
+ACTION_STD = "action_std"  # of labels: uncertainty of each dimension of the action, in its unit
 SMALL_FILE_BYTES = 1 << 20
 MADE_BY = b"dreamgen.made_by"  # metadata of label files that this program wrote
 
@@ -84,8 +85,8 @@ def read_trajectory(
     table = read_columns(path, names or None, filters)
     return Trajectory(
         table.num_rows,
-        _vectors(table, STATE, state_dim, path) if STATE in names else None,
-        _vectors(table, ACTION, action_dim, path) if ACTION in names else None,
+        vector_column(table, STATE, state_dim, path) if STATE in names else None,
+        vector_column(table, ACTION, action_dim, path) if ACTION in names else None,
     )
 
 
@@ -149,7 +150,21 @@ def _deltas_at(action_TA: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.repeat(sums_NA / num_frames[:, None], num_frames, axis=0).astype(np.float32)
 
 
-def _vectors(table: pa.Table, name: str, dim: int | None, path: Path) -> np.ndarray:
+def vector_column(table: pa.Table, name: str, dim: int | None, path: Path) -> np.ndarray:
+    """Return a column of vectors.
+
+    Args:
+        table: One row per frame.
+        name: The column.
+        dim: Required length of a vector; None for any.
+        path: Where the table was read, for errors.
+
+    Returns:
+        values_TD, float32.
+
+    Raises:
+        UserError: if a cell is empty, or not a vector of finite numbers of one length.
+    """
     column = table[name].combine_chunks()
     if column.null_count:
         raise UserError(f"{path}: {name} has empty cells", actual=f"{column.null_count} of {len(column)}")

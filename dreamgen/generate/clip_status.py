@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dreamgen.run.jobs import JobRows, job_columns
+from dreamgen.run.jobs import JobRows, clip_sizes, job_columns
 from dreamgen.run.journal import latest_records
 from dreamgen.run.process_identity import is_alive
 from dreamgen.run.records import IMPORTED, Job, JournalRecord
@@ -24,7 +24,6 @@ from dreamgen.run.run_folder import RunFolder
 from dreamgen.run.shard import Shard
 
 STAGE = "generate"
-FOLDERS = tuple(f"{number:02x}" for number in range(256))
 LEFT, DONE, REJECTED, FAILED = range(4)
 TEMPORARY_CLIP = re.compile(r"\.[0-9a-f]{20}\.(?P<pid>[0-9]+)-[0-9a-f]+\.tmp\.mp4")
 STALE_AFTER_S = 600.0
@@ -101,21 +100,6 @@ def todo(run: RunFolder, jobs: Sequence[Job]) -> list[Job]:
     """Return the jobs that are not done, in their order."""
     states = clip_states(run, pa.array([job.clip_id for job in jobs], pa.string()))
     return [job for job, state in zip(jobs, states, strict=True) if state in (LEFT, FAILED)]
-
-
-def clip_sizes(run: RunFolder) -> tuple[pa.Array, np.ndarray]:
-    """List the files of the clips.
-
-    Returns:
-        Clip ids, and their sizes in bytes, int64.
-    """
-    names: list[str] = []
-    sizes: list[int] = []
-    for _, found in run.clip_store.sizes_in(FOLDERS):
-        clips = [(name[:-4], size) for name, size in found.items() if name.endswith(".mp4") and name[0] != "."]
-        names += [name for name, _ in clips]
-        sizes += [size for _, size in clips]
-    return pa.array(names, pa.string()), np.array(sizes, np.int64)
 
 
 def remove_stale_temporaries(run: RunFolder) -> int:

@@ -8,23 +8,23 @@ from typing import Any
 from dreamgen.config.loading import flatten
 from dreamgen.models.cosmos_predict25.spec import is_random_mini
 from dreamgen.report.gather import RunView
-from dreamgen.report.stages import demos_used, num_ok, refused_demos
+from dreamgen.report.stages import demos_used, refused_demos
 from dreamgen.run.idm_error import IdmError
 
 
 def tiles(view: RunView) -> list[dict[str, str]]:
     """Return the summary tiles: label, value and one line of context each."""
-    num_generated, num_judged = num_ok(view, "generate"), view.count("accepted", "rejected")
-    share = f"{view.count('accepted') / num_judged:.0%}" if num_judged else ""
-    num_refused, num_failed, num_rejected = len(refused_demos(view)), view.count("failed"), view.count("rejected")
+    num_generated, num_judged = view.clips.num_with("generate", "ok"), view.clips.count("accepted", "rejected")
+    share = f"{view.clips.count('accepted') / num_judged:.0%}" if num_judged else ""
+    num_failed, num_rejected = view.clips.count("failed"), view.clips.count("rejected")
     return [
         _tile("Demonstrations used", f"{demos_used(view):,}" if view.demos else "–",
-              f"{num_refused:,} refused" if view.demos else "no summary"),
+              f"{len(refused_demos(view)):,} refused" if view.demos else "no summary"),
         _tile("Steps trained", f"{view.steps[-1].step:,}" if view.steps else "–",
               f"last loss {view.steps[-1].loss:.3g}" if view.steps else "no training log"),
-        _tile("Clips generated", f"{num_generated:,}" if view.clips else "–",
-              f"of {len(view.clips):,} planned · {num_failed:,} failed" if view.clips else "no jobs"),
-        _tile("Clips accepted", f"{view.count('accepted'):,}" if num_judged else "–",
+        _tile("Clips generated", f"{num_generated:,}" if len(view.clips) else "–",
+              f"of {len(view.clips):,} planned · {num_failed:,} failed" if len(view.clips) else "no jobs"),
+        _tile("Clips accepted", f"{view.clips.count('accepted'):,}" if num_judged else "–",
               f"{num_rejected:,} rejected · {share} pass" if num_judged else "not judged yet"),
         _error_tile(view),
         _tile("Episodes exported", _episodes(view),
@@ -54,7 +54,7 @@ def notices(view: RunView) -> list[dict[str, str]]:
     """Return warnings that matter for reading the clips: a title and a sentence each."""
     model = view.settings.get("model", {})
     found = []
-    models, path = {clip.job.model for clip in view.clips}, model.get("path", "")
+    models, path = view.clips.models, model.get("path", "")
     if models == {"mini-random"} or (not models and is_random_mini(path)):
         found.append({
             "title": "The mini model has untrained weights",
@@ -65,9 +65,9 @@ def notices(view: RunView) -> list[dict[str, str]]:
             "title": "The mini model is a simulator toy",
             "text": "It has seen one simulated arm and nothing real. For a real robot, fine-tune the real model.",
         })  # fmt: skip
-    checked = [record.metrics.get("safety_checker") for record in view.journal.get("generate", {}).values()]
-    if False in checked or (not view.clips and model.get("safety_checker") is False):
-        which = f"{checked.count(False)} of {len(checked)} clips were" if False in checked else "Clips will be"
+    num_off, num_known = view.clips.num_unchecked, view.clips.num_safety_known
+    if num_off or (not len(view.clips) and model.get("safety_checker") is False):
+        which = f"{num_off:,} of {num_known:,} clips were" if num_off else "Clips will be"
         found.append({
             "title": "The safety checker was off",
             "text": f"{which} generated without screening of prompts and frames. "
@@ -81,8 +81,8 @@ def notices(view: RunView) -> list[dict[str, str]]:
                     f"{error.text()}. More demonstrations or training steps help; export refuses such labels unless "
                     "export.allow_weak_labels is set.",
         })  # fmt: skip
-    if "av1" in {clip.job.codec for clip in view.clips}:
-        text = "Browsers without an AV1 decoder (older Safari) show only the first frame of each."
+    if "av1" in view.clips.codecs:
+        text = "Browsers without an AV1 decoder (older Safari) cannot play them."
         found.append({"title": "The clips are AV1", "text": text})
     return found
 
@@ -108,5 +108,5 @@ def _plain_text(value: Any) -> str:
 
 def last_activity(view: RunView) -> str | None:
     """Return the time of the journal's last record in UTC; None without a record."""
-    times_s = [record.time_s for records in view.journal.values() for record in records.values()]
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(max(times_s))) if times_s else None
+    time_s = view.clips.last_time_s
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(time_s)) if time_s else None

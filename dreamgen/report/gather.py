@@ -6,49 +6,22 @@ import csv
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import numpy as np
 
 from dreamgen.config.loading import read_yaml, settings_from_dict
 from dreamgen.errors import UserError, quoted
 from dreamgen.extensions.export_format import reader_of
+from dreamgen.report.clips import NO_CLIPS, ClipTable, Failure, iter_failures, read_clips
+from dreamgen.report.scores import ScoreColumn, read_scores
 from dreamgen.run.files import read_json
-from dreamgen.run.jobs import REJECTIONS, read_jobs
-from dreamgen.run.journal import read_journal
+from dreamgen.run.jobs import iter_jobs
 from dreamgen.run.made_from import Stale, stale_outputs
-from dreamgen.run.records import Job, JournalRecord, RobotFeatures
+from dreamgen.run.records import Job, RobotFeatures
 from dreamgen.run.run_folder import RunFolder
-from dreamgen.stages import CLIP_STAGES
 
-Verdict = Literal["accepted", "rejected", "failed", "not judged", "waiting"]
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One job and its outcome.
-
-    Args:
-        job: The planned clip.
-        verdict: accepted or rejected (results); failed (an error); not judged (not curated); waiting (not generated).
-        reasons: Reasons for a rejection.
-        metrics: What curate recorded, by name.
-        video: The mp4 file; None if it is missing.
-        label: The file with its actions; None if it is missing.
-    """
-
-    job: Job
-    verdict: Verdict
-    reasons: tuple[str, ...]
-    metrics: dict[str, Any]
-    video: Path | None
-    label: Path | None
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A clip at which a stage failed, with the error."""
-
-    job: Job
-    record: JournalRecord
+MAX_FAILURES = 200  # of failed clips that the page describes; their number is not limited
 
 
 @dataclass(frozen=True)
@@ -81,9 +54,10 @@ class RunView:
         adapter: File of the adapter.
         idm: config.json of the inverse-dynamics model.
         jobs_planned: Whether jobs.parquet exists.
-        clips: All clips in planned order.
-        failures: The latest error of every failed clip.
-        journal: Stage -> clip id -> latest record.
+        clips: The outcome of all planned clips.
+        scores: What curate recorded of them.
+        first_job: The first planned clip.
+        failures: The latest errors of the first failed clips.
         datasets: The exported datasets.
         stale: Outputs that are out of date.
         unreadable: Files that exist and cannot be read, with the reason.
@@ -97,16 +71,13 @@ class RunView:
     adapter: Path | None = None
     idm: dict[str, Any] | None = None
     jobs_planned: bool = False
-    clips: list[Clip] = field(default_factory=list)
+    clips: ClipTable = NO_CLIPS
+    scores: list[ScoreColumn] = field(default_factory=list)
+    first_job: Job | None = None
     failures: list[Failure] = field(default_factory=list)
-    journal: dict[str, dict[str, JournalRecord]] = field(default_factory=dict)
     datasets: list[Dataset] = field(default_factory=list)
     stale: list[Stale] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
-
-    def count(self, *verdicts: Verdict) -> int:
-        """Return how many clips have one of the verdicts."""
-        return sum(clip.verdict in verdicts for clip in self.clips)
 
 
 def gather(run: RunFolder) -> RunView:
@@ -130,8 +101,7 @@ def gather(run: RunFolder) -> RunView:
             unreadable.append(str(error))
             return missing
 
-    jobs = attempt(run.jobs, read_jobs, [])
-    journal = {stage: read_journal(run.journal, stage) for stage in (*CLIP_STAGES, REJECTIONS)}
+    clips = attempt(run.jobs, lambda _: read_clips(run), NO_CLIPS)
     adapter = run.adapter / "pytorch_lora_weights.safetensors"
     return RunView(
         run=run,
@@ -142,41 +112,14 @@ def gather(run: RunFolder) -> RunView:
         adapter=adapter if adapter.is_file() else None,
         idm=attempt(run.idm / "config.json", read_json, None),
         jobs_planned=run.jobs.exists(),
-        clips=[_clip(run, job, journal) for job in jobs],
-        failures=[Failure(job, record) for job in jobs if (record := _failed(job, journal)) is not None],
-        journal=journal,
+        clips=clips,
+        scores=read_scores(run, clips),
+        first_job=next(iter_jobs(run.jobs, np.zeros(1, np.int64)), None) if len(clips) else None,
+        failures=list(iter_failures(run, clips, MAX_FAILURES)),
         datasets=attempt(run.datasets, _read_datasets, []),
         stale=attempt(run.settings_file, lambda path: stale_outputs(run, settings_from_dict(read_yaml(path))), []),
         unreadable=unreadable,
     )
-
-
-def _clip(run: RunFolder, job: Job, journal: dict[str, dict[str, JournalRecord]]) -> Clip:
-    records = [records.get(job.clip_id) for records in journal.values()]
-    generated, judged = journal["generate"].get(job.clip_id), journal["curate"].get(job.clip_id)
-    rejected = next((record for record in records if record is not None and record.status == "rejected"), None)
-    if _failed(job, journal) is not None:
-        verdict: Verdict = "failed"
-    elif rejected is not None:
-        verdict = "rejected"
-    elif judged is not None:
-        verdict = "accepted"
-    else:
-        verdict = "waiting" if generated is None else "not judged"
-    video, label = run.clip_file(job.clip_id), run.label_file(job.clip_id)
-    return Clip(
-        job=job,
-        verdict=verdict,
-        reasons=tuple((rejected.reason or "no reason given").split("; ")) if rejected is not None else (),
-        metrics=judged.metrics if judged is not None else {},
-        video=video if video.is_file() else None,
-        label=label if label.is_file() else None,
-    )
-
-
-def _failed(job: Job, journal: dict[str, dict[str, JournalRecord]]) -> JournalRecord | None:
-    records = (records.get(job.clip_id) for records in journal.values())
-    return next((record for record in records if record is not None and record.status == "failed"), None)
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:

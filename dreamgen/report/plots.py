@@ -1,6 +1,6 @@
-"""Plots of the report: predicted actions over time as strips, and the training loss.
+"""Plots of the report: how each score is distributed, and the training loss.
 
-Axes: T frames, A action.
+Axes: N planned clips, in planned order.
 """
 
 from __future__ import annotations
@@ -10,32 +10,42 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
-from dreamgen.data.svg_plot import Line, Strip, line_plot, strip_plot
+from dreamgen.data.svg_plot import Line, histogram, line_plot
+from dreamgen.report.clips import SHOWN, VERDICTS, ClipTable
+from dreamgen.report.scores import ScoreColumn
 
-MAX_STRIPS = 8
-MIN_SPREAD = 1e-6  # below it, a dimension does not move
+NUM_BARS = 40
 
 
-def action_strips(action_TA: np.ndarray, names: Sequence[str], fps: int) -> Markup:
-    """Draw the dimensions that move most, one strip each.
+def distribution(column: ScoreColumn, clips: ClipTable) -> Markup:
+    """Draw how many clips have which value of a score, and its threshold.
+
+    The axis leaves out the farthest hundredth of the values on each side, which the outer bars hold, and includes a
+    threshold that is not far away.
 
     Args:
-        action_TA: One row per frame.
-        names: One name per dimension; numbers are used where there are none.
-        fps: Frames per second, for the time axis.
+        column: The score.
+        clips: The run's clips.
 
     Returns:
-        An `<svg>` of at most `MAX_STRIPS` strips; a sentence if nothing moves.
+        An `<svg>`; a sentence if no clip has a value.
     """
-    num_frames, num_dims = action_TA.shape
-    spread_A = np.ptp(action_TA, axis=0)
-    moving = [dim for dim in np.argsort(-spread_A, kind="stable") if spread_A[dim] > MIN_SPREAD]
-    shown = sorted(int(dim) for dim in moving[:MAX_STRIPS])
-    if not shown:
-        return Markup('<p class="muted small">No dimension of the predicted action moves.</p>')
-    strips = [Strip(names[dim] if dim < len(names) else f"action {dim}", [action_TA[:, dim].tolist()]) for dim in shown]
-    label = f"Predicted actions: {len(shown)} of {num_dims} dimensions over time"
-    return Markup(strip_plot(strips, label, ("0 s", f"{(num_frames - 1) / fps:.1f} s")))
+    value_N = np.where(np.isfinite(column.value_N), column.value_N, np.nan)
+    values = value_N[~np.isnan(value_N)]
+    if not len(values):
+        return Markup('<p class="muted small">No clip has a value.</p>')
+    low, high = np.quantile(values, [0.01, 0.99], method="nearest").tolist()
+    span = (high - low) or abs(high) or 1.0
+    if high == low:
+        low, high = low - span / 2, high + span / 2
+    near = [limit for limit in column.limits if low - span <= limit <= high + span]
+    low, high = min([low, *near]), max([high, *near])
+    verdict_N, groups = clips.verdict_N, []
+    for verdict in SHOWN:
+        own = np.clip(value_N[(verdict_N == VERDICTS.index(verdict)) & ~np.isnan(value_N)], low, high)
+        groups.append((verdict.replace(" ", "-"), np.histogram(own, NUM_BARS, (low, high))[0].tolist()))
+    label = f"Distribution of {column.label} over {len(values)} clips"
+    return Markup(histogram(groups, (low, high), column.limits, label))
 
 
 def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> Markup:

@@ -57,16 +57,13 @@ def _jobs(view: RunView, stage: Stage) -> StageState:
 
 
 def _journal(view: RunView, stage: Stage) -> StageState:
-    name, before = stage.name, stage.counts_clips_of
-    num_expected = len(view.clips) if before is None else num_ok(view, before)
-    known = {clip.job.clip_id for clip in view.clips}
-    records = [record for clip_id, record in view.journal.get(name, {}).items() if clip_id in known]
-    num_failed = sum(record.status == "failed" for record in records)
-    num_done = len(records) - num_failed
+    name, before, clips = stage.name, stage.counts_clips_of, view.clips
+    num_expected = len(clips) if before is None else clips.num_with(before, "ok")
+    num_done, num_failed = clips.num_with(name, "ok", "rejected"), clips.num_with(name, "failed")
     detail = f"{num_done:,} of {max(num_expected, num_done):,} clips"
     if num_failed:
         return StageState(name, "failed", f"{detail}, {num_failed:,} failed", _command(view, stage))
-    if not records:
+    if not num_done:
         return StageState(name, "missing", "no clips", _command(view, stage))
     if stale := [entry for entry in view.stale if entry.output == PER_CLIP.get(name)]:
         return StageState(name, "part", f"{detail}, {_reasons(stale)}", stale[0].command)
@@ -117,12 +114,6 @@ def refused_demos(view: RunView) -> list[dict[str, str]]:
 def demos_used(view: RunView) -> int:
     """Return how many demonstrations are in the training set, changed or not."""
     return len(view.demos) - len(refused_demos(view))
-
-
-def num_ok(view: RunView, stage: str) -> int:
-    """Return for how many of the planned clips a stage succeeded."""
-    records = view.journal.get(stage, {})
-    return sum(clip.job.clip_id in records and records[clip.job.clip_id].status == "ok" for clip in view.clips)
 
 
 def _command(view: RunView, stage: Stage, arguments: str = "") -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BATCH = 4096  # jobs in memory as objects
 REJECTIONS = "reject"  # journal of the clips that a person rejected
 ROW_GROUP = 2**16
+CLIP_FOLDERS = tuple(f"{number:02x}" for number in range(256))
 FIELDS = tuple(f.name for f in fields(Job))
 COLUMNS = tuple(map(stored_name, FIELDS))
 
@@ -199,6 +200,24 @@ def with_records(jobs: JobRows, run: RunFolder, stage: str) -> Iterator[tuple[Jo
         ids = pa.array([job.clip_id for job in batch], pa.string())
         records = {r.clip_id: r for r in records_of(table.filter(pc.is_in(table["clip_id"], value_set=ids)))}
         yield from ((job, records.get(job.clip_id)) for job in batch)
+
+
+def clip_sizes(run: RunFolder) -> tuple[Any, np.ndarray]:
+    """List the files of the clips.
+
+    Returns:
+        Clip ids (pyarrow.Array), and their sizes in bytes, int64.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    names: list[str] = []
+    sizes: list[int] = []
+    for _, found in run.clip_store.sizes_in(CLIP_FOLDERS):
+        clips = [(name[:-4], size) for name, size in found.items() if name.endswith(".mp4") and name[0] != "."]
+        names += [name for name, _ in clips]
+        sizes += [size for _, size in clips]
+    return pa.array(names, pa.string()), np.array(sizes, np.int64)
 
 
 def accepted_clips(run: RunFolder) -> list[AcceptedClip]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dreamgen.config.paths import get_path, paths_that_invalidate
@@ -20,8 +21,9 @@ from dreamgen.config.settings import Settings
 from dreamgen.errors import UserError, quoted
 from dreamgen.run.files import read_json, sha256_of_file, write_json
 from dreamgen.run.jobs import iter_accepted_clips
-from dreamgen.run.journal import read_journal
+from dreamgen.run.journal import latest_records, read_journal
 from dreamgen.run.label_files import LABEL_HASH
+from dreamgen.run.records import METRICS_KEY
 from dreamgen.run.run_folder import RunFolder
 
 TRAINED = {"finetune": "adapter", "finetune_idm": "idm"}  # stage -> its output in the run folder
@@ -192,11 +194,14 @@ def _stale_labels(run: RunFolder, settings: Settings) -> list[Stale]:
     model = run.idm / "model.safetensors"
     if not model.is_file():
         return []
-    sha256, records = sha256_of_file(model), read_journal(run.journal, "label").values()
-    others = [r for r in records if r.status == "ok" and r.metrics.get("idm_sha256") not in (None, sha256)]
-    if not others:
+    records = latest_records(run.journal, "label", ("status", METRICS_KEY))
+    metrics = records.filter(pc.equal(records["status"], "ok"))[METRICS_KEY]  # JSON as json.dumps writes it
+    is_known = pc.match_substring(metrics, '"idm_sha256": "')
+    is_by_this = pc.match_substring(metrics, f'"idm_sha256": "{sha256_of_file(model)}"')
+    num_others = pc.sum(pc.and_not(is_known, is_by_this)).as_py() or 0
+    if not num_others:
         return []
-    reason = f"{len(others)} labels were made by another inverse-dynamics model than idm/"
+    reason = f"{num_others} labels were made by another inverse-dynamics model than idm/"
     return [Stale("labels", (reason,), command)]
 
 

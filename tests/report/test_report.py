@@ -2,7 +2,9 @@
 
 import base64
 import hashlib
+import json
 import re
+import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -14,11 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dreamgen.errors import UserError
-from dreamgen.extensions.score import SCORES
 from dreamgen.report import report
-from dreamgen.report.gather import Clip, gather
-from dreamgen.report.page import _measures, choose_clips
-from dreamgen.report.plots import action_strips, loss_curve
+from dreamgen.report.gather import gather
+from dreamgen.report.plots import loss_curve
 from dreamgen.report.stages import stage_states
 from dreamgen.run.files import write_json
 from dreamgen.run.jobs import read_jobs, write_jobs
@@ -63,6 +63,16 @@ class Page(HTMLParser):
             for name, attributes, text in self.elements
             if name == tag and (css_class is None or css_class in (attributes.get("class") or "").split())
         ]
+
+    def data(self, name):
+        """What the script reads from the data element of this id."""
+        ((_, text),) = [element for element in self.all("script") if element[0].get("id") == name]
+        return json.loads(text)
+
+    def details(self):
+        """Reasons, notes and curves of all listed clips, in their order."""
+        packs = [base64.b64decode(text) for _, text in self.all("script", "pack")]
+        return [clip for pack in packs for clip in json.loads(zlib.decompress(pack))]
 
     def tiles(self):
         labels, values, contexts = (self.all("p", name) for name in ("label", "value", "context"))
@@ -111,10 +121,10 @@ def page(finished):
 def test_page_is_well_formed_and_loads_nothing_from_elsewhere(page):
     for tag, attributes, _ in page.elements:
         for name in ("src", "href", "poster", "action", "srcset", "data"):
-            if name in attributes:
-                assert attributes[name].startswith("data:"), (tag, name)
+            assert name not in attributes, (tag, name)
         assert tag not in ("link", "iframe", "object", "embed", "base")
-    assert not re.search(r"""(?:https?:)?//[a-z0-9.-]+\.[a-z]{2,}""", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page.text))
+    without_data = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page.text).replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"""(?:https?:)?//[a-z0-9.-]+\.[a-z]{2,}""", without_data)
     assert "@import" not in page.text
     assert "url(" not in page.text
     (policy,) = [a["content"] for a, _ in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
@@ -122,33 +132,29 @@ def test_page_is_well_formed_and_loads_nothing_from_elsewhere(page):
 
 
 def test_text_from_data_is_escaped(page):
-    assert len(page.all("script")) == 1, "only the page's own"
-    shown = {text for _, text in page.all("p", "instruction")}
-    assert set(INSTRUCTIONS) <= shown, "the reader sees the instruction as it was written"
+    kinds = [attributes.get("type") for attributes, _ in page.all("script")]
+    assert kinds == ["application/json"] * 2 + ["text/plain"] + [None], "data, and the page's own script"
+    assert set(page.data("listing")["instructions"]) == set(INSTRUCTIONS), "the reader sees what was written"
     assert "<script>alert(1)" not in page.text
     assert "<b>the</b>" not in page.text
     assert any("<b>c.mp4</b> is damaged" in text for _, text in page.all("td"))
 
 
 def test_script_matches_the_hash_that_the_policy_allows(page):
-    ((_, script),) = page.all("script")
+    ((_, script),) = [element for element in page.all("script") if "type" not in element[0]]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"'sha256-{digest}'" in page.text
 
 
 def test_every_clip_shown_has_its_own_video_and_first_frame(finished, page):
-    videos = page.all("video")
-    jobs = {job.clip_id[:8]: job for job in read_jobs(finished.jobs)}
-    ids = [text for attributes, text in page.all("span") if "title" in attributes]
-    assert len(videos) == len(ids) == 5
-    for (attributes, _), short_id in zip(videos, ids, strict=True):
-        path = finished.clip_file(jobs[short_id].clip_id)
-        assert base64.b64decode(attributes["src"].removeprefix("data:video/mp4;base64,")) == path.read_bytes()
-        jpeg = base64.b64decode(attributes["poster"].removeprefix("data:image/jpeg;base64,"))
+    ids, media = page.data("listing")["ids"], page.data("media")
+    assert len(ids) == len(media) == 5
+    for clip_id, own in zip(ids, media, strict=True):
+        assert base64.b64decode(own["source"].removeprefix("data:video/mp4;base64,")) == (
+            finished.clip_file(clip_id).read_bytes()
+        )
+        jpeg = base64.b64decode(own["poster"].removeprefix("data:image/jpeg;base64,"))
         assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape == (32, 48, 3)
-        assert attributes["aria-label"] == jobs[short_id].instruction
-        assert {"controls", "loop", "muted", "playsinline"} <= set(attributes)
-        assert attributes["preload"] == "none"
 
 
 def test_counts_and_verdicts(page):
@@ -159,11 +165,10 @@ def test_counts_and_verdicts(page):
     assert tiles["Clips accepted"] == ("4", "1 rejected · 80% pass")
     assert tiles["Held-out action error"] == ("0.0625", "guessing the mean: 0.25")
     assert tiles["Episodes exported"] == ("4", "in 3 formats")
-    verdicts = [attributes["data-verdict"] for attributes, _ in page.all("article")]
-    assert verdicts == ["accepted"] * 4 + ["rejected"]
-    assert len(page.all("p", "reason")) == 1
-    assert "is below min_motion" in page.all("p", "reason")[0][1]
-    assert len([a for a, _ in page.all("svg") if a["aria-label"].startswith("Predicted actions: 5 of 5")]) == 5
+    assert page.data("listing")["verdicts"] == ["accepted"] * 4 + ["rejected"]
+    reasons = [clip["reasons"] for clip in page.details()]
+    assert reasons[:4] == [[]] * 4 and "is below min_motion" in reasons[4][0]
+    assert [clip["curves"]["dims"] for clip in page.details()] == [[0, 1, 2, 3, 4]] * 5
     assert len([a for a, _ in page.all("svg") if a["aria-label"].startswith("Training loss")]) == 1
     ((_, failure),) = page.all("details", "failure")
     assert "RuntimeError: out of memory" in failure
@@ -215,9 +220,10 @@ def test_incomplete_run_gets_a_page_that_lists_what_is_missing(tmp_path):
     empty = RunFolder(tmp_path / "empty")
     empty.root.mkdir()
     page = page_of(empty)
-    assert page.all("video") == []
+    assert page.data("listing")["ids"] == []
     assert [text for _, text in page.all("aside", "unfinished")] == [
-        "This run is not finished. prepare: no training set. Continue with dreamgen prepare --demos PATH --out empty"
+        f"This run is not finished. prepare: no training set. Continue with dreamgen prepare --demos PATH "
+        f"--out {empty.root.name}"
     ]
     assert {value for value, _ in page.tiles().values()} == {"–"}
 
@@ -236,8 +242,8 @@ def test_incomplete_run_gets_a_page_that_lists_what_is_missing(tmp_path):
     with Journal(planned.journal, "generate") as journal:
         journal.append(JournalRecord(first.clip_id, "generate", "ok"))
     page = page_of(planned)
-    assert [attributes["data-verdict"] for attributes, _ in page.all("article")] == ["not judged"]
-    assert "No actions recovered" in page.text
+    assert page.data("listing")["verdicts"] == ["not judged"]
+    assert page.details()[0]["curves"] is None
     states = {stage.name: (stage.state, stage.detail) for stage in stage_states(gather(planned))}
     assert states["generate"] == ("part", "1 of 3 clips")
     result = report(run_settings(planned.root))
@@ -253,8 +259,8 @@ def test_damaged_files_cost_their_part_and_not_the_page(tmp_path):
     (run.idm / "config.json").write_text("{")
     write_json(run.train / "features.json", {"robot_type": "x"})
     page = page_of(run)
-    assert len(page.all("article")) == 3
-    assert len(page.all("video")) == 2
+    assert page.data("listing")["ids"] == [job.clip_id for job in read_jobs(run.jobs) if job != third]
+    assert [own["source"] is not None for own in page.data("media")] == [False, True, True]
     broken = [text for _, text in page.all("aside", "broken")]
     assert len(broken) == 4
     for path in (run.clip_file(first.clip_id), run.label_file(second.clip_id), run.idm / "config.json"):
@@ -271,7 +277,7 @@ def test_damaged_files_cost_their_part_and_not_the_page(tmp_path):
     run.label_file(second.clip_id).write_bytes(data[:4] + bytes(b ^ 0xFF for b in data[4:200]) + data[200:])
     assert any(run.label_file(second.clip_id).name in text for _, text in page_of(run).all("aside", "broken"))
     (run.scores / "scores.parquet").write_bytes(b"not parquet")
-    assert len(page_of(run).all("article")) == 3
+    assert len(page_of(run).data("listing")["ids"]) == 3
 
     run.jobs.write_bytes(b"not parquet")
     assert any("jobs.parquet" in text for _, text in page_of(run).all("aside", "broken"))
@@ -279,12 +285,10 @@ def test_damaged_files_cost_their_part_and_not_the_page(tmp_path):
 
 def test_clips_too_large_to_embed_are_linked_beside_the_page(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", num_clips=2, rejected=0)
-    monkeypatch.setattr("dreamgen.report.page.MAX_EMBEDDED_BYTES", 100)
+    monkeypatch.setattr("dreamgen.report.listing.MAX_EMBEDDED_BYTES", 100)
     page = page_of(run)
-    sources = [attributes["src"] for attributes, _ in page.all("video")]
-    assert {(run.root / source).resolve() for source in sources} == {
-        run.clip_file(job.clip_id).resolve() for job in read_jobs(run.jobs)
-    }
+    assert page.data("media") is None
+    assert page.data("listing")["ids"] == [job.clip_id for job in read_jobs(run.jobs)]
     assert "keep this page in its run folder" in page.text
 
 
@@ -298,51 +302,6 @@ def test_page_is_replaced_whole(tmp_path):
     assert sorted(path.name for path in run.root.iterdir()) == sorted([*before, "report.html"])
 
 
-@pytest.mark.parametrize(
-    ("accepted", "rejected", "waiting", "max_clips", "expected"),
-    [
-        (30, 10, 0, 8, (6, 2)),
-        (100, 1, 0, 10, (9, 1)),
-        (3, 2, 5, 24, (3, 2)),
-        (0, 50, 0, 4, (0, 4)),
-        (5, 5, 0, 0, (0, 0)),
-        (9, 9, 0, 1, (1, 0)),
-    ],
-)
-def test_clips_are_chosen_in_their_share(finished, accepted, rejected, waiting, max_clips, expected):
-    job = read_jobs(finished.jobs)[0]
-    video = finished.clip_file(job.clip_id)
-
-    def clips(number, verdict, path):
-        return [Clip(replace(job, seed=i), verdict, (), {}, path, None) for i in range(number)]
-
-    run = [*clips(accepted, "accepted", video), *clips(rejected, "rejected", video), *clips(waiting, "waiting", None)]
-    chosen = choose_clips(run, max_clips)
-    assert tuple(sum(c.verdict == v for c in chosen) for v in ("accepted", "rejected")) == expected
-    assert len({(c.verdict, c.job.seed) for c in chosen}) == len(chosen), "none twice"
-    seeds = [c.job.seed for c in chosen if c.verdict == "accepted"]
-    assert seeds == sorted(seeds)
-    if len(seeds) > 1:
-        assert (seeds[0], seeds[-1]) == (0, accepted - 1)
-
-
-def test_action_strips_draw_only_what_moves_most():
-    action_TA = np.zeros((20, 44))
-    for dim in range(30, 42):
-        action_TA[:, dim] = np.linspace(0, dim / 100, 20)
-    names = [f"joint <{dim}> with a very long name" for dim in range(44)]
-    page = Page(str(action_strips(action_TA, names, fps=10)))
-    assert len(page.all("polyline")) == 8
-    assert [text for _, text in page.all("title")] == names[34:42], "the eight that move most, in order"
-    assert all(len(text) < 60 for _, text in page.all("text"))
-    assert "1.9 s" in [text for _, text in page.all("text")]
-    top, bottom = page.all("polyline")[0][0]["points"].split()[-1], page.all("polyline")[0][0]["points"].split()[0]
-    assert float(top.split(",")[1]) < float(bottom.split(",")[1]), "larger values are drawn higher"
-    assert "action 41" in str(action_strips(action_TA, (), fps=10))
-    assert "moves" in str(action_strips(np.ones((20, 3)), names, fps=10))
-    assert len(Page(str(action_strips(action_TA[:1] + np.eye(1, 44), names, fps=10))).all("polyline")) == 0
-
-
 def test_loss_curve_survives_what_logs_hold():
     page = Page(str(loss_curve(range(10, 5010, 10), 1 / np.arange(1, 501))))
     raw, mean = page.all("polyline")
@@ -352,19 +311,29 @@ def test_loss_curve_survives_what_logs_hold():
     assert len(Page(str(loss_curve([1, 2, 3], [0.5, 0.5, 0.5]))).all("polyline")) == 2
 
 
-def test_numbers_of_curate_come_from_its_records_and_their_words_from_the_registries():
-    recorded = {
-        "num_frames": 33, "wanted_num_frames": 33, "motion": 1.25, "min_motion": 0.5, "first_frame_psnr_db": 21.04,
-        "min_first_frame_psnr_db": 15.0, "sharpness": 7.0, "max_sharpness": None, "likes_version": "v1", "likes": 2,
-        "min_likes": 1.0, "likes_reason": "the cup is lifted", "cut_score": None, "max_cut_score": 6.0,
-    }  # fmt: skip
-    measures = {measure.name: measure for measure in _measures(recorded)}
-    assert list(measures) == ["motion", "first frame PSNR", "sharpness", "likes"]
-    assert (measures["motion"].value, measures["motion"].limit) == ("1.25", "min 0.5")
-    assert measures["first frame PSNR"].value == "21 dB"
-    assert measures["motion"].about == SCORES.get("motion").summary
-    assert (measures["sharpness"].limit, measures["sharpness"].about) == ("", ""), "its package is not installed"
-    assert measures["likes"].about == "the cup is lifted"
+def test_no_path_of_the_machine_is_on_the_page(tmp_path):
+    run = make_run(tmp_path / "run", num_clips=3, rejected=1, failed=1)
+    settings = run_settings(run.root, export={"append_to": "/srv/data sets/real"}, finetune={"cache_dir": "/srv/cache"})
+    run.record(replace(settings, demos="/home/ann/demos/pick"), ["prepare", "finetune", "export"])
+    first, *_ = read_jobs(run.jobs)
+    with Journal(run.journal, "curate") as journal:
+        reason = f"not decodable: {run.clip_file(first.clip_id)} is cut off"
+        journal.append(JournalRecord(first.clip_id, "curate", "rejected", reason=reason))
+    with Journal(run.journal, "generate") as journal:
+        traceback = f'File "/usr/lib/python3/site-packages/torch/a.py", line 3\n  open("{run.texts}/a.safetensors")'
+        failed = read_jobs(run.jobs)[-1].clip_id
+        journal.append(JournalRecord(failed, "generate", "failed", error="OSError: /mnt/x y/z", traceback=traceback))
+    run.label_file(first.clip_id).write_bytes(b"not parquet")
+    page = page_of(run)
+    shown = page.text + json.dumps(page.details(), ensure_ascii=False)
+    for private in (str(tmp_path), "/home", "ann/", "/srv", "/usr", "/mnt", "site-packages"):
+        assert private not in shown, private
+    rows = dict(re.findall(r"<tr><th>(.*?)</th><td>(.*?)</td></tr>", page.text))
+    assert (rows["out"], rows["demos"], rows["cache_dir"]) == ("run", "pick", "cache")
+    assert "…/a.py" in page.text and "run/texts/a.safetensors" in page.text
+    assert page.details()[0]["reasons"] == [
+        f"not decodable: run/clips/{first.clip_id[:2]}/{first.clip_id}.mp4 is cut off"
+    ]
 
 
 def test_the_page_lists_the_stages_of_the_table(page):
