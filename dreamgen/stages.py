@@ -229,6 +229,11 @@ _TABLE = (
         section="report", flags=("resume",), in_run=True, example="dreamgen report runs/pick", takes_run=True,
     ),
     Stage(
+        name="view", summary="open a clip, a run's clips or an episode of a LeRobot dataset in Rerun",
+        function="dreamgen.view.stage:view", section="view", example="dreamgen view runs/pick --clips='[3f2a91c0]'",
+        paths=("PATH",), paths_help="a video, a run folder, or a LeRobot dataset",
+    ),
+    Stage(
         name="doctor", summary="print versions, GPU, codecs, disk and login as one block for a bug report",
         function="dreamgen.doctor:doctor", example="dreamgen doctor",
         paths=("OUT",), paths_help="a run folder whose disk is checked; optional", paths_optional=True,

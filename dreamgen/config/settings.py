@@ -633,6 +633,16 @@ class ReportSettings:
 
 
 @dataclass(frozen=True)
+class ViewSettings:
+    """What `dreamgen view` shows."""
+
+    episode: int = option(0, "episode of a dataset, by its number", ge=0, scope="call")
+    clips: list[str] = option([], "clips of a run: ids or beginnings of ids; default: the first", scope="call")
+    max_clips: int = option(4, "most clips of a run", ge=1, scope="call")
+    save: str | None = option(None, "write a recording (.rrd) instead of opening a window", scope="call")
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that determines a run."""
 
@@ -663,3 +673,4 @@ class Settings:
     convert: ConvertSettings = section(ConvertSettings)
     check: CheckSettings = section(CheckSettings)
     report: ReportSettings = section(ReportSettings)
+    view: ViewSettings = section(ViewSettings)

@@ -204,6 +204,13 @@ def picture_size(feature: Feature) -> tuple[int, int] | None:
     return by_name["height"], by_name["width"]
 
 
+def flat_names(names: Any) -> tuple[str, ...]:
+    """Return the names of a vector's dimensions; some datasets group them: {"motors": ["waist", ...]}."""
+    if isinstance(names, dict):
+        return tuple(text for group in names.values() for text in flat_names(group))
+    return tuple(str(name) for name in names) if isinstance(names, list | tuple) else ()
+
+
 def axis_names(feature: Feature) -> tuple[str, str, str]:
     """Return the names of the three axes of a picture: its own, or those that its shape tells."""
     shape, names = feature["shape"], feature.get("names")

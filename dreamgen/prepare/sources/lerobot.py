@@ -10,14 +10,13 @@ import functools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dreamgen.config.settings import PrepareSettings
 from dreamgen.data.lerobot.episodes import Episode
 from dreamgen.data.lerobot.metadata import LeRobotMeta, read_meta
 from dreamgen.data.lerobot.modality import usable_modality
 from dreamgen.data.lerobot.rows import TASK, EpisodeRows, instruction_of, read_rows
-from dreamgen.data.lerobot.schema import split_ends
+from dreamgen.data.lerobot.schema import flat_names, split_ends
 from dreamgen.data.trajectory import ACTION, STATE, read_trajectory
 from dreamgen.errors import Problems, UserError, reason_of
 from dreamgen.extensions.demo_source import DemoSource
@@ -116,20 +115,13 @@ def _vector_features(meta: LeRobotMeta) -> tuple[dict[str, int], dict[str, tuple
         if not isinstance(shape, list | tuple) or len(shape) != 1 or not isinstance(shape[0], int):
             raise UserError(f"{meta.root / 'meta' / 'info.json'}: {key} is not a vector", actual=shape, allowed="[N]")
         dims[key] = shape[0]
-        listed = _flat_names(feature.get("names"))
+        listed = flat_names(feature.get("names"))
         if len(listed) != shape[0]:
             if listed:
                 findings.append(f"info.json gives {key} {shape[0]} dimensions but {len(listed)} names: names not used")
             listed = tuple(f"{key.rpartition('.')[2]}_{i}" for i in range(shape[0]))
         names[key] = listed
     return dims, names, findings
-
-
-def _flat_names(names: Any) -> tuple[str, ...]:
-    # Some datasets group names: {"motors": ["waist", ...]}.
-    if isinstance(names, dict):
-        return tuple(text for group in names.values() for text in _flat_names(group))
-    return tuple(str(name) for name in names) if isinstance(names, list | tuple) else ()
 
 
 def _clip(
