@@ -39,6 +39,11 @@ class StageResult:
         return {METRICS_KEY if k == "metrics" else k: v for k, v in asdict(self).items()}
 
 
+def robot_type_of(value: Any) -> str:
+    """Return the robot_type of a file, `unknown` where it is no text or empty."""
+    return value if isinstance(value, str) and value.strip() else "unknown"
+
+
 @dataclass(frozen=True)
 class RobotFeatures:
     """The robot of the demonstrations; `train/features.json`, written by prepare.
@@ -66,7 +71,8 @@ class RobotFeatures:
         """Create the features from the result of `dataclasses.asdict`, for example after JSON."""
         names = {key: tuple(values[key]) for key in ("state_names", "action_names")}
         views = tuple(View.from_dict(view) for view in values.get("views", ()))
-        return cls(**{**values, **names, "views": views})
+        robot_type = robot_type_of(values.get("robot_type"))
+        return cls(**{**values, **names, "views": views, "robot_type": robot_type})
 
 
 @dataclass(frozen=True)

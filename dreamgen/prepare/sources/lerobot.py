@@ -22,7 +22,7 @@ from dreamgen.errors import Problems, UserError, reason_of
 from dreamgen.extensions.demo_source import DemoSource
 from dreamgen.prepare.sources.source import Source, SourceClip, SourceVideo, safe_names
 from dreamgen.prepare.sources.unused import unused_inputs
-from dreamgen.run.records import RobotFeatures
+from dreamgen.run.records import RobotFeatures, robot_type_of
 
 
 def open_lerobot(root: Path, settings: PrepareSettings) -> Source:
@@ -41,9 +41,8 @@ def open_lerobot(root: Path, settings: PrepareSettings) -> Source:
     modality, problems = usable_modality(meta.modality, dims)
     stems = safe_names(f"episode_{episode.index:06d}" for episode in episodes)
     clips = tuple(_clip(meta, *each, cameras, dims) for each in zip(stems, episodes, rows, strict=True))
-    robot_type = meta.info.get("robot_type")
     features = RobotFeatures(
-        robot_type=robot_type if isinstance(robot_type, str) and robot_type.strip() else "unknown",
+        robot_type=robot_type_of(meta.info.get("robot_type")),
         camera=cameras[0],
         state_names=names.get(STATE, ()),
         action_names=names.get(ACTION, ()),
