@@ -6,8 +6,8 @@ Two measurements:
 - swaps: frames, rows or videos are exchanged, shifted or mirrored, so that every file stays well-formed;
 - flips: one bit of one byte is changed, at places spread evenly over every file.
 
-The LeRobot dataset has states that follow their actions, and a drawn video of each episode; lerobot writes it. It is
-converted to v2.1. The HDF5 datasets are exports of drawn clips.
+Cameras show one scene in all episodes. The LeRobot dataset has states that follow their actions; lerobot writes it, and
+it is converted to v2.1. ACT's file has joints that follow their commands, robomimic's random actions; h5py writes both.
 Without a manifest everything is decoded; with one, `check --verify` decodes nothing. Both are timed.
 """
 
@@ -40,15 +40,15 @@ from export.check import check, check_stage
 from export.check.hdf5.arrays import array_at
 from export.convert import convert_dataset
 from export.manifest import MANIFEST, present_files, write_manifest
-from tests.fixtures.good_datasets import lerobot_commands, ours
+from tests.fixtures.good_datasets import aloha_commands, lerobot_commands, robomimic
 
 CAMERA = "observation.images.front"
 FORMATS = ("lerobot-v3.0", "lerobot-v2.1", "robomimic", "aloha")
 INHERENT = {"length-varies", "modality-missing"}  # warnings that the unchanged datasets have
 TABLE, VIDEO = "data/chunk-000/episode_000002.parquet", f"videos/chunk-000/{CAMERA}/episode_000002.mp4"
 OTHER = f"videos/chunk-000/{CAMERA}/episode_000003.mp4"
-FIRST = {"robomimic": ("data.hdf5", "data/demo_1/obs/ego_view", "data/demo_1/actions"),
-         "aloha": ("episode_1.hdf5", "observations/images/ego_view", "action")}  # fmt: skip
+FIRST = {"robomimic": ("data.hdf5", "data/demo_1/obs/agentview_image", "data/demo_1/actions"),
+         "aloha": ("episode_1.hdf5", "observations/images/top", "action")}  # fmt: skip
 
 
 def main() -> int:
@@ -77,7 +77,7 @@ def good_datasets(folder: Path) -> dict[str, Path]:
     good = {"lerobot-v3.0": lerobot_commands(folder / "v30", (CAMERA,))}
     convert_dataset(good["lerobot-v3.0"], folder / "v21", ConvertSettings())
     good |= {"lerobot-v2.1": folder / "v21"}
-    good |= {name: ours(folder / name, name) for name in ("robomimic", "aloha")}
+    good |= {"robomimic": robomimic(folder / "robomimic", one_scene=True), "aloha": aloha_commands(folder / "aloha")}
     for root in good.values():
         write_manifest(root)
     return good

@@ -35,6 +35,7 @@ class Code:
 
 
 ANY, LEROBOT, GROOT, HDF5 = "Any format", "LeRobot", "GR00T", "HDF5"
+WRITE_AGAIN = "write the images again from their source"
 EXPORT_AGAIN = "export or copy the dataset again"
 RECORD_AGAIN = "drop the episode, or take it from its source again"
 
@@ -57,6 +58,12 @@ CODES_BY_TOPIC: dict[str, dict[str, Code]] = {
             "models are built for the wrong size, or batches cannot be stacked", "correct the shape, or resize"),
         "damaged-picture": Code("error", "a stored image cannot be decoded",
             "loading fails, or corrupt images are trained on", RECORD_AGAIN),
+        "picture-mirrored": Code("warning", "images of an episode show the scene of the others mirrored or turned",
+            "a policy learns with left and right, or up and down, exchanged", WRITE_AGAIN, full_only=True),
+        "picture-channels": Code("warning", "red and blue of an episode's images are exchanged, judging by recorded "
+            "statistics or other episodes", "a policy learns with the wrong colors", WRITE_AGAIN, full_only=True),
+        "action-lag": Code("warning", "actions of an episode fit its states at another delay than in all others",
+            "the policy learns to act too early or too late", "put the actions back in their rows", full_only=True),
         "no-episodes": Code("error", "there is no episode", "there is nothing to train on"),
         "unnamed-file": Code("warning", "a file that the metadata does not name",
             "it is uploaded, and tools that list folders read it", "move it out of the dataset"),
@@ -142,10 +149,6 @@ CODES_BY_TOPIC: dict[str, dict[str, Code]] = {
         "picture-statistics": Code("warning", "decoded images do not match the recorded statistics of their episode",
             "images may be another episode's, and are normalized with the wrong statistics",
             "compute the statistics again if the video is the right one", full_only=True),
-        "picture-channels": Code("warning", "images match their recorded statistics with red and blue exchanged",
-            "a policy learns with the wrong colors", "encode the video again from its source", full_only=True),
-        "action-lag": Code("warning", "actions of an episode fit its states at another delay than in all others",
-            "the policy learns to act too early or too late", "put the actions back in their rows", full_only=True),
         "video-info": Code("warning", "a camera's info names another codec or pixel format than the video has",
             "a wrong decoder may be chosen", "write the video's own"),
         "video-display": Code("warning", "a video asks for its frames to be turned, or its pixels to be stretched",

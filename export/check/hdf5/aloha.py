@@ -5,13 +5,15 @@ Axes: T frames, D joints, H height, W width, C channels.
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from export.check.alignment import Alignment, alignment_of, check_alignment
 from export.check.findings import Findings
 from export.check.hdf5.arrays import (
     DAMAGE,
@@ -23,6 +25,7 @@ from export.check.hdf5.arrays import (
     check_jpegs,
     check_links,
     check_pictures,
+    compare_pictures,
     compare_with_majority,
     group_at,
     keys_of,
@@ -40,16 +43,28 @@ ALLOWED = re.compile(
     + re.escape(MANIFEST)
 )
 NEEDED = ("action", "observations/qpos", "observations/qvel")
+COMMANDS = ("action", "observations/qpos")  # of a leader and a follower arm
+MAX_VALUES = 2**24  # read at once
 FILES_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
 class AlohaEpisode:
-    """Contents of a file: its length, and the shapes of a row of its vectors and of the images of each camera."""
+    """Contents of a file.
+
+    Args:
+        file: Its name.
+        length: Rows of its actions; None if they are not readable.
+        shapes: Of a row of its vectors, and of the images of each camera.
+        thumbnails: Of its images, by path; empty with `--fast`.
+        alignment: How its actions fit its joint positions; None with `--fast`, or where they say nothing.
+    """
 
     file: str
     length: int | None
     shapes: dict[str, Shape]
+    thumbnails: dict[str, np.ndarray] = field(default_factory=dict)
+    alignment: Alignment | None = None
 
 
 def aloha_episodes(path: Path) -> list[Path]:
@@ -90,6 +105,10 @@ def check_aloha(path: Path, fast: bool, num_workers: int | None, findings: Findi
     complete = [episode for episode in episodes if episode.length is not None]
     # ACT configures joints, cameras and sizes once for all episodes.
     compare_with_majority({(episode.file, ""): episode.shapes for episode in complete}, NEEDED, findings)
+    compare_pictures({(episode.file, ""): episode.thumbnails for episode in complete}, findings)
+    alignments = [replace(episode.alignment, position=place) for place, episode in enumerate(complete)
+                  if episode.alignment is not None]  # fmt: skip
+    check_alignment(alignments, lambda place: (complete[place].file, "action"), findings)
     _check_lengths({episode.length for episode in complete if episode.length is not None}, findings)
 
 
@@ -117,6 +136,7 @@ def _check_episode(name: str, file: h5py.File, fast: bool, findings: Findings) -
         return AlohaEpisode(name, None, {})
     length: int | None = None
     shapes: dict[str, Shape] = {}
+    finite: set[str] = set()
     for where in NEEDED:
         array = array_at(file, where)
         if array is None:
@@ -129,17 +149,30 @@ def _check_episode(name: str, file: h5py.File, fast: bool, findings: Findings) -
         length = len(array) if length is None else length
         if len(array) != length:
             findings.add("row-count", name, where, f"{len(array)} rows", f"{length}, as action has")
-        if check_finite(name, where, array, findings) and len(array) == 0:
-            findings.add("row-count", name, where, "0 rows", "at least one")
+        if check_finite(name, where, array, findings):
+            finite.add(where)
+            if len(array) == 0:
+                findings.add("row-count", name, where, "0 rows", "at least one")
     for where, array in arrays(file):
         if where not in NEEDED and not where.startswith("observations/images/") and where != "compress_len":
             if array.ndim and length is not None and len(array) != length:
                 findings.add("row-count", name, where, f"{len(array)} rows", f"{length}, as action has")
             check_finite(name, where, array, findings)
-    return AlohaEpisode(name, length, shapes | _check_cameras(name, file, length, fast, findings))
+    sizes, thumbnails = _check_cameras(name, file, length, fast, findings)
+    alignment = None if fast or not finite.issuperset(COMMANDS) else _alignment(file)
+    return AlohaEpisode(name, length, shapes | sizes, thumbnails, alignment)
 
 
-def _check_cameras(name: str, file: h5py.File, length: int | None, fast: bool, findings: Findings) -> dict[str, Shape]:
+def _alignment(file: h5py.File) -> Alignment | None:
+    command, position = (array_at(file, where) for where in COMMANDS)
+    if command is None or position is None or command.shape != position.shape or math.prod(command.shape) > MAX_VALUES:
+        return None
+    return alignment_of(0, command[...], position[...])
+
+
+def _check_cameras(
+    name: str, file: h5py.File, length: int | None, fast: bool, findings: Findings
+) -> tuple[dict[str, Shape], dict[str, np.ndarray]]:
     observations = group_at(file, "observations")
     images = None if observations is None else group_at(observations, "images")
     cameras = {} if images is None else {key: array_at(images, key) for key in keys_of(images)}
@@ -147,6 +180,7 @@ def _check_cameras(name: str, file: h5py.File, length: int | None, fast: bool, f
     if not cameras:
         findings.add("missing-column", name, "observations/images", "no camera", "at least one", fixable=False)
     sizes: dict[str, Shape] = {}
+    thumbnails: dict[str, np.ndarray] = {}
     for camera, array in cameras.items():
         where = f"observations/images/{camera}"
         if array is None or array.ndim == 0:
@@ -155,11 +189,12 @@ def _check_cameras(name: str, file: h5py.File, length: int | None, fast: bool, f
         if length is not None and len(array) != length:
             findings.add("row-count", name, where, f"{len(array)} frames", f"{length}, as action has rows")
         if compressed:
-            sizes[where] = check_jpegs(name, where, array, fast, findings)
+            sizes[where], thumbnail_HWC = check_jpegs(name, where, array, fast, findings)
         else:
-            check_pictures(name, where, array, fast, findings)
+            thumbnail_HWC = check_pictures(name, where, array, fast, findings)
             sizes[where] = array.shape[1:3] if array.ndim == 4 else None
-    return sizes
+        thumbnails |= {} if thumbnail_HWC is None else {where: thumbnail_HWC}
+    return sizes, thumbnails
 
 
 def _check_lengths(lengths: set[int], findings: Findings) -> None:

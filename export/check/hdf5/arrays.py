@@ -18,6 +18,7 @@ import numpy as np
 
 from dreamgen.data.images import decode_image
 from export.check.findings import Findings
+from export.check.other_episodes import OtherEpisodes, Thumbnail
 
 SUFFIXES = (".hdf5", ".h5")
 MAX_DEPTH = 8  # hard links can form a cycle
@@ -167,31 +168,39 @@ def check_finite(name: str, where: str, array: h5py.Dataset, findings: Findings)
     return True
 
 
-def check_pictures(name: str, where: str, array: h5py.Dataset, fast: bool, findings: Findings) -> None:
-    """Check images stored as uint8 (N, H, W, C). Read all of them, or the first and the last if `fast`."""
+def check_pictures(name: str, where: str, array: h5py.Dataset, fast: bool, findings: Findings) -> np.ndarray | None:
+    """Check images stored as uint8 (N, H, W, C). Read all of them, or the first and the last if `fast`.
+
+    Returns:
+        thumbnail_HWC of the episode; None with `fast`, or where there is none.
+    """
+    thumbnail = Thumbnail(len(array) if array.ndim else 0)
     is_map = array.ndim == 4 and array.shape[-1] == 1 and array.dtype.kind in "iuf"  # depth or segmentation
     if not is_map and (array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] not in CHANNELS):
         findings.add("picture-type", name, where, f"{array.dtype} {array.shape}", "uint8 (N, H, W, 3)")
     if not is_stored(name, where, array, findings):
-        return
+        return None
     for row in range(len(array)) if not fast else _ends(len(array)):
         try:
-            array[row]
+            thumbnail.add(array[row])
         except DAMAGE as error:
             value = f"{type(error).__name__}: {error}"
             findings.add("damaged-picture", name, f"{where}, row {row}", value, "bytes that can be read")
-            return
+            return None
+    return None if fast else thumbnail.mean_HWC()
 
 
-def check_jpegs(name: str, where: str, array: h5py.Dataset, fast: bool, findings: Findings) -> tuple[int, int] | None:
+def check_jpegs(
+    name: str, where: str, array: h5py.Dataset, fast: bool, findings: Findings
+) -> tuple[tuple[int, int] | None, np.ndarray | None]:
     """Decode images stored as padded JPEGs, (N, bytes) or N arrays of bytes: all, or the first and the last if `fast`.
 
     Returns:
-        Height and width, or None if no image could be decoded.
+        Height and width, or None if no image could be decoded; thumbnail_HWC, as `check_pictures` returns it.
     """
-    size = None
+    size, thumbnail = None, Thumbnail(len(array) if array.ndim else 0)
     if not is_stored(name, where, array, findings):
-        return size
+        return size, None
     for row in range(len(array)) if not fast else _ends(len(array)):
         image = None
         try:
@@ -199,15 +208,32 @@ def check_jpegs(name: str, where: str, array: h5py.Dataset, fast: bool, findings
             image = decode_image(encoded, cv2.IMREAD_COLOR) if _whole_jpeg(encoded) else None
         except DAMAGE as error:
             findings.add("damaged-picture", name, f"{where}, row {row}", f"{type(error).__name__}: {error}", "a JPEG")
-            return size
+            return size, None
         if image is None:
             value = f"bytes {encoded[:4].tolist()} ..."
             findings.add("damaged-picture", name, f"{where}, row {row}", value, "a complete JPEG")
-            return size
+            return size, None
         if size is not None and image.shape[:2] != size:
             findings.add("picture-size", name, f"{where}, row {row}", str(image.shape[:2]), f"{size} as before")
         size = image.shape[:2]
-    return size
+        thumbnail.add(image)
+    return size, None if fast else thumbnail.mean_HWC()
+
+
+def compare_pictures(thumbnails: Mapping[tuple[str, str], Mapping[str, np.ndarray]], findings: Findings) -> None:
+    """Compare the pictures of each camera between the episodes.
+
+    Args:
+        thumbnails: File and group of each episode -> path of a camera -> thumbnail_HWC.
+        findings: Findings are added here.
+    """
+    cameras: dict[str, OtherEpisodes] = {}
+    for (file, group), held in thumbnails.items():
+        for camera, thumbnail_HWC in held.items():
+            where = f"{group}/{camera}".lstrip("/")
+            cameras.setdefault(camera, OtherEpisodes()).add(file, where, thumbnail_HWC)
+    for others in cameras.values():
+        others.check(findings)
 
 
 def _whole_jpeg(encoded: np.ndarray) -> bool:

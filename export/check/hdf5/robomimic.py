@@ -6,7 +6,7 @@ Axes: N samples, A action, H height, W width, C channels.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
@@ -25,6 +25,7 @@ from export.check.hdf5.arrays import (
     check_finite,
     check_links,
     check_pictures,
+    compare_pictures,
     compare_with_majority,
     group_at,
     keys_of,
@@ -47,10 +48,12 @@ class Demo:
     Args:
         num_samples: Length of its actions or, without them, its attribute; None if neither is readable.
         shapes: Shape of one row of its actions and observations, by path.
+        thumbnails: Of its images, by path; empty with `--fast`.
     """
 
     num_samples: int | None
     shapes: dict[str, Shape]
+    thumbnails: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def robomimic_file(path: Path) -> Path | None:
@@ -110,6 +113,7 @@ def _check_file(path: Path, file: h5py.File, fast: bool, num_workers: int | None
     if len(demos) == len(keys) and not unread and whole(total) != counted:
         findings.add("hdf5-total", path.name, "data, total", total, f"{counted}, as counted")
     compare_with_majority({(path.name, key): demo.shapes for key, demo in demos.items()}, ("actions",), findings)
+    compare_pictures({(path.name, key): demo.thumbnails for key, demo in demos.items()}, findings)
 
 
 def _check_demos(processes: Workers, keys: list[str], findings: Findings) -> dict[str, Demo]:
@@ -162,11 +166,13 @@ def _check_demo(name: str, key: str, demo: h5py.Group, fast: bool, findings: Fin
     num_rows = num_samples if num_actions is None else num_actions
     found = [(where, array) for where, array in arrays(demo) if not where.startswith(NOT_PER_SAMPLE)]
     shapes: dict[str, Shape] = {}
+    thumbnails: dict[str, np.ndarray] = {}
     for where, array in found:
         if array.ndim == 0 or (num_rows is not None and len(array) != num_rows):
             findings.add("row-count", name, f"{key}/{where}", f"shape {array.shape}", f"{num_rows} rows")
         elif where.startswith(("obs/", "next_obs/")) and array.ndim == 4:
-            check_pictures(name, f"{key}/{where}", array, fast, findings)
+            thumbnail_HWC = check_pictures(name, f"{key}/{where}", array, fast, findings)
+            thumbnails |= {} if thumbnail_HWC is None else {where: thumbnail_HWC}
         elif check_finite(name, f"{key}/{where}", array, findings) and where == "actions":
             _check_range(name, f"{key}/actions", array, findings)
         if array.ndim and where.startswith(("obs/", "next_obs/", "actions")):
@@ -176,7 +182,7 @@ def _check_demo(name: str, key: str, demo: h5py.Group, fast: bool, findings: Fin
             findings.add("missing-column", name, f"{key}/{where}", "none", "one number a sample", fixable=False)
     if not any(where.startswith("obs/") for where, _ in found):
         findings.add("missing-column", name, f"{key}/obs", "none", "at least one observation", fixable=False)
-    return Demo(num_rows, shapes)
+    return Demo(num_rows, shapes, thumbnails)
 
 
 def _check_range(name: str, where: str, actions: h5py.Dataset, findings: Findings) -> None:

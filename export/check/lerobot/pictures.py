@@ -37,11 +37,13 @@ class PictureSampler:
         self._sampled = set(sampled_frames(num_frames).tolist())
         self._num_added, self._histogram = 0, ImageHistogram.empty()
 
-    def add(self, frame: av.VideoFrame) -> None:
-        """Take the episode's next frame."""
-        if self._num_added in self._sampled:
-            self._histogram = self._histogram.with_frame(to_rgb(frame))
+    def add(self, frame: av.VideoFrame) -> np.ndarray | None:
+        """Take the episode's next frame, and return its pixels if it is one of those that are sampled."""
+        rgb_HWC = to_rgb(frame) if self._num_added in self._sampled else None
+        if rgb_HWC is not None:
+            self._histogram = self._histogram.with_frame(rgb_HWC)
         self._num_added += 1
+        return rgb_HWC
 
     def statistics_F(self) -> np.ndarray | None:
         """Return mean and deviation of each channel in [0, 1]; None where there were fewer or more frames."""

@@ -22,8 +22,8 @@ from dreamgen.data.lerobot.schema import INDEX_COLUMNS, NUMERIC
 from dreamgen.data.lerobot.statistics import Statistics
 from dreamgen.data.timeline import frame_times_s
 from dreamgen.data.trajectory import ACTION, STATE
+from export.check.alignment import Alignment, alignment_of
 from export.check.findings import Findings
-from export.check.lerobot.alignment import Alignment, alignment_of
 from export.check.lerobot.metadata import annotation_columns
 from export.check.lerobot.statistics import EpisodeStatistics
 

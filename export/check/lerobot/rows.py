@@ -16,8 +16,8 @@ from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.rows import ParquetRows, is_number
 from dreamgen.data.lerobot.schema import INDEX_COLUMNS
 from dreamgen.data.lerobot.statistics import Statistics
+from export.check.alignment import Alignment, check_alignment
 from export.check.findings import Findings
-from export.check.lerobot.alignment import Alignment, check_alignment
 from export.check.lerobot.files import FileGroup, table_groups
 from export.check.lerobot.metadata import annotation_columns
 from export.check.lerobot.row_batch import RowBatch, check_row_batch, check_stored_pictures
@@ -50,7 +50,12 @@ def check_rows(workers: Workers, dataset: LeRobotMeta, findings: Findings) -> Ro
         summary.num_rows.update(part.num_rows)
         merge_features(summary.statistics, part.statistics)
         summary.alignments += part.alignments
-    check_alignment(dataset, summary.alignments, findings)
+    episodes = dataset.episodes
+
+    def place_of(position: int) -> tuple[str, str]:
+        return episodes.file_name(position), f"episode {episodes.index_N[position]}"
+
+    check_alignment(summary.alignments, place_of, findings)
     return summary
 
 

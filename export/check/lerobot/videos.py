@@ -5,6 +5,7 @@ Axes: E episodes, T frames, F statistics.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from export.check.lerobot.pictures import NOTICEABLE, PictureSampler, PictureSta
 from export.check.lerobot.row_batch import TIME_TOLERANCE_S
 from export.check.lerobot.statistics import EpisodeStatistics, LeRobotCheck
 from export.check.lerobot.video_scan import VideoScan, scan_video
+from export.check.other_episodes import OtherEpisodes, Thumbnail
 from export.workers import Workers
 
 VIDEOS_PER_TASK = {True: 32, False: 4}  # fast, full; of v2, which has one an episode
@@ -45,19 +47,26 @@ def check_videos(workers: Workers, check: LeRobotCheck, num_rows: dict[int, int]
             findings.add("camera-without-files", INFO, f"features.{camera}", value, "all of them, or no such feature")
             continue
         pictures: list[PictureStatistics] = []
-        for found, of_group in workers.map(check_video_group, groups, f"check {camera}", "videos"):
+        others = OtherEpisodes()
+        for found, of_group, thumbnails in workers.map(check_video_group, groups, f"check {camera}", "videos"):
             findings.merge(found)
             pictures += of_group
+            for position, thumbnail_HWC in thumbnails.items():
+                file = dataset.episodes.file_name(position, camera)
+                others.add(file, f"episode {dataset.episodes.index_N[position]}", thumbnail_HWC)
         check_pictures(dataset, pictures, findings)
+        others.check(findings)
 
 
-def check_video_group(check: LeRobotCheck, group: FileGroup) -> tuple[Findings, list[PictureStatistics]]:
+def check_video_group(
+    check: LeRobotCheck, group: FileGroup
+) -> tuple[Findings, list[PictureStatistics], dict[int, np.ndarray]]:
     """Check some video files; called in any process.
 
     Returns:
-        Findings, and statistics of the episodes whose pictures are not as recorded.
+        Findings, statistics of the episodes whose pictures are not as recorded, and thumbnails by position.
     """
-    findings, pictures = Findings(), []
+    findings, pictures, thumbnails = Findings(), [], {}
     with EpisodeStatistics(check, findings, of_pictures=True) as recorded:
         for file in group.single_files(check.dataset.episodes):
             first = f"episode {check.dataset.episodes.index_N[file.positions[0]]}"
@@ -67,15 +76,19 @@ def check_video_group(check: LeRobotCheck, group: FileGroup) -> tuple[Findings, 
                 continue
             spans = Spans.of(check.dataset, file)
             samplers = {} if check.fast else _samplers(check.dataset, file, recorded)
+            lengths = [] if check.fast else check.dataset.episodes.length_N[file.positions].tolist()
+            small = {place: Thumbnail(length) for place, length in enumerate(lengths) if length > 0}
             av.logging.set_libav_level(av.logging.PANIC)  # what it would print becomes a finding
             try:
-                scan = scan_video(path, not check.fast, spans.distribute(samplers) if samplers else None)
+                scan = scan_video(path, not check.fast, spans.distribute(samplers, small) if small else None)
             finally:
                 av.logging.set_libav_level(av.logging.ERROR)
             _check_stream(check.dataset, file, scan, findings)
             _check_spans(check.dataset, file, spans, scan, findings)
             pictures += _noticeable(file, samplers)
-    return findings, pictures
+            means = {int(file.positions[place]): thumbnail.mean_HWC() for place, thumbnail in small.items()}
+            thumbnails |= {position: mean_HWC for position, mean_HWC in means.items() if mean_HWC is not None}
+    return findings, pictures, thumbnails
 
 
 @dataclass(frozen=True)
@@ -95,14 +108,18 @@ class Spans:
             return cls(np.zeros(len(file.positions)), np.full(len(file.positions), np.inf), half_frame_s)
         return cls(places.from_s_N, places.to_s_N, half_frame_s)
 
-    def distribute(self, samplers: dict[int, PictureSampler]) -> Callable[[float, av.VideoFrame], None]:
-        """Return a function that passes each decoded frame to the sampler of its episode."""
-        starts_E = self.from_s_E - self.half_frame_s
+    def distribute(
+        self, samplers: dict[int, PictureSampler], thumbnails: dict[int, Thumbnail]
+    ) -> Callable[[float, av.VideoFrame], None]:
+        """Return a function that passes each decoded frame to the thumbnail and the sampler of its episode."""
+        # Lists, as NumPy would take longer for one number than the decoder for a small frame.
+        starts, ends = ((s_E - self.half_frame_s).tolist() for s_E in (self.from_s_E, self.to_s_E))
 
         def on_frame(time_s: float, frame: av.VideoFrame) -> None:
-            place = int(np.searchsorted(starts_E, time_s, side="right")) - 1
-            if place in samplers and time_s < self.to_s_E[place] - self.half_frame_s:
-                samplers[place].add(frame)
+            place = bisect_right(starts, time_s) - 1
+            if place in thumbnails and time_s < ends[place]:
+                rgb_HWC = samplers[place].add(frame) if place in samplers else None
+                thumbnails[place].add(frame if rgb_HWC is None else rgb_HWC)
 
         return on_frame
 

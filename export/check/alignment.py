@@ -8,11 +8,11 @@ Axes: N rows, D dimensions, L lags, E episodes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from dreamgen.data.lerobot.metadata import LeRobotMeta
 from export.check.findings import Findings
 
 LAGS = range(-6, 13)  # rows by which a state comes after its action
@@ -29,7 +29,7 @@ class Alignment:
     Args:
         position: Of the episode.
         fit_L: Correlation at each of `LAGS`, float32.
-        backwards: Best correlation of the reversed actions.
+        backwards: Best correlation of the reversed actions; -1 where they fit as they are.
     """
 
     position: int
@@ -46,12 +46,21 @@ def alignment_of(position: int, action_ND: np.ndarray, state_ND: np.ndarray) -> 
         return None
     action_ND, state_ND = action_ND[:, moves_D].astype(np.float64), state_ND[:, moves_D].astype(np.float64)
     fit_L = np.array([_correlation(action_ND, state_ND, lag) for lag in LAGS], np.float32)
-    backwards = max(_correlation(action_ND[::-1], state_ND, lag) for lag in LAGS)
-    return Alignment(position, fit_L, float(backwards))
+    if fit_L.max() > FITS:
+        return Alignment(position, fit_L, -1.0)
+    return Alignment(position, fit_L, max(_correlation(action_ND[::-1], state_ND, lag) for lag in LAGS))
 
 
-def check_alignment(dataset: LeRobotMeta, alignments: list[Alignment], findings: Findings) -> None:
-    """Report the few episodes whose actions fit at another lag than those of the others."""
+def check_alignment(
+    alignments: list[Alignment], place_of: Callable[[int], tuple[str, str]], findings: Findings
+) -> None:
+    """Report the few episodes whose actions fit at another lag than those of the others.
+
+    Args:
+        alignments: Of the episodes.
+        place_of: Returns file and place of an episode, by its position.
+        findings: Findings are added here.
+    """
     if len(alignments) < MIN_EPISODES:
         return
     fit_EL = np.stack([alignment.fit_L for alignment in alignments])
@@ -69,8 +78,7 @@ def check_alignment(dataset: LeRobotMeta, alignments: list[Alignment], findings:
             value = f"its actions fit its states at a delay of {LAGS[int(best_E[place])]} rows"
         else:
             continue
-        file = dataset.episodes.file_name(alignment.position)
-        findings.add("action-lag", file, f"episode {dataset.episodes.index_N[alignment.position]}", value,
+        findings.add("action-lag", *place_of(alignment.position), value,
                      f"a delay of {LAGS[usual]} rows, as in {int(agrees_E.sum())} other episodes")  # fmt: skip
 
 
