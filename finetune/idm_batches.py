@@ -132,7 +132,8 @@ def augmented(
             if blur_px:
                 image = cv2.GaussianBlur(image, (0, 0), blur_px)
             if quality is not None:
-                image = cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 1)
+                written = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+                image = np.asarray(cv2.imdecode(written, cv2.IMREAD_COLOR))
             result[frame, camera : camera + 3] = image.transpose(2, 0, 1)
     return result[:-1], result[-1]
 

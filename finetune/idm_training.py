@@ -56,7 +56,8 @@ class TrainedIdm:
     """
 
     def __init__(self, model: InverseDynamics) -> None:
-        self.network, self.best = model.networks, {}
+        self.network: nn.Module = model.networks
+        self.best: dict[str, torch.Tensor] = {}
 
     def save_adapter(self, folder: Path) -> None:
         """Write the weights into `idm/` of an existing folder."""

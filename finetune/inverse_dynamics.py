@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from dreamgen.config.settings import IdmSettings, Settings
@@ -116,6 +117,9 @@ def make_accelerator(settings: Settings) -> Accelerator:
     is_gpu = device.type == "cuda"
     if is_gpu and device.index is not None:
         torch.cuda.set_device(device)
+    # In `dreamgen run` the adapter was trained before in this process, perhaps in another precision, which accelerate
+    # keeps and would refuse to change.
+    AcceleratorState._reset_state()
     return Accelerator(
         cpu=not is_gpu,
         mixed_precision="bf16" if is_gpu else "no",

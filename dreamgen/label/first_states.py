@@ -37,5 +37,5 @@ def known_first_states(run: RunFolder, wanted: Collection[str], state_dim: int) 
         if hashes:
             state_TS = read_trajectory(table).state_TS
             if state_TS is not None and state_TS.shape[1] == state_dim and len(state_TS):
-                found |= dict.fromkeys(hashes, state_TS[0])
+                found.update((sha256, state_TS[0]) for sha256 in hashes)
     return found

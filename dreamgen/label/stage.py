@@ -79,7 +79,7 @@ class Labeler(ClipStage):
         check_frame_rate(run, model, jobs)
         known: dict[str, np.ndarray] = {}
         if model.config.states is not None:
-            wanted = {job.first_frame_sha256 for job in jobs.distinct(["first_frame_sha256"])} - {None}
+            wanted = {sha256 for job in jobs.distinct(["first_frame_sha256"]) if (sha256 := job.first_frame_sha256)}
             known = known_first_states(run, wanted, len(model.config.states.names))
         super().__init__(run, jobs, LabelProcessor(run.absolute().idm, made_by, known))
         self._num_generated, self._num_failed = len(generated), 0

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, Dinov2Config, Dinov2Model
 
@@ -89,6 +91,17 @@ def test_a_signal_leaves_a_checkpoint_and_other_data_is_refused(tmp_path, monkey
         finetune_idm(replace(settings, idm=replace(settings.idm, weight_decay=0.5)), resume=True)
     monkeypatch.undo()  # the interrupted sample is drawn again
     assert not finetune_idm(settings, resume=True).partial
+
+
+def test_another_training_in_the_same_process_changes_nothing(tmp_path):
+    for name in ("a", "b"):
+        write_square_training_set(tmp_path / name, num_episodes=2, num_frames=17)
+        AcceleratorState._reset_state()
+        if name == "b":  # as of an adapter in bf16
+            Accelerator(cpu=True, mixed_precision="bf16")
+        finetune_idm(square_settings(tmp_path / name, **TINY))
+    one, other = weights_of(tmp_path / "a"), weights_of(tmp_path / "b")
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_it_stops_early_with_the_best_weights(tmp_path):

@@ -101,7 +101,8 @@ class InverseDynamics:
             std_TD = stats.std_from_network(std_TP[:, start:stop]) * config.uncertainty_scale
             found += [self._started(stats, values_TD, std_TD, first_state_S)]
             start = stop
-        (action_TA, action_std_TA), (state_TS, state_std_TS) = (*found, (None, None))[:2]
+        action_TA, action_std_TA = found[0]
+        state_TS, state_std_TS = found[1] if len(found) > 1 else (None, None)
         if integrate_states and state_TS is not None and config.next_state is not None:
             start_S = state_TS[0] if first_state_S is None else first_state_S
             state_TS = integrate(np.asarray(config.next_state), start_S, action_TA)

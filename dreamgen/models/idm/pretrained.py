@@ -37,6 +37,8 @@ class PretrainedEncoder(nn.Module):
         self.px, self.frozen = int(config["px"]), bool(config["frozen"])
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
         self.tower.requires_grad_(not self.frozen)
         with torch.no_grad():
             _, num_patches, num_features = self._patches(torch.zeros(1, 3, 8, 8)).shape
