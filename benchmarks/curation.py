@@ -68,6 +68,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     random = np.random.default_rng(given.seed)
     results = json.loads(given.out.read_text())["sources"] if given.out.exists() else {}
+    results = {name: evaluated(result["values"]) for name, result in results.items()}  # thresholds as they are set now
     if given.gr1:
         results["GR1"] = measured("GR1", gr1_clips(given.gr1), given, random)
     if given.metaworld:
@@ -107,8 +108,6 @@ def measured(name: str, clips: list[BenchClip], given: argparse.Namespace, rando
     real = [(clip, values_of(clip)) for clip in clips] + [(c, values_of(c, crf)) for c, crf in trips]
     for_calibration = [(c, v) for c, v in real if c.episode in calibration_half]
     tested = [(c, v) for c, v in real if c.episode not in calibration_half]
-    table = {m.name: np.array([v.get(m.name) for _, v in for_calibration], float) for m in METRICS}
-    set_from_demos = calibrate(table, [c.episode for c, _ in for_calibration], METRICS)
     held_out = [clip for clip, _ in tested if clip.kind == "real"]
     bad = {}
     for kind in KINDS:
@@ -116,17 +115,29 @@ def measured(name: str, clips: list[BenchClip], given: argparse.Namespace, rando
         made = (spoiled(held_out[i], kind, held_out, random) for i in chosen)
         bad[kind] = [values_of(clip) for clip in made if clip is not None]
         print(f"{name}: {kind}: {len(bad[kind])} clips", flush=True)
-    both = {"defaults": defaults(), "calibrated": {**defaults(), **set_from_demos.limits}}
+    return evaluated({
+        "calibration": [v for _, v in for_calibration], "recordings": [c.episode for c, _ in for_calibration],
+        "real": [v for _, v in tested], "trips": [c.kind for c, _ in tested], "bad": bad,
+    })  # fmt: skip
+
+
+def evaluated(values: dict[str, Any]) -> dict[str, Any]:
+    """Set thresholds on the clips for calibration, and count what they and the defaults reject of the others."""
+    metrics = [m for m in METRICS if m.is_calibrated]
+    table = {m.name: np.array([v.get(m.name) for v in values["calibration"]], float) for m in metrics}
+    found = calibrate(table, values["recordings"], metrics)
+    both = {"defaults": defaults(), "calibrated": {**defaults(), **found.limits}}
+    real, trips = values["real"], values["trips"]
+    by_trip = {trip: [v for v, t in zip(real, trips, strict=True) if t == trip] for trip in sorted(set(trips))}
     return {
-        "num_calibration": len(for_calibration), "num_held_out": len(tested),
-        "thresholds": both["calibrated"], "cross_validated_rejections": set_from_demos.num_rejected,
-        "real": {key: share([v for _, v in tested], limits) for key, limits in both.items()},
-        "real_by_trip": {kind: share([v for c, v in tested if c.kind == kind], both["calibrated"])
-                         for kind in sorted({c.kind for c, _ in tested})},
-        "bad": {kind: {key: share(values, limits) for key, limits in both.items()} for kind, values in bad.items()},
-        "found_by": {kind: reasons(values, both["calibrated"]) for kind, values in bad.items()},
-        "false_alarms_by": reasons([v for _, v in tested], both["calibrated"]),
-        "values": {"real": [v for _, v in tested], "calibration": [v for _, v in for_calibration], **bad},
+        "num_calibration": len(values["calibration"]), "num_held_out": len(real), "thresholds": both["calibrated"],
+        "real": {key: share(real, limits) for key, limits in both.items()},
+        "real_by_trip": {trip: share(some, both["calibrated"]) for trip, some in by_trip.items()},
+        "bad": {kind: {key: share(some, limits) for key, limits in both.items()}
+                for kind, some in values["bad"].items()},
+        "found_by": {kind: reasons(some, both["calibrated"]) for kind, some in values["bad"].items()},
+        "false_alarms_by": reasons(real, both["calibrated"]),
+        "values": values,
     }  # fmt: skip
 
 

@@ -16,7 +16,6 @@ from dreamgen.extensions.score import Metric
 TAIL_SHARE = 0.2  # of the clips, in the direction of rejection: an exponential tail is fitted to their values
 LEAST_SCALE = 0.07  # of the distance from the median to the default threshold: values that hardly vary say too little
 NUM_FOLDS = 10
-MAX_HALVINGS = 8
 Z_95 = 1.96
 
 
@@ -43,9 +42,8 @@ def calibrate(
     """Set one threshold for each metric, so that all of them together reject real clips at a rate.
 
     Each metric's tail is taken as exponential beyond its 80 % quantile (peaks over threshold; Pickands, 1975), and its
-    threshold is where the tail's probability is that of a false alarm by this metric alone. That probability is the
-    same for all metrics: the largest, from `rate` down, for which thresholds from other recordings reject at most
-    `rate` of the clips. It is never below `rate` over the number of metrics: if the tails fit, that suffices.
+    threshold is where the tail's probability is `rate` over the number of metrics, so that all of them together stay
+    below `rate`.
 
     Args:
         values: Metric -> value of each of the N clips; NaN where it was not measured.
@@ -59,11 +57,8 @@ def calibrate(
     known = [metric for metric in metrics if np.isfinite(values[metric.name]).any()]
     table = np.stack([_sign(metric) * np.asarray(values[metric.name], float) for metric in known], axis=1)
     fold_N = _folds(groups)
-    for halvings in range(MAX_HALVINGS + 1):
-        alone = max(rate / 2**halvings, rate / len(known))
-        rejected = _rejected_by_others(table, fold_N, known, alone)
-        if (rejected.sum() + 1) / (len(table) + 1) <= rate or alone == rate / len(known):
-            break
+    alone = rate / len(known)
+    rejected = _rejected_by_others(table, fold_N, known, alone)
     bounds = _bounds(table, known, alone)
     limits = {metric.threshold.setting: _rounded(metric, float(_sign(metric) * bound))
               for metric, bound in zip(known, bounds, strict=True)}  # fmt: skip

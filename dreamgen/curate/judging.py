@@ -111,4 +111,4 @@ def judge_clips(clips: Iterable[tuple[ClipContext, JournalRecord]], judges: Load
     at_once = min((getattr(loaded, "num_concurrent", 1) for _, loaded in judges.values()), default=1)
     with ThreadPoolExecutor(at_once) as threads:
         for some in batched(clips, at_once):
-            yield from threads.map(lambda pair: judge_clip(*pair, judges), some)
+            yield from threads.map(lambda pair: judge_clip(pair[0], pair[1], judges), some)

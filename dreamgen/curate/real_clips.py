@@ -61,7 +61,7 @@ def calibrate_run(settings: Settings) -> StageResult:
 
     Each part of a demonstration counts as it would be encoded as a clip, encoded at a lower quality, and, with
     `curate.calibrate_through_vae`, after the model's VAE: what no world model can do better must not be rejected.
-    Scores of actions keep their thresholds: recorded actions are not what an inverse-dynamics model makes of such clips.
+    Scores of actions keep their thresholds: recorded actions are not what an inverse-dynamics model gives for clips.
 
     Args:
         settings: Of a run whose training set exists.
@@ -73,7 +73,7 @@ def calibrate_run(settings: Settings) -> StageResult:
         UserError: if there are fewer than `LEAST_CLIPS` real clips, or the VAE cannot be loaded.
     """
     run = RunFolder.of(settings)
-    path, metrics = run.scores / "calibrated.yaml", [score for _, score in SCORES.items()]
+    path, metrics = run.scores / "calibrated.yaml", [score for _, score in SCORES.items() if score.is_calibrated]
     trip = _vae_trip(settings, run) if settings.curate.calibrate_through_vae else None
     rows: list[dict[str, float]] = []
     recordings: list[str] = []

@@ -35,7 +35,7 @@ def sampled_flow(gray_THW: np.ndarray) -> FlowSamples:
     Returns:
         The samples; none for fewer than three frames.
     """
-    method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
     frames = np.clip(np.rint(gray_THW), 0, 255).astype(np.uint8)
     starts = np.unique(np.linspace(0, len(frames) - 3, NUM_SAMPLES).astype(int)) if len(frames) > 2 else []
 

@@ -105,12 +105,14 @@ class Score(Metric):
     Args:
         measure: Measures one clip; returns None where there is nothing to measure.
         applies: Whether a job's clip is measured and compared at all, such as only one with a first frame.
+        is_calibrated: Whether `curate --calibrate` sets its threshold.
         version: Raised with each change of what is measured; values of other versions are measured again.
     """
 
     measure: Callable[[ClipContext], float | None]
     applies: Callable[[Job], bool] = every_clip
     version: int = 1
+    is_calibrated: bool = True
 
 
 SCORES: Registry[Score] = Registry(

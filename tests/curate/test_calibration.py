@@ -32,7 +32,7 @@ def test_new_real_clips_are_rejected_at_the_wanted_rate():
         result = calibrate(drawn(200, seed), [str(n) for n in range(200)], METRICS)
         rates.append(rejected(drawn(2000, 1000 + seed), result.limits).mean())
         assert result.num_clips == 200 and result.interval[0] < 0.03 and result.interval[1] > result.num_rejected / 200
-    assert 0.005 < np.mean(rates) < 0.025
+    assert 0.001 < np.mean(rates) < 0.02
 
 
 def test_few_clips_give_wider_thresholds_than_their_largest_value():

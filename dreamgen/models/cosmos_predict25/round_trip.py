@@ -6,6 +6,7 @@ Axes: T frames, H height, W width, C channels, B batch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,8 @@ def vae_round_trip(source: WorldModelSource, device: torch.device) -> Callable[[
     Returns:
         From video_THWC to video_THWC, uint8, 0-255, RGB, of 4k + 1 frames whose size is divisible by 8.
     """
-    vae = load_vae(source).to(device, torch.float32 if device.type == "cpu" else torch.bfloat16).eval()
+    loaded: Any = load_vae(source)
+    vae = loaded.to(device, torch.float32 if device.type == "cpu" else torch.bfloat16).eval()
     if device.type == "cpu":
         use_channels_last(vae)
 

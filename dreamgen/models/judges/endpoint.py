@@ -45,7 +45,7 @@ class Endpoint:
     @property
     def name(self) -> str:
         """Return the model's name."""
-        return self._settings.model
+        return str(self._settings.model)
 
     @property
     def cost_usd(self) -> float:

@@ -44,7 +44,8 @@ class InProcess:
                 allowed="a vision-language model that AutoModelForImageTextToText loads",
                 next_step="--judge.model=HUB_ID_OR_FOLDER, or --judge.endpoint=URL",
             ) from None  # fmt: skip
-        self._model: Any = model.to(device).eval()
+        loaded: Any = model  # its `to` is typed for calls without a dtype only
+        self._model = loaded.to(device).eval()
 
     @torch.inference_mode()
     def answer(self, question: Question, frames: list[np.ndarray], instruction: str) -> tuple[dict[str, float], str]:
