@@ -33,6 +33,9 @@ def export(run, **values):
         (0.4, 0.4, {"mean": (0.5, 0.0), "state_held": (0.5, 0.5)}, ["the state held"]),
         (0.6, -0.1, {"mean": (0.5, 0.0), "of_tomorrow": (0.5, None)}, ["the demonstrations' mean", "of tomorrow"]),
         (0.4, None, {"mean": (0.5, None)}, []),
+        (0.4, 0.89, {"nearest_frame": (0.1, 0.99)}, ["the nearest training frame"]),
+        (0.4, 0.9, {"nearest_frame": (0.1, 0.99)}, []),  # held-out episodes nearly repeat training episodes
+        (0.4, 0.95, {"state_held": (0.1, 0.99)}, ["the state held"]),
         (0.4, 0.6, {}, []),
     ],
 )

@@ -32,7 +32,7 @@ from dreamgen.run.files import read_json, write_json
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 ENCODE_BATCH = 64  # frames at once; fixed, as it may change rounding
 BACKGROUND_FRAMES = 15  # whose median is a clip's background
-KNOWN_STATE_S = 3.0  # seconds after which a known first state counts 1/e; chosen by cross-validation on GR1 episodes
+KNOWN_STATE_S = 3.0  # seconds after which a known first state counts 1/e; chosen on the five GR1 episodes
 
 
 @dataclass(frozen=True)
