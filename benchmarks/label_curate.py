@@ -133,8 +133,8 @@ def measure(run: RunFolder, args: argparse.Namespace, num_workers: int) -> float
     """Return the seconds that the stages take from the beginning, in a process of their own."""
     for folder in (run.scores, *([] if args.stages == "curate" else [run.labels])):
         shutil.rmtree(folder, ignore_errors=True)
-    for path in [*run.journal.glob("label*"), *run.journal.glob("curate*")]:
-        path.unlink()
+    shutil.rmtree(run.root / "journal")
+    shutil.copytree(run.root / "journal-generated", run.root / "journal")
     settings = json.dumps(settings_of(run, args, num_workers))
     done = subprocess.run([sys.executable, "-c", CODE, args.stages, settings], stdout=subprocess.PIPE, text=True)
     assert done.returncode == 0, f"{args.stages} ended with {done.returncode}"

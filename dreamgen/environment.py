@@ -1,8 +1,9 @@
-"""Environment variables that libraries read at import: set before any of them is imported, in every process."""
+"""What keeps libraries quiet: variables that they read at import, set in every process, and filters of warnings."""
 
 from __future__ import annotations
 
 import os
+import warnings
 
 DEFAULTS = {
     # Only this package logs; the libraries' errors still arrive as exceptions.
@@ -15,7 +16,13 @@ DEFAULTS = {
 }
 
 
+# Precision is a setting, so torch's advice to lower it is no news.
+IGNORED_WARNINGS = ("TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled",)
+
+
 def set_library_defaults() -> None:
-    """Set each variable that the user has not set."""
+    """Set each variable that the user has not set, and ignore warnings that nobody can act on."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    for message in IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)

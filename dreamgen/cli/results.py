@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from dreamgen.run.records import StageResult
-from dreamgen.stages import PIPELINE
 from dreamgen.text_escape import json_text, terminal_text
 
 FEWEST_ROWS = 3  # stages of a run from which on they are a table
@@ -20,6 +19,8 @@ def show(results: Sequence[StageResult], as_json: bool) -> int:
     if as_json:
         print(json_text(json.dumps([_plain(result.to_dict()) for result in results], indent=2, ensure_ascii=False)))
     else:
+        from dreamgen.stages import PIPELINE  # here, as it reads extensions, whose errors are shown as a command's
+
         of_run = [result for result in results if result.stage in PIPELINE]
         if len(of_run) >= FEWEST_ROWS:
             print(terminal_text(run_text(of_run)))

@@ -14,8 +14,8 @@ CONFIG_NAME = "config.json"
 BASELINES = {
     "mean": "the demonstrations' mean", "nearest_frame": "the nearest training frame", "state_held": "the state held",
 }  # fmt: skip
-# Held-out episodes that nearly repeat training episodes make the nearest frame exact, which says nothing about clips from
-# new starts. A model with this R^2 is not called weak for it.
+# Held-out episodes that nearly repeat training episodes make the nearest frame exact, which says nothing about clips
+# from new starts. A model with this R^2 is not called weak for it.
 GOOD_R2 = 0.9
 
 
