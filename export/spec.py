@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dreamgen.config.settings import ExportSettings, Hdf5Settings
+from dreamgen.config.dataset_settings import ExportSettings, Hdf5Settings
 from dreamgen.errors import UserError
 from dreamgen.run.records import RobotFeatures
 from export.episodes import ExportEpisode

@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dreamgen.config.loading import configs_folder, read_yaml
-from dreamgen.config.settings import FinetuneSettings, LoraSettings, ModelSettings, VideoSettings
+from dreamgen.config.settings import ModelSettings, VideoSettings
+from dreamgen.config.training_settings import FinetuneSettings, LoraSettings
 from dreamgen.errors import UserError
 from dreamgen.models.cosmos_predict25.adapter import add_adapter
 from dreamgen.models.cosmos_predict25.latents import latent_shape

@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from dreamgen.config.settings import FinetuneSettings, LoraSettings
+from dreamgen.config.training_settings import FinetuneSettings, LoraSettings
 from dreamgen.models.cosmos_predict25.activation_checkpointing import (
     choose_policies,
     step_activations,
