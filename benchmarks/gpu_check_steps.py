@@ -21,6 +21,7 @@ from synthetic_run import INSTRUCTIONS, drawn_frames, make_run
 from dreamgen.config.loading import configs_folder
 from dreamgen.config.settings import ExportSettings, Settings
 from dreamgen.data.video import write_png
+from dreamgen.extensions.score import SCORES
 from dreamgen.run.files import sha256_of_file
 from dreamgen.run.jobs import read_jobs
 from dreamgen.run.journal import read_journal
@@ -289,10 +290,10 @@ def settings_of(check: Check) -> list[str]:
         f"--finetune.num_steps={args.num_steps}", "--finetune.log_every=1", "--finetune.tracker=none",
         "--finetune.windows_per_clip=1", f"--idm.num_steps={args.idm_num_steps}",
         f"--idm.horizon={min(16, args.num_frames // 2)}", f"--plan.first_frames={check.pairs}",
-        f"--plan.num_inference_steps={args.num_inference_steps}", "--curate.min_motion=0",
-        "--curate.min_first_frame_psnr_db=-100", "--curate.max_cut_score=1e9", "--export.formats=[lerobot-v3.0]",
-        "--curate.max_action_outside_demos=1", "--export.allow_weak_labels=true",
+        f"--plan.num_inference_steps={args.num_inference_steps}", "--export.formats=[lerobot-v3.0]",
+        "--export.allow_weak_labels=true",
     ]  # fmt: skip
+    words += [f"--curate.{score.threshold.setting}={score.threshold.loosest}" for _, score in SCORES.items()]
     if args.no_compile:
         words += ["--finetune.compile=false", "--generate.compile=false"]
     return words if check.num_gpus else [*words, "--model.device=cpu", "--generate.num_workers=1"]

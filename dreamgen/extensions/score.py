@@ -40,6 +40,12 @@ class Threshold:
         """Return whether values below the threshold (min) or above it (max) reject a clip."""
         return "min" if self.setting.startswith("min_") else "max"
 
+    @property
+    def loosest(self) -> float:
+        """Return a value of the setting that hardly any clip violates: its end, or a large number where it has none."""
+        end = self.low if self.direction == "min" else self.high
+        return end if math.isfinite(end) else math.copysign(1e9, end)
+
     def nearest(self, values: Sequence[float]) -> float:
         """Return which of some values that violate the threshold is closest to it."""
         return max(values) if self.direction == "min" else min(values)

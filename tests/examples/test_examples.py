@@ -12,6 +12,7 @@ import yaml
 
 from dreamgen.config.loading import find_preset, read_yaml
 from tests.fixtures.demos import write_lerobot_v21
+from tests.fixtures.runs import lenient
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TINY = {
@@ -20,7 +21,7 @@ TINY = {
     "idm": {"num_steps": 20, "image_px": 32, "horizon": 4},
     "plan": {"num_inference_steps": 2, "num_first_frames": 2},
     "generate": {"num_workers": 1},
-    "curate": {"min_motion": 0.0, "min_first_frame_psnr_db": 0.0, "max_cut_score": 1000.0},
+    "curate": lenient(),
     "export": {"formats": ["lerobot-v3.0"]},
 }
 
