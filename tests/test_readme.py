@@ -15,7 +15,7 @@ import yaml
 
 from dreamgen.cli.main import main
 from tests.fixtures.demos import write_lerobot_v21
-from tests.fixtures.local_ray import start_ray
+from tests.fixtures.local_ray import own_ray
 from tests.fixtures.runs import lenient
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,9 +55,14 @@ def test_every_command_is_run_or_has_a_reason_not_to_be():
     )
 
 
+@pytest.fixture
+def two_cpus():
+    with own_ray(2):
+        yield
+
+
 @pytest.mark.slow
-def test_its_commands_run_in_order(tmp_path, monkeypatch, capsys):
-    start_ray(2)
+def test_its_commands_run_in_order(two_cpus, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     demos = write_lerobot_v21(Path("path/to/dataset"), num_episodes=3, num_frames=16)
     shutil.copytree(demos, "path/to/lerobot_v21")

@@ -17,7 +17,7 @@ from dreamgen.run.jobs import read_jobs
 from dreamgen.run.journal import read_journal
 from dreamgen.run.run_folder import RunFolder
 from tests.fixtures.demos import write_lerobot_v21
-from tests.fixtures.local_ray import start_ray
+from tests.fixtures.local_ray import own_ray
 from tests.fixtures.runs import lenient, moving_square
 
 # The mini preset cut down to what proves that the commands fit together.
@@ -63,9 +63,14 @@ class Session:
         return {path.stem: path.stat().st_mtime_ns for path in self.run.labels.glob("*/*.parquet")}
 
 
+@pytest.fixture
+def two_cpus():
+    with own_ray(2):
+        yield
+
+
 @pytest.mark.slow
-def test_each_command_does_what_is_needed_and_provenance_is_right_at_the_end(tmp_path, capsys):
-    start_ray(2)
+def test_each_command_does_what_is_needed_and_provenance_is_right_at_the_end(two_cpus, tmp_path, capsys):
     demos = write_lerobot_v21(tmp_path / "demos", num_episodes=3, num_frames=16)
     own = Session(tmp_path / "run")
     own("prepare", f"--demos={demos}")

@@ -151,13 +151,17 @@ def test_the_cards_snippet_dreams_with_plain_diffusers(world, tmp_path):
     card = (tmp_path / "adapter/README.md").read_text()
     snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
     assert len(snippet.splitlines()) <= 10
-    write_png(tmp_path / "first_frame.png", read_video(tmp_path / "train/videos/clip_0.mp4")[0])
+    here = tmp_path / "here"  # the card names folders without the path to them
+    here.mkdir()
+    for folder in (tmp_path, world):
+        (here / folder.name).symlink_to(folder)
+    write_png(here / "first_frame.png", read_video(tmp_path / "train/videos/clip_0.mp4")[0])
     ours = "\nimport sys\nassert not {'dreamgen', 'finetune', 'export'} & {name.split('.')[0] for name in sys.modules}"
     done = subprocess.run(
-        [sys.executable, "-I", "-c", snippet + ours], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-I", "-c", snippet + ours], cwd=here, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    info = probe(tmp_path / "dream.mp4")
+    info = probe(here / "dream.mp4")
     assert (info.height, info.width, info.num_frames, info.fps) == (HEIGHT, WIDTH, NUM_FRAMES, 16)
     for fact in ("LoRA adapter", "| rank, alpha | 4, 8 |", "| optimizer steps | 4 |", "| seed | 0 |", "2 clips"):
         assert fact in card

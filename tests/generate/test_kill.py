@@ -125,7 +125,7 @@ def test_killed_and_interrupted_run_ends_as_an_undisturbed_one(tmp_path):
 @pytest.mark.slow
 def test_generate_ends_when_ray_dies_or_it_is_told_to_end(tmp_path):
     world, pairs = make_world(tmp_path / "world"), write_pairs(tmp_path / "pairs")
-    plan = {"num_seeds": 20, "num_inference_steps": 40}
+    plan = {"num_seeds": 300, "num_inference_steps": 40}  # more than are made until Ray's processes have noticed
     run = planned_run(tiny_settings(tmp_path / "run", world, pairs, plan=plan))
     num_made = 0
     for name in ("RuntimeEnvAgent", "/raylet/raylet"):

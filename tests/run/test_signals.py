@@ -56,7 +56,7 @@ def test_training_of_inverse_dynamics(tmp_path):
     demos, run = write_lerobot_v21(tmp_path / "demos", num_episodes=2), tmp_path / "run"
     assert main(["prepare", "--demos", str(demos), "--out", str(run), *SMALL]) == 0
     lease = run / "journal/idm.0-of-1.lease"
-    interrupted(("label", "--out", run), lease.exists, signal.SIGTERM, False)
+    interrupted(("finetune_idm", "--out", run), lease.exists, signal.SIGTERM, False)
     assert not lease.exists() and not (run / "idm").exists()
 
 
