@@ -117,7 +117,7 @@ def test_each_kind_of_bad_clip_gets_its_reason(tmp_path):
     assert static_reasons[1] == "frozen: 100% of the clip stands still > 25%" and len(static_reasons) == 2
     assert cut_reasons[0].startswith("cut: score ") and cut_reasons[0].endswith("> 6")
     assert all(reason.startswith(("cut: ", "jump: ", "colors drift: ", "blurred: ")) for reason in cut_reasons)
-    assert reasons[3].startswith("first frame differs: PSNR ") and reasons[3].endswith("dB < 15 dB")
+    assert reasons[3].startswith("first frame differs: PSNR ") and reasons[3].endswith("dB < 20 dB")
     assert reasons[4] == "wrong length: 17 frames instead of 21"
     assert reasons[5].startswith("not decodable: ")
     table = pq.read_table(result.outputs["scores"]).to_pylist()

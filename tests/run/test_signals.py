@@ -60,7 +60,15 @@ def test_training_of_inverse_dynamics(tmp_path):
     assert not lease.exists() and not (run / "idm").exists()
 
 
-def test_sigterm_interrupts_the_body_and_is_as_before_after_it():
+@pytest.fixture
+def default_handler():
+    """Ray, started by another test of this process, leaves a handler of its own."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_interrupts_the_body_and_is_as_before_after_it(default_handler):
     with pytest.raises(KeyboardInterrupt), sigterm_interrupts():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
