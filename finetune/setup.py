@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, GradientAccumulationPlugin
 
 from dreamgen.config.paths import all_settings, get_path
@@ -65,6 +66,7 @@ def make_accelerator(settings: Settings, run: RunFolder) -> Accelerator:
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     tune = settings.finetune
+    AcceleratorState._reset_state()  # accelerate keeps the precision of a process's first training
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="bf16" if settings.model.dtype == "bfloat16" else "no",

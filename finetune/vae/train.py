@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 from torch.utils.data import DataLoader
 
@@ -122,6 +123,7 @@ def make_accelerator(settings: Settings) -> Accelerator:
     """Create the accelerator: bf16 autocast over float32 weights on a GPU if `model.dtype` is bfloat16."""
     device = resolve_device(settings.model.device)
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
+    AcceleratorState._reset_state()  # accelerate keeps the precision of a process's first training
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="bf16" if settings.model.dtype == "bfloat16" else "no",
