@@ -24,7 +24,7 @@ from dreamgen.label.external import label_without_model
 from dreamgen.label.first_states import known_first_states
 from dreamgen.models.idm.model import WEIGHTS_NAME, InverseDynamics
 from dreamgen.progress import log
-from dreamgen.run.files import sha256_of_file
+from dreamgen.run.files import remove_temporaries, sha256_of_file
 from dreamgen.run.idm_error import IdmError
 from dreamgen.run.jobs import JobRows, generated_jobs, with_records
 from dreamgen.run.label_files import LABEL_HASH, is_external, is_foreign
@@ -93,6 +93,7 @@ class Labeler(ClipStage):
 
     def result(self) -> StageResult:
         """Return the labels, with counts and the model's held-out error."""
+        remove_temporaries(self.run.labels)  # a worker that was killed may have left one
         notes, held_out = [], self._held_out
         if (error := IdmError.of_run(self.run)) is not None and (warning := error.warning()) is not None:
             notes.append(f"weak labels: {warning}; {error.text()}")

@@ -21,6 +21,7 @@ from dreamgen.cluster.clip_pass import CLIPS_PER_WORKER, pool_options
 from dreamgen.config.settings import LabelSettings
 from dreamgen.label.stage import label
 from dreamgen.pipeline import label_and_curate
+from dreamgen.run import files
 from dreamgen.run.journal import read_journal
 from dreamgen.run.run_folder import RunFolder
 from finetune.inverse_dynamics import finetune_idm
@@ -46,7 +47,7 @@ def outcome(run: RunFolder) -> tuple:
         (stage, clip_id): replace(record, time_s=0.0, worker=None)
         for stage in ("label", "curate") for clip_id, record in read_journal(run.journal, stage).items()
     }  # fmt: skip
-    labels = {path.stem: path.read_bytes() for path in run.labels.rglob("*.parquet")}
+    labels = {path.name: path.read_bytes() for path in run.labels.rglob("*.parquet")}
     return records, labels, pq.read_table(run.scores / "scores.parquet").to_pylist()
 
 
@@ -57,7 +58,7 @@ def num_lines(run: RunFolder, stage: str) -> int:
 
 @contextmanager
 def a_worker_killed(run: RunFolder) -> Iterator[list[int]]:
-    """Kill the process that labeled the first clip; yields its pid once that has happened."""
+    """Kill the process that labeled the first clip, as if it was writing a label; yields its pid once that is done."""
     killed: list[int] = []
     is_over = threading.Event()
 
@@ -66,6 +67,8 @@ def a_worker_killed(run: RunFolder) -> Iterator[list[int]]:
             for record in read_journal(run.journal, "label").values():
                 killed.append(int(record.worker.split(":")[1]))
                 os.kill(killed[0], signal.SIGKILL)
+                half_written = files._temporary_sibling(run.root / record.file)
+                half_written.with_name(half_written.name.replace(f".{os.getpid()}-", f".{killed[0]}-")).write_bytes(b"P")
                 return
             time.sleep(0.02)
 
@@ -89,7 +92,8 @@ def test_workers_write_what_one_process_writes_though_one_is_killed(generated, t
         with a_worker_killed(together) as killed:
             label_and_curate(settings)
         assert killed and killed[0] != os.getpid()
-        assert outcome(together) == outcome(alone)
+        for ours, expected in zip(outcome(together), outcome(alone), strict=True):
+            assert ours == expected
         workers = {record.worker for record in read_journal(together.journal, "label").values()}
         assert len(workers) >= 2 and f"{os.uname().nodename}:{os.getpid()}" not in workers
         assert num_lines(together, "label") == num_lines(together, "curate") == NUM_CLIPS, "a clip was done twice"
