@@ -68,7 +68,8 @@ def a_worker_killed(run: RunFolder) -> Iterator[list[int]]:
                 killed.append(int(record.worker.split(":")[1]))
                 os.kill(killed[0], signal.SIGKILL)
                 half_written = files._temporary_sibling(run.root / record.file)
-                half_written.with_name(half_written.name.replace(f".{os.getpid()}-", f".{killed[0]}-")).write_bytes(b"P")
+                name = half_written.name.replace(f".{os.getpid()}-", f".{killed[0]}-")
+                half_written.with_name(name).write_bytes(b"P")
                 return
             time.sleep(0.02)
 
