@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -79,6 +80,18 @@ def choose_by_frames(
     return chosen
 
 
+def repeats_for_share(real_R: np.ndarray, wanted: float, random: np.random.Generator) -> np.ndarray:
+    """Return how often each real clip is written, so that they add up to a number that is larger than all of them.
+
+    Args:
+        real_R: What each counts: 1, or its frames.
+        wanted: Their sum with repetitions.
+        random: Chooses the clips that are written once more than others.
+    """
+    times, rest = divmod(wanted, real_R.sum())
+    return np.int64(times) + _nearest_sum(real_R, rest, random).astype(np.int64)
+
+
 def _nearest_sum(lengths: np.ndarray, wanted: float, random: np.random.Generator) -> np.ndarray:
     """Choose clips in a random order, as many as come nearest to a number of frames."""
     order = random.permutation(len(lengths))
@@ -89,15 +102,24 @@ def _nearest_sum(lengths: np.ndarray, wanted: float, random: np.random.Generator
 
 
 def shares_text(
-    real_R: np.ndarray, generated_G: np.ndarray, chosen: tuple[np.ndarray, np.ndarray], export: ExportSettings
+    real_R: np.ndarray, generated_G: np.ndarray, times: tuple[np.ndarray, np.ndarray], export: ExportSettings
 ) -> str:
-    """Return how many real and generated clips are used, and their shares of episodes and of frames."""
-    counts = [int(used.sum()) for used in chosen]
-    frames = [int(real_R[chosen[0]].sum()), int(generated_G[chosen[1]].sum())]
+    """Return how many real and generated clips are used, and their shares of episodes and of frames.
+
+    Args:
+        real_R: Frames of each real clip.
+        generated_G: Frames of each generated clip.
+        times: How often each real and each generated clip is written.
+        export: The settings that asked for it.
+    """
+    counts = [int(written.sum()) for written in times]
+    frames = [int(real_R @ times[0]), int(generated_G @ times[1])]
     shares = [100 * values[0] / max(sum(values), 1) for values in (counts, frames)]
     wanted = "" if export.real_share is None else f"real_share={export.real_share:g} of the {export.real_share_of}: "
+    num_real = int(np.count_nonzero(times[0]))
+    again = f", written as {counts[0]} episodes" if counts[0] > num_real else ""
     return (
-        f"{wanted}{counts[0]} of {len(real_R)} real, {counts[1]} of {len(generated_G)} generated; real are "
+        f"{wanted}{num_real} of {len(real_R)} real{again}, {counts[1]} of {len(generated_G)} generated; real are "
         f"{shares[0]:.1f} % of the episodes and {shares[1]:.1f} % of the frames"
     )
 
@@ -188,15 +210,10 @@ def gather(
     if export.mix_with is not None:
         real_R = np.array([_frames_at(target, s.clip.num_frames, s.source_fps) for s in real], np.int64)
         generated_G = np.array([_frames_at(target, clip.num_frames, clip.fps) for clip in generated], np.int64)
-        if export.real_share is None:
-            chosen = np.ones(len(real_R), bool), np.ones(len(generated_G), bool)
-        else:
-            by_frames = export.real_share_of == "frames"
-            choose = choose_by_frames if by_frames else choose_by_episodes
-            chosen = choose(real_R, generated_G, export.real_share, random)
-        notes.append(shares_text(real_R, generated_G, chosen, export))
-        real = list(itertools.compress(real, chosen[0]))
-        generated = ClipList(itertools.compress(generated, chosen[1]))
+        real_times, generated_times = _times_written(real_R, generated_G, export, random)
+        notes.append(shares_text(real_R, generated_G, (real_times, generated_times), export))
+        real = list(_repeated(real, real_times))
+        generated = ClipList(itertools.compress(generated, generated_times))
     _check_shapes([*before, *real], target, export)
     tasks = [functools.partial(transcode_clip, source, target, folder) for source in (*before, *real)]
     own = functools.partial(transcode_generated, views=views, include_state=with_state, target=target, folder=folder)
@@ -247,6 +264,31 @@ def _chosen(num_items: int, count: int, random: np.random.Generator) -> np.ndarr
     is_chosen = np.zeros(num_items, bool)
     is_chosen[random.choice(num_items, count, replace=False)] = True
     return is_chosen
+
+
+def _times_written(
+    real_R: np.ndarray, generated_G: np.ndarray, export: ExportSettings, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how often each real and each generated clip is written, from the frames of each."""
+    if export.real_share is None:
+        return np.ones(len(real_R), np.int64), np.ones(len(generated_G), np.int64)
+    by_frames = export.real_share_of == "frames"
+    if export.repeat_real and len(real_R) and len(generated_G):
+        counted_R, counted_G = (real_R, generated_G) if by_frames else (np.ones_like(real_R), np.ones_like(generated_G))
+        wanted = counted_G.sum() * export.real_share / (1 - export.real_share)
+        if wanted > counted_R.sum():
+            return repeats_for_share(counted_R, wanted, random), np.ones(len(generated_G), np.int64)
+    choose = choose_by_frames if by_frames else choose_by_episodes
+    real, generated = choose(real_R, generated_G, export.real_share, random)
+    return real.astype(np.int64), generated.astype(np.int64)
+
+
+def _repeated(real: Iterable[ClipSource], times_R: np.ndarray) -> Iterator[ClipSource]:
+    """Yield each clip as often as wanted, with an id of its own for each repetition."""
+    for source, times in zip(real, times_R, strict=True):
+        for number in range(times):
+            again = f".{number + 1}" if number else ""
+            yield replace(source, clip=replace(source.clip, clip_id=source.clip.clip_id + again))
 
 
 def _check_shapes(sources: Sequence[ClipSource], target: TargetSpec, export: ExportSettings) -> None:

@@ -71,6 +71,11 @@ class ExportSettings:
     real_share_of: Literal["episodes", "frames"] = option(
         "episodes", "what real_share counts: real episodes are often longer than generated ones"
     )
+    repeat_real: bool = option(
+        False,
+        "reach real_share by writing real episodes several times where they are too few, instead of leaving out "
+        "generated ones: for trainers that draw all episodes alike",
+    )
     fps: int | None = option(
         None, "frames per second of the datasets; clips of another rate are resampled and encoded again", ge=1
     )

@@ -115,6 +115,9 @@ def check_values(settings: Settings) -> None:
             problems.errors.append(problem)
     if video.codec == "h264" and MAX_H264_CRF < video.crf <= MAX_CRF:
         problems.add("video.crf is too large for h264", actual=video.crf, allowed=f"0 to {MAX_H264_CRF}")
+    if settings.export.repeat_real and not 0 < (settings.export.real_share or 0) < 1:
+        problems.add("export.repeat_real needs a share to reach", actual=f"real_share={settings.export.real_share}",
+                     allowed="a real_share above 0 and below 1")  # fmt: skip
     if settings.export.real_share is not None and settings.export.mix_with is None:
         problems.add("export.real_share needs real episodes", next_step="--export.mix_with=path/to/lerobot_dataset")
     problems.raise_if_any("settings that cannot work")

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from dreamgen.config.settings import CheckSettings, ConvertSettings
+from dreamgen.config.loading import check_values, settings_from_dict
+from dreamgen.config.settings import CheckSettings, ConvertSettings, ExportSettings
 from dreamgen.data.timeline import resampled_indices
 from dreamgen.data.video import probe, read_video
 from dreamgen.errors import UserError
@@ -20,7 +21,7 @@ from export.check import check, check_stage
 from export.convert import convert_dataset
 from export.episodes import read_label
 from export.manifest import present_files, read_manifest
-from export.mixture import choose_by_frames, counts_for_share
+from export.mixture import _times_written, choose_by_frames, counts_for_share
 from tests.fixtures import demos
 from tests.fixtures.runs import make_run, run_settings
 
@@ -141,6 +142,41 @@ def test_a_share_leaves_some_out_and_repeats_none(real, tmp_path):
     rows = provenance(run)
     assert [row["kind"] for row in rows] == ["real"] * 2 + ["dreamed"] * 6 and len({r["clip_id"] for r in rows}) == 8
     assert any("2 of 4 real, 6 of 6 generated" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(("counted", "expected"), [("episodes", 7), ("frames", 3)])
+def test_real_episodes_are_repeated_to_reach_a_share(real, tmp_path, counted, expected):
+    run = run_like_the_demos(tmp_path / "run", num_clips=7, num_frames=5)  # 35 generated frames, 12 in a real episode
+    demonstrations = tmp_path / "demonstrations"
+    demos.write_lerobot_v30(demonstrations, num_episodes=2, num_frames=12, height=32, width=48)
+    export = {"formats": BOTH, "mix_with": str(demonstrations), "real_share": 0.5, "real_share_of": counted,
+              "repeat_real": True}  # fmt: skip
+    result = export_datasets(run_settings(run.root, export=export))
+    kinds = [row["kind"] for row in provenance(run)]
+    assert kinds.count("dreamed") == 7 and kinds.count("real") == expected, result.notes
+    assert any(f"2 of 2 real, written as {expected} episodes, 7 of 7" in note for note in result.notes), result.notes
+    for name in BOTH:
+        assert check(run.datasets / name) == []
+    dataset, seen = loaded(run), []
+    for episode in range(expected):
+        first = dataset[episode * 12]
+        video = [dataset[episode * 12 + frame][demos.CAMERA].numpy() for frame in range(12)]
+        seen.append((first["task"], first["action"].numpy().tobytes(), np.stack(video).tobytes()))
+    assert len(set(seen)) == 2, "each repetition has the pictures and actions of its episode"
+    assert max(seen.count(one) for one in seen) - min(seen.count(one) for one in seen) <= 1
+
+
+def test_repeating_needs_a_share():
+    with pytest.raises(UserError, match="repeat_real needs a share to reach"):
+        check_values(settings_from_dict({"export": {"repeat_real": True, "mix_with": "x"}}))
+
+
+@pytest.mark.parametrize(("real_share", "real"), [(0.2, {0, 1}), (0.5, {1, 2}), (0.9, {13, 14})])
+def test_only_too_few_real_episodes_are_repeated(real_share, real):
+    export = ExportSettings(mix_with="x", real_share=real_share, repeat_real=True)
+    real_times, generated_times = _times_written(np.full(4, 10), np.full(6, 10), export, np.random.default_rng(0))
+    assert set(real_times) == real and generated_times.sum() == 6
+    assert real_times.sum() == round(6 * real_share / (1 - real_share))
 
 
 def test_a_share_of_the_frames_and_both_shares_are_told(real, tmp_path):
