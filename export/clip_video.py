@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 from av.error import FFmpegError
 
 from dreamgen.data.display import to_rgb
 from dreamgen.data.lerobot.image_statistics import ImageHistogram, few_frames, sampled_frames
 from dreamgen.data.lerobot.video import encoding_of
 from dreamgen.data.stream_copy import copy_problem
-from dreamgen.data.video import VideoInfo, open_packets
+from dreamgen.data.video import OpenPackets, VideoInfo, open_packets
 from dreamgen.errors import UserError
 
 
@@ -45,22 +43,26 @@ def inspect_clip(path: Path, fps: int, as_lerobot: bool = False) -> ClipVideo:
     Raises:
         UserError: if it is missing or damaged, or cannot be copied without encoding it again.
     """
-    with open_packets(path) as (info, stream, packets):
+    with open_packets(path) as opened:
+        info, stream, packets, _ = opened
         if problem := copy_problem(packets, fps):
             raise UserError(f"{path.name} cannot be copied without encoding it again", actual=problem)
-        image = _histogram(path, stream, packets, as_lerobot)
+        image = _histogram(path, opened, as_lerobot)
         return ClipVideo(info, path.stat().st_size, encoding_of(stream, info), image)
 
 
-def _histogram(path: Path, stream: av.VideoStream, packets: Sequence[av.Packet], as_lerobot: bool) -> ImageHistogram:
+def _histogram(path: Path, opened: OpenPackets, as_lerobot: bool) -> ImageHistogram:
     """Return the histogram of sampled frames; a sample of a few frames takes the key frame at or before each."""
+    _, stream, packets, first = opened
     by_lerobot = sampled_frames(len(packets)).tolist()
     wanted = by_lerobot if as_lerobot else few_frames(len(packets)).tolist()
-    decoded: Sequence[int] = range(len(packets))
+    image, decoded = ImageHistogram.empty(), list(range(len(packets)))
     if len(wanted) < len(packets) and not as_lerobot:
         keys = [index for index, packet in enumerate(packets) if packet.is_keyframe]
         decoded = wanted = sorted({max(key for key in keys if key <= index) for index in wanted})
-    image, taken, num_decoded = ImageHistogram.empty(), set(wanted), 0
+        if first is not None and decoded[0] == 0:
+            image, decoded = image.with_frame(to_rgb(first)), decoded[1:]  # a key frame needs no other one
+    taken, num_decoded = set(wanted), 0
     try:
         for packet in [*(packets[index] for index in decoded), None]:
             for frame in stream.decode(packet):

@@ -41,7 +41,7 @@ def can_be_copied(path: str | Path, fps: int, gop: int) -> bool:
         fps: The rate that it should have.
         gop: Most frames from one key frame to the next.
     """
-    with open_packets(path) as (info, _, packets):
+    with open_packets(path) as (info, _, packets, _):
         keys = [index for index, packet in enumerate(packets) if packet.is_keyframe]
         steps = np.diff([*keys, len(packets)])
         return info.display.is_plain and copy_problem(packets, fps) is None and max(steps) <= gop

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import cv2
@@ -97,6 +98,22 @@ class DecodedFrame:
         return to_rgb(self.frame, self.pixel_aspect)
 
 
+class OpenPackets(NamedTuple):
+    """What `open_packets` yields.
+
+    Args:
+        info: The result of `probe`.
+        stream: Decodes packets.
+        packets: All packets with content, in file order.
+        first_frame: The first one, decoded; None if the decoder gave none.
+    """
+
+    info: VideoInfo
+    stream: av.VideoStream
+    packets: list[av.Packet]
+    first_frame: av.VideoFrame | None
+
+
 def probe(path: str | Path) -> VideoInfo:
     """Open a video, count and time its frames, and decode the first, which knows how it is to be shown.
 
@@ -106,7 +123,7 @@ def probe(path: str | Path) -> VideoInfo:
     """
     path = Path(path)
     with _open(path) as container:
-        return _count(container, path)
+        return _count(container, path)[0]
 
 
 def probe_again(path: Path) -> VideoInfo:
@@ -121,7 +138,7 @@ def _probed(path: Path, _: tuple[int, int] | None) -> VideoInfo:
 
 
 @contextmanager
-def open_packets(path: str | Path) -> Iterator[tuple[VideoInfo, av.VideoStream, list[av.Packet]]]:
+def open_packets(path: str | Path) -> Iterator[OpenPackets]:
     """Read a short video in one pass: what `probe` returns, and its encoded frames.
 
     Yields:
@@ -133,12 +150,18 @@ def open_packets(path: str | Path) -> Iterator[tuple[VideoInfo, av.VideoStream, 
     path = Path(path)
     with _open(path) as container:
         packets: list[av.Packet] = []
-        info = _count(container, path, packets)
-        yield info, container.streams.video[0], packets
+        info, first = _count(container, path, packets)
+        yield OpenPackets(info, container.streams.video[0], packets, first)
 
 
-def _count(container: InputContainer, path: Path, packets: list[av.Packet] | None = None) -> VideoInfo:
-    """Demux to the end and time the frames; append the packets to the list, if one is passed."""
+def _count(
+    container: InputContainer, path: Path, packets: list[av.Packet] | None = None
+) -> tuple[VideoInfo, av.VideoFrame | None]:
+    """Demux to the end and time the frames; append the packets to the list, if one is passed.
+
+    Returns:
+        What `probe` returns, and the first frame that the decoder gave.
+    """
     stream = container.streams.video[0]
     codec = stream.codec_context
     # Other processes read other clips: threads of the decoder would only compete with them.
@@ -174,9 +197,8 @@ def _count(container: InputContainer, path: Path, packets: list[av.Packet] | Non
         timed = FrameTimes.regular(len(pts), rate)
     else:
         timed = FrameTimes(np.sort(np.array(times, np.int64)), stream.time_base)
-    return VideoInfo(
-        path, codec.codec.canonical_name, codec.pix_fmt, height, width, Fraction(rate), len(pts), display, timed
-    )
+    name, pix_fmt = codec.codec.canonical_name, codec.pix_fmt
+    return VideoInfo(path, name, pix_fmt, height, width, Fraction(rate), len(pts), display, timed), first
 
 
 def ends_early(path: Path, stream: av.VideoStream, num_read: int) -> bool:
