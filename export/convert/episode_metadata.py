@@ -44,13 +44,14 @@ def read_extras(dataset: SourceDataset) -> Iterator[tuple[int, dict[str, Any]]]:
         yield index, {name: value for name, value in row.items() if is_extra(name)}
 
 
-def read_image_statistics(dataset: SourceDataset) -> Iterator[tuple[int, dict[str, dict[str, Any]]]]:
-    """Yield number and recorded statistics of each episode's images and videos, by feature.
+def read_statistics(dataset: SourceDataset) -> Iterator[tuple[int, dict[str, dict[str, Any]]]]:
+    """Yield number and recorded statistics of each episode, by feature.
 
     Raises:
         UserError: naming lines of episodes_stats.jsonl that are no objects with an episode_index.
     """
-    prefixes = tuple(f"stats/{feature}/" for feature in dataset.images)
+    features = (*dataset.images, *dataset.vectors)
+    prefixes = tuple(f"stats/{feature}/" for feature in features)
     for index, row in _rows(dataset, EPISODE_STATS_V2, lambda name: name.startswith(prefixes)):
         recorded = row.get("stats", {})
         for name, values in row.items():
@@ -58,7 +59,7 @@ def read_image_statistics(dataset: SourceDataset) -> Iterator[tuple[int, dict[st
                 feature, _, stat = name.removeprefix("stats/").rpartition("/")
                 recorded.setdefault(feature, {})[stat] = values
         if isinstance(recorded, dict):
-            yield index, {name: recorded[name] for name in dataset.images if isinstance(recorded.get(name), dict)}
+            yield index, {name: recorded[name] for name in features if isinstance(recorded.get(name), dict)}
 
 
 def extras_schema(root: Path, extras: EpisodeLines) -> pa.Schema:

@@ -6,7 +6,7 @@ Axes: N rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from pathlib import Path
@@ -27,13 +27,13 @@ from dreamgen.data.timeline import row_frames
 from dreamgen.data.video import probe_again
 from dreamgen.errors import UserError, quoted
 from dreamgen.progress import Progress
-from export.convert.episode_metadata import extras_schema, read_extras, read_image_statistics, write_lines
+from export.convert.episode_metadata import extras_schema, read_extras, read_statistics, write_lines
+from export.convert.recorded_statistics import agrees, as_arrays, is_usable, read_whole, whole_statistics
 from export.convert.rows import as_float64, read_rows
 from export.convert.source import SourceDataset
 from export.convert.videos import SourceVideos
 from export.workers import Workers
 
-NEEDED = {"min", "max", "mean", "std", "count"}
 # Entries of info.json that only one of the versions has.
 VERSION_INFO = ("total_videos", "total_chunks", "data_files_size_in_mb", "video_files_size_in_mb")
 
@@ -46,29 +46,31 @@ class ConvertedEpisodes(EpisodeSource):
         dataset: The source.
         camera_videos: Where each episode's packets are, by camera.
         extras: Other fields of each episode's metadata.
-        images: Image statistics of each episode.
-        all_images: Those of the whole dataset.
+        statistics: Statistics of each episode that are kept, and those of its images.
+        merged: The same of all episodes together.
+        whole: What the source records of the whole dataset.
         version: v2.1 or v3.0.
     """
 
     dataset: SourceDataset
     camera_videos: dict[str, SourceVideos]
     extras: EpisodeLines
-    images: EpisodeLines
-    all_images: dict[str, Statistics]
+    statistics: EpisodeLines
+    merged: dict[str, Statistics]
+    whole: dict[str, Statistics]
     version: str
 
     def __getitem__(self, which: slice) -> ConvertedEpisodes:
         camera_videos = {camera: own[which] for camera, own in self.camera_videos.items()}
-        return replace(sliced(self, which, "dataset", "extras", "images"), camera_videos=camera_videos)
+        return replace(sliced(self, which, "dataset", "extras", "statistics"), camera_videos=camera_videos)
 
     def __iter__(self) -> Iterator[EpisodeRecord]:
-        rows = zip(read_rows(self.dataset, self.version), self.extras.rows(), self.images.rows(), strict=True)
-        for place, ((episode, table, _), extras, images) in enumerate(rows):
+        rows = zip(read_rows(self.dataset, self.version), self.extras.rows(), self.statistics.rows(), strict=True)
+        for place, ((episode, table, _), extras, known) in enumerate(rows):
             vectors = [as_float64(table[name], episode.length) for name in self.columns.widths]
             yield EpisodeRecord(
                 episode.index, int(self.dataset.first_index_N[place]), episode.length, episode.tasks, table,
-                np.concatenate(vectors, axis=1), images,
+                np.concatenate(vectors, axis=1), known,
                 tuple(own.span(place) for own in self.camera_videos.values()), extras,
             )  # fmt: skip
 
@@ -76,9 +78,14 @@ class ConvertedEpisodes(EpisodeSource):
         """Return the videos of a camera."""
         return self.camera_videos[camera]
 
-    def image_statistics(self) -> dict[str, Statistics]:
-        """Return the image statistics of the whole dataset by feature."""
-        return self.all_images
+    def known_statistics(self, computed: Mapping[str, Statistics]) -> dict[str, Statistics]:
+        """Return statistics of the whole dataset by feature: of images, and of columns as the source has them."""
+        images = {name: self.merged[name] for name in self.dataset.images if name in self.merged}
+        columns = {
+            name: whole_statistics(own, self.merged.get(name, {}), self.whole.get(name, {}))
+            for name, own in computed.items()
+        }
+        return images | columns
 
 
 @dataclass
@@ -87,22 +94,23 @@ class Measured:
 
     Args:
         ranges: Smallest and largest values by numeric feature.
-        images: Image statistics of each episode by feature, as JSON holds them.
-        all_images: Merged image statistics by feature.
+        statistics: Of each episode by feature, as JSON holds them: of images, and recorded ones of columns that agree
+            with the rows.
+        merged: The same of all of them.
         notes: Episode and what has to be changed in its rows.
     """
 
     ranges: dict[str, Range] = field(default_factory=dict)
-    images: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
-    all_images: dict[str, Statistics] = field(default_factory=dict)
+    statistics: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    merged: dict[str, Statistics] = field(default_factory=dict)
     notes: list[tuple[int, str]] = field(default_factory=list)
 
-    def merge(self, ranges: dict[str, Range], all_images: dict[str, Statistics]) -> None:
-        """Merge ranges and image statistics of other episodes into these."""
+    def merge(self, ranges: dict[str, Range], statistics: dict[str, Statistics]) -> None:
+        """Merge ranges and statistics of other episodes into these."""
         for name, own in ranges.items():
             self.ranges[name] = self.ranges[name] | own if name in self.ranges else own
-        for name, own in all_images.items():
-            self.all_images[name] = merge_statistics(self.all_images[name], own) if name in self.all_images else own
+        for name, own in statistics.items():
+            self.merged[name] = merge_statistics(self.merged[name], own) if name in self.merged else own
 
 
 def converted_episodes(
@@ -127,20 +135,20 @@ def converted_episodes(
     """
     root, num_episodes, total = dataset.root, len(dataset.episodes), Measured()
     extras = write_lines(folder / "extras.jsonl", num_episodes, read_extras(dataset))
-    recorded = write_lines(folder / "recorded.jsonl", num_episodes, read_image_statistics(dataset))
+    recorded = write_lines(folder / "recorded.jsonl", num_episodes, read_statistics(dataset))
     parts = (slice(start, start + episodes_per_task) for start in range(0, num_episodes, episodes_per_task))
     tasks = (partial(measure, dataset[part], {camera: own[part] for camera, own in videos.items()}, recorded[part],
                      version) for part in parts)  # fmt: skip
 
-    def image_lines() -> Iterator[tuple[int, dict[str, Any]]]:
+    def statistics_lines() -> Iterator[tuple[int, dict[str, Any]]]:
         with Progress("convert: read", num_episodes, "episodes") as progress:
             for part in workers.run(tasks):
-                total.merge(part.ranges, part.all_images)
+                total.merge(part.ranges, part.merged)
                 total.notes.extend(part.notes)
-                yield from part.images
-                progress.add(len(part.images))
+                yield from part.statistics
+                progress.add(len(part.statistics))
 
-    images = write_lines(folder / "images.jsonl", num_episodes, image_lines())
+    statistics = write_lines(folder / "statistics.jsonl", num_episodes, statistics_lines())
     is_v30, episodes = version == "v3.0", dataset.episodes
     sizes = [episode.data_file.stat().st_size for episode in episodes] if is_v30 else np.zeros(num_episodes)
     return ConvertedEpisodes(
@@ -149,8 +157,8 @@ def converted_episodes(
         features={n: _v30_feature(f) if is_v30 else f for n, f in dataset.features.items()},
         info={name: value for name, value in dataset.info.items() if name not in VERSION_INFO},
         extras_schema=extras_schema(root, extras), num_frames_N=episodes.length_N,
-        data_bytes_N=np.array(sizes, np.int64), dataset=dataset, camera_videos=videos, extras=extras, images=images,
-        all_images=total.all_images, version=version,
+        data_bytes_N=np.array(sizes, np.int64), dataset=dataset, camera_videos=videos, extras=extras,
+        statistics=statistics, merged=total.merged, whole=read_whole(dataset), version=version,
     ), total.notes  # fmt: skip
 
 
@@ -160,7 +168,7 @@ def measure(dataset: SourceDataset, videos: dict[str, SourceVideos], recorded: E
     for place, ((episode, table, notes), known) in enumerate(
         zip(read_rows(dataset, version), recorded.rows(), strict=True)
     ):
-        ranges = {}
+        ranges, kept = {}, {name: own for name, own in known.items() if is_usable(own)}
         for name in dataset.vectors:
             rows_ND = as_float64(table[name], episode.length)
             ranges[name] = Range(rows_ND.min(axis=0), rows_ND.max(axis=0))
@@ -169,29 +177,18 @@ def measure(dataset: SourceDataset, videos: dict[str, SourceVideos], recorded: E
                     f"{episode.data_file}: {name} of episode {episode.index} is not finite", allowed="finite numbers",
                     next_step=f"dreamgen check {quoted(dataset.root)}",
                 )  # fmt: skip
-        images = {name: own for name, own in known.items() if _is_usable(own)}
+            if name in kept and not agrees(as_arrays(kept[name]), rows_ND, dataset.features[name]["shape"]):
+                del kept[name]
         for name in dataset.images:
-            if name not in images:
+            if name not in kept:
                 frames = _sampled(videos[name], place, readers[name]) if name in videos else _decoded(table[name])
-                images |= as_lists({name: _image_statistics(frames, _num_channels(dataset.features[name]))})
-        part.merge(ranges, {name: _as_arrays(own) for name, own in images.items()})
-        part.images.append((episode.index, images))
+                kept |= as_lists({name: _image_statistics(frames, _num_channels(dataset.features[name]))})
+        part.merge(ranges, {name: as_arrays(own) for name, own in kept.items()})
+        part.statistics.append((episode.index, kept))
         part.notes.extend((episode.index, note) for note in notes)
     for reader in readers.values():
         reader.close()
     return part
-
-
-def _is_usable(recorded: dict[str, Any]) -> bool:
-    """Return whether recorded statistics of images are complete and numbers; others are computed again."""
-    if not set(recorded) >= NEEDED:
-        return False
-    try:
-        arrays = _as_arrays(recorded)
-    except (ValueError, TypeError, OverflowError):
-        return False
-    shapes = {values.shape for stat, values in arrays.items() if stat != "count"}
-    return len(shapes) == 1 and arrays["count"].shape == (1,) and all(np.isfinite(v).all() for v in arrays.values())
 
 
 def _image_statistics(frames: Iterator[np.ndarray], num_channels: int) -> Statistics:
@@ -205,11 +202,6 @@ def _image_statistics(frames: Iterator[np.ndarray], num_channels: int) -> Statis
 def _num_channels(feature: dict[str, Any]) -> int:
     size = picture_size(feature)
     return 1 if size is not None and size[0] * size[1] == math.prod(feature["shape"]) else 3
-
-
-def _as_arrays(recorded: dict[str, Any]) -> Statistics:
-    arrays = {stat: np.array(values, np.float64) for stat, values in recorded.items()}
-    return arrays | {"count": np.rint(arrays["count"]).astype(np.int64)}
 
 
 def _sampled(videos: SourceVideos, place: int, reader: FrameReader) -> Iterator[np.ndarray]:

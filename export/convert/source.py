@@ -123,7 +123,7 @@ def open_source(root: Path) -> tuple[SourceDataset, list[str]]:
         if unplaced and not is_absent:
             problems.add(f"{root}: where the video of {camera} is, is not known for episodes {first_ten(unplaced)}",
                          allowed="its file, and from_timestamp and to_timestamp as numbers",
-                         next_step=f"dreamgen check {root}")  # fmt: skip
+                         next_step=f"dreamgen check {quoted(root)}")  # fmt: skip
         elif is_absent or len(missing) == len(episodes):
             notes.append(f"info.json names the camera {camera}, but no episode has a file of it: left out")
             del features[camera]

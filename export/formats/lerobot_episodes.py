@@ -5,7 +5,7 @@ Axes: N episodes, T frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,7 @@ class StoredEpisodes(EpisodeSource):
             episodes.num_bytes_EV[:, number], episodes.encoding_EV[:, number], no_delay_N, episodes, number
         )
 
-    def image_statistics(self) -> dict[str, Statistics]:
+    def known_statistics(self, computed: Mapping[str, Statistics]) -> dict[str, Statistics]:
         """Return the statistics of all clips by camera."""
         images = self.episodes.image_histograms()
         return {camera: image.metrics() for camera, image in zip(self.cameras, images, strict=True)}

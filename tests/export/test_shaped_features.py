@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -42,8 +43,6 @@ def written(tmp_path_factory):
 
 
 def copied(root, target):
-    import shutil
-
     return shutil.copytree(root, target)
 
 
@@ -74,6 +73,61 @@ def test_what_lerobot_writes_checks_clean_and_is_not_touched(written, tmp_path):
     before = (root / STATS).read_bytes()
     assert check_stage(root, fix=True).metrics["changes"] == []
     assert (root / STATS).read_bytes() == before
+
+
+def episode_rows(root):
+    return [row for path in sorted(root.glob("meta/episodes/*/*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def assert_same_statistics(ours, theirs):
+    """Every number is the same, quantiles included: a policy normalizes with them."""
+    assert set(ours) == set(theirs)
+    for name, statistics in theirs.items():
+        assert set(ours[name]) == set(statistics), name
+        for stat, values in statistics.items():
+            assert np.shape(ours[name][stat]) == np.shape(values), (name, stat)
+            assert np.allclose(ours[name][stat], values, rtol=1e-6, atol=1e-6), (name, stat)
+
+
+def test_there_and_back_keeps_every_statistic_of_lerobot(written, tmp_path):
+    """LeRobot averages the quantiles of the episodes; those of all rows together would be others."""
+    theirs = json.loads((written / STATS).read_text())
+    convert_dataset(written, tmp_path / "v21", ConvertSettings(num_workers=1))
+    groot = json.loads((tmp_path / "v21" / STATS).read_text())
+    assert groot["observation.pose"]["q99"] == theirs["observation.pose"]["q99"]
+    shutil.copytree(tmp_path / "v21", tmp_path / "bare")
+    (tmp_path / "bare" / STATS).unlink()  # v2.1 of LeRobot has none
+    own = [{n: v for n, v in row.items() if n.startswith("stats/")} for row in episode_rows(written)]
+    for name in ("v21", "bare"):
+        back = tmp_path / f"back_of_{name}"
+        convert_dataset(tmp_path / name, back, ConvertSettings(num_workers=1))
+        assert_same_statistics(json.loads((back / STATS).read_text()), theirs)
+        for row, wanted in zip(episode_rows(back), own, strict=True):
+            assert {n: v for n, v in row.items() if n.startswith("stats/")} == wanted
+
+
+def test_recorded_statistics_that_are_not_those_of_the_rows_are_computed(written, tmp_path):
+    v21, back = tmp_path / "v21", tmp_path / "back"
+    convert_dataset(written, v21, ConvertSettings(num_workers=1))
+    wanted = json.loads((v21 / STATS).read_text())
+    lines = [json.loads(line) for line in (v21 / "meta/episodes_stats.jsonl").read_text().splitlines()]
+    lines[0]["stats"]["observation.pose"]["mean"][2] += 5  # not those of the rows
+    lines[0]["stats"]["observation.tactile"]["q50"] = [900.0, -900.0]  # no median
+    lines[1]["stats"]["action"] = {"mean": "nonsense"}
+    (v21 / "meta/episodes_stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recorded = json.loads((v21 / STATS).read_text())
+    recorded["observation.row"]["max"][0] += 9
+    (v21 / STATS).write_text(json.dumps(recorded))
+    convert_dataset(v21, back, ConvertSettings(num_workers=1))
+    assert check(back) == []
+    (first, second), whole = episode_rows(back), json.loads((back / STATS).read_text())
+    theirs, others = episode_rows(written)
+    for name in ("observation.pose", "observation.tactile"):
+        assert np.allclose(first[f"stats/{name}/mean"], theirs[f"stats/{name}/mean"], rtol=1e-5)
+        assert np.all(np.diff([first[f"stats/{name}/q{q}"] for q in ("01", "10", "50", "90", "99")], axis=0) >= 0)
+    assert np.allclose(second["stats/action/mean"], others["stats/action/mean"], rtol=1e-5)
+    assert whole["observation.row"]["max"] == wanted["observation.row"]["max"]
+    assert whole["observation.pose"]["q99"] == wanted["observation.pose"]["q99"]  # of the whole, it was right
 
 
 def test_there_and_back_keeps_shapes_and_values(written, tmp_path):

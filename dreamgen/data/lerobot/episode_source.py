@@ -6,7 +6,7 @@ Axes: N episodes or rows, D dimensions.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Self
@@ -32,7 +32,8 @@ class EpisodeRecord:
         tasks: Its tasks in words.
         table: A column a feature that is not video, in the types of the target version.
         rows_ND: The numeric columns side by side, as `EpisodeSource.columns` lists them, one row a frame.
-        image_statistics: Image or video feature -> statistics as JSON holds them.
+        known_statistics: Feature -> statistics as JSON holds them: of each image or video feature, and of columns those
+            that are kept and not computed from the rows.
         videos: Its frames, by camera.
         extras: Other fields of its metadata.
     """
@@ -43,7 +44,7 @@ class EpisodeRecord:
     tasks: tuple[str, ...]
     table: pa.Table
     rows_ND: np.ndarray
-    image_statistics: dict[str, dict[str, Any]]
+    known_statistics: dict[str, dict[str, Any]]
     videos: tuple[VideoSpan, ...]
     extras: dict[str, Any] = field(default_factory=dict)
 
@@ -119,5 +120,9 @@ class EpisodeSource(ABC):
         """Return the videos of a camera, without reading rows."""
 
     @abstractmethod
-    def image_statistics(self) -> dict[str, Statistics]:
-        """Return statistics of the whole dataset by image or video feature."""
+    def known_statistics(self, computed: Mapping[str, Statistics]) -> dict[str, Statistics]:
+        """Return statistics of the whole dataset by feature, as `EpisodeRecord` has those of an episode.
+
+        Args:
+            computed: Those of the rows, by column.
+        """

@@ -40,6 +40,7 @@ from dreamgen.data.lerobot.schema import (
 from dreamgen.data.lerobot.statistics import (
     GROOT_STATISTICS,
     PartStatistics,
+    Statistics,
     as_lists,
     merge_parts,
 )
@@ -100,7 +101,7 @@ def write_v30(
     with Progress(stage, len(rows) + len(tasks), "files") as progress:
         for _ in workers.run(chain(rows, tasks)):
             progress.add()
-    statistics = source.image_statistics() | merge_parts(markers, source.columns)
+    statistics = _whole_statistics(source, markers)
     write_json(root / STATS, as_lists(statistics))
     _write_tasks_v30(root / TASKS_V3, source.tasks)
     files = {"data_files_size_in_mb": limits.data_mb, "video_files_size_in_mb": limits.video_mb}
@@ -137,8 +138,8 @@ def write_v21(
                 joined.write(_lines_file(marker, name).read_bytes())
     tasks = ({"task_index": index, "task": task} for index, task in enumerate(source.tasks))
     write_text(root / TASKS_V2, json_lines(tasks))
-    statistics = as_lists(merge_parts(markers, source.columns))
-    groot = {name: {stat: own[stat] for stat in GROOT_STATISTICS} for name, own in statistics.items()}
+    statistics = as_lists(_whole_statistics(source, markers))
+    groot = {name: {stat: statistics[name][stat] for stat in GROOT_STATISTICS} for name in source.columns.widths}
     write_json(root / STATS, groot)
     totals = {"total_videos": len(source) * len(source.cameras), "total_chunks": -(-len(source) // DEFAULT_CHUNKS_SIZE)}
     write_json(root / INFO, _info("v2.1", source, DATA_V21, VIDEO_V21, DEFAULT_CHUNKS_SIZE, totals))
@@ -199,7 +200,7 @@ def _write_part_v30(
                 videos = {}
                 for camera, own in places.items():
                     videos |= _video_columns(camera, own, position, record.length, source.fps, limits)
-                own = record.image_statistics | as_lists(statistics.add(record.rows_ND))
+                own = _with_known(statistics.add(record.rows_ND), record)
                 rows.append(_episode_row(record, number, videos, own))
             tables.append(_episode_table(rows, source))
     with atomic_file(root / EPISODE_FILE_V30.format(**number)) as temporary:
@@ -230,7 +231,7 @@ def _write_part_v21(root: Path, marker: Path, source: EpisodeSource) -> int:
                     written.append(path)
                 else:
                     copy_spans(path, [span], source.fps, int(delay_N[position]), reader)
-            stats = record.image_statistics | as_lists(statistics.add(record.rows_ND))
+            stats = _with_known(statistics.add(record.rows_ND), record)
             episode = {"episode_index": record.index, "tasks": list(record.tasks), "length": record.length}
             episodes.append(episode | record.extras)
             episode_stats.append({"episode_index": record.index, "stats": stats})
@@ -240,6 +241,16 @@ def _write_part_v21(root: Path, marker: Path, source: EpisodeSource) -> int:
     write_text(_lines_file(marker, EPISODE_STATS_V2), json_lines(episode_stats))
     statistics.save(marker)
     return len(source)
+
+
+def _whole_statistics(source: EpisodeSource, markers: Iterable[Path]) -> dict[str, Statistics]:
+    computed = merge_parts(markers, source.columns)
+    return computed | source.known_statistics(computed)
+
+
+def _with_known(computed: dict[str, Statistics], record: EpisodeRecord) -> dict[str, dict[str, Any]]:
+    own = as_lists(computed)
+    return own | {name: own.get(name, {}) | known for name, known in record.known_statistics.items()}
 
 
 def _lines_file(marker: Path, name: str) -> Path:
