@@ -2,10 +2,12 @@
 
     python benchmarks/label_curate.py --clips 1000 --workers 1 2 4 8 16 --out benchmarks/results/label_curate.json
     python benchmarks/label_curate.py --clips 60 --workers 1 2 --stages curate
+    python benchmarks/label_curate.py --clips 24 --workers 1 --repeats 5 --against ../before   another checkout in turn
 
 Times are those of the stages as `dreamgen run` calls them, with the start of Ray and of the workers; a few distinct
 clips are drawn and encoded as generate encodes them, and the others are hard links to these. The inverse-dynamics
-model has its default size and is hardly trained.
+model has its default size and is hardly trained. CPU seconds and memory are given for one worker, which is the process
+of the command.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import csv
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
 import statistics
@@ -22,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +40,19 @@ from dreamgen.run.jobs import iter_jobs
 from dreamgen.run.run_folder import RunFolder
 from finetune.inverse_dynamics import finetune_idm
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 NUM_DEMOS, IDM_STEPS = 3, 5
 CODE = """
-import json, sys, time
+import json, resource, sys, time
 from dreamgen.config.loading import settings_from_dict
 settings = settings_from_dict(json.loads(sys.argv[2]))
 from dreamgen.pipeline import label_and_curate
 from dreamgen.curate.stage import curate
 call = {"label+curate": label_and_curate, "curate": curate}[sys.argv[1]]
-start_s = time.monotonic()
+start_s, start_cpu_s = time.monotonic(), time.process_time()
 call(settings)
-print(time.monotonic() - start_s)
+peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(time.monotonic() - start_s, time.process_time() - start_cpu_s, peak_gib)
 """
 
 
@@ -57,36 +62,61 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="label-curate-", dir=args.folder))
     try:
         run = prepared_run(folder / "run", args)
-        seconds: dict[int, list[float]] = {num: [] for num in args.workers}
+        checkouts = [REPOSITORY, *([args.against.resolve()] if args.against else [])]
+        measured: dict[tuple[Path, int], list[Times]] = {key: [] for key in itertools.product(checkouts, args.workers)}
         outcomes = set()
-        for _, num in itertools.product(range(args.repeats), args.workers):
-            seconds[num].append(measure(run, args, num))
+        for _, (checkout, num) in itertools.product(range(args.repeats), measured):
+            measured[checkout, num].append(measure(run, args, num, checkout))
             outcomes.add(outcome_hash(run))
     finally:
         shutil.rmtree(folder)
-    rows = [row_of(num, times, args.clips, seconds) for num, times in seconds.items()]
+    first = next(iter(measured.values()))
+    rows = [
+        {"against": checkout != REPOSITORY, **row_of(num, times, args.clips, first)}
+        for (checkout, num), times in measured.items()
+    ]
     report = {
         "stages": args.stages, "clips": args.clips, "shape": [args.num_frames, args.height, args.width],
         "gpus_per_worker": args.gpus_per_worker, "cores": len(os.sched_getaffinity(0)), "rows": rows,
         "num_outcomes": len(outcomes),
     }  # fmt: skip
     write_report(report, args.out)
-    columns = ["workers", "clips/s", "slowest to fastest", "of the first row"]
+    columns = ["workers", "clips/s", "slowest to fastest", "of the first row", "CPU s a clip", "GiB"]
     print(markdown_table(columns, [
-        [row["workers"], f"{row['clips_per_s']:.2f}", f"{row['min']:.2f} to {row['max']:.2f}", f"{row['ratio']:.2f}"]
+        [f"{row['workers']}{', before' * row['against']}", f"{row['clips_per_s']:.2f}",
+         f"{row['min']:.2f} to {row['max']:.2f}", f"{row['ratio']:.2f}", f"{row['cpu_s_per_clip'] or math.nan:.3f}",
+         f"{row['peak_gib'] or math.nan:.2f}"]
         for row in rows
     ]))  # fmt: skip
     print(f"outcomes: {len(outcomes)} (1: labels and scores are the same for every number of workers)")
     sys.exit(len(outcomes) != 1)
 
 
-def row_of(num: int, times: list[float], num_clips: int, seconds: dict[int, list[float]]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Times:
+    """What one run of the stages took.
+
+    Args:
+        wall_s: Seconds.
+        cpu_s: Of user and system, in the process of the command; workers of Ray are others.
+        peak_gib: Memory of that process, with its libraries.
+    """
+
+    wall_s: float
+    cpu_s: float
+    peak_gib: float
+
+
+def row_of(num: int, times: list[Times], num_clips: int, first: list[Times]) -> dict[str, Any]:
     """Return a row of the report; the ratio is the median over the repeats, each against the first row's."""
-    first = next(iter(seconds.values()))
+    seconds, is_here = [time.wall_s for time in times], num == 1
     return {
-        "workers": num, "clips_per_s": num_clips / statistics.median(times), "min": num_clips / max(times),
-        "max": num_clips / min(times), "seconds": times,
-        "ratio": statistics.median(a / b for a, b in zip(first, times, strict=True)),
+        "workers": num, "clips_per_s": num_clips / statistics.median(seconds), "min": num_clips / max(seconds),
+        "max": num_clips / min(seconds), "seconds": seconds,
+        "ratio": statistics.median(a.wall_s / b.wall_s for a, b in zip(first, times, strict=True)),
+        "cpu_s_per_clip": statistics.median(t.cpu_s for t in times) / num_clips if is_here else None,
+        "cpu_s": [t.cpu_s for t in times] if is_here else None,
+        "peak_gib": max(t.peak_gib for t in times) if is_here else None,
     }  # fmt: skip
 
 
@@ -129,18 +159,20 @@ def settings_of(run: RunFolder, args: argparse.Namespace, num_workers: int | Non
     return {"out": str(run.root), "video": video, "label": label}
 
 
-def measure(run: RunFolder, args: argparse.Namespace, num_workers: int) -> float:
-    """Return the seconds that the stages take from the beginning, in a process of their own."""
+def measure(run: RunFolder, args: argparse.Namespace, num_workers: int, checkout: Path) -> Times:
+    """Return what the stages take from the beginning, in a process of their own, with the code of a checkout."""
     for folder in (run.scores, *([] if args.stages == "curate" else [run.labels])):
         shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(run.root / "journal")
     shutil.copytree(run.root / "journal-generated", run.root / "journal")
     settings = json.dumps(settings_of(run, args, num_workers))
-    done = subprocess.run([sys.executable, "-c", CODE, args.stages, settings], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", CODE, args.stages, settings]
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=checkout, env=environment)
     assert done.returncode == 0, f"{args.stages} ended with {done.returncode}"
-    seconds = float(done.stdout.split()[-1])
-    print(f"{num_workers} workers: {args.clips / seconds:.2f} clips/s at {time.strftime('%X')}", file=sys.stderr)
-    return seconds
+    times = Times(*map(float, done.stdout.split()[-3:]))
+    print(f"{num_workers} workers: {args.clips / times.wall_s:.2f} clips/s at {time.strftime('%X')}", file=sys.stderr)
+    return times
 
 
 def outcome_hash(run: RunFolder) -> str:
@@ -160,6 +192,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--stages", choices=["label+curate", "curate"], default="label+curate")
     parser.add_argument("--gpus_per_worker", type=float, default=0.0)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--against", type=Path, help="another checkout, whose code takes turns with this one's")
     parser.add_argument("--height", type=int, default=432)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--num_frames", type=int, default=93)

@@ -45,7 +45,6 @@ def measure_clip(clip: ClipContext) -> JournalRecord:
         return previous
     record = JournalRecord(clip.job.clip_id, MEASURE, "ok", file=str(clip.file.relative_to(clip.run.root)))
     try:
-        clip.check_is_whole()
         metrics["num_frames"] = clip.num_frames
     except UserError as error:
         metrics[PROBLEM] = f"not decodable: {error.actual or error.what}"

@@ -6,16 +6,19 @@ a `gray_THW` is a small float32 copy, 0-255, in which pixel noise is averaged aw
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 
 from dreamgen.data.demonstration_motion import DemonstrationMotion, demonstration_motion
 from dreamgen.data.flow import FlowSamples, sampled_flow
-from dreamgen.data.frame_features import FrameFeatures, frame_features, recording
-from dreamgen.data.video import decode_frames, probe, read_image
+from dreamgen.data.frame_features import FrameFeatures, frame_features, shown_to
+from dreamgen.data.trajectory import read_columns
+from dreamgen.data.video import DecodedFrame, decode_frames, read_image
 from dreamgen.errors import UserError
 from dreamgen.run.records import Job, JournalRecord
 from dreamgen.run.run_folder import RunFolder
@@ -43,15 +46,29 @@ class ClipContext:
 
     @cached_property
     def video_THWC(self) -> np.ndarray:
-        """Return all frames; scores that do without them are ten times as fast.
+        """Return all frames, which takes far more memory than `each_frame`.
 
         Raises:
-            UserError: if the file is missing, damaged, or has no frames.
+            UserError: if the file is missing, damaged, ends early, or has no frames.
         """
-        frames: list[np.ndarray] = []
-        features = self._decode(frames)
+        return np.stack(self.each_frame(lambda frame_HWC: frame_HWC))
+
+    def each_frame(self, function: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+        """Call a function with each frame while the clip is decoded, so that its frames are not all kept.
+
+        Args:
+            function: From frame_HWC to an array, such as a smaller frame.
+
+        Returns:
+            What the function returned, in the order of the frames.
+
+        Raises:
+            UserError: as `video_THWC` does.
+        """
+        results: list[np.ndarray] = []
+        features = self._decode(lambda frame: results.append(function(frame.rgb())))
         self._features = self._features or features
-        return np.stack(frames)
+        return results
 
     @property
     def features(self) -> FrameFeatures:
@@ -111,30 +128,24 @@ class ClipContext:
         """Return how the demonstrations' actions and states move; None where they have no actions."""
         return demonstration_motion(self.run.train)
 
-    def check_is_whole(self) -> None:
-        """Check the number of frames without decoding them: a truncated file may decode without an error.
-
-        Raises:
-            UserError: if the file is missing, or has fewer frames than its header states.
-        """
-        probe(self.file)
-
-    def _decode(self, frames: list[np.ndarray] | None) -> FrameFeatures:
-        """Decode the clip, and append all frames to a list, if there is one."""
-        decoded = decode_frames(self.file)
-        features = frame_features(decoded if frames is None else recording(decoded, frames), self.job.num_frames)
+    def _decode(self, observe: Callable[[DecodedFrame], None] | None) -> FrameFeatures:
+        """Decode the clip, and show each frame to a function, if there is one."""
+        decoded = decode_frames(self.file, whole=True)
+        features = frame_features(decoded if observe is None else shown_to(observe, decoded), self.job.num_frames)
         if features is None:
             raise UserError(f"{self.file} has 0 frames", allowed="a video with at least one frame")
         return features
 
     def _label(self, column: str) -> np.ndarray | None:
-        import pyarrow.parquet as pq
-
-        path = self.run.label_file(self.job.clip_id)
-        if not path.is_file():
+        table = self._label_table
+        if table is None or column not in table.column_names:
             return None
-        table = pq.read_table(path)
-        return np.array(table[column].to_pylist(), np.float32) if column in table.column_names else None
+        return np.array(table[column].to_pylist(), np.float32)
+
+    @cached_property
+    def _label_table(self) -> pa.Table | None:
+        path = self.run.label_file(self.job.clip_id)
+        return read_columns(path, None) if path.is_file() else None
 
 
 def small_gray(video_THWC: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ Axes: T frames, N sampled frames, H height, W width, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -91,10 +91,10 @@ def averaged_cells(gray_THW: np.ndarray, cell_px: int) -> np.ndarray:
     return cells.reshape(num, -1)
 
 
-def recording(frames: Iterable[DecodedFrame], into: list[np.ndarray]) -> Iterator[DecodedFrame]:
-    """Yield frames, and append each as frame_HWC to a list."""
+def shown_to(observe: Callable[[DecodedFrame], None], frames: Iterable[DecodedFrame]) -> Iterator[DecodedFrame]:
+    """Yield frames, and call a function with each of them on the way."""
     for frame in frames:
-        into.append(frame.rgb())
+        observe(frame)
         yield frame
 
 

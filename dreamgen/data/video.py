@@ -167,14 +167,10 @@ def _count(
     # Other processes read other clips: threads of the decoder would only compete with them.
     stream.thread_type, codec.thread_count = "NONE", 1
     pts: list[int | None] = []
-    num_hidden, first = 0, None
+    first = None
     try:
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                raise _damaged(path, ValueError(f"the file ends within frame {len(pts)}"))
-            if packet.size and packet.is_discard:
-                num_hidden += 1  # by an edit list: packets that are only there for the decoder
-            elif packet.size:
+        for packet in _whole(container, stream, path):
+            if packet.size and not packet.is_discard:
                 pts.append(packet.pts)
             if packets is not None and packet.size:
                 packets.append(packet)
@@ -182,10 +178,6 @@ def _count(
                 first = _first_frame(stream, packet)
     except av.FFmpegError as error:
         raise _damaged(path, error) from None
-    if not pts:
-        raise UserError(f"{path} has 0 frames", allowed="a video with at least one frame")
-    if ends_early(path, stream, len(pts) + num_hidden):
-        raise _damaged(path, ValueError(f"it ends after {len(pts)} of the {stream.frames} frames that it states"))
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
         raise UserError(f"{path} states no frame rate", next_step="encode it again with a frame rate")
@@ -199,6 +191,23 @@ def _count(
         timed = FrameTimes(np.sort(np.array(times, np.int64)), stream.time_base)
     name, pix_fmt = codec.codec.canonical_name, codec.pix_fmt
     return VideoInfo(path, name, pix_fmt, height, width, Fraction(rate), len(pts), display, timed), first
+
+
+def _whole(container: InputContainer, stream: av.VideoStream, path: Path) -> Iterator[av.Packet]:
+    """Yield all packets of a video, and refuse one with fewer frames than its header states."""
+    num_shown = num_hidden = 0
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise _damaged(path, ValueError(f"the file ends within frame {num_shown}"))
+        if packet.size and packet.is_discard:
+            num_hidden += 1  # by an edit list: packets that are only there for the decoder
+        elif packet.size:
+            num_shown += 1
+        yield packet
+    if not num_shown:
+        raise UserError(f"{path} has 0 frames", allowed="a video with at least one frame")
+    if ends_early(path, stream, num_shown + num_hidden):
+        raise _damaged(path, ValueError(f"it ends after {num_shown} of the {stream.frames} frames that it states"))
 
 
 def ends_early(path: Path, stream: av.VideoStream, num_read: int) -> bool:
@@ -234,8 +243,12 @@ def set_decoder_threads(num: int) -> None:
     _decoder_threads = num
 
 
-def decode_frames(path: str | Path) -> Generator[DecodedFrame]:
+def decode_frames(path: str | Path, whole: bool = False) -> Generator[DecodedFrame]:
     """Decode a video frame by frame, without converting frames to RGB.
+
+    Args:
+        path: The file.
+        whole: Whether to refuse a file that ends early, as `probe` does: it may decode without an error.
 
     Yields:
         Frames in presentation order; `rgb()` gives frame_HWC.
@@ -253,8 +266,9 @@ def decode_frames(path: str | Path) -> Generator[DecodedFrame]:
             context.thread_type, context.thread_count = "AUTO", _decoder_threads
         pixel_aspect = _display_of(stream, None, path).pixel_aspect
         try:
-            for frame in container.decode(video=0):
-                yield DecodedFrame(frame, pixel_aspect)
+            for packet in _whole(container, stream, path) if whole else container.demux(stream):
+                for frame in stream.decode(packet):
+                    yield DecodedFrame(frame, pixel_aspect)
         except av.FFmpegError as error:
             raise _damaged(path, error) from None
 

@@ -188,7 +188,8 @@ def label_clip(
     worker, path = f"{os.uname().nodename}:{os.getpid()}", run.label_file(clip_id)
     try:
         first_state_S = first_states.get(clip.job.first_frame_sha256 or "")
-        found = model.predict(clip.video_THWC, first_state_S, made_by["states_from"] == "actions")
+        small_TCHW = np.stack(clip.each_frame(model.small_frame))
+        found = model.predict_small(small_TCHW, first_state_S, made_by["states_from"] == "actions")
         action_TA = found.action_TA
         trajectory = Trajectory(len(action_TA), found.state_TS if made_by["has_state"] else None, action_TA)
         write_trajectory(path, trajectory, f"inverse-dynamics model {made_by['idm_sha256']}")

@@ -15,9 +15,13 @@ import pytest
 from dreamgen.cluster.clip_pass import process_clips
 from dreamgen.curate.stage import Curator, curate
 from dreamgen.data import video as video_module
-from dreamgen.label.stage import Labeler, label
+from dreamgen.data.clip_context import ClipContext
+from dreamgen.data.trajectory import read_trajectory
+from dreamgen.label.stage import Labeler, label, label_clip
+from dreamgen.models.idm.model import InverseDynamics
 from dreamgen.pipeline import check_datasets, label_and_curate
 from dreamgen.report import report
+from dreamgen.run.jobs import read_jobs
 from dreamgen.run.journal import read_journal
 from dreamgen.run.run_folder import RunFolder
 from export import export_datasets
@@ -107,7 +111,7 @@ def test_a_run_decodes_a_clip_once_for_the_stages_and_once_for_each_format_that_
         stage(settings)
         return [opened[clip_id] for clip_id in clip_ids(run)]
 
-    assert opens_of(label_and_curate) == [2] * NUM_CLIPS  # packets are counted, then decoded
+    assert opens_of(label_and_curate) == [1] * NUM_CLIPS  # packets are counted while they are decoded
     # One look, whose packets also give the statistics; packets for v3.0 (v2.1 copies the file); robomimic's pixels; the
     # card's pictures, which all formats share.
     assert opens_of(export_datasets) == [1 + 1 + 1 + 1] * NUM_CLIPS
@@ -127,14 +131,35 @@ def test_the_report_decodes_only_a_poster(run, opened, monkeypatch):
     decoded: Counter[str] = Counter()
     decode_frames = video_module.decode_frames
 
-    def counting(path):
-        for frame in decode_frames(path):
+    def counting(path, **options):
+        for frame in decode_frames(path, **options):
             decoded[Path(path).stem] += 1
             yield frame
 
     monkeypatch.setattr(video_module, "decode_frames", counting)
     report(square_settings(run.root))
     assert decoded == dict.fromkeys(clip_ids(run), 1)
+
+
+def test_frames_are_made_small_while_decoding_and_give_the_labels_of_whole_frames(run):
+    model = InverseDynamics.load(run.idm)
+    made_by = {"idm_sha256": "", "has_state": True, "states_from": "frames"}
+    for job in read_jobs(run.jobs):
+        clip = ClipContext(run, job)
+        assert label_clip(clip, model, made_by, {}).status == "ok"
+        assert "video_THWC" not in vars(clip), "whole frames are not kept"
+        label, whole = read_trajectory(run.label_file(job.clip_id)), model.predict(ClipContext(run, job).video_THWC)
+        assert label.action_TA is not None and label.state_TS is not None and whole.state_TS is not None
+        assert (label.action_TA == whole.action_TA).all() and (label.state_TS == whole.state_TS).all()
+
+
+def test_a_clip_that_ends_early_is_not_labeled_and_is_rejected(run, opened):
+    short = clip_ids(run)[0]
+    data = run.clip_file(short).read_bytes()
+    run.clip_file(short).write_bytes(data[: int(len(data) * 0.8)])  # its header comes first and states all frames
+    labeled, _ = together(square_settings(run.root))
+    assert labeled.metrics["num_failed"] == 1 and not run.label_file(short).exists()
+    assert "the file ends within frame" in (read_journal(run.journal, "curate")[short].reason or "")
 
 
 def test_together_writes_what_the_stages_write_alone(run, tmp_path):

@@ -85,9 +85,12 @@ class InverseDynamics:
                 difference for about `KNOWN_STATE_S`. Actions with the names of states follow.
             integrate_states: Follow the predicted actions from the first state instead of reading states from frames.
         """
-        return self.predict_small(
-            small_frames(video_THWC, self.config.image_px, self.config.views), first_state_S, integrate_states
-        )
+        small_TCHW = small_frames(video_THWC, self.config.image_px, self.config.views)
+        return self.predict_small(small_TCHW, first_state_S, integrate_states)
+
+    def small_frame(self, frame_HWC: np.ndarray) -> np.ndarray:
+        """Return what `predict_small` takes of one frame, small_CHW, so that a clip's frames need not all be kept."""
+        return small_frames(frame_HWC[None], self.config.image_px, self.config.views)[0]
 
     def predict_small(
         self, small_TCHW: np.ndarray, first_state_S: np.ndarray | None = None, integrate_states: bool = False
