@@ -103,6 +103,10 @@ class ImportSettings:
         "with; default: those of the clips' own dataset",
         scope="call",
     )
+    own_labels: bool = option(
+        True, "take actions and states of the clips' own dataset as labels; false: leave them to dreamgen label",
+        scope="call",
+    )  # fmt: skip
     generator: str | None = option(
         None, "what made the clips, such as wan2.2-14b, for the datasets' provenance; default: unknown", scope="call"
     )

@@ -134,6 +134,8 @@ def _survey(
     clips: list[SourceClip] = []
     for clip in source.clips:
         label = None
+        if not settings.import_clips.own_labels:
+            clip = replace(clip, load_trajectory=None)
         try:
             label = labels.of(names_of(clip.origin, clip.name)) if labels is not None else None
         except UserError as error:

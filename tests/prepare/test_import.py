@@ -148,6 +148,9 @@ def test_a_lerobot_dataset_brings_its_videos_labels_and_robot(tmp_path):
     np.testing.assert_allclose(label, truth)
     stage("curate", run.root, curate=lenient())
     assert stage("export", run.root).metrics["episodes"] == 2
+    without, run = imported(tmp_path / "without", dataset, own_labels=False)
+    assert (without.metrics["num_imported"], without.metrics["num_labelled"]) == (2, 0)
+    assert not list(run.labels.rglob("*.parquet")), "left to an inverse-dynamics model"
 
 
 def test_labels_of_a_lerobot_dataset_go_to_the_clips_that_bear_its_numbers(tmp_path):
