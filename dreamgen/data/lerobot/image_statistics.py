@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from dreamgen.data.lerobot.statistics import QUANTILES, Statistics
@@ -38,8 +39,9 @@ class ImageHistogram:
     def with_frame(self, frame_HWC: np.ndarray) -> ImageHistogram:
         """Return the histogram with one more frame, uint8, RGB, downsampled as LeRobot does."""
         small_HWC = downsampled(frame_HWC)
-        counts_CL = np.stack([np.bincount(small_HWC[..., c].ravel(), minlength=LEVELS) for c in range(3)])
-        return self + ImageHistogram(counts_CL, 1)
+        # float32, which counts exactly up to 2 ** 24 pixels; np.bincount takes four times longer.
+        counts_CL1 = [cv2.calcHist([small_HWC], [c], None, [LEVELS], [0, LEVELS]) for c in range(3)]
+        return self + ImageHistogram(np.stack(counts_CL1)[..., 0].astype(np.int64), 1)
 
     def scaled_to(self, num_frames: int) -> ImageHistogram:
         """Scale the counts of a sample up to the number of frames that the sample represents."""
