@@ -243,6 +243,15 @@ def set_decoder_threads(num: int) -> None:
     _decoder_threads = num
 
 
+def choose_decoder_threads(stream: av.VideoStream) -> None:
+    """Decode a stream of small frames on one thread, and others on as many as `set_decoder_threads` says."""
+    context = stream.codec_context
+    if _decoder_threads == 1 or context.width * context.height <= SMALL_FRAME_PIXELS:
+        context.thread_type, context.thread_count = "NONE", 1
+    else:
+        context.thread_type, context.thread_count = "AUTO", _decoder_threads
+
+
 def decode_frames(path: str | Path, whole: bool = False) -> Generator[DecodedFrame]:
     """Decode a video frame by frame, without converting frames to RGB.
 
@@ -259,11 +268,7 @@ def decode_frames(path: str | Path, whole: bool = False) -> Generator[DecodedFra
     path = Path(path)
     with _open(path) as container:
         stream = container.streams.video[0]
-        context = stream.codec_context
-        if _decoder_threads == 1 or context.width * context.height <= SMALL_FRAME_PIXELS:
-            context.thread_type, context.thread_count = "NONE", 1
-        else:
-            context.thread_type, context.thread_count = "AUTO", _decoder_threads
+        choose_decoder_threads(stream)
         pixel_aspect = _display_of(stream, None, path).pixel_aspect
         try:
             for packet in _whole(container, stream, path) if whole else container.demux(stream):

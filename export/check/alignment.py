@@ -45,10 +45,10 @@ def alignment_of(position: int, action_ND: np.ndarray, state_ND: np.ndarray) -> 
     if not moves_D.any():
         return None
     action_ND, state_ND = action_ND[:, moves_D].astype(np.float64), state_ND[:, moves_D].astype(np.float64)
-    fit_L = np.array([_correlation(action_ND, state_ND, lag) for lag in LAGS], np.float32)
+    fit_L = _correlations(action_ND, state_ND).astype(np.float32)
     if fit_L.max() > FITS:
         return Alignment(position, fit_L, -1.0)
-    return Alignment(position, fit_L, max(_correlation(action_ND[::-1], state_ND, lag) for lag in LAGS))
+    return Alignment(position, fit_L, float(_correlations(action_ND[::-1], state_ND).max()))
 
 
 def check_alignment(
@@ -82,11 +82,32 @@ def check_alignment(
                      f"a delay of {LAGS[usual]} rows, as in {int(agrees_E.sum())} other episodes")  # fmt: skip
 
 
-def _correlation(action_ND: np.ndarray, state_ND: np.ndarray, lag: int) -> float:
-    """Return the correlation of action[n] with state[n + lag], averaged over dimensions by their movement."""
-    num_rows = len(action_ND) - abs(lag)
-    one_ND = action_ND[max(0, -lag) :][:num_rows]
-    other_ND = state_ND[max(0, lag) :][:num_rows]
-    one_ND, other_ND = one_ND - one_ND.mean(axis=0), other_ND - other_ND.mean(axis=0)
-    deviation = np.sqrt((one_ND**2).sum() * (other_ND**2).sum())
-    return float((one_ND * other_ND).sum() / deviation) if deviation > 0 else 0.0
+def _correlations(action_ND: np.ndarray, state_ND: np.ndarray) -> np.ndarray:
+    """Return the correlation of action[n] with state[n + lag] at each of `LAGS`, over dimensions by their movement."""
+    lag_L = np.array(LAGS)
+    action_L, state_L = np.maximum(0, -lag_L), np.maximum(0, lag_L)  # where the rows that are compared begin
+    count_L = len(action_ND) - np.abs(lag_L)
+    action_ND, state_ND = action_ND - action_ND.mean(axis=0), state_ND - state_ND.mean(axis=0)
+    product_L = np.array([
+        np.einsum("n,n->", action_ND[one : one + count].ravel(), state_ND[other : other + count].ravel())
+        for one, other, count in zip(action_L.tolist(), state_L.tolist(), count_L.tolist(), strict=True)
+    ])  # fmt: skip
+    action_sum_LD, action_squares_L = _sums(action_ND, action_L, count_L)
+    state_sum_LD, state_squares_L = _sums(state_ND, state_L, count_L)
+    covariance_L = product_L - (action_sum_LD * state_sum_LD).sum(axis=1) / count_L
+    scale_L = np.sqrt(np.maximum(action_squares_L * state_squares_L, 0))
+    return np.divide(covariance_L, scale_L, out=np.zeros(len(LAGS)), where=scale_L > 0)
+
+
+def _sums(values_ND: np.ndarray, begin_L: np.ndarray, count_L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sum of some neighboring rows at each lag, and of their squared distances from their mean.
+
+    Each leaves out a few rows at one end, so these are taken off the sum of all rows.
+    """
+    with_squares_NX = np.column_stack([values_ND, np.einsum("nd,nd->n", values_ND, values_ND)])
+    num_left_out, nothing_1X = max(map(abs, LAGS)), np.zeros((1, with_squares_NX.shape[1]))
+    first_KX, last_KX = (np.vstack([nothing_1X, ends_NX[:num_left_out].cumsum(axis=0)])
+                         for ends_NX in (with_squares_NX, with_squares_NX[::-1]))  # fmt: skip
+    sum_LX = with_squares_NX.sum(axis=0) - first_KX[begin_L] - last_KX[len(values_ND) - begin_L - count_L]
+    sum_LD = sum_LX[:, :-1]
+    return sum_LD, sum_LX[:, -1] - (sum_LD**2).sum(axis=1) / count_L

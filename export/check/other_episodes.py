@@ -37,10 +37,13 @@ class Thumbnail:
 
     Args:
         num_frames: Length of the episode.
+        among_N: Rising numbers of the frames to choose from, for example those that are converted anyway; None for all.
     """
 
-    def __init__(self, num_frames: int) -> None:
-        self._sampled = set(np.linspace(0, num_frames - 1, NUM_FRAMES).astype(int).tolist())
+    def __init__(self, num_frames: int, among_N: np.ndarray | None = None) -> None:
+        num_choices = num_frames if among_N is None else len(among_N)
+        chosen_N = np.linspace(0, num_choices - 1, NUM_FRAMES).astype(int)
+        self._sampled = set((chosen_N if among_N is None else among_N[chosen_N]).tolist())
         self._num_added = self._num_taken = 0
         self._sum_HWC = np.zeros((SIZE_PX, SIZE_PX, 3))
 

@@ -40,7 +40,8 @@ class ParquetRows:
         self._file = pq.ParquetFile(pa.BufferReader(path.read_bytes()) if small else path)
         groups = self._file.metadata
         self._ends = np.cumsum([groups.row_group(i).num_rows for i in range(groups.num_row_groups)], dtype=np.int64)
-        self.schema: pa.Schema = without_extensions(self._file.schema_arrow.empty_table()).schema
+        # From the fields: Arrow makes even an empty table with an import of pandas, which takes a second.
+        self.schema = pa.schema([_without_extension(field) for field in self._file.schema_arrow])
         if len(set(self.schema.names)) < len(self.schema.names):
             raise ValueError("it has columns of one name")
         self.num_rows: int = groups.num_rows
@@ -79,6 +80,11 @@ def without_extensions(table: pa.Table) -> pa.Table:
     return table
 
 
+def _without_extension(field: pa.Field) -> pa.Field:
+    is_extension = isinstance(field.type, pa.BaseExtensionType)
+    return field.with_type(field.type.storage_type) if is_extension else field
+
+
 def is_number(kind: pa.DataType) -> bool:
     """Return True for a column of plain numbers."""
     return pa.types.is_integer(kind) or pa.types.is_floating(kind)
@@ -107,8 +113,12 @@ def matrix(column: pa.ChunkedArray | pa.Array, size: int) -> tuple[np.ndarray | 
         values = values.flatten()
     if not is_number(values.type) or values.null_count or (num_rows and per_row != size):
         return None, str(outermost)
-    flat = values.to_numpy(zero_copy_only=False)
-    return flat.reshape(num_rows, size), ARROW_NAMES.get(str(values.type), str(values.type))
+    return numbers(values).reshape(num_rows, size), ARROW_NAMES.get(str(values.type), str(values.type))
+
+
+def numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Return numbers without nulls, read-only; Arrow's own to_numpy imports pandas first, which takes a second."""
+    return np.from_dlpack(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
 
 
 def describe_column(column: pa.ChunkedArray) -> str:

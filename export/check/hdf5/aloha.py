@@ -19,7 +19,6 @@ from export.check.hdf5.arrays import (
     DAMAGE,
     Hdf5Check,
     Shape,
-    array_at,
     arrays,
     check_finite,
     check_jpegs,
@@ -137,8 +136,9 @@ def _check_episode(name: str, file: h5py.File, fast: bool, findings: Findings) -
     length: int | None = None
     shapes: dict[str, Shape] = {}
     finite: set[str] = set()
+    held = dict(arrays(file))  # once: to find an array takes longer than to read its few numbers
     for where in NEEDED:
-        array = array_at(file, where)
+        array = held.get(where)
         if array is None:
             findings.add("missing-column", name, where, "none", "(T, D)", fixable=False)
             continue
@@ -153,29 +153,28 @@ def _check_episode(name: str, file: h5py.File, fast: bool, findings: Findings) -
             finite.add(where)
             if len(array) == 0:
                 findings.add("row-count", name, where, "0 rows", "at least one")
-    for where, array in arrays(file):
+    for where, array in held.items():
         if where not in NEEDED and not where.startswith("observations/images/") and where != "compress_len":
             if array.ndim and length is not None and len(array) != length:
                 findings.add("row-count", name, where, f"{len(array)} rows", f"{length}, as action has")
             check_finite(name, where, array, findings)
-    sizes, thumbnails = _check_cameras(name, file, length, fast, findings)
-    alignment = None if fast or not finite.issuperset(COMMANDS) else _alignment(file)
+    sizes, thumbnails = _check_cameras(name, file, held, length, fast, findings)
+    alignment = None if fast or not finite.issuperset(COMMANDS) else _alignment(*(held[where] for where in COMMANDS))
     return AlohaEpisode(name, length, shapes | sizes, thumbnails, alignment)
 
 
-def _alignment(file: h5py.File) -> Alignment | None:
-    command, position = (array_at(file, where) for where in COMMANDS)
-    if command is None or position is None or command.shape != position.shape or math.prod(command.shape) > MAX_VALUES:
+def _alignment(command: h5py.Dataset, position: h5py.Dataset) -> Alignment | None:
+    if command.shape != position.shape or math.prod(command.shape) > MAX_VALUES:
         return None
     return alignment_of(0, command[...], position[...])
 
 
 def _check_cameras(
-    name: str, file: h5py.File, length: int | None, fast: bool, findings: Findings
+    name: str, file: h5py.File, held: dict[str, h5py.Dataset], length: int | None, fast: bool, findings: Findings
 ) -> tuple[dict[str, Shape], dict[str, np.ndarray]]:
     observations = group_at(file, "observations")
     images = None if observations is None else group_at(observations, "images")
-    cameras = {} if images is None else {key: array_at(images, key) for key in keys_of(images)}
+    cameras = {} if images is None else {key: held.get(f"observations/images/{key}") for key in keys_of(images)}
     compressed = bool(file.attrs.get("compress", False))
     if not cameras:
         findings.add("missing-column", name, "observations/images", "no camera", "at least one", fixable=False)

@@ -27,6 +27,7 @@ MAX_DEPTH = 8  # hard links can form a cycle
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 
 READ_AT_ONCE_BYTES = 2**26
+IMAGES_AT_ONCE_BYTES = 2**20  # fewer calls, and still in the processor's cache
 MAX_ROW_BYTES = 2**28  # more than any image takes
 MAX_RATIO = 2000  # of bytes and stored bytes: HDF5's filters reach half of it
 CHANNELS = (1, 3, 4)
@@ -81,23 +82,27 @@ def array_at(parent: h5py.Group, path: str) -> h5py.Dataset | None:
     for name in groups:
         group = None if group is None else group_at(group, name)
     item = None if group is None else _item(group, key)
-    return item if isinstance(item, h5py.Dataset) and not item.external and not item.is_virtual else None
+    return item if isinstance(item, h5py.Dataset) and _is_within(item) else None
 
 
 def arrays(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
     """Yield the path and array of every array below a group."""
     for key in keys_of(group):
-        below = group_at(group, key)
-        if below is not None and prefix.count("/") < MAX_DEPTH:
-            yield from arrays(below, f"{prefix}{key}/")
-        elif below is None and (array := array_at(group, key)) is not None:
-            yield f"{prefix}{key}", array
+        item = _item(group, key)
+        if isinstance(item, h5py.Group):
+            if prefix.count("/") < MAX_DEPTH:
+                yield from arrays(item, f"{prefix}{key}/")
+        elif isinstance(item, h5py.Dataset) and _is_within(item):
+            yield f"{prefix}{key}", item
+
+
+def _is_within(array: h5py.Dataset) -> bool:
+    """Return whether the values are stored in the file itself."""
+    return not array.external and not array.is_virtual
 
 
 def _item(parent: h5py.Group, key: str) -> object | None:
-    if key not in parent:
-        return None
-    link = parent.get(key, getlink=True)
+    link = parent.get(key, getlink=True)  # None where there is none
     if not isinstance(link, h5py.HardLink) and not (isinstance(link, h5py.ExternalLink) and _target(parent, link)):
         return None
     try:
@@ -125,10 +130,10 @@ def check_links(name: str, group: h5py.Group, findings: Findings, prefix: str = 
                 findings.add("missing-file", name, where, f"{link.filename}:{link.path} does not open", "the data")
         elif not isinstance(link, h5py.HardLink):
             findings.add("soft-link", name, where, "a soft link", "the data itself")
-        elif (below := group_at(group, key)) is not None:
+        elif isinstance(item := _item(group, key), h5py.Group):
             if where.count("/") < MAX_DEPTH:
-                check_links(name, below, findings, f"{where}/")
-        elif isinstance(array := _item(group, key), h5py.Dataset) and (array.external or array.is_virtual):
+                check_links(name, item, findings, f"{where}/")
+        elif isinstance(item, h5py.Dataset) and not _is_within(item):
             findings.add("path-outside", name, where, "values stored in another file", "data within the file")
 
 
@@ -146,10 +151,10 @@ def is_stored(name: str, where: str, array: h5py.Dataset, findings: Findings) ->
     return False
 
 
-def portions(array: h5py.Dataset) -> Iterator[tuple[int, np.ndarray]]:
+def portions(array: h5py.Dataset, size_bytes: int = READ_AT_ONCE_BYTES) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the first row and the values of parts of an array that fit into memory."""
     row_bytes = max(1, math.prod(array.shape[1:]) * array.dtype.itemsize)
-    num_rows = max(1, READ_AT_ONCE_BYTES // row_bytes)
+    num_rows = max(1, size_bytes // row_bytes)
     for begin in range(0, len(array), num_rows):
         yield begin, array[begin : begin + num_rows]
 
@@ -180,7 +185,15 @@ def check_pictures(name: str, where: str, array: h5py.Dataset, fast: bool, findi
         findings.add("picture-type", name, where, f"{array.dtype} {array.shape}", "uint8 (N, H, W, 3)")
     if not is_stored(name, where, array, findings):
         return None
-    for row in range(len(array)) if not fast else _ends(len(array)):
+    read = 0
+    try:
+        for _, images in portions(array, IMAGES_AT_ONCE_BYTES) if not fast else ():
+            for image in images:
+                thumbnail.add(image)
+            read += len(images)
+    except DAMAGE:
+        pass  # one of the rows that follow, which are read one by one to name it
+    for row in _ends(len(array)) if fast else range(read, len(array)):
         try:
             thumbnail.add(array[row])
         except DAMAGE as error:
@@ -238,9 +251,8 @@ def compare_pictures(thumbnails: Mapping[tuple[str, str], Mapping[str, np.ndarra
 
 def _whole_jpeg(encoded: np.ndarray) -> bool:
     """Return whether bytes begin and end as a JPEG does: decoders fill what is missing with gray. Zeros are padding."""
-    filled = np.flatnonzero(encoded)
-    end = int(filled[-1]) + 1 if len(filled) else 0
-    return end > 4 and encoded[:2].tolist() == [0xFF, 0xD8] and encoded[end - 2 : end].tolist() == [0xFF, 0xD9]
+    content = encoded.tobytes().rstrip(b"\0")
+    return len(content) > 4 and content.startswith(b"\xff\xd8") and content.endswith(b"\xff\xd9")
 
 
 def compare_with_majority(

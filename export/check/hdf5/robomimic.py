@@ -153,7 +153,8 @@ def _check_env_args(name: str, data: h5py.Group, findings: Findings) -> None:
 
 def _check_demo(name: str, key: str, demo: h5py.Group, fast: bool, findings: Findings) -> Demo:
     num_samples = whole(demo.attrs.get("num_samples"))
-    actions = array_at(demo, "actions")
+    held = dict(arrays(demo))
+    actions = held.get("actions")
     num_actions = len(actions) if actions is not None and actions.ndim else None
     if num_samples is None:
         findings.add("hdf5-attribute", name, key, f"num_samples {demo.attrs.get('num_samples')}", "a whole number")
@@ -164,7 +165,7 @@ def _check_demo(name: str, key: str, demo: h5py.Group, fast: bool, findings: Fin
     elif actions.ndim != 2:
         findings.add("vector-length", name, f"{key}/actions", actions.shape, "(N, A)")
     num_rows = num_samples if num_actions is None else num_actions
-    found = [(where, array) for where, array in arrays(demo) if not where.startswith(NOT_PER_SAMPLE)]
+    found = [(where, array) for where, array in held.items() if not where.startswith(NOT_PER_SAMPLE)]
     shapes: dict[str, Shape] = {}
     thumbnails: dict[str, np.ndarray] = {}
     for where, array in found:
@@ -178,7 +179,7 @@ def _check_demo(name: str, key: str, demo: h5py.Group, fast: bool, findings: Fin
         if array.ndim and where.startswith(("obs/", "next_obs/", "actions")):
             shapes[where] = array.shape[1:]
     for where in ("rewards", "dones"):
-        if array_at(demo, where) is None:
+        if where not in held:
             findings.add("missing-column", name, f"{key}/{where}", "none", "one number a sample", fixable=False)
     if not any(where.startswith("obs/") for where, _ in found):
         findings.add("missing-column", name, f"{key}/obs", "none", "at least one observation", fixable=False)

@@ -34,7 +34,8 @@ class PictureSampler:
 
     def __init__(self, num_frames: int, recorded_F: np.ndarray) -> None:
         self.recorded_F, self._num_frames = recorded_F, num_frames
-        self._sampled = set(sampled_frames(num_frames).tolist())
+        self.sampled_N = sampled_frames(num_frames)
+        self._sampled = set(self.sampled_N.tolist())
         self._num_added, self._histogram = 0, ImageHistogram.empty()
 
     def add(self, frame: av.VideoFrame) -> np.ndarray | None:

@@ -6,7 +6,7 @@ Axes: N rows, E episodes, D dimensions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from dreamgen.data.images import decode_image
 from dreamgen.data.lerobot.metadata import LeRobotMeta
-from dreamgen.data.lerobot.rows import describe_column, is_number, matrix
+from dreamgen.data.lerobot.rows import describe_column, is_number, matrix, numbers
 from dreamgen.data.lerobot.schema import INDEX_COLUMNS, NUMERIC
 from dreamgen.data.lerobot.statistics import Statistics
 from dreamgen.data.timeline import frame_times_s
@@ -26,6 +26,7 @@ from export.check.alignment import Alignment, alignment_of
 from export.check.findings import Findings
 from export.check.lerobot.metadata import annotation_columns
 from export.check.lerobot.statistics import EpisodeStatistics
+from export.check.other_episodes import Thumbnail
 
 TIME_TOLERANCE_S = 1e-4  # LeRobot's own: a frame farther off is an error for its loader
 
@@ -158,7 +159,7 @@ def _numbers(batch: RowBatch, name: str, findings: Findings) -> np.ndarray | Non
     if column.null_count:
         findings.add("column-type", batch.file, name, f"{column.null_count} empty cells", "a number in every row")
         return None
-    return column.to_numpy()
+    return numbers(column)
 
 
 def _check_tasks(batch: RowBatch, task_N: np.ndarray, findings: Findings) -> None:
@@ -218,18 +219,41 @@ def _float_features(batch: RowBatch, findings: Findings) -> Iterator[tuple[str, 
             yield name, values_ND
 
 
-def check_stored_pictures(batch: RowBatch, findings: Findings) -> None:
-    """Decode the pictures in the table itself (dtype image)."""
+def check_stored_pictures(batch: RowBatch, findings: Findings) -> dict[tuple[str, int], np.ndarray]:
+    """Decode the pictures in the table itself (dtype image).
+
+    Returns:
+        (camera, position of an episode) -> thumbnail_HWC, of episodes whose pictures are all sound.
+    """
+    thumbnails: dict[tuple[str, int], np.ndarray] = {}
+    if batch.table.num_rows != len(batch.place_N):
+        return thumbnails  # as in `check_row_batch`
     for name, feature in batch.dataset.features.items():
         if feature["dtype"] != "image" or name not in batch.table.column_names:
             continue
-        size = sorted(feature["shape"])[-2:]
-        for row, cell in enumerate(batch.table.column(name)):
-            where = f"{batch.name(int(batch.place_N[row]))}, row {batch.frame_N[row]}, {name}"
-            encoded = (cell.as_py() or {}).get("bytes") if pa.types.is_struct(cell.type) else None
-            picture = decode_image(encoded, cv2.IMREAD_UNCHANGED) if encoded else None
-            if picture is None:
-                findings.add("damaged-picture", batch.file, where, "no picture", "an encoded picture")
-            elif sorted(picture.shape[:2]) != size:
-                findings.add("picture-size", batch.file, where, f"{picture.shape[0]}x{picture.shape[1]}",
-                             f"{feature['shape']} as in info.json")  # fmt: skip
+        cells = batch.table.column(name)
+        for place, (begin, num_rows) in enumerate(zip(batch.starts_E.tolist(), batch.num_rows_E.tolist(), strict=True)):
+            where = f"{batch.name(place)}, row {{}}, {name}"
+            own = cells.slice(begin, num_rows)
+            thumbnail_HWC = _check_stored_episode(batch.file, where, own, feature["shape"], findings)
+            if thumbnail_HWC is not None:
+                thumbnails[name, int(batch.positions[place])] = thumbnail_HWC
+    return thumbnails
+
+
+def _check_stored_episode(
+    file: str, where: str, cells: pa.ChunkedArray, shape: Sequence[int], findings: Findings
+) -> np.ndarray | None:
+    """Decode the pictures of one episode and return their thumbnail_HWC; `where` has a place for the row."""
+    thumbnail, size = Thumbnail(len(cells)), sorted(shape)[-2:]
+    for row, cell in enumerate(cells):
+        encoded = (cell.as_py() or {}).get("bytes") if pa.types.is_struct(cell.type) else None
+        picture = decode_image(encoded, cv2.IMREAD_UNCHANGED) if encoded else None
+        if picture is None:
+            findings.add("damaged-picture", file, where.format(row), "no picture", "an encoded picture")
+            continue
+        if sorted(picture.shape[:2]) != size:
+            findings.add("picture-size", file, where.format(row), f"{picture.shape[0]}x{picture.shape[1]}",
+                         f"{shape} as in info.json")  # fmt: skip
+        thumbnail.add(picture)
+    return thumbnail.mean_HWC()

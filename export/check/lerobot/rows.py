@@ -22,6 +22,7 @@ from export.check.lerobot.files import FileGroup, table_groups
 from export.check.lerobot.metadata import annotation_columns
 from export.check.lerobot.row_batch import RowBatch, check_row_batch, check_stored_pictures
 from export.check.lerobot.statistics import EpisodeStatistics, LeRobotCheck, merge_features
+from export.check.other_episodes import OtherEpisodes
 from export.workers import Workers
 
 ROWS_PER_BATCH, EPISODES_PER_BATCH = 20_000, 500
@@ -35,27 +36,34 @@ class RowSummary:
         num_rows: Position of an episode -> rows that were found, where these are not its length.
         statistics: Feature -> statistics of its rows.
         alignments: How actions fit states; empty with `--fast`.
+        thumbnails: (camera, position) -> thumbnail_HWC of the pictures in the tables; empty with `--fast`.
     """
 
     num_rows: dict[int, int] = field(default_factory=dict)
     statistics: dict[str, Statistics] = field(default_factory=dict)
     alignments: list[Alignment] = field(default_factory=list)
+    thumbnails: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
 
 
 def check_rows(workers: Workers, dataset: LeRobotMeta, findings: Findings) -> RowSummary:
     """Read every table once and compare its rows with the episodes that should lie in it."""
-    summary = RowSummary()
+    summary, episodes = RowSummary(), dataset.episodes
+    cameras: dict[str, OtherEpisodes] = {}
+
+    def place_of(position: int) -> tuple[str, str]:
+        return episodes.file_name(position), f"episode {episodes.index_N[position]}"
+
     for found, part in workers.map(check_tables, table_groups(dataset), "check rows", "files"):
         findings.merge(found)
         summary.num_rows.update(part.num_rows)
         merge_features(summary.statistics, part.statistics)
         summary.alignments += part.alignments
-    episodes = dataset.episodes
-
-    def place_of(position: int) -> tuple[str, str]:
-        return episodes.file_name(position), f"episode {episodes.index_N[position]}"
-
+        for (camera, position), thumbnail_HWC in part.thumbnails.items():
+            file, episode = place_of(position)
+            cameras.setdefault(camera, OtherEpisodes()).add(file, f"{episode}, {camera}", thumbnail_HWC)
     check_alignment(summary.alignments, place_of, findings)
+    for others in cameras.values():
+        others.check(findings)
     return summary
 
 
@@ -72,7 +80,7 @@ def check_tables(check: LeRobotCheck, group: FileGroup) -> tuple[Findings, RowSu
             alignments = None if check.fast else summary.alignments
             merge_features(summary.statistics, check_row_batch(batch, recorded, findings, alignments))
             if has_images:
-                check_stored_pictures(batch, findings)
+                summary.thumbnails |= check_stored_pictures(batch, findings)
     return findings, summary
 
 

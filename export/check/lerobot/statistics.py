@@ -135,7 +135,9 @@ class EpisodeStatistics:
             table = self._read_table(source, int(rows.min()), int(rows.max()) + 1)
             if table is None:
                 continue
-            table, file = table.take(rows - rows.min()), episodes.sources[source]
+            if not np.array_equal(rows, np.arange(rows.min(), rows.min() + len(rows))):  # seldom; it imports pandas
+                table = table.take(rows - rows.min())
+            file = episodes.sources[source]
             for column in table.column_names:
                 _, name, stat = column.split("/", 2)
                 size = self._size(name, stat)

@@ -77,7 +77,11 @@ def check_video_group(
             spans = Spans.of(check.dataset, file)
             samplers = {} if check.fast else _samplers(check.dataset, file, recorded)
             lengths = [] if check.fast else check.dataset.episodes.length_N[file.positions].tolist()
-            small = {place: Thumbnail(length) for place, length in enumerate(lengths) if length > 0}
+            small = {
+                place: Thumbnail(length, samplers[place].sampled_N if place in samplers else None)
+                for place, length in enumerate(lengths)
+                if length > 0
+            }
             av.logging.set_libav_level(av.logging.PANIC)  # what it would print becomes a finding
             try:
                 scan = scan_video(path, not check.fast, spans.distribute(samplers, small) if small else None)
