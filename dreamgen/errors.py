@@ -32,12 +32,8 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         lines = [self.what]
-        if self.actual is not None:
-            lines.append(f"  found:   {self.actual}")
-        if self.allowed is not None:
-            lines.append(f"  allowed: {self.allowed}")
-        if self.next_step is not None:
-            lines.append(f"  do:      {self.next_step}")
+        parts = (("found:", self.actual), ("allowed:", self.allowed), ("do:", self.next_step))
+        lines += [f"  {label:8} {value}".replace("\n", "\n" + " " * 11) for label, value in parts if value is not None]
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[Callable[[str], UserError], tuple[str]]:

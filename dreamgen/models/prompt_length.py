@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +33,9 @@ class CutPrompt:
 
 
 def check_prompt_lengths(
-    model: ModelSettings, build_folder: Path, sources: Mapping[str, str], may_download: bool
-) -> list[str]:
+    model: ModelSettings, build_folder: Path, sources: Mapping[str, str], may_download: bool,
+    planned: Iterable[str] = (),
+) -> list[str]:  # fmt: skip
     """Measure prompts with the model's own tokenizer.
 
     Args:
@@ -42,20 +43,25 @@ def check_prompt_lengths(
         build_folder: Of a model that is built on first use.
         sources: Each distinct prompt, and where it comes from.
         may_download: Whether the tokenizer may be downloaded.
+        planned: Prompts that clips are made with already.
 
     Returns:
         Notes: which prompts are cut and where, or that they were not measured.
 
     Raises:
-        UserError: if different prompts become the same.
+        UserError: if a prompt becomes the same as another one, or as one of `planned`.
     """
-    cut = model_type(model).load_class().cut_prompts(model, build_folder, list(sources), may_download)
+    cut = (
+        model_type(model)
+        .load_class()
+        .cut_prompts(model, build_folder, list(dict.fromkeys([*sources, *planned])), may_download)
+    )
     if cut is None:
         return [f"the texts' lengths were not measured: the tokenizer of {model.path} is not on this machine"]
     by_tokens: dict[bytes, list[CutPrompt]] = {}
     for prompt in cut:
         by_tokens.setdefault(prompt.tokens_read, []).append(prompt)
-    same = [prompts for prompts in by_tokens.values() if len(prompts) > 1]
+    same = [group for group in by_tokens.values() if len(group) > 1 and any(p.prompt in sources for p in group)]
     if same:
         first = same[0]
         raise UserError(
@@ -64,7 +70,7 @@ def check_prompt_lengths(
             allowed=f"texts that differ within {first[0].max_tokens} tokens",
             next_step="shorten them, or put what differs at the beginning",
         )
-    return _notes([prompt for prompt in cut if prompt.num_read < len(prompt.prompt)], sources)
+    return _notes([p for p in cut if p.num_read < len(p.prompt) and p.prompt in sources], sources)
 
 
 def _notes(cut: Sequence[CutPrompt], sources: Mapping[str, str]) -> list[str]:
@@ -78,6 +84,6 @@ def _described(prompt: CutPrompt, sources: Mapping[str, str]) -> str:
     read, lost = prompt.prompt[: prompt.num_read], prompt.prompt[prompt.num_read :]
     ending = lost if len(lost) <= 2 * NUM_CHARACTERS else f"{lost[:NUM_CHARACTERS]}...{lost[-NUM_CHARACTERS:]}"
     return (
-        f"{sources[prompt.prompt]}: {prompt.num_tokens} tokens, of which {prompt.max_tokens} are read, to "
-        f'"...{read[-NUM_CHARACTERS:]}"; not read: "{ending}"'
+        f"{sources.get(prompt.prompt, 'planned before')}: {prompt.num_tokens} tokens, of which {prompt.max_tokens} are "
+        f'read, to "...{read[-NUM_CHARACTERS:]}"; not read: "{ending}"'
     )

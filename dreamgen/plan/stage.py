@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dreamgen.config.settings import Settings
-from dreamgen.data.prompts import bare_instruction
+from dreamgen.data.prompts import bare_instruction, sample_prompt
 from dreamgen.data.video import write_video
 from dreamgen.errors import Problems, UserError
 from dreamgen.models.adapter_choice import AdapterChoice, choose_adapter
@@ -69,8 +69,9 @@ def plan(settings: Settings, dry_run: bool = False) -> StageResult:
         if not counts.num_conditionings:
             _raise_nothing_usable(counts, settings.plan.first_frames or str(run.train))
         texts = check_prompt_lengths(
-            settings.model, run.model, _prompts_of(conditionings, settings), may_download=not dry_run
-        )
+            settings.model, run.model, _prompts_of(conditionings, settings), may_download=not dry_run,
+            planned=_planned_prompts(run, model.sha256),
+        )  # fmt: skip
         common = job_values(settings, model, adapter, run)
         grid = JobGrid(conditionings, settings.plan.num_seeds, settings.prompt_prefix, common)
         ids = grid.ids()
@@ -200,6 +201,14 @@ def _prompts_of(conditionings: Conditionings, settings: Settings) -> dict[str, s
     return prompts
 
 
+def _planned_prompts(run: RunFolder, model_sha256: str) -> list[str]:
+    """Return the distinct prompts of the jobs that were planned before with the same model."""
+    if not run.jobs.exists():
+        return []
+    jobs = job_columns(run.jobs, ["prompt", "model_sha256"])
+    return pc.unique(jobs.filter(pc.equal(jobs["model_sha256"], model_sha256))["prompt"]).cast(pa.string()).to_pylist()
+
+
 def _count_notes(num_again: int, num_kept: int) -> list[str]:
     notes = []
     if num_again:
@@ -211,7 +220,7 @@ def _count_notes(num_again: int, num_kept: int) -> list[str]:
 
 def _dry_run_notes(prefix: str, instructions: list[str]) -> list[str]:
     return [
-        *(f"prompt: {(prefix + text)[:300]}" for text in instructions),
+        *(f"prompt: {sample_prompt(prefix + text)}" for text in instructions),
         "max_disk_gib: an upper limit, with every frame as large as a key frame",
         "dry run: nothing was written",
     ]

@@ -14,6 +14,7 @@ from pathlib import Path
 from dreamgen.config.settings import Settings
 from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
 from dreamgen.data.frames import FrameReader
+from dreamgen.data.prompts import sample_prompt
 from dreamgen.data.views import View, tiled_views
 from dreamgen.errors import UserError
 from dreamgen.models.prompt_length import check_prompt_lengths
@@ -169,7 +170,8 @@ def inspect(settings: Settings) -> StageResult:
     num_first_frames = len(kept) * NUM_STORED_FRAMES
     bytes_per_pixel = metrics["frames"] * VIDEO_BYTES_PER_PIXEL + num_first_frames * PNG_BYTES_PER_PIXEL
     num_bytes = settings.video.height * settings.video.width * bytes_per_pixel
-    prompts = [f"prompt of {row.name}: {settings.prompt_prefix}{row.instruction}" for row in kept[:NUM_SAMPLES]]
+    prompts = [f"prompt of {row.name}: {sample_prompt(settings.prompt_prefix + row.instruction)}"
+               for row in kept[:NUM_SAMPLES]]  # fmt: skip
     texts = _text_lengths(surveyed, settings, RunFolder(Path(settings.out or "")))
     notes = [*prompts, *_findings(source, surveyed, settings), *texts, *_refused_clips(rows)]
     return StageResult("prepare", {}, {**metrics, "disk_mib": round(num_bytes / 2**20, 3)}, notes)

@@ -78,7 +78,7 @@ def convert_dataset(source: str | Path, target: str | Path, settings: ConvertSet
         "to": version,
         "episodes": len(dataset.episodes),
         "frames": int(dataset.episodes.length_N.sum()),
-        "cameras": len(dataset.cameras),
+        "cameras": len(dataset.images),
         "files_carried": len(copied),
     }
     return StageResult("convert", {"dataset": target}, metrics, [*notes, *group_notes(row_notes)])

@@ -157,7 +157,7 @@ def test_several_cameras_extra_features_and_images_of_lerobots_own(tmp_path):
     (source / "README.md").write_text("a card")
     before = hashes(source)
     result = convert(source, tmp_path / "v21")
-    assert result.metrics["cameras"] == 2 and result.metrics["files_carried"] == 1
+    assert result.metrics["cameras"] == 3 and result.metrics["files_carried"] == 1
     info = read_json(tmp_path / "v21/meta/info.json")
     assert (info["total_videos"], info["total_chunks"], info["robot_type"]) == (6, 1, "two_eyes")
     rows = pd.read_parquet(tmp_path / "v21/data/chunk-000/episode_000002.parquet")

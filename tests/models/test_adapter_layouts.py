@@ -10,6 +10,7 @@ from dreamgen.errors import UserError
 from dreamgen.models.adapter_files import WEIGHTS_NAME, adapter_sha256
 from dreamgen.models.cosmos_predict25.adapter import (
     _check_applied,
+    add_adapter,
     check_adapter_fits,
     linear_layers,
     load_adapter,
@@ -123,6 +124,25 @@ def test_dora_of_peft_gives_the_trained_models_output(world, tmp_path, prefix):
     pipe = plain_pipeline(world)
     load_adapter(pipe, tmp_path, fuse=False)
     assert torch.allclose(run(pipe.transformer), run(transformer), atol=1e-5)
+
+
+def test_dora_that_was_not_trained_is_refused_and_magnitudes_alone_are_enough(world, tmp_path):
+    for name, factor, says in (("untrained", 1.0, "changes nothing"), ("magnitudes", 1.2, None)):
+        transformer = build_mini(tiny_sizes()).transformer
+        add_adapter(transformer, 3, 12, ["to_q"], use_dora=True)
+        for key, parameter in transformer.named_parameters():
+            if "magnitude" in key:
+                parameter.data.mul_(factor)
+        (tmp_path / name).mkdir()
+        save_adapter(transformer, tmp_path / name)
+        pipe = plain_pipeline(world)
+        before = pipe.transformer.get_submodule(LAYERS[0]).weight.detach().clone()
+        if says:
+            with pytest.raises(UserError, match=says):
+                load_adapter(pipe, tmp_path / name, fuse=True)
+        else:
+            load_adapter(pipe, tmp_path / name, fuse=True)
+            assert torch.allclose(pipe.transformer.get_submodule(LAYERS[0]).weight, factor * before, atol=1e-5)
 
 
 def test_layouts_that_cannot_be_applied_are_refused_by_name(factors, tmp_path):

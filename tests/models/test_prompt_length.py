@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from dreamgen.config.settings import ModelSettings
+from dreamgen.data.prompts import sample_prompt
 from dreamgen.errors import UserError
 from dreamgen.models.cosmos_predict25.mini import build_mini, byte_tokenizer
 from dreamgen.models.cosmos_predict25.text import NUM_TOKENS, cut_prompts, may_be_cut
@@ -73,3 +76,31 @@ def test_plan_names_cut_texts_and_refuses_equal_ones(tmp_path, world):
     with pytest.raises(UserError, match="become the same"):
         plan(settings)
     assert not (tmp_path / "run/jobs.parquet").exists()
+
+
+def test_a_text_that_becomes_one_that_was_planned_before_is_refused(tmp_path, world):
+    pairs = write_pairs(tmp_path / "pairs", 1)
+    settings, text = tiny_settings(tmp_path / "run", world, pairs), pairs / "scene_0.txt"
+    text.write_text(SCENE + "Pick up the cup.")
+    assert plan(settings).metrics["num_new"] == 1
+    assert plan(settings).metrics["num_new"] == 0, "the same text again is the same job"
+    text.write_text(SCENE + "Open the drawer.")
+    with pytest.raises(UserError, match=r"become the same[\s\S]*planned before") as refused:
+        plan(settings)
+    assert "scene_0.png" in str(refused.value)
+    text.write_text("Open the drawer. " + SCENE)
+    assert plan(settings).metrics["num_new"] == 1
+
+
+def test_a_negative_prompt_is_measured_too(tmp_path, world):
+    settings = tiny_settings(tmp_path / "run", world, write_pairs(tmp_path / "pairs", 1))
+    settings = replace(settings, plan=replace(settings.plan, negative_prompt=SCENE + "blurred"))
+    assert [note.partition(":")[2].split(":")[0] for note in plan(settings, dry_run=True).notes if "cut" in note] == [
+        " plan.negative_prompt"
+    ]
+
+
+def test_sample_prompts_are_short():
+    prompt = "push the block " * 100
+    assert sample_prompt("push the block") == "push the block"
+    assert sample_prompt(prompt) == prompt[:300] + "..."

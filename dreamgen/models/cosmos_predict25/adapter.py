@@ -21,6 +21,7 @@ from dreamgen.models.cosmos_predict25.adapter_layouts import AdapterWeights, rea
 from dreamgen.models.loader_logging import quiet_loaders
 
 ADAPTER_NAME = "dreamgen"
+UNCHANGED = 2**-7  # of a magnitude: what bfloat16 rounds
 
 
 def add_adapter(
@@ -119,6 +120,7 @@ def load_update(pipe: Cosmos2_5_PredictBasePipeline, folder: Path, name: str) ->
             adapter.weights, prefix=None, adapter_name=name, metadata=adapter.lora_config(), _pipeline=pipe
         )
     _check_applied(pipe.transformer, adapter, name)
+    _check_changes(pipe.transformer, adapter, name)
 
 
 def check_adapter_fits(transformer: CosmosTransformer3DModel, folder: Path) -> None:
@@ -163,6 +165,26 @@ def _check_applied(transformer: CosmosTransformer3DModel, adapter: AdapterWeight
             allowed="every weight of the file in the model",
             next_step="save it again with diffusers' save_lora_weights",
         )
+
+
+def _check_changes(transformer: CosmosTransformer3DModel, adapter: AdapterWeights, name: str) -> None:
+    """Refuse a DoRA adapter as it is before training; the reader refuses such a LoRA, which needs no base weights."""
+    if not adapter.use_dora or any(value.any() for key, value in adapter.weights.items() if ".lora_B." in key):
+        return
+    for layer in adapter.layers:
+        magnitude_O = adapter.weights.get(f"{layer}.lora_magnitude_vector")
+        module = transformer.get_submodule(layer)
+        assert isinstance(module, LoraLayer)
+        base = module.get_base_layer()
+        assert isinstance(base, torch.nn.Linear)
+        norm_O = torch.linalg.norm(base.weight.detach().float(), dim=1).cpu()
+        if magnitude_O is not None and not torch.allclose(magnitude_O.float(), norm_O, rtol=UNCHANGED, atol=0):
+            return
+    raise UserError(
+        f"the adapter {adapter.path} changes nothing: its update is zero and its magnitudes are the model's own",
+        actual=f"{name}: {len(adapter.layers)} layers of DoRA",
+        next_step="it was not trained; --plan.adapter=base uses the model without one",
+    )
 
 
 def _load_full(folder: Path, like: CosmosTransformer3DModel) -> CosmosTransformer3DModel:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.schema import INDEX_COLUMNS, is_depth
-from dreamgen.data.media_files import named
 from dreamgen.data.trajectory import ACTION, STATE, read_schema
 from dreamgen.errors import UserError
 
@@ -54,4 +53,5 @@ def unused_columns(file: Path | None, features: Collection[str] = ()) -> list[st
 
 
 def _columns_note(names: Sequence[str]) -> str:
-    return f"not used: {named(names)}. prepare reads {STATE} and {ACTION}; join other vectors into these to keep them"
+    reason = f"prepare reads {STATE} and {ACTION}; join other vectors into these to keep them"
+    return f"not used: {', '.join(names)}. {reason}"
