@@ -26,6 +26,7 @@ from finetune.checkpoint import IDM_NAME, TrainableState, TrainingState, load_ch
 from finetune.idm_batches import WindowSamples
 from finetune.idm_episodes import IdmEpisode
 from finetune.idm_errors import predict_pieces, standardized_r2
+from finetune.idm_linear import episode_targets
 from finetune.resume import CHECKPOINTS
 from finetune.schedule import learning_rate
 from finetune.stopping import stop_signals
@@ -140,7 +141,7 @@ def prepare_training(
 ) -> IdmTraining:
     """Create batches and optimizer, restored from the checkpoint if there is one."""
     idm, config = settings.idm, model.config
-    targets = [episode_targets(model, episode) for episode in train]
+    targets = [episode_targets(config, episode) for episode in train]
     samples = WindowSamples(train, targets, config.horizon, settings.video.num_frames, idm.augment, settings.seed)
     per_step = idm.batch_size * config.num_models
     order = _Range(start.sample_index, idm.num_steps * per_step * accelerator.num_processes)
@@ -152,13 +153,6 @@ def prepare_training(
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint, trained)
     return IdmTraining(settings, accelerator, model, forward_module, loader, trained, start, checkpoint, validation)
-
-
-def episode_targets(model: InverseDynamics, episode: IdmEpisode) -> np.ndarray:
-    """Return target_TP of an episode."""
-    values = [episode.action_TA] + ([] if episode.state_TS is None else [episode.state_TS])
-    vectors = zip(model.config.vectors(), values, strict=False)
-    return np.concatenate([stats.to_network(values_TD) for stats, values_TD in vectors], axis=1)
 
 
 def take_steps(training: IdmTraining, log: TrainingLog) -> tuple[Path | None, int]:

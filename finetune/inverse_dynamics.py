@@ -19,6 +19,7 @@ from dreamgen.config.settings import IdmSettings, Settings
 from dreamgen.data.seeds import derived_seed
 from dreamgen.errors import UserError, quoted
 from dreamgen.models.devices import resolve_device
+from dreamgen.models.idm.first_state import fit_votes, followed_names
 from dreamgen.models.idm.model import InverseDynamics
 from dreamgen.models.idm.network import STRIDE_PX, IdmConfig
 from dreamgen.models.idm.next_state import fit_next_state
@@ -31,6 +32,7 @@ from dreamgen.run.run_folder import RunFolder
 from finetune.checkpoint import step_of, whole_checkpoints
 from finetune.idm_episodes import IdmEpisode, read_episodes, read_extra_episodes, split_episodes, view_shares
 from finetune.idm_errors import Vectors, baseline_vectors, curves_svg, predict_pieces, uncertainty_scale, vector_errors
+from finetune.idm_linear import read_linearly, with_linear
 from finetune.idm_training import prepare_training, take_steps
 from finetune.resume import CHECKPOINTS, fixed_values, make_folder, state_of
 from finetune.stopping import on_main_process
@@ -52,7 +54,7 @@ def finetune_idm(settings: Settings, resume: bool = False) -> StageResult:
     Raises:
         UserError: if the training set has no actions or cannot be used, or the run has a model already.
     """
-    run, idm = RunFolder.of(settings), settings.idm
+    run, idm, num_frames = RunFolder.of(settings), settings.idm, settings.video.num_frames
     check_can_start(run, idm)
     features = RobotFeatures.from_dict(read_json(run.need(run.train / "features.json", "prepare")))
     train, held_out, how = split_episodes(read_episodes(run, settings), idm.held_out, settings.seed)
@@ -75,10 +77,11 @@ def finetune_idm(settings: Settings, resume: bool = False) -> StageResult:
         metrics = {"interrupted": True, "step": step_of(stopped), "num_steps": idm.num_steps}
         how_to = f"stopped; continue with:  dreamgen finetune_idm --out {quoted(settings.out)} --resume"
         return StageResult("finetune_idm", {"checkpoint": stopped}, metrics, [*notes, how_to], partial=True)
-    measured = measure(model, train, test, settings.video.num_frames)
+    model = with_linear(model, read_linearly(model.config, train, num_frames), validation, num_frames)
+    measured = measure(model, train, test, num_frames)
     held = {"how": how, "step": best_step, **measured}
     model = model.measured(held_out=held, uncertainty_scale=measured["action"]["uncertainty_scale"])
-    on_main_process(accelerator, run.idm, lambda: write_model(run, model, test[0], settings.video.num_frames))
+    on_main_process(accelerator, run.idm, lambda: write_model(run, model, test[0], num_frames))
     outputs = {"idm": run.idm, "curves": run.idm / "held_out.svg", "loss": logs / "loss.csv"}
     notes += describe_errors(measured["action"], how)
     return StageResult("finetune_idm", outputs, result_metrics(measured, len(train)), notes)
@@ -134,18 +137,35 @@ def describe_robot(features: RobotFeatures, settings: Settings, train: list[IdmE
         UserError: if no action ever changes.
     """
     idm, modality = settings.idm, features.modality or {}
-    action_values, states, next_state = [episode.action_TA for episode in train], None, None
+    action_values, states, known = [episode.action_TA for episode in train], None, {}
     actions = VectorStats.measure(np.concatenate(action_values), features.action_names, modality.get("action"))
     if state_values := states_of(train):
         states = VectorStats.measure(np.concatenate(state_values), features.state_names, modality.get("state"))
-        next_state = tuple(tuple(row) for row in fit_next_state(state_values, action_values).tolist())
+        known = describe_known_state(actions, states, action_values, state_values)
     if not len(actions.moving()):
         raise UserError("no action of the training demonstrations ever changes, so there is nothing to learn")
     horizon = min(idm.horizon, settings.video.num_frames, *(len(episode.action_TA) for episode in train))
     return IdmConfig(
         horizon, idm.image_px, idm.width, idm.num_models, settings.video.fps, actions, states,
-        view_shares(features, settings.video.height, settings.video.width), next_state=next_state,
+        view_shares(features, settings.video.height, settings.video.width), **known,
     )  # fmt: skip
+
+
+def describe_known_state(
+    actions: VectorStats, states: VectorStats, action_values: list[np.ndarray], state_values: list[np.ndarray]
+) -> dict[str, Any]:
+    """Return the values of `IdmConfig` that say what a known state tells: of the next one, and of the actions."""
+    rows = np.concatenate(action_values), np.concatenate(state_values)
+    known: dict[str, Any] = {"followed": followed_names(actions, states, *rows)}
+    known["next_state"] = _as_tuples(fit_next_state(state_values, action_values))
+    if actions.binary_outputs().any():
+        vote_NB = actions.to_network(rows[0])[:, actions.binary_outputs()]
+        known["votes"] = _as_tuples(fit_votes(states, rows[1], vote_NB))
+    return known
+
+
+def _as_tuples(matrix: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in matrix.tolist())
 
 
 def new_model(config: IdmConfig, settings: Settings) -> InverseDynamics:

@@ -16,6 +16,7 @@ from dreamgen.models.idm.model import InverseDynamics
 from dreamgen.models.idm.vector_stats import VectorStats
 from finetune.idm_episodes import IdmEpisode, split_episodes
 from finetune.idm_errors import baseline_vectors, clip_pieces, curves_svg, vector_errors
+from finetune.idm_linear import best_share
 from finetune.inverse_dynamics import describe_errors, finetune_idm
 from tests.finetune.square_world import ACTION_NAMES, square_episode, square_settings, write_square_training_set
 
@@ -126,6 +127,28 @@ def test_does_not_replace_a_model(trained):
 def test_a_picture_size_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(UserError, match="image_px"):
         finetune_idm(square_settings(tmp_path, image_px=40))
+
+
+def test_the_linear_reading_gets_the_share_with_the_least_error():
+    random = np.random.default_rng(0)
+    target_TP = random.normal(size=(500, 3))
+    network_TP, linear_TP = (target_TP + s * random.normal(size=(500, 3)) for s in (0.2, 0.4))
+    share = best_share(network_TP, linear_TP, target_TP)
+    assert share == pytest.approx(0.4**2 / (0.4**2 + 0.2**2), abs=0.05)
+    errors = [
+        ((s * network_TP + (1 - s) * linear_TP - target_TP) ** 2).sum() for s in (share, share - 0.05, share + 0.05)
+    ]
+    assert errors[0] == min(errors)
+    assert best_share(target_TP, linear_TP, target_TP) == 1 and best_share(network_TP, target_TP, target_TP) == 0
+
+
+def test_networks_that_learned_nothing_leave_it_to_the_linear_reading(tmp_path):
+    write_square_training_set(tmp_path)
+    finetune_idm(square_settings(tmp_path, num_steps=1))
+    model = InverseDynamics.load(tmp_path / "idm")
+    assert model.config.network_share < 0.2
+    assert model.config.held_out["state"]["r2"] > 0.5
+    assert model.config.followed == ()  # named otherwise
 
 
 def episode(name: str, num_frames: int) -> IdmEpisode:

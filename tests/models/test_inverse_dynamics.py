@@ -112,14 +112,25 @@ def test_uncertainty_grows_with_the_networks_disagreement():
 
 
 def test_a_known_first_state_is_where_a_clip_begins():
-    model, video_THWC = small_model(), noise(100)
+    model, video_THWC = small_model().measured(followed=("arm",)), noise(100)
     plain, known = model.predict(video_THWC), model.predict(video_THWC, np.array([0.35, 0], np.float32))
     assert known.state_TS[0, 0] == pytest.approx(0.35) and known.state_std_TS[0, 0] == 0
-    assert known.action_TA[0, 0] == pytest.approx(0.35)  # the action has the state's name
+    gap = plain.action_TA[0, 0] - plain.state_TS[0, 0]
+    assert known.action_TA[0, 0] == pytest.approx(0.35 + gap)  # the state follows this action, a little behind
     assert known.action_TA[0, 2] == plain.action_TA[0, 2]  # but not this one
     offset = (0.35 - plain.state_TS[0, 0]) * np.exp(-99 / (KNOWN_STATE_S * 16))
     assert known.state_TS[-1, 0] == pytest.approx(plain.state_TS[-1, 0] + offset, abs=1e-5)
     np.testing.assert_array_equal(known.action_TA[:, 3], plain.action_TA[:, 3])
+    unlike = small_model().predict(video_THWC, np.array([0.35, 0], np.float32))
+    np.testing.assert_array_equal(unlike.action_TA, plain.action_TA)  # none follows
+
+
+def test_a_known_first_state_sets_binary_actions():
+    model, video_THWC = small_model(), noise(100)
+    votes = ((40.0,), (0.0,), (-10.0,))  # closed from 0.25 on
+    model = model.measured(votes=votes)
+    for arm, value in ((0.4, 1.5), (0.1, -1.5)):
+        assert model.predict(video_THWC, np.array([arm, 0], np.float32)).action_TA[0, 2] == value
 
 
 def test_integrated_states_follow_the_actions():

@@ -24,9 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dreamgen.errors import UserError
+from dreamgen.models.idm.first_state import voted
+from dreamgen.models.idm.linear import LinearReader, num_features
 from dreamgen.models.idm.network import IdmConfig, IdmNetwork, to_unit
 from dreamgen.models.idm.next_state import integrate
-from dreamgen.models.idm.vector_stats import VectorStats
 from dreamgen.run.files import read_json, write_json
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
@@ -58,10 +59,13 @@ class InverseDynamics:
     Args:
         config: Shape and statistics.
         networks: As many as `config.num_models`; newly initialized ones when not given.
+        linear: The linear reading, whose share is that which `config.network_share` leaves.
     """
 
-    def __init__(self, config: IdmConfig, networks: Sequence[IdmNetwork] | None = None) -> None:
-        self.config = config
+    def __init__(
+        self, config: IdmConfig, networks: Sequence[IdmNetwork] | None = None, linear: LinearReader | None = None
+    ) -> None:
+        self.config, self.linear = config, linear
         self.networks = nn.ModuleList(networks or [IdmNetwork(config) for _ in range(config.num_models)])
 
     @property
@@ -81,8 +85,8 @@ class InverseDynamics:
 
         Args:
             video_THWC: uint8, RGB, any size, at least one frame, at the frame rate of the training clips.
-            first_state_S: The state of the first frame, if it is known: predictions start there and keep the
-                difference for about `KNOWN_STATE_S`. Actions with the names of states follow.
+            first_state_S: The state of the first frame, if it is known: states start there and keep the difference
+                for about `KNOWN_STATE_S`. Actions that set the state of their name, and binary ones, follow.
             integrate_states: Follow the predicted actions from the first state instead of reading states from frames.
         """
         small_TCHW = small_frames(video_THWC, self.config.image_px, self.config.views)
@@ -96,41 +100,64 @@ class InverseDynamics:
         self, small_TCHW: np.ndarray, first_state_S: np.ndarray | None = None, integrate_states: bool = False
     ) -> Prediction:
         """Predict as `predict` does, from frames that are small already."""
-        mean_TP, std_TP = self._outputs(small_TCHW)
-        found, start, config = [], 0, self.config
+        config = self.config
+        mean_TP, std_TP = self.outputs(small_TCHW)
+        known_S = first_state_S if config.states is not None else None
+        left_T1 = np.exp(-np.arange(len(mean_TP)) / (KNOWN_STATE_S * config.fps))[:, None]
+        if known_S is not None and config.votes is not None:
+            binary_P = np.flatnonzero(config.actions.binary_outputs())
+            mean_TP[:, binary_P] = voted(mean_TP[:, binary_P], np.asarray(config.votes), known_S, left_T1)
+        binary_P = config.binary_outputs()
+        std_TP = np.where(binary_P, np.sqrt((mean_TP * (1 - mean_TP)).clip(0)), std_TP)
+        found, stop = [], 0
         for stats in config.vectors():
-            stop = start + len(stats.binary_outputs())
+            start, stop = stop, stop + len(stats.binary_outputs())
             values_TD = stats.from_network(mean_TP[:, start:stop])
-            std_TD = stats.std_from_network(std_TP[:, start:stop]) * config.uncertainty_scale
-            found += [self._started(stats, values_TD, std_TD, first_state_S)]
-            start = stop
+            found.append((values_TD, stats.std_from_network(std_TP[:, start:stop]) * config.uncertainty_scale))
         action_TA, action_std_TA = found[0]
         state_TS, state_std_TS = found[1] if len(found) > 1 else (None, None)
+        if known_S is not None and state_TS is not None and state_std_TS is not None:
+            self._shift(action_TA, action_std_TA, state_TS, state_std_TS, known_S, left_T1.astype(np.float32))
         if integrate_states and state_TS is not None and config.next_state is not None:
             start_S = state_TS[0] if first_state_S is None else first_state_S
             state_TS = integrate(np.asarray(config.next_state), start_S, action_TA)
         return Prediction(action_TA, action_std_TA, state_TS, state_std_TS)
 
-    def _started(
-        self, stats: VectorStats, values_TD: np.ndarray, std_TD: np.ndarray, first_state_S: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        states = self.config.states
-        if first_state_S is None or states is None:
-            return values_TD, std_TD
-        known = {name: float(first_state_S[d]) for d, name in enumerate(states.names) if states.kinds[d] == "varied"}
-        dims = [d for d, name in enumerate(stats.names) if name in known and stats.kinds[d] == "varied"]
-        first_D = np.array([known[stats.names[d]] for d in dims], np.float32)
-        left_T1 = np.exp(-np.arange(len(values_TD), dtype=np.float32) / (KNOWN_STATE_S * self.config.fps))[:, None]
-        values_TD, std_TD = values_TD.copy(), std_TD.copy()
-        values_TD[:, dims] += left_T1 * (first_D - values_TD[0, dims])
-        std_TD[:, dims] *= np.sqrt(1 - left_T1**2)
-        return values_TD, std_TD
+    def _shift(
+        self, action_TA: np.ndarray, action_std_TA: np.ndarray, state_TS: np.ndarray, state_std_TS: np.ndarray,
+        known_S: np.ndarray, left_T1: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Shift states, and the actions that they follow, by the error of the first state, less and less.
+
+        An action is shifted by the error of its state: where a robot hangs below its targets, the two differ.
+        """
+        states, actions = self.config.states, self.config.actions
+        assert states is not None
+        varied = [d for d, kind in enumerate(states.kinds) if kind == "varied"]
+        error_S = known_S - state_TS[0]
+        state_TS[:, varied] += left_T1 * error_S[varied]
+        state_std_TS[:, varied] *= np.sqrt(1 - left_T1**2)
+        followed = [actions.names.index(name) for name in self.config.followed]
+        action_TA[:, followed] += left_T1 * error_S[[states.names.index(name) for name in self.config.followed]]
+        action_std_TA[:, followed] *= np.sqrt(1 - left_T1**2)
+
+    def outputs(self, small_TCHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean_TP and std_TP of what networks and linear reading predict, probabilities where binary."""
+        share, background_CHW = self.config.network_share, clip_background(small_TCHW)
+        mean_TP, std_TP = self._network_outputs(small_TCHW, background_CHW)
+        if self.linear is None or share >= 1:
+            return mean_TP, std_TP
+        linear_TP = self.linear(small_TCHW, background_CHW, self.config.binary_outputs())
+        mixed_TP = share * mean_TP + (1 - share) * linear_TP
+        # Of the mixture: that of the networks, and how far the two are apart.
+        variance_TP = share * std_TP**2 + share * (1 - share) * (mean_TP - linear_TP) ** 2
+        return mixed_TP, np.sqrt(variance_TP)
 
     @torch.inference_mode()
-    def _outputs(self, small_TCHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _network_outputs(self, small_TCHW: np.ndarray, background_CHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation over networks and windows, of probabilities where outputs are binary."""
         self.networks.eval()
-        background_1CHW = to_unit(torch.from_numpy(clip_background(small_TCHW))[None].to(self.device))
+        background_1CHW = to_unit(torch.from_numpy(background_CHW)[None].to(self.device))
         batches = np.array_split(small_TCHW, math.ceil(len(small_TCHW) / ENCODE_BATCH))
         pictures = [to_unit(torch.from_numpy(part).to(self.device)) for part in batches]
         binary_P, num_frames = self.config.binary_outputs(), len(small_TCHW)
@@ -149,12 +176,13 @@ class InverseDynamics:
                 squares_TP[start : start + size] += weight_K1 * rows_KP**2
                 total_T1[start : start + size] += weight_K1
         mean_TP = sums_TP / total_T1
-        variance_TP = np.maximum(squares_TP / total_T1 - mean_TP**2, 0)
-        return mean_TP, np.sqrt(np.where(binary_P, mean_TP * (1 - mean_TP), variance_TP))
+        return mean_TP, np.sqrt(np.maximum(squares_TP / total_T1 - mean_TP**2, 0))
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` and `config.json` into an existing folder."""
         weights = {name: value.detach().cpu().contiguous() for name, value in self.networks.state_dict().items()}
+        if self.linear is not None:
+            weights |= {name: torch.from_numpy(value) for name, value in self.linear.tensors().items()}
         save_file(weights, folder / WEIGHTS_NAME)
         write_json(folder / CONFIG_NAME, asdict(self.config))
 
@@ -176,8 +204,12 @@ class InverseDynamics:
             ) from None
         model = cls(config)
         try:
-            model.networks.load_state_dict(load_file(folder / WEIGHTS_NAME))
-        except (SafetensorError, OSError, RuntimeError) as error:
+            weights = load_file(folder / WEIGHTS_NAME)
+            if config.network_share < 1:
+                shape = (num_features(len(config.views)), len(config.binary_outputs()))
+                model.linear = LinearReader.of_tensors(weights, shape)
+            model.networks.load_state_dict(weights)
+        except (SafetensorError, OSError, RuntimeError, KeyError) as error:
             raise UserError(
                 f"{folder / WEIGHTS_NAME} cannot be loaded", actual=str(error).splitlines()[0], next_step=remedy
             ) from None
@@ -185,7 +217,8 @@ class InverseDynamics:
 
     def measured(self, **values: object) -> InverseDynamics:
         """Return the same networks with other values of the configuration, such as `held_out`."""
-        return InverseDynamics(replace(self.config, **values), [*self.networks])  # pyright: ignore[reportArgumentType]
+        config = replace(self.config, **values)  # pyright: ignore[reportArgumentType]
+        return InverseDynamics(config, [*self.networks], self.linear)  # pyright: ignore[reportArgumentType]
 
 
 def windows(num_frames: int, size: int) -> tuple[list[int], np.ndarray]:

@@ -21,7 +21,7 @@ from dreamgen.models.idm.pretrained import PretrainedEncoder
 from dreamgen.models.idm.vector_stats import VectorStats
 
 STRIDE_PX = 16  # of the encoder; image_px is a multiple
-FORMAT = 2  # of config.json; 1 predicted from pairs of frames
+FORMAT = 3  # of config.json; 1 predicted from pairs of frames, 2 had no linear reading
 MASK_AT, MASK_WIDTH = 0.15, 0.03  # difference from the background, of -1..1, at which a pixel is half foreground
 NUM_LAYERS, NUM_HEADS, DROPOUT = 2, 4, 0.1
 
@@ -41,6 +41,9 @@ class IdmConfig:
         views: Where each camera is in the frame, as shares: top, left, height, width.
         encoder: Configuration of a pretrained encoder; None for the one that is trained from scratch.
         next_state: From `dreamgen.models.idm.next_state.fit_next_state`; None without states.
+        followed: Names of actions that the states of the same names follow; see `first_state.followed_names`.
+        votes: From `first_state.fit_votes`; None without states or binary actions.
+        network_share: Of the prediction; the rest is that of the linear reading (see `linear`). 1: there is none.
         uncertainty_scale: By which the spread of the predictions is multiplied, so that its root mean square is the
             error on held-out episodes.
         held_out: Errors on held-out episodes; see `finetune.idm_errors`.
@@ -57,6 +60,9 @@ class IdmConfig:
     views: tuple[tuple[float, float, float, float], ...] = ((0.0, 0.0, 1.0, 1.0),)
     encoder: dict[str, Any] | None = None
     next_state: tuple[tuple[float, ...], ...] | None = None
+    followed: tuple[str, ...] = ()
+    votes: tuple[tuple[float, ...], ...] | None = None
+    network_share: float = 1.0
     uncertainty_scale: float = 1.0
     held_out: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
@@ -75,7 +81,9 @@ class IdmConfig:
             )
         float(values["held_out"]["action"]["mae"])
         vectors = {n: values[n] and VectorStats.from_dict(values[n]) for n in ("actions", "states")}
-        return cls(**{**values, **vectors, "views": tuple(tuple(view) for view in values["views"])})
+        votes = values["votes"] and tuple(tuple(row) for row in values["votes"])
+        plain = {"views": tuple(tuple(view) for view in values["views"]), "followed": tuple(values["followed"])}
+        return cls(**{**values, **vectors, **plain, "votes": votes})
 
     def vectors(self) -> list[VectorStats]:
         """Return actions, then states if it predicts them: the order of the network's outputs."""
