@@ -17,7 +17,7 @@ from dreamgen.data.lerobot.rows import instruction_of, read_rows
 from dreamgen.data.timeline import row_frames
 from dreamgen.data.trajectory import ACTION, STATE
 from dreamgen.data.video import VideoInfo, probe
-from dreamgen.errors import Problems, UserError
+from dreamgen.errors import Problems, UserError, quoted
 from dreamgen.run.records import RobotFeatures
 from export.clips import REAL, Clip
 from export.spec import Camera, cameras_of
@@ -138,7 +138,7 @@ def _video(episode: Episode, camera: str, meta: LeRobotMeta, probed: dict[str, V
         return VideoClipSource(episode.data_file, info.codec, info.height, info.width, pictures=info)
     if camera not in episode.videos:
         raise UserError(f"episode {episode.index}: the metadata does not say where its video of {camera} is",
-                        next_step=f"dreamgen check {meta.root}")  # fmt: skip
+                        next_step=f"dreamgen check {quoted(meta.root)}")  # fmt: skip
     path, span_s = episode.videos[camera], episode.spans_s.get(camera)
     info = probed.get(camera)
     if info is None or info.path != path:

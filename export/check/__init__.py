@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dreamgen.config.settings import CheckSettings
-from dreamgen.errors import UserError
+from dreamgen.errors import UserError, quoted
 from dreamgen.extensions.export_format import EXPORT_FORMATS, FormatReader, reader_of
 from dreamgen.run.records import StageResult
 from export.check.findings import Finding, Findings
@@ -107,7 +107,7 @@ def _verify(path: Path, settings: CheckSettings) -> Findings:
     if not check_manifest(path, settings.num_workers, findings):
         raise UserError(
             f"{path} has no manifest to be compared with", allowed=f"a dataset with {MANIFEST}, which export writes",
-            next_step=f"dreamgen check {path}",
+            next_step=f"dreamgen check {quoted(path)}",
         )  # fmt: skip
     return findings
 

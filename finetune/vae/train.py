@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from dreamgen.config.settings import Settings
 from dreamgen.data.seeds import derived_seed
-from dreamgen.errors import UserError
+from dreamgen.errors import UserError, quoted
 from dreamgen.models.cosmos_predict25.latents import latent_shape, use_channels_last
 from dreamgen.models.cosmos_predict25.vae_training import Reconstruction, make_norm_act, measure_latents
 from dreamgen.models.devices import resolve_device
@@ -112,7 +112,7 @@ def finetune_vae(settings: Settings, resume: bool = False) -> StageResult:
         stopped, measured = take_steps(training, log)
     metrics: dict[str, Any] = {"num_clips": len(clips), "num_steps": log.last_step, "final_loss": log.last_loss}
     if stopped is not None:
-        how = f"stopped; continue with:  dreamgen finetune_vae --out {settings.out} --resume"
+        how = f"stopped; continue with:  dreamgen finetune_vae --out {quoted(settings.out)} --resume"
         return StageResult("finetune_vae", {"checkpoint": stopped}, metrics, [*notes, how], partial=True)
     write_vae(training, clips)
     outputs = {"vae": run.vae, "loss": logs / "loss.csv"}

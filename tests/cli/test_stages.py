@@ -1,5 +1,6 @@
 """The table of stages: whole, and what command line, pipeline and report show follows from it."""
 
+import ast
 import dataclasses
 import importlib
 import inspect
@@ -149,3 +150,32 @@ def test_an_extension_that_cannot_be_imported_is_named_without_a_traceback(tmp_p
     assert done.returncode == 2
     assert "sharpness cannot be imported from no_such_module:SCORE" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def unquoted_values(tree):
+    """Yield source and line of each value that is put into a command without `quoted`."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.JoinedStr):
+            continue
+        is_command = False
+        for part in node.values:
+            if isinstance(part, ast.Constant):
+                is_command = is_command or any(f"dreamgen {name} " in str(part.value) for name in COMMANDS)
+            elif is_command and isinstance(part, ast.FormattedValue):
+                text = ast.unparse(part.value)
+                if not text.startswith("quoted("):
+                    yield text, node.lineno
+
+
+def test_every_path_in_a_printed_command_is_quoted():
+    # Names that hold nothing a shell would read, or that are quoted where they are made.
+    safe = {"_shard_option(shard)", "other.clip_id", "MANIFEST"}
+    files = [path for package in ("dreamgen", "export", "finetune") for path in sorted((ROOT / package).rglob("*.py"))]
+    found = [
+        f"{path.name}:{line}: {text}"
+        for path in files
+        for text, line in unquoted_values(ast.parse(path.read_text(encoding="utf-8")))
+        if text not in safe
+    ]
+    assert list(unquoted_values(ast.parse('f"dreamgen check {path}"'))) == [("path", 1)]
+    assert len(files) > 200 and found == []
