@@ -24,7 +24,7 @@ def check_lerobot(root: Path, fast: bool, num_workers: int | None, findings: Fin
     check_features(dataset, findings)
     with Workers(num_workers, check, "--num_workers") as workers:
         rows = check_rows(workers, dataset, findings)
-        check_videos(workers, check, rows.num_rows, findings)
+        check_videos(workers, check, rows.num_rows, rows.motion.states, findings)
     check_statistics(dataset, rows.statistics, findings)
     check_modality(dataset, findings)
     check_unnamed_files(dataset, findings)

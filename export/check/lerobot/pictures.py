@@ -83,18 +83,22 @@ class PictureStatistics:
         return float(np.abs(self.decoded_F[BGR_F] - self.recorded_F).max())
 
 
-def check_pictures(dataset: LeRobotMeta, pictures: list[PictureStatistics], findings: Findings) -> None:
+def check_pictures(dataset: LeRobotMeta, pictures: list[PictureStatistics], findings: Findings) -> set[int]:
     """Report episodes that show each other's pictures, and pictures that are no episode's.
 
     An encoder may shift all statistics one way, and so make an episode's pictures look like another's, but never in a
     cycle: episodes count as swapped only where each of them shows the next one's pictures and the last the first's.
+
+    Returns:
+        Positions of the episodes that are swapped.
     """
     by_camera = defaultdict(list)
     for picture in pictures:
         by_camera[picture.camera].append(picture)
-    index_N = dataset.episodes.index_N
+    index_N, all_swapped = dataset.episodes.index_N, set[int]()
     for own in by_camera.values():
         swapped = _cycles(sorted(own, key=lambda picture: -picture.difference)[:MAX_COMPARED])
+        all_swapped |= set(swapped)
         for picture in own:
             name = f"episode {index_N[picture.position]}"
             if (other := swapped.get(picture.position)) is not None:
@@ -109,6 +113,7 @@ def check_pictures(dataset: LeRobotMeta, pictures: list[PictureStatistics], find
                 findings.add("picture-statistics", picture.file, f"{name}, mean color",
                              np.round(picture.decoded_F[:3], 3).tolist(),
                              f"{np.round(picture.recorded_F[:3], 3).tolist()} as recorded")  # fmt: skip
+    return all_swapped
 
 
 def _cycles(pictures: list[PictureStatistics]) -> dict[int, PictureStatistics]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,7 @@ from dreamgen.data.trajectory import ACTION, STATE
 from export.check.alignment import Alignment, alignment_of
 from export.check.findings import Findings
 from export.check.lerobot.metadata import annotation_columns
+from export.check.lerobot.states_in_images import MAX_EPISODES, MIN_ROWS, sampled_rows
 from export.check.lerobot.statistics import EpisodeStatistics
 from export.check.other_episodes import Thumbnail
 
@@ -79,8 +80,35 @@ class RowBatch:
                 yield self.name(place), int(self.frame_N[row]), row
 
 
+@dataclass(frozen=True)
+class Motion:
+    """What is kept of episodes to compare them with others.
+
+    Args:
+        alignments: How actions fit states.
+        states: Position -> state_TD of some rows, of the first episodes.
+    """
+
+    alignments: list[Alignment] = field(default_factory=list)
+    states: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def add(self, position: int, action_ND: np.ndarray | None, state_ND: np.ndarray | None) -> None:
+        """Take an episode; None where its values are missing or not finite."""
+        if state_ND is None:
+            return
+        if position < MAX_EPISODES and len(state_ND) >= MIN_ROWS:
+            self.states[position] = state_ND[sampled_rows(len(state_ND))]
+        if action_ND is not None and (found := alignment_of(position, action_ND, state_ND)):
+            self.alignments.append(found)
+
+    def merge(self, other: Motion) -> None:
+        """Take the episodes of another part."""
+        self.alignments.extend(other.alignments)
+        self.states.update(other.states)
+
+
 def check_row_batch(
-    batch: RowBatch, recorded: EpisodeStatistics, findings: Findings, alignments: list[Alignment] | None = None
+    batch: RowBatch, recorded: EpisodeStatistics, findings: Findings, motion: Motion | None = None
 ) -> dict[str, Statistics]:
     """Compare rows with the metadata of their episodes.
 
@@ -88,7 +116,7 @@ def check_row_batch(
         batch: The rows.
         recorded: Statistics that the dataset records.
         findings: Receives what is wrong.
-        alignments: Receives how actions fit states, if given.
+        motion: Receives what is compared with other episodes, if given.
 
     Returns:
         Statistics of the float features whose rows are all finite.
@@ -112,11 +140,11 @@ def check_row_batch(
                 "count": np.array([len(values_ND)]),
             }  # fmt: skip
         vectors |= {name: values_ND} if not bad_N.any() and name in (ACTION, STATE) else {}
-    if alignments is not None and len(vectors) == 2:
-        for place, begin in enumerate(batch.starts_E.tolist()):
-            rows = slice(begin, begin + int(batch.num_rows_E[place]))
-            found = alignment_of(int(batch.positions[place]), vectors[ACTION][rows], vectors[STATE][rows])
-            alignments += [found] if found else []
+    if motion is not None:
+        for place, (begin, num_rows) in enumerate(zip(batch.starts_E.tolist(), batch.num_rows_E.tolist(), strict=True)):
+            motion.add(int(batch.positions[place]), *(
+                vectors[name][begin : begin + num_rows] if name in vectors else None for name in (ACTION, STATE)
+            ))  # fmt: skip
     recorded.compare(batch.file, batch.positions, by_episode)
     return of_batch
 

@@ -16,11 +16,11 @@ from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.rows import ParquetRows, is_number
 from dreamgen.data.lerobot.schema import INDEX_COLUMNS
 from dreamgen.data.lerobot.statistics import Statistics
-from export.check.alignment import Alignment, check_alignment
+from export.check.alignment import check_alignment
 from export.check.findings import Findings
 from export.check.lerobot.files import FileGroup, table_groups
 from export.check.lerobot.metadata import annotation_columns
-from export.check.lerobot.row_batch import RowBatch, check_row_batch, check_stored_pictures
+from export.check.lerobot.row_batch import Motion, RowBatch, check_row_batch, check_stored_pictures
 from export.check.lerobot.statistics import EpisodeStatistics, LeRobotCheck, merge_features
 from export.check.other_episodes import OtherEpisodes
 from export.workers import Workers
@@ -35,13 +35,13 @@ class RowSummary:
     Args:
         num_rows: Position of an episode -> rows that were found, where these are not its length.
         statistics: Feature -> statistics of its rows.
-        alignments: How actions fit states; empty with `--fast`.
+        motion: How actions fit states, and states of some rows; empty with `--fast`.
         thumbnails: (camera, position) -> thumbnail_HWC of the pictures in the tables; empty with `--fast`.
     """
 
     num_rows: dict[int, int] = field(default_factory=dict)
     statistics: dict[str, Statistics] = field(default_factory=dict)
-    alignments: list[Alignment] = field(default_factory=list)
+    motion: Motion = field(default_factory=Motion)
     thumbnails: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
 
 
@@ -57,11 +57,11 @@ def check_rows(workers: Workers, dataset: LeRobotMeta, findings: Findings) -> Ro
         findings.merge(found)
         summary.num_rows.update(part.num_rows)
         merge_features(summary.statistics, part.statistics)
-        summary.alignments += part.alignments
+        summary.motion.merge(part.motion)
         for (camera, position), thumbnail_HWC in part.thumbnails.items():
             file, episode = place_of(position)
             cameras.setdefault(camera, OtherEpisodes()).add(file, f"{episode}, {camera}", thumbnail_HWC)
-    check_alignment(summary.alignments, place_of, findings)
+    check_alignment(summary.motion.alignments, place_of, findings)
     for others in cameras.values():
         others.check(findings)
     return summary
@@ -77,8 +77,8 @@ def check_tables(check: LeRobotCheck, group: FileGroup) -> tuple[Findings, RowSu
         batches = _check_together(check, list(batches), summary)
     with EpisodeStatistics(check, findings) as recorded:
         for batch in batches:
-            alignments = None if check.fast else summary.alignments
-            merge_features(summary.statistics, check_row_batch(batch, recorded, findings, alignments))
+            motion = None if check.fast else summary.motion
+            merge_features(summary.statistics, check_row_batch(batch, recorded, findings, motion))
             if has_images:
                 summary.thumbnails |= check_stored_pictures(batch, findings)
     return findings, summary
@@ -93,18 +93,18 @@ def _check_together(check: LeRobotCheck, batches: list[RowBatch], summary: RowSu
     is_alike = all(b.table.schema.equals(batches[0].table.schema) and b.usable == batches[0].usable for b in batches)
     if len(batches) < 2 or not is_alike:
         return batches
-    found, alignments = Findings(), None if check.fast else []
+    found, motion = Findings(), Motion()
     joined = replace(
         batches[0], file="", table=pa.concat_tables([batch.table for batch in batches]),
         positions=np.concatenate([batch.positions for batch in batches]),
         num_rows_E=np.concatenate([batch.num_rows_E for batch in batches]),
     )  # fmt: skip
     with EpisodeStatistics(check, found) as recorded:
-        statistics = check_row_batch(joined, recorded, found, alignments)
+        statistics = check_row_batch(joined, recorded, found, None if check.fast else motion)
     if found.all():
         return batches
     merge_features(summary.statistics, statistics)
-    summary.alignments += alignments or []
+    summary.motion.merge(motion)
     return []
 
 

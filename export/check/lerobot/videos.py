@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import av
 import av.logging
@@ -17,10 +17,12 @@ from dreamgen.data.lerobot.files import find_file
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.schema import INFO, picture_size, video_info
 from dreamgen.data.timeline import frame_time_s, frame_times_s
+from dreamgen.data.trajectory import STATE
 from export.check.findings import Findings
 from export.check.lerobot.files import FileGroup, video_groups
 from export.check.lerobot.pictures import NOTICEABLE, PictureSampler, PictureStatistics, check_pictures
 from export.check.lerobot.row_batch import TIME_TOLERANCE_S
+from export.check.lerobot.states_in_images import MAX_EPISODES, MIN_ROWS, GrayImages, find_other_states
 from export.check.lerobot.statistics import EpisodeStatistics, LeRobotCheck
 from export.check.lerobot.video_scan import VideoScan, scan_video
 from export.check.other_episodes import OtherEpisodes, Thumbnail
@@ -29,13 +31,16 @@ from export.workers import Workers
 VIDEOS_PER_TASK = {True: 32, False: 4}  # fast, full; of v2, which has one an episode
 
 
-def check_videos(workers: Workers, check: LeRobotCheck, num_rows: dict[int, int], findings: Findings) -> None:
+def check_videos(
+    workers: Workers, check: LeRobotCheck, num_rows: dict[int, int], states: dict[int, np.ndarray], findings: Findings
+) -> None:
     """Read or decode every video that the metadata names, and compare frames with rows, lengths and times.
 
     Args:
         workers: Who reads; they share `check`.
         check: The dataset.
         num_rows: Position of an episode -> its rows, where they are not its length.
+        states: Position of an episode -> state_TD of the rows that images are compared with.
         findings: Receives what is wrong.
     """
     dataset = check.dataset
@@ -47,26 +52,37 @@ def check_videos(workers: Workers, check: LeRobotCheck, num_rows: dict[int, int]
             findings.add("camera-without-files", INFO, f"features.{camera}", value, "all of them, or no such feature")
             continue
         pictures: list[PictureStatistics] = []
-        others = OtherEpisodes()
-        for found, of_group, thumbnails in workers.map(check_video_group, groups, f"check {camera}", "videos"):
+        others, images = OtherEpisodes(), {}
+        for found, of_group in workers.map(check_video_group, groups, f"check {camera}", "videos"):
             findings.merge(found)
-            pictures += of_group
-            for position, thumbnail_HWC in thumbnails.items():
+            pictures += of_group.pictures
+            images |= of_group.images
+            for position, thumbnail_HWC in of_group.thumbnails.items():
                 file = dataset.episodes.file_name(position, camera)
                 others.add(file, f"episode {dataset.episodes.index_N[position]}", thumbnail_HWC)
-        check_pictures(dataset, pictures, findings)
+        is_swapped = check_pictures(dataset, pictures, findings)
         others.check(findings)
+        _check_states(dataset, camera, {p: v for p, v in images.items() if p not in is_swapped}, states, findings)
 
 
-def check_video_group(
-    check: LeRobotCheck, group: FileGroup
-) -> tuple[Findings, list[PictureStatistics], dict[int, np.ndarray]]:
-    """Check some video files; called in any process.
+@dataclass
+class GroupImages:
+    """What the images of some video files show.
 
-    Returns:
-        Findings, statistics of the episodes whose pictures are not as recorded, and thumbnails by position.
+    Args:
+        pictures: Statistics of the episodes whose pictures are not as recorded.
+        thumbnails: Position of an episode -> thumbnail_HWC.
+        images: Position of an episode -> images_TP, of the first episodes.
     """
-    findings, pictures, thumbnails = Findings(), [], {}
+
+    pictures: list[PictureStatistics] = field(default_factory=list)
+    thumbnails: dict[int, np.ndarray] = field(default_factory=dict)
+    images: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+def check_video_group(check: LeRobotCheck, group: FileGroup) -> tuple[Findings, GroupImages]:
+    """Check some video files; called in any process."""
+    findings, shown = Findings(), GroupImages()
     with EpisodeStatistics(check, findings, of_pictures=True) as recorded:
         for file in group.single_files(check.dataset.episodes):
             first = f"episode {check.dataset.episodes.index_N[file.positions[0]]}"
@@ -75,24 +91,66 @@ def check_video_group(
             if path is None:
                 continue
             spans = Spans.of(check.dataset, file)
-            samplers = {} if check.fast else _samplers(check.dataset, file, recorded)
-            lengths = [] if check.fast else check.dataset.episodes.length_N[file.positions].tolist()
-            small = {
-                place: Thumbnail(length, samplers[place].sampled_N if place in samplers else None)
-                for place, length in enumerate(lengths)
-                if length > 0
-            }
+            readers = {} if check.fast else _readers(check.dataset, file, recorded)
             av.logging.set_libav_level(av.logging.PANIC)  # what it would print becomes a finding
             try:
-                scan = scan_video(path, not check.fast, spans.distribute(samplers, small) if small else None)
+                scan = scan_video(path, not check.fast, spans.distribute(readers) if readers else None)
             finally:
                 av.logging.set_libav_level(av.logging.ERROR)
             _check_stream(check.dataset, file, scan, findings)
             _check_spans(check.dataset, file, spans, scan, findings)
-            pictures += _noticeable(file, samplers)
-            means = {int(file.positions[place]): thumbnail.mean_HWC() for place, thumbnail in small.items()}
-            thumbnails |= {position: mean_HWC for position, mean_HWC in means.items() if mean_HWC is not None}
-    return findings, pictures, thumbnails
+            for place, reader in readers.items():
+                _add_images(shown, file, int(file.positions[place]), reader)
+    return findings, shown
+
+
+def _add_images(shown: GroupImages, file: FileGroup, position: int, reader: EpisodeReader) -> None:
+    sampler = reader.sampler
+    if sampler is not None and (decoded_F := sampler.statistics_F()) is not None:
+        picture = PictureStatistics(file.camera, position, file.file, decoded_F, sampler.recorded_F)
+        shown.pictures += [picture] if picture.difference > NOTICEABLE else []
+    if (mean_HWC := reader.thumbnail.mean_HWC()) is not None:
+        shown.thumbnails[position] = mean_HWC
+    if reader.gray is not None and (images_TP := reader.gray.images_TP()) is not None:
+        shown.images[position] = images_TP
+
+
+def _check_states(
+    dataset: LeRobotMeta, camera: str, images: dict[int, np.ndarray], states: dict[int, np.ndarray], findings: Findings
+) -> None:
+    """Report episodes whose images show other states than their own."""
+    episodes = dataset.episodes
+    num_rows = {position: int(episodes.length_N[position]) for position in images}
+    for found in find_other_states(images, states, num_rows):
+        file, name = episodes.file_name(found.position, camera), f"episode {episodes.index_N[found.position]}"
+        expected = f"its own, as images of {found.num_others} other episodes show theirs"
+        if found.shown == found.position:
+            findings.add("video-backwards", file, name, "images that show its states in reverse", expected)
+        else:
+            value = f"images that show the states of episode {episodes.index_N[found.shown]}"
+            findings.add("video-swapped", file, name, value, expected, severity="warning")
+
+
+@dataclass(frozen=True)
+class EpisodeReader:
+    """Takes the frames of an episode.
+
+    Args:
+        sampler: Computes their statistics; None where none are recorded.
+        thumbnail: Keeps the scene.
+        gray: Keeps what is compared with the states; None for an episode that is not.
+    """
+
+    sampler: PictureSampler | None
+    thumbnail: Thumbnail
+    gray: GrayImages | None
+
+    def add(self, frame: av.VideoFrame) -> None:
+        """Take the next frame."""
+        rgb_HWC = None if self.sampler is None else self.sampler.add(frame)
+        self.thumbnail.add(frame if rgb_HWC is None else rgb_HWC)
+        if self.gray is not None:
+            self.gray.add(frame)
 
 
 @dataclass(frozen=True)
@@ -112,20 +170,29 @@ class Spans:
             return cls(np.zeros(len(file.positions)), np.full(len(file.positions), np.inf), half_frame_s)
         return cls(places.from_s_N, places.to_s_N, half_frame_s)
 
-    def distribute(
-        self, samplers: dict[int, PictureSampler], thumbnails: dict[int, Thumbnail]
-    ) -> Callable[[float, av.VideoFrame], None]:
-        """Return a function that passes each decoded frame to the thumbnail and the sampler of its episode."""
+    def distribute(self, readers: dict[int, EpisodeReader]) -> Callable[[float, av.VideoFrame], None]:
+        """Return a function that passes each decoded frame to the reader of its episode, by place in the file."""
         # Lists, as NumPy would take longer for one number than the decoder for a small frame.
         starts, ends = ((s_E - self.half_frame_s).tolist() for s_E in (self.from_s_E, self.to_s_E))
 
         def on_frame(time_s: float, frame: av.VideoFrame) -> None:
             place = bisect_right(starts, time_s) - 1
-            if place in thumbnails and time_s < ends[place]:
-                rgb_HWC = samplers[place].add(frame) if place in samplers else None
-                thumbnails[place].add(frame if rgb_HWC is None else rgb_HWC)
+            if place in readers and time_s < ends[place]:
+                readers[place].add(frame)
 
         return on_frame
+
+
+def _readers(dataset: LeRobotMeta, file: FileGroup, recorded: EpisodeStatistics) -> dict[int, EpisodeReader]:
+    """Return a reader for each episode of the file, by place in the file."""
+    readers, samplers = {}, _samplers(dataset, file, recorded)
+    for place, position in enumerate(file.positions.tolist()):
+        length, sampler = int(dataset.episodes.length_N[position]), samplers.get(place)
+        if length > 0:
+            thumbnail = Thumbnail(length, None if sampler is None else sampler.sampled_N)
+            is_compared = STATE in dataset.features and position < MAX_EPISODES and length >= MIN_ROWS
+            readers[place] = EpisodeReader(sampler, thumbnail, GrayImages(length) if is_compared else None)
+    return readers
 
 
 def _samplers(dataset: LeRobotMeta, file: FileGroup, recorded: EpisodeStatistics) -> dict[int, PictureSampler]:
@@ -140,15 +207,6 @@ def _samplers(dataset: LeRobotMeta, file: FileGroup, recorded: EpisodeStatistics
         for place, position in enumerate(file.positions.tolist())
         if np.isfinite(recorded_EF[place]).all()
     }
-
-
-def _noticeable(file: FileGroup, samplers: dict[int, PictureSampler]) -> list[PictureStatistics]:
-    pictures = []
-    for place, sampler in samplers.items():
-        if (decoded_F := sampler.statistics_F()) is not None:
-            position = int(file.positions[place])
-            pictures.append(PictureStatistics(file.camera, position, file.file, decoded_F, sampler.recorded_F))
-    return [picture for picture in pictures if picture.difference > NOTICEABLE]
 
 
 def _check_stream(dataset: LeRobotMeta, file: FileGroup, scan: VideoScan, findings: Findings) -> None:
