@@ -44,7 +44,9 @@ def read_tokens(
             if not has_value and (not queue or queue[0].startswith("--")):
                 continue
             path = "finetune.resume_from"  # `--resume latest`: with a value it requires that checkpoint
-        elif path in switches and not has_value:
+        elif path in switches:
+            if has_value:
+                raise UserError(f"--{path} is a switch without a value", actual=token, allowed=f"--{path}, or nothing")
             switches[path] = True
             continue
         if path in ("dry_run", "resume", "json") and path not in switches:
