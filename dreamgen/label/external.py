@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from dreamgen.config.settings import Settings
@@ -43,11 +44,16 @@ def label_without_model(settings: Settings) -> StageResult | None:
     labels = None if wanted.from_folder is None else open_labels(wanted.from_folder, *dims)
     counts: Counter[str] = Counter()
     notes: list[str] = []
-    with Journal(run.journal, STAGE) as journal, Progress("label: labels of others", len(jobs)) as progress:
-        for job, record in with_records(jobs, run, STAGE):
+    with Journal(run.journal, STAGE) as journal, ExitStack() as shown:
+        progress = None  # until there is a label of others, which most runs do not have
+        for num_before, (job, record) in enumerate(with_records(jobs, run, STAGE)):
             state, new = _of_clip(run, job, record, labels, wanted.labeled_by)
             counts[state] += 1
-            progress.add(failed=state == "failed")
+            if progress is None and (labels is not None or state not in ("left", "done")):
+                progress = shown.enter_context(Progress("label: labels of others", len(jobs)))
+                progress.add(num_before)
+            if progress is not None:
+                progress.add(failed=state == "failed")
             if new is not None:
                 journal.append(new)
                 notes += [f"{job.clip_id} failed: {new.error}"] if new.status == "failed" else []

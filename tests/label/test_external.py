@@ -137,3 +137,15 @@ def test_labels_that_were_replaced_make_datasets_out_of_date(run, tmp_path):
     label_without_model(run_settings(run.root, **given))
     (stale,) = stale_outputs(run, settings)
     assert stale.output == "datasets/lerobot-v3.0" and "1 of its clips have been labeled again" in stale.reasons
+
+
+def test_progress_is_shown_only_where_there_are_labels_of_others(run, tmp_path, capsys):
+    first, *_ = ids_of(run)
+    label_without_model(run_settings(run.root))
+    assert "labels of others" not in capsys.readouterr().err
+    label_without_model(run_settings(run.root, label={"from": str(theirs(tmp_path / "theirs", first))}))
+    assert "label: labels of others 3/3 clips" in capsys.readouterr().err
+    run.label_file(first).unlink()
+    pq.write_table(pa.table({"action": [[float(row)] * 5 for row in range(ROWS)]}), run.label_file(first))
+    label_without_model(run_settings(run.root))
+    assert "label: labels of others 3/3 clips" in capsys.readouterr().err
