@@ -5,7 +5,7 @@ Axes: T frames, N episodes, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -185,8 +185,8 @@ class RecordedEpisodes(EpisodeSource):
         """Return the mp4s."""
         return RecordedVideos.of(self.episodes)
 
-    def image_statistics(self) -> dict[str, Statistics]:
-        """Return the statistics of all episodes' frames."""
+    def known_statistics(self, computed: Mapping[str, Statistics]) -> dict[str, Statistics]:
+        """Return the statistics of all episodes' frames; those of the rows are computed."""
         total = ImageHistogram.empty()
         for episode in self.episodes:
             total += episode.image
