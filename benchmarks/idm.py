@@ -3,37 +3,51 @@
 Each episode of a LeRobot dataset, or each of some folds, is held out in turn. The model is trained on the others and
 labels the held-out ones in clips, beside baselines that need no model:
 
-    python benchmarks/idm.py --demos DATASET --variants default no_augment --save benchmarks/results/idm.json
-    python benchmarks/idm.py --demos DATASET --num_train 1 2 3 4 --round_trip
+    python benchmarks/idm.py --demos DATASET --variants default "no augmentation" --save benchmarks/results/idm.json
+    python benchmarks/idm.py --demos DATASET --variants --num_train 1 2 3 4 --tries --save OUT.json
 
-`--round_trip` measures the same clips after the mini model's VAE. Every figure is pooled over all held-out frames; R^2
-is that of `finetune.idm_errors.standardized_r2`.
+`--variants` without a name leaves the networks out, which take minutes a fold; the linear reading takes seconds.
+`--num_train` draws the curve of the linear reading over the number of training episodes, the mean over all choices of
+them. `--tries` compares inputs, targets and heads (see `idm_tries.py`). `--round_trip` measures the same clips after
+the mini model's VAE.
+
+Every figure is pooled over all held-out frames. R^2 is that of `finetune.idm_errors.standardized_r2`, in units of all
+other episodes, also where only some of them are trained on: the mean of few episodes is a worse prediction, so an R^2
+against it would seem to fall with each episode that is added. "within" has the mean of each held-out episode removed
+from truth and prediction: what is left are the movements, without the offset.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from idm_tries import tries
 
 from dreamgen.config.loading import settings_from_dict
 from dreamgen.config.settings import Settings
+from dreamgen.models.idm.linear import LinearReader
 from dreamgen.models.idm.model import InverseDynamics, small_frames
+from dreamgen.models.idm.network import IdmConfig
+from dreamgen.models.idm.vector_stats import VectorStats
 from dreamgen.prepare.stage import prepare
 from dreamgen.run.files import read_json
 from dreamgen.run.records import RobotFeatures
 from dreamgen.run.run_folder import RunFolder
 from finetune.checkpoint import TrainingState
 from finetune.idm_episodes import IdmEpisode, read_episodes
-from finetune.idm_errors import baseline_vectors, clip_pieces, predict_pieces, standardized_r2
+from finetune.idm_errors import baseline_vectors, clip_pieces, predict_pieces
+from finetune.idm_linear import best_share, held_out_outputs, read_linearly
 from finetune.idm_training import prepare_training, take_steps
 from finetune.inverse_dynamics import describe_robot, make_accelerator, new_model
 from finetune.training_log import TrainingLog
@@ -59,10 +73,12 @@ def main() -> None:
     parser.add_argument("--fps", type=int, default=16)
     parser.add_argument("--variants", nargs="*", default=["default"], choices=VARIANTS)
     parser.add_argument("--num_train", type=int, nargs="*", default=[], help="also train on so many episodes")
+    parser.add_argument("--max_choices", type=int, default=10, help="of the episodes of one number and fold")
     parser.add_argument("--folds", type=int, help="hold out so many parts in turn; default: each episode")
     parser.add_argument("--max_folds", type=int, help="measure only the first of them")
     parser.add_argument("--num_steps", type=int, default=1500)
     parser.add_argument("--set", nargs="*", default=[], help="settings of all variants, such as batch_size=4")
+    parser.add_argument("--tries", action="store_true")
     parser.add_argument("--round_trip", action="store_true")
     parser.add_argument("--save", type=Path)
     arguments = parser.parse_args()
@@ -73,11 +89,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = make_settings(arguments, Path(folder) / "run", common)
         prepare(settings)
-        for name in arguments.variants:
-            results[name] = cross_validate(settings, common | VARIANTS[name], arguments)
-            save(results, arguments.save)
-        for number in arguments.num_train:
-            results[f"{number} episodes"] = cross_validate(settings, common, arguments, number)
+        bench = Bench(settings, arguments)
+        measurements = {"linear": bench.linear}
+        measurements |= {f"linear, {n} episodes": partial(bench.linear, num_train=n) for n in arguments.num_train}
+        measurements |= {"tries": bench.tries} if arguments.tries else {}
+        measurements |= {name: partial(bench.networks, variant=VARIANTS[name]) for name in arguments.variants}
+        for name, measurement in measurements.items():
+            start_s = time.process_time()
+            results[name] = {**measurement(), "cpu_s": round(time.process_time() - start_s, 1)}
             save(results, arguments.save)
     print(json.dumps(results))
 
@@ -90,52 +109,161 @@ def make_settings(arguments: argparse.Namespace, out: Path, idm: dict[str, Any])
     return settings_from_dict({"out": str(out), "demos": arguments.demos, "model": model, "video": video, "idm": idm})
 
 
-def cross_validate(
-    settings: Settings, idm: dict[str, Any], arguments: argparse.Namespace, num_train: int | None = None
-) -> dict[str, Any]:
-    """Train without each fold, and return R^2 of each way of predicting, overall and for each part of the robot."""
-    start_s, run = time.monotonic(), RunFolder.of(settings)
-    settings = replace(settings, idm=replace(settings.idm, **idm))
-    features = RobotFeatures.from_dict(read_json(run.train / "features.json"))
-    episodes = read_episodes(run, settings)
-    folds = np.array_split(np.arange(len(episodes)), arguments.folds or len(episodes))[: arguments.max_folds]
-    collected: dict[str, list[Any]] = {}
-    stats = None
-    for number, fold in enumerate(folds):
-        held_out = [episodes[i] for i in fold]
-        # After the held-out one, so that each episode is left out equally often.
-        others = [episodes[i % len(episodes)] for i in range(fold[-1] + 1, fold[0] + len(episodes))][:num_train]
-        model = fit(settings, features, others, held_out, number)
-        stats = model.config.actions
-        ways = predictions(model, others, held_out, settings, arguments.round_trip)
-        mean_D, std_D = np.asarray(stats.mean), np.asarray(stats.std)
-        truth_TD = np.concatenate([episode.action_TA for episode in held_out])
-        # In units of this fold's mean and deviation, so that folds can be pooled.
-        scale = np.where(std_D > 0, std_D, 1)
-        collected.setdefault("truth", []).append((truth_TD - mean_D) / scale)
-        collected.setdefault("mae_truth", []).append(truth_TD)
-        for name, values in ways.items():
-            collected.setdefault(name, []).append((np.concatenate(values) - mean_D) / scale)
-    assert stats is not None
-    unit = replace(stats, mean=(0.0,) * len(stats.mean), std=(1.0,) * len(stats.std))
-    truth_TD, moving = np.concatenate(collected.pop("truth")), stats.moving().tolist()
-    collected.pop("mae_truth")
-    rows = {}
-    for name, values in collected.items():
-        guess_TD = np.concatenate(values)
-        groups = {g: [d for d in dims if d in moving] for g, dims in stats.group_dims().items()}
-        groups = {"all moving": moving, **{g: dims for g, dims in groups.items() if dims}}
-        rows[name] = {g: standardized_r2(truth_TD, guess_TD, unit, dims) for g, dims in groups.items()}
-    return {
-        "r2": rows, "num_folds": len(folds), "num_train": num_train or len(episodes) - len(folds[0]),
-        "num_frames": len(truth_TD), "seconds": round(time.monotonic() - start_s), "idm": idm,
-    }  # fmt: skip
+@dataclass(frozen=True)
+class Fold:
+    """What was predicted for held-out episodes.
+
+    Args:
+        reference: Statistics of all other episodes.
+        truths: action_TA of each held-out episode.
+        ways: Predictions of the same shapes, by the way of predicting.
+    """
+
+    reference: VectorStats
+    truths: list[np.ndarray]
+    ways: dict[str, list[np.ndarray]]
+
+
+class Bench:
+    """The folds of a dataset, and what is measured on each.
+
+    Args:
+        settings: Of the run, which is prepared.
+        arguments: Of the command line.
+    """
+
+    def __init__(self, settings: Settings, arguments: argparse.Namespace) -> None:
+        self.settings, self.arguments, run = settings, arguments, RunFolder.of(settings)
+        self.features = RobotFeatures.from_dict(read_json(run.train / "features.json"))
+        self.episodes, self.num_frames = read_episodes(run, settings), settings.video.num_frames
+        count = len(self.episodes)
+        self.folds = np.array_split(np.arange(count), arguments.folds or count)[: arguments.max_folds]
+
+    def split(self, fold: np.ndarray) -> tuple[list[IdmEpisode], list[IdmEpisode]]:
+        """Return the training and the held-out episodes of a fold."""
+        others = [episode for number, episode in enumerate(self.episodes) if number not in fold]
+        return others, [self.episodes[number] for number in fold]
+
+    def linear(self, num_train: int | None = None) -> dict[str, Any]:
+        """Measure the linear reading beside the baselines."""
+        folds: list[Fold] = []
+        train_folds: list[Fold] = []
+        for fold in self.folds:
+            others, held_out = self.split(fold)
+            reference = describe_robot(self.features, self.settings, others).actions
+            choices = list(itertools.islice(itertools.combinations(others, num_train or len(others)),
+                                            self.arguments.max_choices))  # fmt: skip
+            for chosen in (list(choice) for choice in choices):
+                config = describe_robot(self.features, self.settings, chosen)
+                model = linear_model(config, read_linearly(config, chosen, self.num_frames))
+                ways = self.ways(model, held_out) | self.baselines(chosen, held_out, config)
+                if self.arguments.round_trip:
+                    returned = [through_vae(episode, self.settings) for episode in held_out]
+                    ways |= {f"{name}, after the VAE": x for name, x in self.ways(model, returned).items()}
+                folds.append(Fold(reference, [episode.action_TA for episode in held_out], ways))
+                seen = {"model": self.ways(model, chosen)["model"]}
+                train_folds.append(Fold(reference, [episode.action_TA for episode in chosen], seen))
+        return {**pooled(folds), "training episodes": pooled(train_folds)["r2"]["model"],
+                "num_train": num_train or len(self.episodes) - len(self.folds[0])}  # fmt: skip
+
+    def networks(self, variant: dict[str, Any]) -> dict[str, Any]:
+        """Measure networks, and their mixture with the linear reading.
+
+        The share of a fold is the mean of those that other folds chose: no held-out episode chooses its own.
+        """
+        settings = replace(self.settings, idm=replace(self.settings.idm, **variant))
+        models, linears, shares, train_folds = [], [], [], []
+        for number, fold in enumerate(self.folds):
+            others, held_out = self.split(fold)
+            models.append(fit(settings, self.features, others, held_out, number))
+            linears.append(read_linearly(models[-1].config, others, self.num_frames))
+            shares.append(best_share(*held_out_outputs(models[-1], linears[-1], held_out, self.num_frames)))
+            seen = {"model": self.ways(models[-1], others)["model"]}
+            train_folds.append(Fold(models[-1].config.actions, [e.action_TA for e in others], seen))
+        folds = []
+        for number, (fold, model, linear) in enumerate(zip(self.folds, models, linears, strict=True)):
+            others, held_out = self.split(fold)
+            share = float(np.mean(shares[:number] + shares[number + 1 :] or shares))
+            mixed = InverseDynamics(replace(model.config, network_share=share), [*model.networks], linear)
+            ways = {f"networks{name}": x for name, x in self.ways(model, held_out, "").items()}
+            ways |= {f"with the linear reading{name}": x for name, x in self.ways(mixed, held_out, "").items()}
+            ways |= self.baselines(others, held_out, model.config)
+            if self.arguments.round_trip:
+                returned = [through_vae(episode, settings) for episode in held_out]
+                ways |= {
+                    f"with the linear reading, after the VAE{n}": x for n, x in self.ways(mixed, returned, "").items()
+                }
+            folds.append(Fold(model.config.actions, [e.action_TA for e in held_out], ways))
+        return {
+            **pooled(folds),
+            "training episodes": pooled(train_folds)["r2"]["model"],
+            "shares": shares,
+            "idm": variant,
+        }
+
+    def tries(self) -> dict[str, Any]:
+        """Compare inputs, targets and heads."""
+        folds = []
+        for number, fold in enumerate(self.folds):
+            others, held_out = self.split(fold)
+            config, ways = tries(self.features, self.settings, others, held_out, number)
+            folds.append(Fold(config.actions, [episode.action_TA for episode in held_out], ways))
+        return pooled(folds)
+
+    def ways(
+        self, model: InverseDynamics, episodes: list[IdmEpisode], name: str = "model"
+    ) -> dict[str, list[np.ndarray]]:
+        """Return the actions that a model predicts, without and with the first state."""
+        known = {name: False} | ({f"{name}, first state known": True} if model.config.states else {})
+        return {
+            way: [predict_pieces(model, episode, self.num_frames, know)["action"] for episode in episodes]
+            for way, know in known.items()
+        }
+
+    def baselines(
+        self, train: list[IdmEpisode], held_out: list[IdmEpisode], config: IdmConfig
+    ) -> dict[str, list[np.ndarray]]:
+        """Return the actions of the baselines."""
+        names = config.states.names if config.states else ()
+        return baseline_vectors(train, held_out, lambda e: e.action_TA, config.actions, names, self.num_frames)
+
+
+def pooled(folds: list[Fold]) -> dict[str, Any]:
+    """Return R^2 of each way of predicting, overall and for each part of the robot, in units of the reference."""
+    stats = folds[0].reference
+    moving = sorted({d for fold in folds for d in fold.reference.moving().tolist()})
+    groups = {name: [d for d in dims if d in moving] for name, dims in stats.group_dims().items()}
+    groups = {"all moving": moving, **{name: dims for name, dims in groups.items() if dims}}
+    rows: dict[str, Any] = {"r2": {}, "within": {}}
+    for way in folds[0].ways:
+        errors, totals = np.zeros((2, 2, len(stats.names)))
+        for fold in folds:
+            std_D = np.asarray(fold.reference.std)
+            for truth_TD, guess_TD in zip(fold.truths, fold.ways[way], strict=True):
+                unit_TD, found_TD = (
+                    (x - np.asarray(fold.reference.mean)) / np.where(std_D > 0, std_D, 1) for x in (truth_TD, guess_TD)
+                )
+                for number in range(2):
+                    errors[number] += ((unit_TD - found_TD) ** 2).sum(axis=0)
+                    totals[number] += (unit_TD**2).sum(axis=0)
+                    unit_TD, found_TD = unit_TD - unit_TD.mean(axis=0), found_TD - found_TD.mean(axis=0)
+        for number, name in enumerate(rows):
+            rows[name][way] = {
+                group: round(float(1 - errors[number][dims].sum() / totals[number][dims].sum()), 3)
+                for group, dims in groups.items()
+            }
+    return {**rows, "num_folds": len(folds)}
+
+
+def linear_model(config: IdmConfig, linear: LinearReader) -> InverseDynamics:
+    """Return a model that consists of the linear reading; its one network counts nothing."""
+    return InverseDynamics(replace(config, num_models=1, network_share=0.0), None, linear)
 
 
 def fit(
     settings: Settings, features: RobotFeatures, train: list[IdmEpisode], held_out: Sequence[IdmEpisode], number: int
 ) -> InverseDynamics:
-    """Train a model as `dreamgen finetune_idm` does, without its checks and files."""
+    """Train networks as `dreamgen finetune_idm` does, without its checks and files."""
     fold = replace(settings, out=f"{settings.out}/fold_{number}")
     RunFolder.of(fold).finetune_idm_logs.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(fold)
@@ -144,24 +272,6 @@ def fit(
     with TrainingLog(accelerator, training.logs / "loss.csv", fold.idm, name=f"fold {number}") as log:
         take_steps(training, log)
     return model
-
-
-def predictions(
-    model: InverseDynamics, train: list[IdmEpisode], held_out: list[IdmEpisode], settings: Settings, round_trip: bool
-) -> dict[str, list[np.ndarray]]:
-    """Return the actions of the held-out episodes in each way of predicting them."""
-    num_frames, config = settings.video.num_frames, model.config
-    names = config.states.names if config.states else ()
-    ways = {
-        "model": [predict_pieces(model, e, num_frames)["action"] for e in held_out],
-        **baseline_vectors(train, held_out, lambda e: e.action_TA, config.actions, names, num_frames),
-    }
-    if config.states:
-        ways["model, first state known"] = [predict_pieces(model, e, num_frames, True)["action"] for e in held_out]
-    if round_trip:
-        returned = [through_vae(e, settings) for e in held_out]
-        ways["model, after the VAE"] = [predict_pieces(model, e, num_frames)["action"] for e in returned]
-    return ways
 
 
 def through_vae(episode: IdmEpisode, settings: Settings) -> IdmEpisode:

@@ -16,7 +16,7 @@ from finetune.idm_episodes import IdmEpisode
 from finetune.idm_errors import clip_pieces
 
 MAX_FRAMES = 10_000  # of training episodes; with more, some are left out
-MIN_SHARE = 0.02  # a smaller part of the prediction is left out
+MIN_SHARE = 0.02  # a smaller linear reading is left out; the networks keep as much, as they tell the uncertainty
 
 
 def read_linearly(config: IdmConfig, train: Sequence[IdmEpisode], num_frames: int) -> LinearReader:
@@ -62,7 +62,7 @@ def with_linear(
         validation: Episodes that neither was fitted to.
         num_frames: Of a clip.
     """
-    share = best_share(*held_out_outputs(model, linear, validation, num_frames))
+    share = max(MIN_SHARE, best_share(*held_out_outputs(model, linear, validation, num_frames)))
     if 1 - share < MIN_SHARE:
         return model
     config = model.measured(network_share=share).config

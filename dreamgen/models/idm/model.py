@@ -144,10 +144,12 @@ class InverseDynamics:
     def outputs(self, small_TCHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return mean_TP and std_TP of what networks and linear reading predict, probabilities where binary."""
         share, background_CHW = self.config.network_share, clip_background(small_TCHW)
-        mean_TP, std_TP = self._network_outputs(small_TCHW, background_CHW)
         if self.linear is None or share >= 1:
-            return mean_TP, std_TP
+            return self._network_outputs(small_TCHW, background_CHW)
         linear_TP = self.linear(small_TCHW, background_CHW, self.config.binary_outputs())
+        if share <= 0:
+            return linear_TP, np.zeros_like(linear_TP)
+        mean_TP, std_TP = self._network_outputs(small_TCHW, background_CHW)
         mixed_TP = share * mean_TP + (1 - share) * linear_TP
         # Of the mixture: that of the networks, and how far the two are apart.
         variance_TP = share * std_TP**2 + share * (1 - share) * (mean_TP - linear_TP) ** 2
