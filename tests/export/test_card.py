@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import cv2
 import pytest
 import yaml
@@ -9,7 +11,7 @@ import yaml
 from dreamgen.config.loading import configs_folder
 from dreamgen.data.lerobot.modality import VECTORS
 from dreamgen.errors import UserError
-from dreamgen.run.files import read_json
+from dreamgen.run.files import read_json, write_json
 from export import export_datasets
 from export.card import SHEET_NAME
 from export.check import check
@@ -109,3 +111,19 @@ def test_an_upload_that_cannot_work_is_refused_first(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="push_to_hub has no owner"):
         export_datasets(run_settings(run.root, export={"push_to_hub": "robot"}))
     assert not run.datasets.exists()
+
+
+def test_names_from_data_are_no_markup(tmp_path):
+    hostile = "# x](https://evil.example) ![y](http://evil.example/p.png) <script>alert(1)</script> | \x1b[2J"
+    run = make_run(tmp_path / "run", num_clips=1, rejected=0)
+    features = read_json(run.train / "features.json")
+    names = [f"{hostile} {number}" for number in range(len(features["action_names"]))]
+    write_json(run.train / "features.json", features | {"robot_type": hostile, "action_names": names})
+    export_datasets(run_settings(run.root, export={"formats": ["lerobot-v3.0"]}))
+    _, front, text = (run.datasets / "lerobot-v3.0/README.md").read_text().split("---\n", 2)
+    assert hostile.split(" |")[0] in " ".join(yaml.safe_load(front)["tags"])
+    for markup in ("<script", "](http", "![y", "\x1b"):
+        assert not re.search(r"(?<!\\)" + re.escape(markup), text.replace(f"]({SHEET_NAME})", "")), markup
+    assert sum(line.startswith("# ") for line in text.splitlines()) == 1
+    (row,) = [line for line in text.splitlines() if line.startswith("| action |")]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 3

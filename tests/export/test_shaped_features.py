@@ -6,6 +6,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -181,3 +182,61 @@ def test_statistics_of_every_number_are_right_too_and_wrong_ones_are_found(writt
         ("statistics-length", "observation.tactile, mean"),
         ("statistics-differ", "observation.row, min[4]"),
     }
+
+
+def test_depth_pictures_of_lerobot_keep_values_and_statistics(tmp_path):
+    depth = "observation.images.depth"
+    feature = {"dtype": "image", "shape": (24, 32, 1), "names": ["height", "width", "channels"],
+               "info": {"is_depth_map": True}}  # fmt: skip
+    features = {depth: feature, "action": {"dtype": "float32", "shape": (2,), "names": None}}
+    source = tmp_path / "v30"
+    dataset = LeRobotDataset.create("me/depth", fps=10, features=features, root=source, use_videos=False)
+    for _ in range(2):
+        for frame in range(9):
+            millimeters_HW1 = 400 + 90 * frame + np.arange(24 * 32, dtype=np.uint16).reshape(24, 32, 1)
+            dataset.add_frame({depth: millimeters_HW1, "action": np.full(2, frame, np.float32), "task": "push"})
+        dataset.save_episode()
+    dataset.finalize()
+    assert check(source) == []
+    convert_dataset(source, tmp_path / "v21", ConvertSettings(num_workers=1))
+    convert_dataset(tmp_path / "v21", tmp_path / "back", ConvertSettings(num_workers=1))
+    assert check(tmp_path / "back") == []
+    ours, theirs = (LeRobotDataset("me/depth", root=root) for root in (tmp_path / "back", source))
+    assert all(torch.equal(ours[index][depth], theirs[index][depth]) for index in range(18))
+    assert ours.meta.features[depth]["info"] == theirs.meta.features[depth]["info"]
+    assert_same_statistics(*(json.loads((root / STATS).read_text()) for root in (tmp_path / "back", source)))
+
+
+def language_events(rows):
+    """A column as lerobot's annotations write it: the calls of each message are JSON."""
+    messages, calls = [message for row in rows for message in row], pa.json_()
+    told = pa.ExtensionArray.from_storage(
+        calls, pa.array([call for m in messages for call in m["tool_calls"]], "string")
+    )
+    tool_calls = pa.ListArray.from_arrays(np.cumsum([0, *(len(m["tool_calls"]) for m in messages)]).astype("i4"), told)
+    texts = {
+        name: pa.array([m[name] for m in messages], pa.string()) for name in ("role", "content", "style", "camera")
+    }
+    structs = pa.StructArray.from_arrays([*texts.values(), tool_calls], [*texts, "tool_calls"])
+    return pa.ListArray.from_arrays(np.cumsum([0, *map(len, rows)]).astype("i4"), structs)
+
+
+def test_language_columns_of_lerobot_go_there_and_back(written, tmp_path):
+    root = copied(written, tmp_path / "v30")
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"]["language_events"] = {"dtype": "language", "shape": [1], "names": None}
+    (root / "meta/info.json").write_text(json.dumps(info))
+    (table_file,) = (root / "data").rglob("*.parquet")
+    table = pq.read_table(table_file)
+    message = {"role": "user", "content": "stop\n\U0001f7e5", "style": "interjection", "camera": None,
+               "tool_calls": ['{"name": "say"}']}  # fmt: skip
+    column = language_events([[message] if row % 5 == 0 else [] for row in range(table.num_rows)])
+    pq.write_table(table.append_column("language_events", column), table_file)
+    assert check(root) == []
+    convert_dataset(root, tmp_path / "v21", ConvertSettings(num_workers=1))
+    convert_dataset(tmp_path / "v21", tmp_path / "back", ConvertSettings(num_workers=1))
+    assert check(tmp_path / "back") == []
+    ours, theirs = (LeRobotDataset("me/shapes", root=path) for path in (tmp_path / "back", root))
+    assert ours[5]["language_events"][0]["content"] == message["content"]
+    for index in (0, 4, 5, len(theirs) - 1):
+        assert ours[index]["language_events"] == theirs[index]["language_events"]

@@ -26,6 +26,7 @@ from dreamgen.run.journal import Journal, read_journal
 from dreamgen.run.records import JournalRecord
 from dreamgen.run.run_folder import RunFolder
 from dreamgen.stages import STAGES
+from export import export_datasets
 from tests.fixtures.runs import INSTRUCTIONS, make_run, run_settings
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "line", "polyline"}
@@ -339,3 +340,18 @@ def test_no_path_of_the_machine_is_on_the_page(tmp_path):
 def test_the_page_lists_the_stages_of_the_table(page):
     names = [stage.name for stage in STAGES.values() if stage.progress]
     assert [text.split()[0] for _, text in page.all("b") if text in names] == [name.split()[0] for name in names]
+
+
+def test_what_is_out_of_date_is_shown_with_its_reason_and_command(tmp_path):
+    run = make_run(tmp_path / "run", num_clips=3, rejected=0)
+    settings = run_settings(run.root, export={"formats": ["robomimic"]})
+    run.record(settings, ["export"])
+    export_datasets(settings)
+    assert "out of date" not in page_of(run).text
+    first = read_jobs(run.jobs)[0].clip_id
+    with Journal(run.journal, "curate") as journal:
+        journal.append(JournalRecord(first, "curate", "rejected", reason="cut_score 0.3 > 0.1"))
+    (export,) = [stage for stage in stage_states(gather(run)) if stage.name == "export"]
+    assert export.state == "part" and "datasets/robomimic is out of date: " in export.detail
+    assert export.command == f"dreamgen export --out {run.root} --overwrite"
+    assert "datasets/robomimic is out of date" in page_of(run).text
