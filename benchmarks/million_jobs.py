@@ -106,7 +106,7 @@ def clips_phase(folder: Path, num: int) -> dict[str, Any]:
 
 def start_phase(folder: Path, num: int) -> dict[str, Any]:
     """Do what generate does before its workers start: lease, journal, what is left, its texts, the first job."""
-    from dreamgen.generate.clip_status import clip_status, remove_stale_temporaries
+    from dreamgen.generate.clip_status import clip_status, remove_half_written
     from dreamgen.generate.texts import TEXT_FIELDS, prompt_tasks
     from dreamgen.run.journal import Journal
     from dreamgen.run.lease import hold
@@ -115,7 +115,7 @@ def start_phase(folder: Path, num: int) -> dict[str, Any]:
 
     run = RunFolder(folder / "run")
     with hold(run.journal, "generate", Shard()), Journal(run.journal, "generate"):
-        remove_stale_temporaries(run)
+        remove_half_written(run)
         now = clip_status(run)
         left = now.left
         num_texts = len(prompt_tasks(run, left.distinct(TEXT_FIELDS)))

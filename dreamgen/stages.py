@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dreamgen.run.files import remove_temporaries
+from dreamgen.run.files import remove_stale_temporaries, remove_temporaries
 from dreamgen.run.lease import hold_command
 from dreamgen.run.run_folder import RunFolder
 from dreamgen.run.write_errors import storage_errors_as_user_errors
@@ -112,6 +112,8 @@ class Stage:
                 return function(*arguments, **switches)
             run = RunFolder.of(arguments[0], may_be_remote=self.may_be_remote)
             with hold_command(run.store or run.root, self.locks):
+                for folder in (run.root, run.root / "made_from"):
+                    remove_stale_temporaries(folder)
                 for folder in self.sweeps:
                     remove_temporaries(run.root / folder)
                 return function(*arguments, **switches)
@@ -148,7 +150,6 @@ _TABLE = (
         section="finetune", flags=("dry_run", "resume"), in_run=True,
         example="dreamgen finetune --out runs/pick --method dora --lora.rank=16",
         output=lambda run: run.adapter, progress="training log", locks=("finetune",),
-        sweeps=("cache",),
     ),
     Stage(
         name="finetune_vae", summary="training set -> VAE, from scratch or from the model's own",

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from dreamgen.run.files import atomic_file, sha256_of_file
+from dreamgen.run.files import TEMPORARY, atomic_file, remove_stale_temporaries, sha256_of_file
 
 MANIFEST = "manifest.sha256"
 BACKUP = ".before-fix"  # originals that `check --fix` keeps end with it
@@ -62,7 +62,8 @@ def write_manifest(root: Path, num_threads: int | None = None) -> None:
         root: The dataset, complete but for the manifest.
         num_threads: Hash at once; one per core if None.
     """
-    names = sorted(present_files(root))
+    remove_stale_temporaries(root)  # of a process that was killed while it wrote a manifest
+    names = sorted(name for name in present_files(root) if not TEMPORARY.fullmatch(Path(name).name))
     entries: dict[str, Entry] = {}
     for name, entry in zip(names, hash_files((root / name for name in names), num_threads), strict=True):
         if isinstance(entry, OSError):

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from dreamgen.errors import UserError
 from dreamgen.models.adapter_files import weight_files
-from dreamgen.run.files import atomic_folder, read_json, write_json
+from dreamgen.run.files import atomic_folder, read_json, visible_files, write_json
 from finetune.ema import averaged
 from finetune.random_state import random_states, set_random_states
 from finetune.stopping import on_main_process
@@ -197,7 +197,7 @@ def point_last(checkpoint: Path) -> None:
 
 def _load_weights(trained: TrainableState, checkpoint: Path) -> None:
     folders = (checkpoint / VAE_NAME, checkpoint / IDM_NAME)
-    files = sorted(path for folder in folders for path in folder.glob("*.safetensors")) or weight_files(checkpoint)
+    files = [path for folder in folders for path in visible_files(folder, "*.safetensors")] or weight_files(checkpoint)
     weights: dict[str, torch.Tensor] = {}
     for path in files:
         weights |= _load(path)

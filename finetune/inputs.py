@@ -19,6 +19,7 @@ from dreamgen.config.settings import Settings
 from dreamgen.models.trainable import TrainableWorldModel
 from dreamgen.models.world_model import WorldModelSource
 from dreamgen.progress import Progress
+from dreamgen.run.files import remove_stale_temporaries
 from dreamgen.run.run_folder import RunFolder
 from finetune.cache import Cache, encode_prompt, encode_windows, missing_share
 from finetune.windows import Window, read_window
@@ -131,6 +132,8 @@ def prepare_inputs(
         read = partial(read_window, num_frames=settings.video.num_frames)
         return StepInputs(read, model.encode_windows, EncodedPrompts(model.encode_prompt, accelerator.device), dropped)
     cache = Cache(cache_folder(settings), source, settings, model)
+    if accelerator.is_local_main_process:
+        remove_stale_temporaries(cache.root, below=True)  # other runs may be writing there
     num_encoded = fill(cache, windows, [*prompts, dropped], accelerator)
     texts = EncodedPrompts(cache.read_prompt, accelerator.device)
     read = KeptWindows(cache, cache.read_windows(windows, settings.finetune.cache_ram_gib))

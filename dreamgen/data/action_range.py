@@ -12,6 +12,7 @@ import numpy as np
 
 from dreamgen.data.trajectory import read_trajectory
 from dreamgen.errors import UserError
+from dreamgen.run.files import visible_files
 
 MARGIN = 0.1  # of a dimension's range, to both sides: few demonstrations do not reach all that a robot does
 
@@ -35,7 +36,7 @@ def demonstrated_range(train: Path) -> tuple[np.ndarray, np.ndarray] | None:
 @lru_cache(maxsize=4)
 def _range_of(folder: Path, _: int) -> tuple[np.ndarray, np.ndarray] | None:
     low_A = high_A = None
-    for path in sorted(folder.glob("*.parquet")):
+    for path in visible_files(folder, "*.parquet"):
         try:
             action_TA = read_trajectory(path, include_state=False).action_TA
         except UserError:

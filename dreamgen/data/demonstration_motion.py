@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dreamgen.data.trajectory import Trajectory, read_trajectory
+from dreamgen.run.files import visible_files
 
 RIDGE = 1e-3  # of each feature's mean square: dimensions that depend on each other have no unique weights
 LEAST_ROWS = 4  # that a jerk needs
@@ -51,7 +52,7 @@ def step_features(state_TS: np.ndarray, action_TA: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _read(folder: Path, _: int) -> DemonstrationMotion | None:
-    trajectories = [read_trajectory(path) for path in sorted(folder.glob("*.parquet"))]
+    trajectories = [read_trajectory(path) for path in visible_files(folder, "*.parquet")]
     usable = [t for t in trajectories if t.action_TA is not None and t.num_rows >= LEAST_ROWS]
     if not usable:
         return None

@@ -6,9 +6,6 @@ folders, instead of checking each file.
 
 from __future__ import annotations
 
-import os
-import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,17 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dreamgen.run.files import remove_stale_temporaries
 from dreamgen.run.jobs import JobRows, clip_sizes, job_columns
 from dreamgen.run.journal import latest_records
-from dreamgen.run.process_identity import is_alive
 from dreamgen.run.records import IMPORTED, Job, JournalRecord
 from dreamgen.run.run_folder import RunFolder
 from dreamgen.run.shard import Shard
 
 STAGE = "generate"
 LEFT, DONE, REJECTED, FAILED = range(4)
-TEMPORARY_CLIP = re.compile(r"\.[0-9a-f]{20}\.(?P<pid>[0-9]+)-[0-9a-f]+\.tmp\.mp4")
-STALE_AFTER_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -102,24 +97,13 @@ def todo(run: RunFolder, jobs: Sequence[Job]) -> list[Job]:
     return [job for job, state in zip(jobs, states, strict=True) if state in (LEFT, FAILED)]
 
 
-def remove_stale_temporaries(run: RunFolder) -> int:
-    """Remove half-written clips of processes that no longer run.
-
-    Processes of other machines are not visible here, so recently written files are kept.
+def remove_half_written(run: RunFolder) -> int:
+    """Remove half-written clips and texts of ended processes of this host; others may be generating into the run.
 
     Returns:
         Number of removed files.
     """
-    num_removed = 0
-    for folder in run.clips.glob("??"):
-        with os.scandir(folder) as entries:
-            matches = [match for e in entries if e.name[0] == "." and (match := TEMPORARY_CLIP.fullmatch(e.name))]
-        for match in matches:
-            path = folder / match.string
-            if not is_alive(int(match["pid"])) and time.time() - path.stat().st_mtime > STALE_AFTER_S:
-                path.unlink(missing_ok=True)
-                num_removed += 1
-    return num_removed
+    return sum(remove_stale_temporaries(folder, below=True) for folder in (run.clips, run.texts))
 
 
 def mean_metric(records: Sequence[JournalRecord], *names: str) -> float | None:

@@ -31,7 +31,7 @@ from dreamgen.generate.clip_status import (
     RunStatus,
     clip_status,
     mean_metric,
-    remove_stale_temporaries,
+    remove_half_written,
 )
 from dreamgen.generate.texts import TEXT_FIELDS, PromptTask, prompt_tasks
 from dreamgen.generate.worker import GenerationWorker, LoadSpec, adapter_of
@@ -85,7 +85,7 @@ def _generate(settings: Settings, run: RunFolder, shard: Shard, is_lost: Callabl
     if folders:
         source.load_class().check_adapters(source, folders)
 
-    remove_stale_temporaries(run)
+    remove_half_written(run)
     wanted = fitting if settings.generate.limit is None else fitting.first(settings.generate.limit)
     full = frozenset(choice.sha256 for choice in choices.values() if choice and choice.holds_all_weights)
     texts = prompt_tasks(run, wanted.distinct(TEXT_FIELDS), full)

@@ -12,6 +12,7 @@ import numpy as np
 from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
 from dreamgen.data.trajectory import read_trajectory
 from dreamgen.data.video import frame_sha256, read_image
+from dreamgen.run.files import visible_files
 from dreamgen.run.run_folder import RunFolder
 
 
@@ -27,7 +28,7 @@ def known_first_states(run: RunFolder, wanted: Collection[str], state_dim: int) 
         state_S by `first_frame_sha256`, for those that are a demonstration's.
     """
     found: dict[str, np.ndarray] = {}
-    for path in sorted((run.train / "first_frames").glob("*.png")):
+    for path in visible_files(run.train / "first_frames", "*.png"):
         table = run.train / "trajectories" / f"{path.stem}.parquet"
         if len(found) == len(wanted) or not table.is_file():
             continue

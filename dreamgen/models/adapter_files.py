@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 
 from dreamgen.errors import UserError
-from dreamgen.run.files import sha256_of_file
+from dreamgen.run.files import sha256_of_file, visible_files
 
 WEIGHTS_NAME, PEFT_WEIGHTS_NAME = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 PEFT_CONFIG_NAME = "adapter_config.json"
@@ -30,7 +30,7 @@ def adapter_file(folder: Path) -> Path:
     """
     folder = Path(folder)
     files = sorted(folder.iterdir()) if folder.is_dir() else [folder] if folder.is_file() else []
-    found = [path for path in files if path.suffix == ".safetensors"]
+    found = [path for path in files if path.suffix == ".safetensors" and not path.name.startswith(".")]
     for name in (WEIGHTS_NAME, PEFT_WEIGHTS_NAME):
         if folder.is_dir() and (folder / name) in found:
             return folder / name
@@ -69,7 +69,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         UserError: if the folder holds no adapter.
     """
-    return sorted((Path(folder) / FULL_NAME).glob("*.safetensors")) if is_full(folder) else [adapter_file(folder)]
+    return visible_files(Path(folder) / FULL_NAME, "*.safetensors") if is_full(folder) else [adapter_file(folder)]
 
 
 def adapter_sha256(folder: Path) -> str:

@@ -32,13 +32,27 @@ def _temporary_sibling(path: Path) -> Path:
     return path.with_name(f".{path.stem}.{os.getpid()}-{_this_host()}{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
 
 
-def _remove_stale_temporaries(folder: Path) -> None:
-    """Remove the temporary files that ended processes of this host left in a folder.
+def remove_stale_temporaries(folder: Path, below: bool = False) -> int:
+    """Remove the temporary files that ended processes of this host left in a folder, which others may be using.
 
     Processes of other hosts are not visible, so their temporary files are kept, like all other files.
+
+    Args:
+        folder: It need not exist.
+        below: Whether to look into its sub-folders too, which are not followed where they are links.
+
+    Returns:
+        Number of files and folders that were removed.
     """
-    for entry in os.scandir(folder):
-        match = TEMPORARY.fullmatch(entry.name)
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    num_removed = 0
+    for entry in entries:
+        match = TEMPORARY.fullmatch(entry.name) if entry.name[0] == "." else None
+        if match is None and below and entry.is_dir(follow_symlinks=False):
+            num_removed += remove_stale_temporaries(Path(entry.path), below=True)
         if match is None or match["host"] != _this_host() or is_alive(int(match["pid"])):
             continue
         try:
@@ -50,6 +64,16 @@ def _remove_stale_temporaries(folder: Path) -> None:
             shutil.rmtree(entry.path, ignore_errors=True)
         else:
             Path(entry.path).unlink(missing_ok=True)
+        num_removed += 1
+    return num_removed
+
+
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of a folder that a pattern names, sorted, without hidden ones.
+
+    A temporary file of a killed process is hidden and ends like a whole one, and so would match `*.parquet`.
+    """
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def remove_temporaries(folder: Path) -> None:
@@ -125,7 +149,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             f"{path} already exists", allowed="a folder that does not exist yet", next_step="choose another output"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale_temporaries(path.parent)
+    remove_stale_temporaries(path.parent)
     temporary = _temporary_sibling(path)
     temporary.mkdir()
     try:

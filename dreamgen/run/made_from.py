@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from dreamgen.config.paths import get_path, paths_that_invalidate
 from dreamgen.config.settings import Settings
 from dreamgen.errors import UserError, quoted
-from dreamgen.run.files import read_json, sha256_of_file, write_json
+from dreamgen.run.files import read_json, sha256_of_file, visible_files, write_json
 from dreamgen.run.jobs import iter_accepted_clips
 from dreamgen.run.journal import latest_records, read_journal
 from dreamgen.run.label_files import LABEL_HASH
@@ -103,7 +103,7 @@ def training_set_sha256(run: RunFolder) -> str:
         path = run.train / name
         digest.update(sha256_of_file(path).encode() if path.is_file() else b"none")
     for name in ("videos", "trajectories"):
-        for path in sorted((run.train / name).glob("*")):
+        for path in visible_files(run.train / name, "*"):
             digest.update(f"{path.name} {path.stat().st_size};".encode())
     return digest.hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 
@@ -17,7 +18,8 @@ from export.convert import convert_dataset
 from export.manifest import MANIFEST, present_files, read_manifest, write_manifest
 from tests.fixtures.damage import DATA30, INFO
 from tests.fixtures.damaging import in_json, swap_values
-from tests.fixtures.good_datasets import lerobot_v30
+from tests.fixtures.good_datasets import demonstrations, lerobot_v30
+from tests.fixtures.leftovers import leftover
 from tests.fixtures.runs import run_settings
 
 FORMATS = ("lerobot-v3.0", "lerobot-v2.1", "robomimic", "aloha")
@@ -134,3 +136,12 @@ def test_a_manifest_for_datasets_of_others(tmp_path, capsys):
     (root / DATA30).write_bytes(content)
     assert main(["check", str(root), "--verify"]) == 1
     assert "[manifest-differs] data/chunk-000/file-000.parquet" in capsys.readouterr().out
+
+
+def test_what_a_killed_process_left_is_in_no_manifest(tmp_path):
+    root = demonstrations(tmp_path / "dataset")
+    stale, running = leftover(root / MANIFEST), leftover(root / MANIFEST, pid=os.getpid())
+    write_manifest(root)
+    manifest = read_manifest(root)
+    assert not stale.exists() and running.exists()
+    assert manifest is not None and running.name not in manifest.entries and len(manifest.entries) == 6

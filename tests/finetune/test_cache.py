@@ -29,6 +29,7 @@ from finetune.windows import read_training_set
 from tests.finetune.conftest import FPS, HEIGHT, NUM_FRAMES, WIDTH, training_settings, write_training_set
 from tests.finetune.test_train import curve
 from tests.fixtures.demos import make_episode
+from tests.fixtures.leftovers import OTHER_HOST, leftover
 
 LOAD_PIPELINE = "dreamgen.models.cosmos_predict25.training.load_pipeline"
 
@@ -231,6 +232,16 @@ def test_processes_share_the_work_and_nothing_is_left(world, tmp_path):
     for prompt in shares[1][1]:
         encode_prompt(cache, prompt)
     assert missing_share(cache, windows, prompts) == ([], [])
+
+
+def test_a_shared_cache_is_swept_of_what_dead_processes_of_this_host_left(world, tmp_path):
+    settings = first_run(tmp_path, world)
+    whole = files(settings)
+    stale = [leftover(whole[0]), leftover(RunFolder.of(settings).cache / "latents/ff/new.safetensors")]
+    kept = [leftover(whole[0], pid=os.getpid()), leftover(whole[0], host=OTHER_HOST)]
+    finetune(again(settings, "second"))
+    assert not any(path.exists() for path in stale)
+    assert files(settings) == sorted([*whole, *kept])
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from dreamgen.data.video import probe, write_png
 from dreamgen.errors import UserError
 from dreamgen.generate.clip import generate_clip, make_clip
 from dreamgen.generate.clip_generator import ClipGenerator
-from dreamgen.generate.clip_status import STAGE, remove_stale_temporaries, todo
+from dreamgen.generate.clip_status import STAGE, remove_half_written, todo
 from dreamgen.generate.stage import generate
 from dreamgen.models.adapter_files import WEIGHTS_NAME, adapter_sha256
 from dreamgen.models.cosmos_predict25.model import noise_for
@@ -30,6 +30,7 @@ from dreamgen.run.jobs import read_jobs, write_jobs
 from dreamgen.run.journal import Journal, read_journal
 from dreamgen.run.records import Job, JournalRecord, job_id
 from dreamgen.run.run_folder import RunFolder
+from tests.fixtures.leftovers import OTHER_HOST, leftover
 from tests.fixtures.local_ray import start_ray
 from tests.fixtures.world import (
     HEIGHT,
@@ -216,21 +217,18 @@ def test_guardrail_rejects_prompts_and_clips(plain, generator, tmp_path):
     assert todo(run, jobs) == jobs[2:] and clips_of(run) == {}
 
 
-def test_stale_temporaries_of_dead_processes_only(plain, tmp_path):
+def test_half_written_clips_and_texts_of_dead_processes_of_this_host_are_removed(tmp_path):
     run = RunFolder(tmp_path)
-    clip_id, folder = "ab" * 10, tmp_path / "clips" / "ab"
-    folder.mkdir(parents=True)
-    dead = 2**22 + 1  # above the largest process id that Linux gives
-    stale = folder / f".{clip_id}.{dead}-0123abcd.tmp.mp4"
-    fresh = folder / f".{clip_id}.{dead}-0123abce.tmp.mp4"
-    alive = folder / f".{clip_id}.{os.getpid()}-0123abcd.tmp.mp4"
-    foreign = folder / ".notes.tmp.mp4"
-    for path in (stale, fresh, alive, foreign):
-        path.write_bytes(b"half")
-    for path in (stale, alive, foreign):
-        os.utime(path, (time.time() - 7200,) * 2)
-    assert remove_stale_temporaries(run) == 1
-    assert not stale.exists() and fresh.exists() and alive.exists() and foreign.exists()
+    clip, text = run.clips / "ab" / f"{'ab' * 10}.mp4", run.texts / "cd" / f"{'cd' * 32}.safetensors"
+    stale = [leftover(clip), leftover(text)]
+    kept = [leftover(path, **of) for path in (clip, text) for of in ({"pid": os.getpid()}, {"host": OTHER_HOST})]
+    kept.append(leftover(clip))
+    os.utime(kept[-1])  # a moment ago
+    kept += [clip.with_name(".notes.tmp.mp4"), clip]
+    for path in kept[-2:]:
+        path.write_bytes(b"whole")
+    assert remove_half_written(run) == 2
+    assert not any(path.exists() for path in stale) and all(path.exists() for path in kept)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from dreamgen.run.lease import Lease, hold, hold_command
 from dreamgen.run.process_identity import machine_name, process_space, process_start
 from dreamgen.run.shard import Shard
 from dreamgen.stages import STAGES
+from tests.fixtures.leftovers import OTHER_HOST, leftover
 from tests.fixtures.runs import make_run, run_settings
 
 
@@ -44,14 +45,19 @@ def test_a_command_that_runs_already_is_named(tmp_path, stage):
 def test_half_written_files_of_killed_processes_are_swept(tmp_path):
     run = make_run(tmp_path / "run", num_clips=1, rejected=0)
     left = []
-    for folder in ("first_frames/ab", "labels/ab", "scores", "cache/x"):
+    for folder in ("first_frames/ab", "labels/ab", "scores"):
         left.append(run.root / folder / f".x.{2**22 + 1}-{'0' * 16}.tmp.png")
         left[-1].parent.mkdir(parents=True, exist_ok=True)
         left[-1].write_bytes(b"half")
+    left += [
+        leftover(run.root / name) for name in ("run.yaml", "jobs.parquet", "report.html", "made_from/adapter.json")
+    ]
+    kept = [leftover(run.root / "run.yaml", pid=os.getpid()), leftover(run.root / "run.yaml", host=OTHER_HOST)]
     for stage in ("finetune", "plan", "label", "curate"):
         with suppress(UserError):  # the run has no training set and no model
             STAGES[stage].call(run_settings(run.root, plan={"first_frames": str(tmp_path / "none")}))
     assert not [path for path in left if path.exists()]
+    assert all(path.exists() for path in kept)
     assert run.label_file(next(iter(read_jobs(run.jobs))).clip_id).exists()
 
 

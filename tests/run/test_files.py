@@ -7,8 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dreamgen.data.action_range import demonstrated_range
+from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
+from dreamgen.data.demonstration_motion import demonstration_motion
+from dreamgen.data.trajectory import Trajectory, write_trajectory
+from dreamgen.data.video import frame_sha256, write_png
 from dreamgen.errors import Problems, UserError
-from dreamgen.run.files import atomic_file, atomic_folder, inside, read_json, write_json
+from dreamgen.label.first_states import known_first_states
+from dreamgen.run.files import atomic_file, atomic_folder, inside, read_json, visible_files, write_json
+from dreamgen.run.made_from import training_set_sha256
+from dreamgen.run.run_folder import RunFolder
+from tests.fixtures.leftovers import leftover
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
@@ -136,3 +145,20 @@ def test_files_are_readable_by_the_team_whatever_wrote_them(tmp_path):
         (temporary / "weights").write_text("x")
         (temporary / "weights").chmod(0o600)
     assert (tmp_path / "set" / "weights").stat().st_mode & 0o777 == (tmp_path / "set").stat().st_mode & 0o666
+
+
+def test_half_written_files_are_not_taken_for_data(tmp_path):
+    run = RunFolder(tmp_path)
+    path_TS, image_HWC = np.cumsum(np.ones((60, 3), np.float32), axis=0), np.full((16, 16, 3), 9, np.uint8)
+    write_trajectory(run.train / "trajectories" / "a.parquet", Trajectory(60, path_TS, path_TS))
+    write_png(run.train / "first_frames" / "a.png", np.concatenate([image_HWC] * NUM_STORED_FRAMES))
+    before = training_set_sha256(run), demonstrated_range(run.train)
+    half = [leftover(run.train / name) for name in ("trajectories/b.parquet", "first_frames/b.png", "videos/b.mp4")]
+    assert [path.name for path in visible_files(run.train / "trajectories", "*.parquet")] == ["a.parquet"]
+    assert training_set_sha256(run) == before[0]
+    os.utime(run.train / "trajectories")  # so that nothing is remembered
+    for found, known in zip(demonstrated_range(run.train), before[1], strict=True):
+        np.testing.assert_array_equal(found, known)
+    assert demonstration_motion(run.train) is not None
+    assert list(known_first_states(run, {frame_sha256(image_HWC)}, 3)) == [frame_sha256(image_HWC)]
+    assert all(path.exists() for path in half)

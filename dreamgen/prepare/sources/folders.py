@@ -24,7 +24,7 @@ from dreamgen.errors import UserError, reason_of
 from dreamgen.extensions.demo_source import DemoSource
 from dreamgen.prepare.sources.source import Source, SourceClip, SourceVideo, safe_names
 from dreamgen.prepare.sources.unused import unused_columns
-from dreamgen.run.files import inside, read_json, regular_file
+from dreamgen.run.files import inside, read_json, regular_file, visible_files
 from dreamgen.run.json_text import BadJson, parse_json
 from dreamgen.run.records import RobotFeatures
 
@@ -127,7 +127,7 @@ def _unused_of_gr1(root: Path, videos: Sequence[Path], table: Path | None) -> li
         *not_used(outside, f"as they are outside videos/ and {table.name if table else TABLES[0]} does not name them"),
         *not_used((path for path in others if path not in outside), "as this layout has no place for them"),
         *_datasets_within(root),
-        *unused_columns(next(iter(sorted(root.glob("trajectories/*.parquet"))), None)),
+        *unused_columns(next(iter(visible_files(root, "trajectories/*.parquet")), None)),
     ]
 
 
