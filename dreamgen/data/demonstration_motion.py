@@ -45,6 +45,27 @@ def demonstration_motion(train: Path) -> DemonstrationMotion | None:
     return _read(folder, folder.stat().st_mtime_ns) if folder.is_dir() else None
 
 
+def change_over_demonstrations(
+    action_TA: np.ndarray | None, motion: DemonstrationMotion | None, order: int
+) -> float | None:
+    """Return the largest ratio of an action's difference to the largest one of its dimension in the demonstrations.
+
+    Args:
+        action_TA: In the robot's units; None for a clip without labels.
+        motion: Of the demonstrations; dimensions that never change there are left out.
+        order: 1 for changes from frame to frame, 3 for third differences.
+
+    Returns:
+        The ratio; None without labels, or without demonstrated actions of as many dimensions.
+    """
+    if motion is None or action_TA is None or action_TA.shape[1] != len(motion.speed_A):
+        return None
+    largest_A = {1: motion.speed_A, 3: motion.jerk_A}[order]
+    found_A = np.abs(np.diff(action_TA.astype(np.float64), n=order, axis=0)).max(axis=0, initial=0.0)
+    moving = largest_A > 0
+    return float((found_A[moving] / largest_A[moving]).max(initial=0.0))
+
+
 def step_features(state_TS: np.ndarray, action_TA: np.ndarray) -> np.ndarray:
     """Return features_TF of each step but the last: state, action and 1."""
     return np.column_stack([state_TS[:-1], action_TA[:-1], np.ones(len(state_TS) - 1)])

@@ -16,8 +16,6 @@ from bad_clips import KINDS, BenchClip, spoiled
 
 from dreamgen.config.settings import CurateSettings
 from dreamgen.curate.measure import INPUTS, measure_clip
-from dreamgen.curate.scores.action_jerk import action_jerk
-from dreamgen.curate.scores.action_speed import action_speed
 from dreamgen.curate.scores.color_drift import color_drift
 from dreamgen.curate.scores.disorder import disorder
 from dreamgen.curate.scores.flicker import flicker
@@ -28,7 +26,7 @@ from dreamgen.curate.stage import curate
 from dreamgen.curate.verdict import curate_clip
 from dreamgen.data import video as video_module
 from dreamgen.data.clip_context import ClipContext
-from dreamgen.data.demonstration_motion import demonstration_motion
+from dreamgen.data.demonstration_motion import change_over_demonstrations, demonstration_motion
 from dreamgen.data.frame_features import detail_of
 from dreamgen.data.trajectory import Trajectory, write_trajectory
 from dreamgen.demo.run import DATA
@@ -144,9 +142,9 @@ def decoded(monkeypatch):
     names: list[str] = []
     decode_frames = video_module.decode_frames
 
-    def noting(path):
+    def noting(path, **options):
         names.append(Path(path).stem)
-        return decode_frames(path)
+        return decode_frames(path, **options)
 
     monkeypatch.setattr("dreamgen.data.clip_context.decode_frames", noting)
     return names
@@ -211,13 +209,13 @@ def test_actions_are_compared_with_the_largest_of_the_demonstrations(tmp_path):
     motion = demonstration_motion(tmp_path)
     actions = [action_TA.astype(float) for action_TA, _ in pairs]
     assert motion.speed_A == pytest.approx(np.max([np.abs(np.diff(a, axis=0)).max(0) for a in actions], axis=0))
-    assert max(action_speed(a, motion.speed_A) for a in actions) == pytest.approx(1)
-    assert max(action_jerk(a, motion.jerk_A) for a in actions) == pytest.approx(1)
+    assert max(change_over_demonstrations(a, motion, 1) for a in actions) == pytest.approx(1)
+    assert max(change_over_demonstrations(a, motion, 3) for a in actions) == pytest.approx(1)
     leaping = actions[0].copy()
     leaping[20:, 0] += 5 * motion.speed_A[0]
-    assert 4 < action_speed(leaping, motion.speed_A) < 6
+    assert 4 < change_over_demonstrations(leaping, motion, 1) < 6
     shaking = actions[0] + 20 * motion.jerk_A * (-1.0) ** np.arange(40)[:, None]
-    assert action_jerk(shaking, motion.jerk_A) > 100
+    assert change_over_demonstrations(shaking, motion, 3) > 100
     assert demonstration_motion(tmp_path / "none") is None
 
 
