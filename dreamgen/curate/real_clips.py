@@ -38,7 +38,7 @@ MAX_CLIPS = 400
 MAX_VAE_CLIPS = 24  # of these also count after the VAE, which takes seconds a clip
 LOWER_QUALITY = 10  # added to the crf: clips that were encoded worse are real clips too
 FALSE_ALARMS = 0.02
-COSMOS = "cosmos-predict2.5"
+COSMOS = "cosmos_predict25"  # in `WORLD_MODELS`
 
 
 @dataclass(frozen=True)
