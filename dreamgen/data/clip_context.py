@@ -17,7 +17,7 @@ import pyarrow as pa
 from dreamgen.data.demonstration_motion import DemonstrationMotion, demonstration_motion
 from dreamgen.data.flow import FlowSamples, sampled_flow
 from dreamgen.data.frame_features import FrameFeatures, frame_features, shown_to
-from dreamgen.data.trajectory import read_columns
+from dreamgen.data.trajectory import UNCERTAINTY, read_columns
 from dreamgen.data.video import DecodedFrame, decode_frames, read_image
 from dreamgen.errors import UserError
 from dreamgen.run.records import Job, JournalRecord
@@ -122,6 +122,16 @@ class ClipContext:
     def state_TS(self) -> np.ndarray | None:
         """Return the labeled states, float32, in the robot's units; None for a clip without them."""
         return self._label("observation.state")
+
+    @property
+    def label_uncertainty(self) -> float | None:
+        """Return how uncertain the label's actions are, in standard deviations of the demonstrations' actions.
+
+        None for a clip without a label, and for one that no inverse-dynamics model of a run wrote.
+        """
+        table = self._label_table
+        text = None if table is None else (table.schema.metadata or {}).get(UNCERTAINTY)
+        return None if text is None else float(text)
 
     @cached_property
     def demonstration_motion(self) -> DemonstrationMotion | None:

@@ -15,6 +15,7 @@ from dreamgen.data.display import UPRIGHT, Orientation
 from dreamgen.data.video import DecodedFrame
 
 SMALL_PX = 64
+LUMA_PX = 256
 NUM_SAMPLED = 12  # frames whose fine detail is measured, evenly spaced
 PLAIN_FORMATS = ("yuv420p", "yuv422p", "yuv444p", "nv12")  # their first plane is luma, 8 bit
 BT601_OR_UNSTATED = (2, 5, 6)  # matrix coefficients that swscale assumes
@@ -33,12 +34,14 @@ class FrameFeatures:
         first_HWC: The first frame at its own size.
         sharpness_N: Mean absolute Laplacian of the luma of the sampled frames, in gray levels.
         noise_N: Standard deviation of the noise of the sampled frames, in gray levels.
+        luma_NHW: Luma of the sampled frames, averaged down to about `LUMA_PX` wide; uint8, 0-255.
     """
 
     small_THWC: np.ndarray
     first_HWC: np.ndarray
     sharpness_N: np.ndarray
     noise_N: np.ndarray
+    luma_NHW: np.ndarray
 
 
 def frame_features(frames: Iterable[DecodedFrame], num_frames: int) -> FrameFeatures | None:
@@ -52,17 +55,19 @@ def frame_features(frames: Iterable[DecodedFrame], num_frames: int) -> FrameFeat
         The features; None without frames.
     """
     every = max(1, num_frames // NUM_SAMPLED)
-    small, details, first_HWC = [], [], None
+    small, details, lumas, first_HWC = [], [], [], None
     for number, frame in enumerate(frames):
-        small.append(_small(frame))
+        small.append(small_frame(frame))
         if number == 0:
             first_HWC = frame.rgb()
         if number % every == 0:
-            details.append(detail_of(_luma(frame)))
+            luma_HW = _luma(frame)
+            details.append(detail_of(luma_HW))
+            lumas.append(_narrowed(luma_HW))
     if first_HWC is None:
         return None
     sharpness_N, noise_N = np.array(details).T
-    return FrameFeatures(np.stack(small), first_HWC, sharpness_N, noise_N)
+    return FrameFeatures(np.stack(small), first_HWC, sharpness_N, noise_N, np.stack(lumas))
 
 
 def detail_of(luma_HW: np.ndarray) -> tuple[float, float]:
@@ -107,7 +112,8 @@ def _is_plain(frame: DecodedFrame) -> bool:
     )  # fmt: skip
 
 
-def _small(frame: DecodedFrame) -> np.ndarray:
+def small_frame(frame: DecodedFrame) -> np.ndarray:
+    """Return a frame averaged down to `SMALL_PX` squared, uint8, RGB."""
     if _is_plain(frame):
         return frame.frame.to_ndarray(width=SMALL_PX, height=SMALL_PX, format="rgb24", interpolation="AREA")
     return cv2.resize(frame.rgb(), (SMALL_PX, SMALL_PX), interpolation=cv2.INTER_AREA)
@@ -118,3 +124,11 @@ def _luma(frame: DecodedFrame) -> np.ndarray:
         return cv2.cvtColor(frame.rgb(), cv2.COLOR_RGB2GRAY)
     plane = frame.frame.planes[0]
     return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+
+
+def _narrowed(luma_HW: np.ndarray) -> np.ndarray:
+    factor = round(luma_HW.shape[1] / LUMA_PX)  # a whole number: OpenCV averages ten times as fast
+    if factor < 2:
+        return luma_HW.copy()  # the frame's memory is the decoder's
+    height, width = (size // factor for size in luma_HW.shape)
+    return cv2.resize(luma_HW[: height * factor, : width * factor], (width, height), interpolation=cv2.INTER_AREA)

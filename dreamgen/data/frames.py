@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dreamgen.data.video import DecodedFrame, VideoInfo, decode_frames
+from dreamgen.data.video import DecodedFrame, VideoInfo, decode_frames, open_packets
 from dreamgen.errors import UserError
 
 
@@ -115,3 +115,29 @@ class FrameReader:
                     place = found
             self._position = place + 1
         return frame
+
+
+def sparse_frames(path: Path, numbers: Sequence[int]) -> list[DecodedFrame]:
+    """Decode a few frames of a short video, each from the key frame before it.
+
+    Args:
+        path: The file.
+        numbers: Which frames, in any order.
+
+    Raises:
+        UserError: if the video is missing or damaged, or lacks a frame.
+    """
+    found = []
+    with open_packets(path) as (info, stream, packets, _):
+        starts = [place for place, packet in enumerate(packets) if packet.is_keyframe]
+        for number in numbers:
+            wanted = info.times.pts_T[number] if number < info.num_frames else None
+            before = [place for place in starts if wanted is not None and (packets[place].pts or 0) <= wanted]
+            stream.codec_context.flush_buffers()
+            rest = [*packets[max(before, default=0) :], None]  # None: what the decoder still holds
+            decoded = (frame for packet in rest for frame in stream.codec_context.decode(packet))
+            frame = next((frame for frame in decoded if frame.pts == wanted), None)
+            if frame is None:
+                raise UserError(f"{path} has no frame {number}", allowed=f"0 to {info.num_frames - 1}")
+            found.append(DecodedFrame(frame, info.display.pixel_aspect))
+    return found

@@ -19,7 +19,8 @@ from dreamgen.run.files import atomic_file, regular_file
 STATE, ACTION = "observation.state", "action"
 ACTION_STD = "action_std"  # of labels: uncertainty of each dimension of the action, in its unit
 SMALL_FILE_BYTES = 1 << 20
-MADE_BY = b"dreamgen.made_by"  # metadata of label files that this program wrote
+# Metadata of label files that this program wrote.
+MADE_BY, UNCERTAINTY = b"dreamgen.made_by", b"dreamgen.uncertainty"
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,16 @@ def read_trajectory(
     )
 
 
-def write_trajectory(path: Path, trajectory: Trajectory, made_by: str | None = None) -> None:
+def write_trajectory(
+    path: Path, trajectory: Trajectory, made_by: str | None = None, uncertainty: float | None = None
+) -> None:
     """Write states and actions, if there are any, as lists of float32, atomically.
 
     Args:
         path: The parquet file.
         trajectory: The rows.
         made_by: What made them, for the file's metadata.
+        uncertainty: How uncertain the actions are, for the file's metadata.
     """
     vectors = {ACTION: trajectory.action_TA, STATE: trajectory.state_TS}
     columns = {
@@ -105,8 +109,9 @@ def write_trajectory(path: Path, trajectory: Trajectory, made_by: str | None = N
         if values_TD is not None
     }
     table = pa.table(columns)
-    if made_by is not None:
-        table = table.replace_schema_metadata({MADE_BY: made_by.encode()})
+    notes = {MADE_BY: made_by, UNCERTAINTY: None if uncertainty is None else repr(uncertainty)}
+    if metadata := {name: text.encode() for name, text in notes.items() if text is not None}:
+        table = table.replace_schema_metadata(metadata)
     with atomic_file(path) as temporary:
         pq.write_table(table, temporary)
 

@@ -191,21 +191,22 @@ def label_clip(
         small_TCHW = np.stack(clip.each_frame(model.small_frame))
         found = model.predict_small(small_TCHW, first_state_S, made_by["states_from"] == "actions")
         action_TA = found.action_TA
+        moving, std_A = model.config.actions.moving(), np.asarray(model.config.actions.std)
+        uncertainty_T = (found.action_std_TA[:, moving] / std_A[moving]).mean(axis=1)
+        uncertainty = float(uncertainty_T.mean())
         trajectory = Trajectory(len(action_TA), found.state_TS if made_by["has_state"] else None, action_TA)
-        write_trajectory(path, trajectory, f"inverse-dynamics model {made_by['idm_sha256']}")
+        write_trajectory(path, trajectory, f"inverse-dynamics model {made_by['idm_sha256']}", uncertainty)
     except Exception as error:
         if stop := storage_error(error, path):
             raise stop from error
         return JournalRecord.of_error(clip_id, STAGE, error, worker=worker)
-    moving, std_A = model.config.actions.moving(), np.asarray(model.config.actions.std)
-    uncertainty_T = (found.action_std_TA[:, moving] / std_A[moving]).mean(axis=1)
     metrics = {
         "num_frames": len(action_TA),
         "idm_held_out_mae": model.config.held_out["action"]["mae"],
         **made_by,
         LABEL_HASH: sha256_of_file(path),
         "action_mean_abs_change": float(np.abs(np.diff(action_TA, axis=0)).mean()) if len(action_TA) > 1 else 0.0,
-        "action_uncertainty": float(uncertainty_T.mean()),
+        "action_uncertainty": uncertainty,
         "action_uncertainty_max": float(uncertainty_T.max()),
         "first_state_known": first_state_S is not None,
     }
