@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from dreamgen.cluster.faults import is_gpu_fault
 from dreamgen.data.video import probe, write_png
 from dreamgen.errors import UserError
+from dreamgen.generate import stage as generate_stage
 from dreamgen.generate.clip import generate_clip, make_clip
 from dreamgen.generate.clip_generator import ClipGenerator
 from dreamgen.generate.clip_status import STAGE, remove_half_written, todo
@@ -30,6 +31,7 @@ from dreamgen.run.jobs import read_jobs, write_jobs
 from dreamgen.run.journal import Journal, read_journal
 from dreamgen.run.records import Job, JournalRecord, job_id
 from dreamgen.run.run_folder import RunFolder
+from dreamgen.run.shard import Shard
 from tests.fixtures.leftovers import OTHER_HOST, leftover
 from tests.fixtures.local_ray import start_ray
 from tests.fixtures.world import (
@@ -289,6 +291,15 @@ def test_three_workers_make_the_clips_of_none(base, plain, cluster, tmp_path):
     assert not again.partial and again.metrics["num_done"] == 6
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in first_part.items())
     assert clips_of(run) == clips_of(plain)
+
+
+@pytest.mark.slow
+def test_who_loses_the_lease_is_not_done_while_clips_are_left(base, cluster, tmp_path):
+    settings = settings_for(base, tmp_path / "run", generate={"num_workers": 1})
+    run = planned_run(settings)
+    result = generate_stage._generate(settings, run, Shard(), lambda: bool(read_journal(run.journal, STAGE)))
+    assert result.partial and result.metrics["num_done"] and result.metrics["num_left"]  # exit status 3
+    assert any("another driver took over these clips" in note for note in result.notes)
 
 
 @pytest.mark.slow
