@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dreamgen.data.frames import FrameReader
 from dreamgen.data.lerobot.episode_source import EpisodeRecord, EpisodeSource, sliced
@@ -69,7 +70,8 @@ class ConvertedEpisodes(EpisodeSource):
         for place, ((episode, table, _), extras, known) in enumerate(rows):
             vectors = [as_float64(table[name], episode.length) for name in self.columns.widths]
             yield EpisodeRecord(
-                episode.index, int(self.dataset.first_index_N[place]), episode.length, episode.tasks, table,
+                episode.index, int(self.dataset.first_index_N[place]), episode.length,
+                episode.tasks or _tasks_of_rows(table, self.tasks), table,
                 np.concatenate(vectors, axis=1), known,
                 tuple(own.span(place) for own in self.camera_videos.values()), extras,
             )  # fmt: skip
@@ -186,9 +188,16 @@ def measure(dataset: SourceDataset, videos: dict[str, SourceVideos], recorded: E
         part.merge(ranges, {name: as_arrays(own) for name, own in kept.items()})
         part.statistics.append((episode.index, kept))
         part.notes.extend((episode.index, note) for note in notes)
+        if not episode.tasks:
+            part.notes.append((episode.index, "it lists no tasks: those of its rows were written"))
     for reader in readers.values():
         reader.close()
     return part
+
+
+def _tasks_of_rows(table: pa.Table, tasks: tuple[str, ...]) -> tuple[str, ...]:
+    used = pc.unique(table["task_index"]).to_pylist()
+    return tuple(tasks[index] for index in used if index is not None and 0 <= index < len(tasks))
 
 
 def _image_statistics(frames: Iterator[np.ndarray], num_channels: int) -> Statistics:

@@ -17,7 +17,7 @@ import numpy as np
 
 from dreamgen.data.lerobot.episodes import Episodes
 from dreamgen.data.lerobot.metadata import LeRobotMeta, read_meta
-from dreamgen.data.lerobot.schema import INFO, axis_names, picture_size
+from dreamgen.data.lerobot.schema import INFO, as_stored, axis_names, picture_size
 from dreamgen.data.lerobot.video import StoredAs
 from dreamgen.data.lerobot.writer import INDEX_FEATURES
 from dreamgen.errors import Problems, UserError, quoted
@@ -114,6 +114,10 @@ def open_source(root: Path) -> tuple[SourceDataset, list[str]]:
     for name in (name for name in meta.info["features"] if name not in meta.features):
         problems.add(f"{root / INFO}: the feature {name!r} is malformed", actual=str(meta.info["features"][name])[:80],
                      allowed="an object with a dtype and a shape, which is a list of numbers")  # fmt: skip
+    for name, feature in features.items():
+        if feature["dtype"] in ("video", "image") and len(feature["shape"]) != 3:
+            problems.add(f"{root / INFO}: {name} has a shape that lerobot cannot read", actual=feature["shape"],
+                         allowed="[height, width, channels], also of gray pictures")  # fmt: skip
     with problems.collected():
         _check_is_json(root, meta.info)
     for camera in [name for name, feature in features.items() if feature.get("dtype") == "video"]:
@@ -159,7 +163,7 @@ def _check_is_json(root: Path, info: dict[str, Any]) -> None:
 def _wrong_totals(meta: LeRobotMeta, num_episodes: int) -> Iterator[str]:
     for key, value in meta.counted_totals().items():
         if key in ("total_episodes", "total_frames", "total_tasks") and meta.info.get(key, value) != value:
-            yield f"info.json has {key} {meta.info[key]}; counted and written: {value}"
+            yield f"info.json has {key} {as_stored(meta.info[key])}; counted and written: {value}"
     splits = meta.info.get("splits")
     if isinstance(splits, dict) and list(splits.values()) != [f"0:{num_episodes}"]:
         yield f"info.json has splits {splits}; written: train 0:{num_episodes}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from itertools import pairwise
 
@@ -220,3 +221,40 @@ def test_malformed_features_and_rates_are_named(copy_of, tmp_path):
     with pytest.raises(UserError) as refused:
         convert(root, tmp_path / "v30")
     assert "the text '16'" in str(refused.value)
+
+
+def test_a_number_that_is_text_is_shown_as_text(copy_of, tmp_path):
+    root = copy_of("lerobot-v2.1")
+    change_info(root, total_episodes="5", feature={"info": {"video.fps": "16"}})
+    told = {(finding.code, finding.value) for finding in check(root, fast=True)}
+    assert {("wrong-total", "the text '5'"), ("fps-differs", "the text '16'")} <= told
+    (note,) = convert(root, tmp_path / "v30").notes
+    assert note == "info.json has total_episodes the text '5'; counted and written: 5"
+    change_info(root, chunks_size="1000")
+    with pytest.raises(UserError, match="chunks_size cannot be used to name files\n  found:   the text '1000'"):
+        convert(root, tmp_path / "again")
+
+
+@pytest.mark.parametrize("shape", [[32, 48], [1536], [32, 48, 3, 1]])
+def test_a_picture_without_three_axes_is_a_finding_and_is_not_converted(shape, copy_of, tmp_path):
+    """LeRobot refuses such a feature; check was silent, and convert wrote it."""
+    root = copy_of("lerobot-v2.1")
+    change_info(root, feature={"shape": shape, "names": None})
+    assert any(f.code == "feature" and f"shape {shape}" in f.value for f in check(root, fast=True))
+    with pytest.raises(UserError, match="has a shape that lerobot cannot read"):
+        convert(root, tmp_path / "v30")
+
+
+@pytest.mark.parametrize("tasks", ["push", None, [], [3]], ids=str)
+def test_tasks_that_an_episode_does_not_list_are_those_of_its_rows(tasks, copy_of, tmp_path):
+    root = copy_of("lerobot-v2.1")
+    path = root / "meta/episodes.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    wanted = rows[1]["tasks"]
+    rows[1]["tasks"] = tasks
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    result = convert(root, tmp_path / "v30")
+    assert "episode 1: it lists no tasks: those of its rows were written" in result.notes
+    (episodes,) = (tmp_path / "v30/meta/episodes").rglob("*.parquet")
+    assert list(pd.read_parquet(episodes)["tasks"][1]) == wanted and wanted
+    assert [f.code for f in check(tmp_path / "v30", fast=True) if f.severity == "error"] == []

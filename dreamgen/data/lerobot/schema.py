@@ -94,7 +94,7 @@ def read_schema(root: Path, findings: FindingSink) -> Schema | None:
     fps, features = _fps(info, findings), _features(info, findings)
     chunks_size = whole_number(info.get("chunks_size", DEFAULT_CHUNKS_SIZE))
     if chunks_size is None or chunks_size < 1:
-        findings.add("path-template", INFO, "chunks_size", info["chunks_size"], "a whole number, at least 1")
+        findings.add("path-template", INFO, "chunks_size", as_stored(info["chunks_size"]), "a whole number, at least 1")
         chunks_size = DEFAULT_CHUNKS_SIZE
     if version is None or fps is None or features is None:
         return None
@@ -110,8 +110,7 @@ def _fps(info: dict[str, Any], findings: FindingSink) -> Fraction | None:
         exact = Fraction(str(fps)).limit_denominator(1001)  # 29.97002997... is 30000/1001
         if exact > 0:
             return exact
-    found = f"the text {fps!r}" if isinstance(fps, str) else fps
-    findings.add("fps", INFO, "fps", found, "a number above 0")
+    findings.add("fps", INFO, "fps", as_stored(fps), "a number above 0")
     return None
 
 
@@ -168,6 +167,11 @@ def fill_template(template: str, values: dict[str, Any]) -> str | None:
     unknown = [match[1] for match in FIELD.finditer(template) if match[1] not in values]
     filled = FIELD.sub(lambda match: str(values.get(match[1], "")).zfill(int(match[2] or 0)), template)
     return None if unknown or "{" in filled or "}" in filled else filled
+
+
+def as_stored(value: object) -> object:
+    """Return a value of JSON as an error shows it: a text in quotes, so that "16" is not taken for a number."""
+    return f"the text {value!r}" if isinstance(value, str) else value
 
 
 def whole_number(value: object) -> int | None:

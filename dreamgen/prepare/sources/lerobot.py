@@ -16,7 +16,7 @@ from dreamgen.data.lerobot.episodes import Episode
 from dreamgen.data.lerobot.metadata import LeRobotMeta, read_meta
 from dreamgen.data.lerobot.modality import usable_modality
 from dreamgen.data.lerobot.rows import TASK, EpisodeRows, instruction_of, read_rows
-from dreamgen.data.lerobot.schema import flat_names, split_ends
+from dreamgen.data.lerobot.schema import as_stored, flat_names, split_ends
 from dreamgen.data.trajectory import ACTION, STATE, read_trajectory
 from dreamgen.errors import Problems, UserError, reason_of
 from dreamgen.extensions.demo_source import DemoSource
@@ -112,7 +112,8 @@ def _vector_features(meta: LeRobotMeta) -> tuple[dict[str, int], dict[str, tuple
             continue
         shape = feature.get("shape")
         if not isinstance(shape, list | tuple) or len(shape) != 1 or not isinstance(shape[0], int):
-            raise UserError(f"{meta.root / 'meta' / 'info.json'}: {key} is not a vector", actual=shape, allowed="[N]")
+            raise UserError(f"{meta.root / 'meta' / 'info.json'}: {key} is not a vector",
+                            actual=as_stored(shape), allowed="[N]")  # fmt: skip
         dims[key] = shape[0]
         listed = flat_names(feature.get("names"))
         if len(listed) != shape[0]:
@@ -163,7 +164,7 @@ def _metadata_notes(meta: LeRobotMeta) -> list[str]:
     if "total_videos" in counted:
         counted["total_videos"] = sum(video.is_file() for e in meta.episodes for video in e.videos.values())
     notes = [
-        f"info.json says {key} {meta.info[key]}, the dataset has {count}: the count is used"
+        f"info.json says {key} {as_stored(meta.info[key])}, the dataset has {count}: the count is used"
         for key, count in counted.items()
         if meta.info.get(key, count) != count
     ]

@@ -6,7 +6,15 @@ from typing import Any
 
 from dreamgen.data.lerobot.metadata import LeRobotMeta
 from dreamgen.data.lerobot.modality import KINDS, VECTORS, is_slice
-from dreamgen.data.lerobot.schema import INFO, MODALITY, Feature, policy_axis_names, split_ends, video_info
+from dreamgen.data.lerobot.schema import (
+    INFO,
+    MODALITY,
+    Feature,
+    as_stored,
+    policy_axis_names,
+    split_ends,
+    video_info,
+)
 from export.check.findings import Findings
 from export.check.lerobot.statistics import PICTURES
 
@@ -17,7 +25,7 @@ def check_totals(dataset: LeRobotMeta, findings: Findings) -> None:
     """Compare the totals and splits of info.json with the episodes, tasks and cameras."""
     for key, counted in dataset.counted_totals().items():
         if dataset.info.get(key) != counted:
-            findings.add("wrong-total", INFO, key, dataset.info.get(key), f"{counted}, as counted",
+            findings.add("wrong-total", INFO, key, as_stored(dataset.info.get(key)), f"{counted}, as counted",
                          severity="warning" if key in SPARE_TOTALS else None)  # fmt: skip
     splits, num_episodes = dataset.info.get("splits"), len(dataset.episodes)
     for name, span in (splits if isinstance(splits, dict) else {}).items():
@@ -36,7 +44,9 @@ def check_features(dataset: LeRobotMeta, findings: Findings) -> None:
             findings.add("float64", INFO, where, "float64", "float32")
         if name == "action" and len(shape) != 1:
             findings.add("feature", INFO, where, shape, "one dimension, as policies read a vector")
-        if feature["dtype"] in PICTURES and dataset.is_v3:
+        if feature["dtype"] in PICTURES and len(shape) != 3:
+            findings.add("feature", INFO, where, f"shape {shape}", "height, width and channels, also of gray pictures")
+        elif feature["dtype"] in PICTURES and dataset.is_v3:
             names, allowed = feature.get("names"), policy_axis_names(feature)
             if names != allowed:
                 findings.add("picture-names", INFO, where, f"names {names} for shape {shape}", allowed)
@@ -49,7 +59,8 @@ def check_features(dataset: LeRobotMeta, findings: Findings) -> None:
             continue
         fps = video_info(feature).get("video.fps")
         if fps is not None and (not isinstance(fps, int | float) or abs(fps - dataset.fps) > 1e-3 * dataset.fps):
-            findings.add("fps-differs", INFO, f"{where}, video.fps", fps, f"{float(dataset.fps):g}, the dataset's fps")
+            findings.add("fps-differs", INFO, f"{where}, video.fps", as_stored(fps),
+                         f"{float(dataset.fps):g}, the dataset's fps")  # fmt: skip
         if not dataset.is_v3:
             _check_axis_names(where, feature, dataset.modality is not None, findings)
 
