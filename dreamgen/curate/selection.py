@@ -58,7 +58,9 @@ def deselected(candidates: Sequence[Candidate], limits: CurateSettings, metrics:
     Raises:
         UserError: if `best_by` names no metric.
     """
-    quality = dict(zip((c.job.clip_id for c in candidates), _quality(candidates, limits, metrics), strict=True))
+    quality = dict(
+        zip((c.job.clip_id for c in candidates), clip_quality(candidates, limits.best_by, metrics), strict=True)
+    )
     out = _near_duplicates(candidates, limits.min_difference)
     if limits.best_of is not None:
         siblings: dict[tuple[str | None, str], list[Candidate]] = defaultdict(list)
@@ -85,9 +87,17 @@ def deselected(candidates: Sequence[Candidate], limits: CurateSettings, metrics:
     return out
 
 
-def _quality(candidates: Sequence[Candidate], limits: CurateSettings, metrics: Sequence[Metric]) -> np.ndarray:
-    """Return a number for each clip, higher is better: a metric, or the mean rank from 0 to 1 over all thresholds."""
-    by = limits.best_by
+def clip_quality(candidates: Sequence[Candidate], by: str, metrics: Sequence[Metric]) -> np.ndarray:
+    """Return a number for each clip, higher is better: a metric, or the mean rank from 0 to 1 over all thresholds.
+
+    Args:
+        candidates: Clips with their values.
+        by: Name of a metric, or `all`.
+        metrics: Those of scores and judges.
+
+    Raises:
+        UserError: if `by` names no metric.
+    """
     if by != "all" and by not in {metric.name for metric in metrics}:
         raise UserError(
             f"curate.best_by names no metric: {by}", allowed="all, " + ", ".join(metric.name for metric in metrics)

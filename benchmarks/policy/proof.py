@@ -1,0 +1,131 @@
+"""Do dreams make a better policy? Real demonstrations alone against real ones with dreams, closed loop in a simulator.
+
+    pip install 'dreamgen[sim]'
+    python benchmarks/policy/proof.py --small --out runs/proof_small   # one task, one seed, ACT, on a CPU
+    python benchmarks/policy/proof.py --out runs/proof                 # four tasks, three seeds, two policies: a GPU
+
+For each task that mini's base has not seen: N demonstrations, a LoRA on them, M dreams from new first frames, inverse
+dynamics, labels, curation and export by the product's own commands; then LeRobot policies on each arm, evaluated at
+object positions that no training data shows. The same command continues after an interruption: what is done is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from steps import ARMS, POLICIES, Step, all_steps, environment, python, write_settings
+
+from dreamgen.run.files import write_text
+
+# Chosen for what their objects do, not for results; drawer-open and handle-press are for choosing settings.
+TABLE_TASKS = ("coffee-push", "plate-slide-back-side", "push-back", "sweep")
+DEVELOPMENT_TASKS = ("drawer-open", "handle-press")
+SMALL = {
+    "tasks": ["sweep"], "seeds": [0], "policies": ["act"], "arms": ["real", "curated"], "dream_counts": [],
+    "num_demos": 10, "num_dreams": 20, "play_episodes": 1, "other_episodes": 0, "lora_steps": 120, "idm_steps": 300,
+    "updates": 300, "batch_size": 8, "eval_episodes": 20, "num_workers": 0,
+}  # fmt: skip
+
+
+def main() -> int:
+    """Run the steps that are left, and write the report."""
+    args = parse_arguments()
+    args.out = args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_settings(args)
+    deadline_s = time.monotonic() + 60 * args.minutes
+    status = 0
+    for group, some in groupby(all_steps(args), key=lambda step: step.group):
+        left = [step for step in some if not _marker(args, step).is_file()]
+        if group:
+            with ThreadPoolExecutor(args.jobs) as pool:
+                status = max([status, *pool.map(lambda step: run(args, step, deadline_s), left)])
+        else:
+            status = next(filter(None, (run(args, step, deadline_s) for step in left)), status)
+        if status and not group:
+            break
+    if status < 2:
+        from proof_report import write_reports  # imports modules beside this folder, which `steps` makes importable
+
+        write_reports(args)
+    return status
+
+
+def run(args: argparse.Namespace, step: Step, deadline_s: float) -> int:
+    """Run a step's commands, with their output in a log.
+
+    Returns:
+        0 when it is done, 1 when there was no time left for it, 2 when a command failed.
+    """
+    if time.monotonic() > deadline_s:
+        print(f"{step.name}: no time left", flush=True)
+        return 1
+    log = args.out / "logs" / f"{step.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    start_s = time.monotonic()
+    if step.output is not None and step.output.is_dir():
+        shutil.rmtree(step.output)
+    with log.open("w", encoding="utf-8") as file:
+        for command in step.commands:
+            if callable(command):
+                command()
+                continue
+            file.write(f"$ python {shlex.join(command)}\n")
+            file.flush()
+            done = subprocess.run([python(), *command], stdout=file, stderr=file, env=environment())
+            if done.returncode:
+                lines = "\n".join(log.read_text(encoding="utf-8").splitlines()[-12:])
+                print(f"{step.name}: exit {done.returncode}, see {log}\n{lines}", file=sys.stderr, flush=True)
+                return 2
+    seconds = time.monotonic() - start_s
+    _marker(args, step).parent.mkdir(parents=True, exist_ok=True)
+    write_text(_marker(args, step), f"{seconds:.1f}\n")
+    print(f"{step.name}: {seconds:.0f} s", flush=True)
+    return 0
+
+
+def _marker(args: argparse.Namespace, step: Step) -> Path:
+    return args.out / "done" / f"{step.name}.seconds"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line; `--small` changes defaults."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of everything; the same one continues")
+    parser.add_argument("--small", action="store_true", help="one task, one seed, two arms, short trainings")
+    parser.add_argument("--tasks", nargs="+", default=list(TABLE_TASKS))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the policies' trainings")
+    parser.add_argument("--num_demos", type=int, default=10, help="N")
+    parser.add_argument("--num_dreams", type=int, default=100, help="M")
+    parser.add_argument("--dream_counts", nargs="*", type=int, default=[25], help="more arms, with fewer dreams")
+    parser.add_argument("--play_episodes", type=int, default=8, help="of each of 50 tasks, for inverse dynamics")
+    parser.add_argument("--other_episodes", type=int, default=4, help="demonstrations of each seen task, likewise")
+    parser.add_argument("--lora_steps", type=int, default=400, help="steps of the adapter")
+    parser.add_argument("--idm_steps", type=int, default=3000, help="steps of the inverse-dynamics model")
+    parser.add_argument("--updates", type=int, default=3000, help="steps of each policy, the same for every arm")
+    parser.add_argument("--batch_size", type=int, default=32, help="of the policies")
+    parser.add_argument("--eval_episodes", type=int, default=50)
+    parser.add_argument("--num_workers", type=int, default=2, help="data loading processes of a policy's training")
+    parser.add_argument("--policy_words", nargs="*", default=[], help="more settings of lerobot-train")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--jobs", type=int, default=4 if torch.cuda.is_available() else 1, help="trainings at a time")
+    parser.add_argument("--record_workers", type=int, default=torch.get_num_threads())
+    parser.add_argument("--minutes", type=float, default=100_000, help="after which no step begins")
+    if parser.parse_known_args()[0].small:
+        parser.set_defaults(**SMALL)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

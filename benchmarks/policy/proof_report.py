@@ -1,0 +1,188 @@
+"""Results of the policy benchmark as JSON, tables and pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from metaworld_clips import read_clips
+from metrics import markdown_table, shown
+from significance import paired_p_value, rank_correlation, wilson_interval
+from steps import ARMS, REAL, arm_title
+
+from dreamgen.curate.selection import Candidate, clip_quality
+from dreamgen.data.video import read_video, write_png
+from dreamgen.extensions.score import SCORES
+from dreamgen.run.files import write_json, write_text
+from dreamgen.run.jobs import read_jobs
+from dreamgen.run.run_folder import RunFolder
+
+NUM_SHOWN_FRAMES = 7
+
+
+def write_reports(args: argparse.Namespace) -> None:
+    """Write report.json and report.md of what is there, and grid.png; print the tables."""
+    runs = [run for task in args.tasks for run in _rollouts(args, task)]
+    replays = [json.loads(file.read_text()) for task in args.tasks
+               if (file := args.out / task / "results" / "replay.json").is_file()]  # fmt: skip
+    report = {
+        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
+        "policies": runs,
+        "table": [row for policy in args.policies for row in policy_rows(runs, args.tasks, policy)],
+        "replay": [_replay_row(args.out / replay["task"], replay) for replay in replays],
+        "scores": _score_rows(replays),
+        "seconds": {file.relative_to(args.out / "done").with_suffix("").as_posix(): float(file.read_text())
+                    for file in sorted((args.out / "done").rglob("*.seconds"))},
+    }  # fmt: skip
+    write_json(args.out / "report.json", report)
+    text = tables(report, args.tasks)
+    write_text(args.out / "report.md", text)
+    for task in args.tasks:
+        _write_grid(args, task)
+    print(text)
+
+
+def _rollouts(args: argparse.Namespace, task: str) -> list[dict[str, Any]]:
+    """Return every policy that was evaluated, also those of arms that this call does not ask for."""
+    found = []
+    for file in sorted((args.out / task / "results").glob("*-*-*.json")):
+        arm, policy, seed = file.stem.rsplit("-", 2)
+        values = json.loads(file.read_text())
+        found.append({"task": task, "arm": arm, "policy": policy, "seed": int(seed), "success": values["success"]})
+    return found
+
+
+def policy_rows(runs: list[dict[str, Any]], tasks: list[str], policy: str) -> list[dict[str, Any]]:
+    """Return a row for each arm: success on each task with its interval, and the p-value against real alone.
+
+    Args:
+        runs: With `task`, `arm`, `policy`, `seed` and `success`.
+        tasks: Columns.
+        policy: Which one.
+    """
+    rows = []
+    arms = sorted({run["arm"] for run in runs if run["policy"] == policy}, key=_position)
+    for arm in arms:
+        row: dict[str, Any] = {"policy": policy, "arm": arm, "tasks": {}}
+        for task in tasks:
+            mine, real = (_of(runs, task, name, policy) for name in (arm, REAL))
+            if not mine:
+                continue
+            success_KE = np.array([mine[seed] for seed in sorted(mine)], float)
+            low, high = wilson_interval(int(success_KE.sum()), success_KE.size)
+            cell = {"success": success_KE.mean(), "low": low, "high": high, "seeds": sorted(mine),
+                    "of_seeds": success_KE.mean(axis=1).tolist(), "episodes": success_KE.shape[1]}  # fmt: skip
+            if arm != REAL and (both := sorted(set(mine) & set(real))):
+                one_KE, other_KE = (np.array([success[seed] for seed in both], float) for success in (mine, real))
+                cell["p"] = paired_p_value(one_KE, other_KE)
+            row["tasks"][task] = cell
+        rows.append(row)
+    return rows
+
+
+def _of(runs: list[dict[str, Any]], task: str, arm: str, policy: str) -> dict[int, list[bool]]:
+    key = (task, arm, policy)
+    return {run["seed"]: run["success"] for run in runs if (run["task"], run["arm"], run["policy"]) == key}
+
+
+def _position(arm: str) -> tuple[int, str]:
+    names = list(ARMS)
+    return (names.index(arm) if arm in names else len(names), arm)
+
+
+def _replay_row(folder: Path, replay: dict[str, Any]) -> dict[str, Any]:
+    """Return the shares of successful replays, and those of the third of dreams that curation ranks best and worst."""
+    dreams = replay["dreams"].get("curated", [])
+    row = {"task": replay["task"], "recorded": _mean(replay["recorded"]), "recovered": _mean(replay["recovered"]),
+           "dreams": _mean([dream["success"] for dream in dreams]), "num_dreams": len(dreams)}  # fmt: skip
+    accepted = [dream["success"] for dream in dreams if dream["scores"].get("verdict") == "ok"]
+    row |= {"accepted": _mean(accepted), "num_accepted": len(accepted)}
+    if base := replay["dreams"].get("base"):
+        row["base"] = _mean([dream["success"] for dream in base])
+    if len(dreams) >= 6:
+        jobs = {job.clip_id: job for job in read_jobs(RunFolder(folder / "curated").jobs)}
+        candidates = [Candidate(jobs[dream["clip_id"]], dream["scores"], None) for dream in dreams]
+        quality = clip_quality(candidates, "all", [score for _, score in SCORES.items()])
+        order, third = np.argsort(-quality, kind="stable"), len(dreams) // 3
+        success = np.array([dream["success"] for dream in dreams], float)
+        row |= {
+            "best_third": float(success[order[:third]].mean()),
+            "worst_third": float(success[order[-third:]].mean()),
+        }
+    return row
+
+
+def _score_rows(replays: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return each score's rank correlation with the success of the replay, in each task."""
+    rows = []
+    for name in SCORES.names():
+        row: dict[str, Any] = {"score": name, "tasks": {}}
+        for replay in replays:
+            dreams = [d for d in replay["dreams"].get("curated", []) if isinstance(d["scores"].get(name), int | float)]
+            values = np.array([d["scores"][name] for d in dreams], float)
+            known = np.isfinite(values)
+            if known.sum() >= 6:
+                success = np.array([d["success"] for d in dreams], float)
+                row["tasks"][replay["task"]] = rank_correlation(values[known], success[known])
+        rows.append(row)
+    return rows
+
+
+def tables(report: dict[str, Any], tasks: list[str]) -> str:
+    """Return the report as Markdown."""
+    parts = []
+    for policy in dict.fromkeys(row["policy"] for row in report["table"]):
+        rows = [[arm_title(row["arm"]), *(_cell(row["tasks"].get(task)) for task in tasks)]
+                for row in report["table"] if row["policy"] == policy]  # fmt: skip
+        parts.append(markdown_table([f"{policy}: success, percent (95 %), p against real", *tasks], rows))
+    if report["replay"]:
+        columns = {
+            "recorded": "recorded actions", "recovered": "recovered from real video", "dreams": "dreams",
+            "accepted": "accepted dreams", "base": "dreams of the base", "best_third": "best third by curation",
+            "worst_third": "worst third",
+        }  # fmt: skip
+        rows = [[row["task"], *(shown(row.get(key), ".0%") for key in columns)] for row in report["replay"]]
+        parts.append(markdown_table(["replayed actions: success", *columns.values()], rows))
+    if any(row["tasks"] for row in report["scores"]):
+        rows = [[row["score"], *(shown(row["tasks"].get(task), ".2f") for task in tasks)] for row in report["scores"]]
+        parts.append(markdown_table(["rank correlation of a score with replay success", *tasks], rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(cell: dict[str, Any] | None) -> str | None:
+    if cell is None:
+        return None
+    text = f"{100 * cell['success']:.0f} ({100 * cell['low']:.0f} to {100 * cell['high']:.0f})"
+    return f"{text}, p {cell['p']:.3g}" if "p" in cell else text
+
+
+def _mean(successes: Sequence[bool] | np.ndarray) -> float | None:
+    return float(np.mean(successes)) if len(successes) else None
+
+
+def _write_grid(args: argparse.Namespace, task: str) -> None:
+    """Write TASK.png: frames of a real episode, of the dream of its start, and of a rollout of each arm's policy."""
+    folder = args.out / task
+    run, strips = RunFolder(folder / "curated"), []
+    if not run.jobs.is_file() or not (folder / "new").is_dir():
+        return
+    job = read_jobs(run.jobs)[0]
+    strips = [read_clips(folder / "new", 1).video_NTHWC[0].numpy(), read_video(run.clip_file(job.clip_id))]
+    names = ["real", "dream"]
+    for arm in args.arms:
+        films = sorted((folder / "results").glob(f"{arm}-{args.policies[0]}-*.0.mp4"))
+        if films:
+            strips.append(read_video(films[0]))
+            names.append(f"policy: {arm}")
+    rows = []
+    for name, video_THWC in zip(names, strips, strict=True):
+        chosen = np.linspace(0, len(video_THWC) - 1, NUM_SHOWN_FRAMES).round().astype(int)
+        row = np.ascontiguousarray(np.concatenate(list(video_THWC[chosen]), axis=1))
+        cv2.putText(row, name, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
+        rows.append(row)
+    write_png(args.out / f"{task}.png", np.concatenate(rows))

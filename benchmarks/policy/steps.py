@@ -1,0 +1,282 @@
+"""The steps of the policy benchmark: which commands make which datasets, policies and results.
+
+Every dataset of an arm is made by commands of the product. Paths are relative to the benchmark's folder:
+
+    play/ other/            recordings that only the inverse-dynamics model sees, and train/ runs of them
+    TASK/demos              N real demonstrations
+    TASK/new                M real demonstrations at other positions: their first frames are where dreams begin
+    TASK/ARM/               run folders; datasets/lerobot-v3.0-mixed is what a policy is trained on
+    TASK/policies/ARM-POLICY-SEED, TASK/results/*.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from scenes import RECORDER, ROOT
+
+from dreamgen.config.loading import find_preset, read_yaml
+from dreamgen.extensions.score import SCORES
+from dreamgen.run.files import write_text
+from dreamgen.run.jobs import read_jobs, write_jobs
+from dreamgen.run.run_folder import RunFolder
+
+CAMERA = "observation.images.corner2"
+DATASET = "lerobot-v3.0-mixed"
+SETTINGS = "settings.yaml"
+
+# What each arm trains on, in the order of the table.
+ARMS = {
+    "real": "N real demonstrations",
+    "curated": "N real + accepted dreams, 1:1",
+    "uncurated": "N real + all dreams, 1:1",
+    "base": "N real + dreams without an adapter, curated, 1:1",
+    "real_video": "N real + real videos of the dreams' starts, with recovered actions, 1:1",
+    "oracle": "N + M real demonstrations",
+    "dreams": "accepted dreams alone",
+}
+REAL, CURATED = "real", "curated"
+
+# Training of a policy; everything else is LeRobot's default.
+POLICIES = {
+    "act": (
+        "--policy.type=act", "--policy.chunk_size=8", "--policy.n_action_steps=4", "--policy.dim_model=256",
+        "--policy.dim_feedforward=1024", "--policy.n_heads=4", "--policy.optimizer_lr=1e-4",
+        "--policy.optimizer_lr_backbone=1e-4", "--policy.pretrained_backbone_weights=null",
+    ),
+    "diffusion": (
+        "--policy.type=diffusion", "--policy.horizon=8", "--policy.n_action_steps=4",
+        "--policy.drop_n_last_frames=3", "--policy.down_dims=[128,256,512]", "--policy.noise_scheduler_type=DDIM",
+        "--policy.num_inference_steps=10", "--policy.pretrained_backbone_weights=null", "--policy.crop_ratio=0.9",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of the benchmark that is done once.
+
+    Args:
+        name: Unique; with slashes, as its log and its marker are files below those of the benchmark.
+        commands: Command lines, each after `python`, or functions without arguments; run one after another.
+        output: What it makes, removed before it begins, as a step that was interrupted starts over. None keeps all.
+        group: Steps of one group may run at the same time.
+    """
+
+    name: str
+    commands: tuple[tuple[str, ...] | Callable[[], None], ...]
+    output: Path | None = None
+    group: str = ""
+
+
+def all_steps(args: argparse.Namespace) -> list[Step]:
+    """Return the steps of a benchmark in order."""
+    steps = shared_steps(args)
+    for task in args.tasks:
+        steps += data_steps(args, task)
+    for task in args.tasks:
+        steps += training_steps(args, task)
+    return steps
+
+
+def shared_steps(args: argparse.Namespace) -> list[Step]:
+    """Return the recordings that the inverse-dynamics models of all tasks are trained on, beside the demonstrations.
+
+    Play is noisy experts and random motion in all tasks; `other` is demonstrations of tasks that mini's base has seen.
+    """
+    steps = []
+    for name in _extra(args):
+        words, num = ("--set", "play" if name == "play" else "base"), getattr(args, f"{name}_episodes")
+        recording = args.out / name / "recording"
+        steps.append(Step(f"{name}/record", (record(args, recording, *words, "--episodes_per_task", str(num)),)))
+        words = dreamgen("prepare", args.out / name / "run", f"--demos={recording}")
+        steps.append(Step(f"{name}/prepare", (words,), args.out / name / "run"))
+    return steps
+
+
+def data_steps(args: argparse.Namespace, task: str) -> list[Step]:
+    """Return what makes the datasets of a task's arms."""
+    folder, mix = args.out / task, f"--export.mix_with={args.out / task / 'real/datasets' / DATASET}"
+    even = (mix, "--export.real_share=0.5", "--export.repeat_real=true")
+    heldout = ("--set", "heldout", "--tasks", task)
+    starts = folder / "new_starts"
+    first_frames = (str(RECORDER / "first_frames.py"), "--of", str(folder / "new"), "--out", str(starts))
+    steps = [
+        Step(f"{task}/demos", (record(args, folder / "demos", *heldout, "--episodes_per_task", str(args.num_demos)),)),
+        Step(f"{task}/new", (record(args, folder / "new", *heldout, "--episodes_per_task", str(args.num_dreams),
+                                    "--seed", "1"),)),
+        Step(f"{task}/starts", (first_frames,), starts),
+        Step(f"{task}/real", _imported(folder / "real", folder / "demos", ()), folder / "real"),
+    ]  # fmt: skip
+    dreams, plan = folder / "curated", f"--plan.first_frames={starts / 'first_frames.csv'}"
+    steps += [
+        Step(f"{task}/finetune", (
+            dreamgen("prepare", dreams, f"--demos={folder / 'demos'}"),
+            dreamgen("finetune", dreams),
+        ), dreams),
+        Step(f"{task}/finetune_idm", (
+            dreamgen("finetune_idm", dreams),
+        ), dreams / "idm"),
+    ]  # fmt: skip
+    generate = ("generate", "label", "curate")
+    steps.append(Step(f"{task}/curated/clips", (dreamgen("plan", dreams, plan),
+                                                *(dreamgen(name, dreams) for name in generate))))  # fmt: skip
+    if "base" in args.arms:
+        base = folder / "base"
+        commands = (lambda: _copy_models(dreams, base), dreamgen("plan", base, plan, "--plan.adapter=base"),
+                    *(dreamgen(name, base) for name in generate))  # fmt: skip
+        steps.append(Step(f"{task}/base/clips", commands, base))
+    if "uncurated" in args.arms:
+        loose = folder / "uncurated"
+        commands = (lambda: _copy_clips(dreams, loose), dreamgen("curate", loose, *loosest()))
+        steps.append(Step(f"{task}/uncurated/clips", commands, loose))
+    # Needed for the replay of recovered actions, whatever the arms are.
+    video = folder / "real_video"
+    words = ("--import_clips.own_labels=false", "--import_clips.generator=simulator")
+    commands = (lambda: _copy_models(dreams, video), _import(video, folder / "new", *words), dreamgen("label", video),
+                dreamgen("curate", video, *loosest()))  # fmt: skip
+    steps.append(Step(f"{task}/real_video/clips", commands, video))
+    if "oracle" in args.arms:
+        steps.append(Step(f"{task}/oracle", _imported(folder / "oracle", folder / "new", (mix,)), folder / "oracle"))
+    for arm, run in (("curated", dreams), ("uncurated", folder / "uncurated"), ("base", folder / "base"),
+                     ("real_video", video)):  # fmt: skip
+        if arm in args.arms:
+            steps.append(_export(f"{task}/{arm}", run, *even))
+    for num in args.dream_counts:
+        few = folder / f"{CURATED}-{num}"
+        commands = (lambda few=few, num=num: _copy_first(dreams, few, num), dreamgen("curate", few))
+        steps.append(Step(f"{task}/{few.name}/clips", commands, few))
+        steps.append(_export(f"{task}/{few.name}", few, *even))
+    if "dreams" in args.arms:
+        steps.append(Step(f"{task}/dreams/export", (dreamgen("export", dreams, "--export.name=alone"),)))
+    replays = (str(Path(__file__).with_name("replay.py")), "--folder", str(folder), "--task", task)
+    steps.append(Step(f"{task}/replay", (replays,), folder / "results" / "replay.json"))
+    return steps
+
+
+def training_steps(args: argparse.Namespace, task: str) -> list[Step]:
+    """Return a training and an evaluation for each seed, policy and arm; those of the first seed come first."""
+    steps = []
+    arms = [*args.arms, *(f"{CURATED}-{num}" for num in args.dream_counts)]
+    for seed, policy, arm in itertools.product(args.seeds, args.policies, arms):
+        name = f"{arm}-{policy}-{seed}"
+        out, results = args.out / task / "policies" / name, args.out / task / "results"
+        train = (
+            "-m", "lerobot.scripts.lerobot_train", f"--dataset.repo_id=local/{arm}",
+            f"--dataset.root={dataset_of(args.out / task, arm)}", "--dataset.video_backend=pyav",
+            "--dataset.image_transforms.enable=true", f"--output_dir={out}", f"--seed={seed}",
+            f"--steps={args.updates}", f"--save_freq={args.updates}", f"--batch_size={args.batch_size}",
+            f"--num_workers={args.num_workers}", "--log_freq=100", f"--policy.device={args.device}",
+            "--policy.push_to_hub=false", "--wandb.enable=false", *POLICIES[policy], *args.policy_words,
+        )  # fmt: skip
+        evaluate = (
+            str(Path(__file__).with_name("rollout.py")), "--policy", str(out / "checkpoints/last/pretrained_model"),
+            "--task", task, "--out", str(results / f"{name}.json"), "--num_episodes", str(args.eval_episodes),
+            "--device", args.device,
+        )  # fmt: skip
+        steps.append(Step(f"{task}/policies/{name}", (train, evaluate), out, group="policies"))
+    return steps
+
+
+def arm_title(arm: str) -> str:
+    """Return what an arm trains on, in words; `curated-25` is `curated` with the dreams of the first 25 starts."""
+    name, _, num = arm.partition("-")
+    return f"N real + accepted dreams of {num} starts, 1:1" if num else ARMS[name]
+
+
+def dataset_of(folder: Path, arm: str) -> Path:
+    """Return the dataset that an arm's policies are trained on."""
+    if arm == "dreams":
+        return folder / "curated" / "datasets" / "lerobot-v3.0-alone"
+    return folder / arm / "datasets" / DATASET
+
+
+def record(args: argparse.Namespace, out: Path, *words: str) -> tuple[str, ...]:
+    """Return the recorder's command line."""
+    return (str(RECORDER / "record.py"), "--out", str(out), "--workers", str(args.record_workers), *words)
+
+
+def dreamgen(stage: str, run: Path, *words: str) -> tuple[str, ...]:
+    """Return the command line of a stage of the product, with the settings of `write_settings`."""
+    return ("-m", "dreamgen", stage, "--out", str(run), f"--config_path={run.parents[1] / SETTINGS}", *words)
+
+
+def write_settings(args: argparse.Namespace) -> None:
+    """Write the settings of all runs: the preset `mini` with what the command line of the benchmark says."""
+    settings = read_yaml(find_preset("mini"))
+    given: dict[str, dict[str, Any]] = {
+        "model": {"device": args.device},
+        "prepare": {"camera": CAMERA},
+        "finetune": {"num_steps": args.lora_steps},
+        "idm": {"num_steps": args.idm_steps, "extra_demos": [str(args.out / name / "run") for name in _extra(args)]},
+        "export": {"formats": ["lerobot-v3.0"], "camera": CAMERA},
+    }
+    for section, values in given.items():
+        settings[section] = {**settings.get(section, {}), **values}
+    write_text(args.out / SETTINGS, yaml.safe_dump(settings))
+
+
+def _extra(args: argparse.Namespace) -> list[str]:
+    return [name for name in ("play", "other") if getattr(args, f"{name}_episodes")]
+
+
+def loosest() -> list[str]:
+    """Return settings of curate that let every clip pass."""
+    return [f"--curate.{score.threshold.setting}={score.threshold.loosest}" for _, score in SCORES.items()]
+
+
+def _export(name: str, run: Path, *words: str) -> Step:
+    command = dreamgen("export", run, "--export.name=mixed", *words)
+    return Step(f"{name}/export", (command,), run / "datasets" / DATASET)
+
+
+def _import(run: Path, recording: Path, *words: str) -> tuple[str, ...]:
+    command = dreamgen("import", run, *words)
+    return (*command[:3], str(recording), *command[3:])
+
+
+def _imported(run: Path, recording: Path, words: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Return what turns a recording with its own actions into a dataset of the form of all others."""
+    return (_import(run, recording), dreamgen("curate", run, *loosest()),
+            dreamgen("export", run, "--export.name=mixed", *words))  # fmt: skip
+
+
+def _copy_models(source: Path, run: Path) -> None:
+    """Begin a run with the training set and the models of another one, and no clips."""
+    for name in ("train", "idm"):
+        shutil.copytree(source / name, run / name, copy_function=os.link)
+    shutil.copy(source / "run.yaml", run / "run.yaml")
+
+
+def _copy_clips(source: Path, run: Path) -> None:
+    """Begin a run with the clips and labels of another one, without its scores and datasets."""
+    leave_out = shutil.ignore_patterns("datasets", "scores", "curate*", "report.html", "provenance*")
+    shutil.copytree(source, run, ignore=leave_out)
+
+
+def _copy_first(source: Path, run: Path, num_starts: int) -> None:
+    """Copy clips, and leave those of the first starts in the plan."""
+    _copy_clips(source, run)
+    jobs = read_jobs(RunFolder(run).jobs)
+    starts = list(dict.fromkeys(job.first_frame_sha256 for job in jobs))[:num_starts]
+    write_jobs(RunFolder(run).jobs, [job for job in jobs if job.first_frame_sha256 in starts])
+
+
+def python() -> str:
+    """Return the interpreter of all commands."""
+    return sys.executable
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of all commands."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}

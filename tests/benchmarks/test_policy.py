@@ -1,0 +1,103 @@
+"""The policy benchmark: its statistics, its table, and that each arm's dataset comes from the product's commands."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from proof import SMALL
+from proof_report import policy_rows
+from significance import paired_p_value, rank_correlation, wilson_interval
+from steps import ARMS, all_steps, dataset_of
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "policy"
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662)],
+)  # Newcombe, "Two-sided confidence intervals for the single proportion", 1998, table I, has the last one
+def test_wilson_intervals(successes, trials, low, high):
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-4)
+
+
+def test_paired_p_values():
+    base, better = np.zeros((1, 20)), np.zeros((1, 20))
+    assert paired_p_value(base, base) == 1.0
+    better[0, :5] = 1
+    assert paired_p_value(better, base) == pytest.approx(2 / 2**5), "all five signs alike, in either direction"
+    better[0, :] = 1
+    assert paired_p_value(better, base) < 0.001, "of 20 episodes, a random sample of signs"
+    random = np.random.default_rng(0)
+    p_values = [paired_p_value(*random.integers(0, 2, (2, 3, 30))) for _ in range(200)]
+    assert 0.01 <= np.mean(np.array(p_values) < 0.05) <= 0.1, "policies that are alike seldom differ significantly"
+
+
+def test_rank_correlations():
+    assert rank_correlation(np.array([1, 2, 3]), np.array([10, 100, 1000])) == pytest.approx(1)
+    assert rank_correlation(np.array([1, 2, 3]), np.array([3, 2, 1])) == pytest.approx(-1)
+    assert rank_correlation(np.array([1, 1, 2, 3]), np.array([0, 0, 1, 1])) == pytest.approx(0.943, abs=1e-3)
+    assert rank_correlation(np.array([1, 1]), np.array([0, 1])) is None
+
+
+def test_a_row_has_all_seeds_and_is_compared_with_real_alone():
+    runs = [{"task": "sweep", "arm": arm, "policy": "act", "seed": seed, "success": success}
+            for arm, seed, success in (("curated", 0, [True] * 10), ("curated", 1, [True] * 8 + [False] * 2),
+                                       ("real", 0, [False] * 10), ("real", 1, [True] + [False] * 9))]  # fmt: skip
+    real, curated = policy_rows(runs, ["sweep", "push-back"], "act")
+    assert (real["arm"], curated["arm"]) == ("real", "curated") and set(real["tasks"]) == {"sweep"}
+    cell = curated["tasks"]["sweep"]
+    assert cell["success"] == 0.9 and cell["of_seeds"] == [1.0, 0.8] and cell["low"] < 0.9 < cell["high"]
+    assert cell["p"] < 0.01 and "p" not in real["tasks"]["sweep"]
+    assert policy_rows(runs, ["sweep"], "diffusion") == []
+
+
+def arguments(tmp_path, **given):
+    values = {**SMALL, "arms": list(ARMS), "dream_counts": [5], "other_episodes": 2, "out": tmp_path,
+              "policies": ["act", "diffusion"], "policy_words": [], "device": "cpu", "record_workers": 1}  # fmt: skip
+    return argparse.Namespace(**{**values, **given})
+
+
+def test_every_arm_is_made_by_commands_and_trained_alike(tmp_path):
+    args = arguments(tmp_path)
+    steps = all_steps(args)
+    names = [step.name for step in steps]
+    assert len(set(names)) == len(names)
+    commands = [command for step in steps for command in step.commands if not callable(command)]
+    programs = {command[1] if command[0] == "-m" else Path(command[0]).name for command in commands}
+    assert programs == {"dreamgen", "record.py", "first_frames.py", "replay.py", "rollout.py",
+                        "lerobot.scripts.lerobot_train"}  # fmt: skip
+    trainings = [command for command in commands if "lerobot.scripts.lerobot_train" in command]
+    assert len(trainings) == 2 * (len(args.arms) + 1)
+    of_act = [{word for word in training if not word.startswith(("--dataset.r", "--output_dir"))}
+              for training in trainings if "--policy.type=act" in training]  # fmt: skip
+    assert len({frozenset(words) for words in of_act}) == 1, "the same updates, seed and augmentation for every arm"
+    folder = tmp_path / "sweep"
+    written = {step.output for step in steps if step.output} | {
+        folder / "curated/datasets/lerobot-v3.0-alone", *(folder / arm / "datasets/lerobot-v3.0-mixed"
+                                                          for arm in ("real", "oracle"))}  # fmt: skip
+    for arm in [*args.arms, "curated-5"]:
+        assert dataset_of(folder, arm) in written, arm
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("metaworld") is None, reason="the extra `sim` is not installed")
+def test_a_very_small_proof_runs_from_recording_to_report(tmp_path):
+    command = [sys.executable, str(FOLDER / "proof.py"), "--small", "--out", str(tmp_path), "--num_demos=3",
+               "--num_dreams=6", "--lora_steps=4", "--idm_steps=20", "--updates=2", "--eval_episodes=2",
+               "--record_workers=2"]  # fmt: skip
+    first = subprocess.run(command, capture_output=True, text=True)
+    assert first.returncode == 0, first.stdout + first.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {run["arm"] for run in report["policies"]} == {"real", "curated"}
+    assert all(len(run["success"]) == 2 for run in report["policies"])
+    assert report["replay"][0]["recorded"] == 1.0, "recorded actions do the task again"
+    assert (tmp_path / "sweep.png").is_file()
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0 and " s\n" not in again.stdout.partition("|")[0], "nothing is made again"
