@@ -16,7 +16,7 @@ import av
 import cv2
 import numpy as np
 
-SIZE_PX = 12
+SIZE_PX = 8  # the products of larger ones start BLAS threads, which take longer than the products
 NUM_SAMPLED = 32  # frames of an episode
 MIN_ROWS, MIN_EPISODES = 16, 4
 MAX_EPISODES = 256  # the first ones: what is kept of each takes several kB
