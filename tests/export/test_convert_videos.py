@@ -162,6 +162,26 @@ def test_a_hole_is_named_and_moves_no_other_episode(copy_of, tmp_path):
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")], ids=str)
+def test_no_number_of_an_episode_is_made_up(value, copy_of, tmp_path):
+    root = copy_of("lerobot-v3.0")
+    path = root / "meta/episodes/chunk-000/file-000.parquet"
+    good = pd.read_parquet(path)
+    # Where the row itself lies, in meta/episodes, is not read.
+    columns = [c for c in good.columns if c != "tasks" and not c.startswith(("stats/", "meta/"))]
+    assert len(columns) >= 10
+    for column in columns:
+        is_time = column.endswith("timestamp")
+        kind = float if value is not None else "Float64" if is_time else "Int64"
+        rows = good.assign(**{column: good[column].astype(kind)})
+        rows.loc[2, column] = value
+        rows.to_parquet(path)
+        assert any(found.severity == "error" for found in check(root, fast=True)), column
+        with pytest.raises(UserError):
+            convert(root, tmp_path / "v21", reencode=True)
+        assert not (tmp_path / "v21").exists(), column
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")], ids=str)
 def test_a_place_that_is_not_known_never_becomes_the_beginning(value, copy_of, tmp_path):
     root = copy_of("lerobot-v3.0")
     path = root / "meta/episodes/chunk-000/file-000.parquet"
