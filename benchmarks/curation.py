@@ -160,8 +160,8 @@ def round_trips(clips: list[BenchClip], num: int, random: np.random.Generator) -
         yield replace(clips[index], video_THWC=decoded_THWC, first_frame_HWC=video_THWC[0], kind="real, VAE"), CRF
 
 
-def values_of(clip: BenchClip, crf: int = CRF) -> dict[str, float]:
-    """Encode a clip and measure it as curate does."""
+def values_of(clip: BenchClip, crf: int = CRF, train: Path | None = None) -> dict[str, float]:
+    """Encode a clip and measure it as curate does, with the demonstrations of a training set, if there is one."""
     num, height, width, _ = clip.video_THWC.shape
     job = Job(
         clip_id="0" * 20, first_frame_sha256="0" * 64, num_conditioning_frames=1, instruction=clip.instruction,
@@ -172,6 +172,8 @@ def values_of(clip: BenchClip, crf: int = CRF) -> dict[str, float]:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder))
+        if train is not None:
+            run.train.symlink_to(train, target_is_directory=True)
         write_png(run.first_frame_file("0" * 64), clip.first_frame_HWC)
         write_video(run.clip_file(job.clip_id), clip.video_THWC, FPS, crf=crf)
         record = measure_clip(ClipContext(run, job))

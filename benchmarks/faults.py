@@ -48,6 +48,24 @@ NODE = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 80 * 2
 
 
 @dataclass(frozen=True)
+class Work:
+    """What is disturbed.
+
+    Args:
+        journal: Its journal, with a record for each clip.
+        actor: Name of its workers' processes.
+        command: Arguments of Python for a driver; the run folder follows.
+    """
+
+    journal: str
+    actor: str
+    command: tuple[str, ...]
+
+
+GENERATE = Work("generate", "ray::GenerationWorker", ("-m", "dreamgen", "generate", "--out"))
+
+
+@dataclass(frozen=True)
 class Kill:
     """One entry of the schedule.
 
@@ -74,10 +92,10 @@ def main() -> None:
         cluster = Cluster(initialize_head=True, connect=False, head_node_args=head)
         try:
             nodes = [add_node(cluster) for _ in range(args.nodes)]
-            driver = start_driver(cluster, undisturbed)
+            driver = start_driver(cluster, GENERATE, undisturbed)
             assert driver.wait(PATIENCE_S) == 0, "the undisturbed run failed"
             begun_s = time.monotonic()
-            driver_starts, events = disturb(cluster, nodes, disturbed, kills)
+            driver_starts, events = disturb(cluster, nodes, GENERATE, disturbed, kills)
             elapsed_s = time.monotonic() - begun_s
         finally:
             cluster.shutdown()
@@ -123,23 +141,23 @@ def add_node(cluster: Cluster) -> Any:
     return cluster.add_node(**NODE, resources={"worker": 1})
 
 
-def start_driver(cluster: Cluster, run: RunFolder) -> subprocess.Popen:
-    """Begin, or go on with, making clips."""
+def start_driver(cluster: Cluster, work: Work, run: RunFolder) -> subprocess.Popen:
+    """Begin, or go on with, the work."""
     assert cluster.address is not None, "its head node runs"
     return subprocess.Popen(
-        [sys.executable, "-m", "dreamgen", "generate", "--out", str(run.root)],
+        [sys.executable, *work.command, str(run.root)],
         cwd=REPOSITORY, stdout=subprocess.DEVNULL, start_new_session=True,
         env={**os.environ, "RAY_ADDRESS": cluster.address},
     )  # fmt: skip
 
 
-def disturb(cluster: Cluster, nodes: list[Any], run: RunFolder, kills: list[Kill]) -> tuple[int, list[str]]:
-    """Make the clips while the kills happen, and go on until the command says that all is done.
+def disturb(cluster: Cluster, nodes: list[Any], work: Work, run: RunFolder, kills: list[Kill]) -> tuple[int, list[str]]:
+    """Do the work while the kills happen, and go on until the command says that all is done.
 
     Returns:
         How often a driver was started, and what happened when.
     """
-    driver, num_starts, events = start_driver(cluster, run), 1, []
+    driver, num_starts, events = start_driver(cluster, work, run), 1, []
     begun_s = time.monotonic()
 
     def say(what: str) -> None:
@@ -148,17 +166,17 @@ def disturb(cluster: Cluster, nodes: list[Any], run: RunFolder, kills: list[Kill
 
     try:
         for kill in kills:
-            while not is_due(kill, run):
+            while not is_due(kill, work, run):
                 if driver.poll() is not None:  # it gave up, or is done but for what it set aside
                     say(f"a driver ended with {driver.returncode}")
-                    driver, num_starts = start_driver(cluster, run), num_starts + 1
+                    driver, num_starts = start_driver(cluster, work, run), num_starts + 1
                 assert time.monotonic() - begun_s < PATIENCE_S * 2, "no progress"
                 time.sleep(0.02)
             time.sleep(kill.delay_s)
             if kill.kind == "driver":
                 driver.kill()
                 driver.wait()
-                driver, num_starts = start_driver(cluster, run), num_starts + 1
+                driver, num_starts = start_driver(cluster, work, run), num_starts + 1
                 victim = "driver"
             elif kill.kind == "node":
                 node = nodes.pop(int(kill.pick * len(nodes)))
@@ -166,42 +184,40 @@ def disturb(cluster: Cluster, nodes: list[Any], run: RunFolder, kills: list[Kill
                 nodes.append(add_node(cluster))
                 victim = "node"
             else:
-                pid = wait_for_worker(nodes, kill.pick, driver)
+                pid = wait_for_worker(work, nodes, kill.pick, driver)
                 os.kill(pid, signal.SIGKILL)
                 victim = f"worker {pid}"
-            say(f"killed {victim} at {num_ok(run)} clips")
+            say(f"killed {victim} at {num_ok(work, run)} clips")
         while (status := driver.wait(PATIENCE_S)) != 0 and num_starts < len(kills) + 9:
             say(f"a driver ended with {status}")
-            driver, num_starts = start_driver(cluster, run), num_starts + 1
+            driver, num_starts = start_driver(cluster, work, run), num_starts + 1
     finally:
         if driver.poll() is None:
             driver.kill()
-    assert driver.returncode == 0, f"the clips were not done after {num_starts} drivers"
+    assert driver.returncode == 0, f"the work was not done after {num_starts} drivers"
     return num_starts, events
 
 
-def is_due(kill: Kill, run: RunFolder) -> bool:
+def is_due(kill: Kill, work: Work, run: RunFolder) -> bool:
     """Say whether the job is as far as a kill waits for."""
-    return num_ok(run) >= kill.at_clips
+    return num_ok(work, run) >= kill.at_clips
 
 
-def num_ok(run: RunFolder) -> int:
+def num_ok(work: Work, run: RunFolder) -> int:
     """Count clips with an ok record."""
-    return len({clip_id for clip_id, *_ in ok_records(run)})
+    return len({clip_id for clip_id, *_ in ok_records(work, run)})
 
 
-def wait_for_worker(nodes: list[Any], pick: float, driver: subprocess.Popen) -> int:
+def wait_for_worker(work: Work, nodes: list[Any], pick: float, driver: subprocess.Popen) -> int:
     """Return the process of a worker of these nodes; they are few while others load."""
     deadline_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline_s and driver.poll() is None:
         raylets = {p.process.pid for node in nodes for p in node.all_processes["raylet"]}
-        workers = sorted(
-            pid for pid, parent, name in processes() if parent in raylets and "ray::GenerationWorker" in name
-        )
+        workers = sorted(pid for pid, parent, name in processes() if parent in raylets and work.actor in name)
         if workers:
             return workers[int(pick * len(workers))]
         time.sleep(0.05)
-    raise AssertionError("no worker to kill: more --clips or --steps leave more time for the kills")
+    raise AssertionError("no worker to kill: more or longer clips leave more time for the kills")
 
 
 def processes() -> list[tuple[int, int, str]]:
@@ -216,28 +232,28 @@ def processes() -> list[tuple[int, int, str]]:
     return found
 
 
-SEEN: dict[Path, set[tuple[str, float, int]]] = {}
+SEEN: dict[tuple[str, Path], set[tuple[str, float, int]]] = {}
 
 
-def ok_records(run: RunFolder) -> set[tuple[str, float, int]]:
+def ok_records(work: Work, run: RunFolder) -> set[tuple[str, float, int]]:
     """Return (clip id, time, attempt) of each ok record that any look at the drivers' journals has shown.
 
     A journal that is put together keeps the last record of a clip only, so what was seen before is remembered.
     """
-    table = read_files(as_store(run.journal), "generate", ("clip_id", "status", "time_s", "attempt"))
-    seen = SEEN.setdefault(run.root, set())
+    table = read_files(as_store(run.journal), work.journal, ("clip_id", "status", "time_s", "attempt"))
+    seen = SEEN.setdefault((work.journal, run.root), set())
     seen |= {(r["clip_id"], r["time_s"], r["attempt"]) for r in table.to_pylist() if r["status"] == "ok"}
     return seen
 
 
 def compare(run: RunFolder, undisturbed: RunFolder) -> dict[str, Any]:
     """Compare clips and records of a run with an undisturbed one's."""
-    records = Counter(clip_id for clip_id, *_ in ok_records(run))
+    records = Counter(clip_id for clip_id, *_ in ok_records(GENERATE, run))
     ids = [job.clip_id for job in read_jobs(undisturbed.jobs)]
     wanted = {clip_id for clip_id in ids if undisturbed.clip_file(clip_id).is_file()}
     made = {clip_id for clip_id in ids if run.clip_file(clip_id).is_file()}
     other = [i for i in wanted & made if sha256(run.clip_file(i)) != sha256(undisturbed.clip_file(i))]
-    tried_again = {clip_id for clip_id, _, attempt in ok_records(run) if (attempt or 1) > 1}
+    tried_again = {clip_id for clip_id, _, attempt in ok_records(GENERATE, run) if (attempt or 1) > 1}
     return {
         "num_clips": len(wanted), "num_lost": len(wanted - (made & set(records))) + len(wanted ^ made),
         "num_twice": sum(count > 1 for count in records.values()), "num_other_bytes": len(other),

@@ -42,6 +42,7 @@ from finetune.inverse_dynamics import finetune_idm
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NUM_DEMOS, IDM_STEPS = 3, 5
+GENERATED = "journal-generated"  # a copy of the journal before label and curate
 CODE = """
 import json, resource, sys, time
 from dreamgen.config.loading import settings_from_dict
@@ -121,8 +122,12 @@ def row_of(num: int, times: list[Times], num_clips: int, first: list[Times]) -> 
 
 
 def prepared_run(folder: Path, args: argparse.Namespace) -> RunFolder:
-    """Make a run whose clips are generated and not labeled, with an inverse-dynamics model."""
+    """Make a run whose clips are generated, with an inverse-dynamics model; its journal begins as `GENERATED` is."""
     run = make_run(folder, args.clips, args.height, args.width, args.num_frames, args.dims)
+    shutil.rmtree(run.labels)
+    (run.root / GENERATED).mkdir()
+    for path in (run.root / "journal").glob("generate-*"):
+        shutil.copy(path, run.root / GENERATED)
     frames = {}
     for number, job in enumerate(iter_jobs(run.jobs)):
         drawn = number % 8
@@ -164,7 +169,7 @@ def measure(run: RunFolder, args: argparse.Namespace, num_workers: int, checkout
     for folder in (run.scores, *([] if args.stages == "curate" else [run.labels])):
         shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(run.root / "journal")
-    shutil.copytree(run.root / "journal-generated", run.root / "journal")
+    shutil.copytree(run.root / GENERATED, run.root / "journal")
     settings = json.dumps(settings_of(run, args, num_workers))
     command = [sys.executable, "-c", CODE, args.stages, settings]
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
