@@ -8,8 +8,8 @@ labels the held-out ones in clips, beside baselines that need no model:
 
 `--variants` without a name leaves the networks out, which take minutes a fold; the linear reading takes seconds.
 `--num_train` draws the curve of the linear reading over the number of training episodes, the mean over all choices of
-them. `--tries` compares inputs, targets and heads (see `idm_tries.py`). `--round_trip` measures the same clips after
-the mini model's VAE.
+them. `--tries` compares inputs, targets and heads (see `idm_tries.py`), and `--limits` says why few episodes are not
+enough (see `idm_limits.py`). `--round_trip` measures the same clips after the mini model's VAE.
 
 Every figure is pooled over all held-out frames. R^2 is that of `finetune.idm_errors.standardized_r2`, in units of all
 other episodes, also where only some of them are trained on: the mean of few episodes is a worse prediction, so an R^2
@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from idm_limits import actions_from_states, block_predictions
 from idm_tries import tries
 
 from dreamgen.config.loading import settings_from_dict
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--num_steps", type=int, default=1500)
     parser.add_argument("--set", nargs="*", default=[], help="settings of all variants, such as batch_size=4")
     parser.add_argument("--tries", action="store_true")
+    parser.add_argument("--limits", action="store_true")
     parser.add_argument("--round_trip", action="store_true")
     parser.add_argument("--save", type=Path)
     arguments = parser.parse_args()
@@ -93,6 +95,7 @@ def main() -> None:
         measurements = {"linear": bench.linear}
         measurements |= {f"linear, {n} episodes": partial(bench.linear, num_train=n) for n in arguments.num_train}
         measurements |= {"tries": bench.tries} if arguments.tries else {}
+        measurements |= {"blocks": bench.blocks, "true states": bench.true_states} if arguments.limits else {}
         measurements |= {name: partial(bench.networks, variant=VARIANTS[name]) for name in arguments.variants}
         for name, measurement in measurements.items():
             start_s = time.process_time()
@@ -208,6 +211,20 @@ class Bench:
             others, held_out = self.split(fold)
             config, ways = tries(self.features, self.settings, others, held_out, number)
             folds.append(Fold(config.actions, [episode.action_TA for episode in held_out], ways))
+        return pooled(folds)
+
+    def blocks(self) -> dict[str, Any]:
+        """Measure the linear reading within episodes."""
+        reference, ways = block_predictions(self.features, self.settings, self.episodes)
+        return pooled([Fold(reference, [episode.action_TA for episode in self.episodes], ways)])
+
+    def true_states(self) -> dict[str, Any]:
+        """Measure actions from true states."""
+        folds = []
+        for fold in self.folds:
+            others, held_out = self.split(fold)
+            reference, ways = actions_from_states(self.features, self.settings, others, held_out)
+            folds.append(Fold(reference, [episode.action_TA for episode in held_out], ways))
         return pooled(folds)
 
     def ways(

@@ -53,8 +53,8 @@ def with_linear(
 ) -> InverseDynamics:
     """Return the model with the share of the linear reading that predicts held-out episodes best.
 
-    The share is the one of least squares between 0 and 1 ("stacked regressions", Breiman, 1996): one number for all
-    dimensions, so that a few episodes are enough to choose it.
+    The share is the one of least squares over actions, between 0 and 1 ("stacked regressions", Breiman, 1996): one
+    number for all dimensions, so that a few episodes are enough to choose it.
 
     Args:
         model: The trained networks, without a linear reading.
@@ -72,7 +72,8 @@ def with_linear(
 def held_out_outputs(
     model: InverseDynamics, linear: LinearReader, episodes: Sequence[IdmEpisode], num_frames: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what networks and linear reading predict and what is true, each of shape (T, P)."""
+    """Return the actions that networks and linear reading predict, and the true ones, as outputs: (T, outputs) each."""
+    num_outputs = len(model.config.actions.binary_outputs())
     parts: list[list[np.ndarray]] = [[], [], []]
     for episode in episodes:
         target_TP = episode_targets(model.config, episode)
@@ -82,7 +83,7 @@ def held_out_outputs(
             linear_TP = linear(clip_TCHW, clip_background(clip_TCHW), model.config.binary_outputs())
             parts[1].append(linear_TP[rows])
             parts[2].append(target_TP[new:stop])
-    network_TP, linear_TP, target_TP = (np.concatenate(part).astype(np.float64) for part in parts)
+    network_TP, linear_TP, target_TP = (np.concatenate(part)[:, :num_outputs].astype(np.float64) for part in parts)
     return network_TP, linear_TP, target_TP
 
 

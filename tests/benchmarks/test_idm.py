@@ -36,6 +36,9 @@ def test_linear_reading_curve_and_tries(tmp_path):
     ways = bench.tries()["r2"]
     assert {name.split(":")[0] for name in ways} == {"input", "target", "head"}
     assert ways["head: ridge regression"]["all moving"] > 0.2
+    blocks = {way: r2["all moving"] for way, r2 in bench.blocks()["r2"].items()}
+    assert blocks["blocks of 1 frames"] > blocks["blocks of 10 frames"]
+    assert bench.true_states()["r2"]["actions from true states"]["all moving"] > 0.3
     found = bench.networks({"batch_size": 2})
     assert len(found["shares"]) == 3 and "networks, first state known" in found["r2"]
     assert found["r2"]["mean"] == r2["mean"]  # the same folds and units

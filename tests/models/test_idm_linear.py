@@ -111,6 +111,9 @@ def test_a_known_first_state_votes_for_binary_actions():
     logit_XB = fit_votes(states, state_NS, vote_NB)
     logits_N = np.concatenate([state_NS, np.ones((300, 1))], axis=1) @ logit_XB[:, 0]
     assert ((logits_N > 0) == vote_NB[:, 0]).mean() > 0.97
+    rare_NB = np.arange(300)[:, None] % 10 == 0  # whatever the state
+    rare_XB = fit_votes(states, state_NS, rare_NB.astype(np.float64))
+    assert np.abs(np.concatenate([state_NS, np.ones((300, 1))], axis=1) @ rare_XB).max() < 1  # and not log(1 / 9)
     left_T1 = np.exp(-np.arange(100) / 10)[:, None]
     unsure_TB, sure_TB = np.full((100, 1), 0.45), np.full((100, 1), 0.999)
     closed_TB = voted(unsure_TB, logit_XB, np.array([3.0, 7]), left_T1)

@@ -37,7 +37,7 @@ def followed_names(
 
 
 def fit_votes(states: VectorStats, state_NS: np.ndarray, vote_NB: np.ndarray) -> np.ndarray:
-    """Fit the log-odds of binary actions as linear functions of the state, by logistic regression.
+    """Fit how a state changes the log-odds of binary actions, a linear function, by logistic regression.
 
     Args:
         states: Statistics of the states.
@@ -45,7 +45,8 @@ def fit_votes(states: VectorStats, state_NS: np.ndarray, vote_NB: np.ndarray) ->
         vote_NB: 0 or 1, the binary actions at the same frames.
 
     Returns:
-        logit_XB: `[state, 1] @ logit_XB` are log-odds.
+        logit_XB: `[state, 1] @ logit_XB` is added to log-odds that know no state. Those of the mean are not in it, as
+            they would count twice.
     """
     mean_S, std_S = np.asarray(states.mean), np.asarray(states.std)
     scale_S = np.where(std_S > MIN_STD, std_S, np.inf)  # what never changed says nothing
@@ -58,6 +59,8 @@ def fit_votes(states: VectorStats, state_NS: np.ndarray, vote_NB: np.ndarray) ->
             curvature = (input_NX * (share_N * (1 - share_N))[:, None]).T @ input_NX + penalty
             slope = input_NX.T @ (share_N - vote_NB[:, b]) + penalty @ weight_XB[:, b]
             weight_XB[:, b] -= np.linalg.solve(curvature, slope)
+    mean_B = vote_NB.mean(axis=0).clip(1e-3, 1 - 1e-3)
+    weight_XB[-1] -= np.log(mean_B / (1 - mean_B))
     weight_XB[:-1] /= scale_S[:, None]
     weight_XB[-1] -= mean_S @ weight_XB[:-1]
     return weight_XB
