@@ -148,8 +148,9 @@ def tables(report: dict[str, Any], tasks: list[str]) -> str:
         }  # fmt: skip
         rows = [[row["task"], *(shown(row.get(key), ".0%") for key in columns)] for row in report["replay"]]
         parts.append(markdown_table(["replayed actions: success", *columns.values()], rows))
-    if any(row["tasks"] for row in report["scores"]):
-        rows = [[row["score"], *(shown(row["tasks"].get(task), ".2f") for task in tasks)] for row in report["scores"]]
+    rows = [[row["score"], *(shown(row["tasks"].get(task), ".2f") for task in tasks)] for row in report["scores"]
+            if any(value is not None for value in row["tasks"].values())]  # fmt: skip
+    if rows:
         parts.append(markdown_table(["rank correlation of a score with replay success", *tasks], rows))
     return "\n\n".join(parts) + "\n"
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDER = ROOT / "examples" / "metaworld"
-sys.path[:0] = [str(RECORDER), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(RECORDER), str(ROOT / "benchmarks"), str(ROOT)]
 
 if TYPE_CHECKING:
     from scene import Scene  # pyright: ignore[reportMissingImports]
