@@ -33,8 +33,9 @@ from dreamgen.config.settings import CurateSettings, ModelSettings
 from dreamgen.curate.calibration import calibrate, wilson_interval
 from dreamgen.curate.measure import measure_clip
 from dreamgen.data.clip_context import ClipContext
+from dreamgen.data.images import write_png
 from dreamgen.data.timeline import resampled_indices
-from dreamgen.data.video import read_video, write_png, write_video
+from dreamgen.data.video import read_video, write_video
 from dreamgen.demo.run import DATA
 from dreamgen.extensions.score import SCORES
 from dreamgen.models.cosmos_predict25.latents import decode_video, vae_means

@@ -35,7 +35,7 @@ from dreamgen.curate.scores.cut_score import cut_score
 from dreamgen.curate.scores.first_frame_psnr_db import psnr_db
 from dreamgen.curate.scores.motion import motion
 from dreamgen.data.clip_context import small_gray
-from dreamgen.data.video import frame_sha256, read_image, write_png
+from dreamgen.data.images import frame_sha256, read_image, write_png
 from dreamgen.generate.clip import encode_prompt, generate_clip, make_clip
 from dreamgen.generate.clip_generator import ClipGenerator
 from dreamgen.generate.texts import prompt_tasks

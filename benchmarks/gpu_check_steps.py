@@ -20,7 +20,7 @@ from synthetic_run import INSTRUCTIONS, drawn_frames, make_run
 
 from dreamgen.config.loading import configs_folder
 from dreamgen.config.settings import ExportSettings, Settings
-from dreamgen.data.video import write_png
+from dreamgen.data.images import write_png
 from dreamgen.extensions.score import SCORES
 from dreamgen.run.files import sha256_of_file
 from dreamgen.run.jobs import read_jobs

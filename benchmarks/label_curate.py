@@ -35,7 +35,8 @@ from metrics import markdown_table, write_report
 from synthetic_run import drawn_frames, labels_of, make_run
 
 from dreamgen.config.loading import settings_from_dict
-from dreamgen.data.video import write_png, write_video
+from dreamgen.data.images import write_png
+from dreamgen.data.video import write_video
 from dreamgen.run.jobs import iter_jobs
 from dreamgen.run.run_folder import RunFolder
 from finetune.inverse_dynamics import finetune_idm

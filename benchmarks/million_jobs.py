@@ -150,7 +150,7 @@ def make_table(folder: Path, num: int) -> None:
     """Draw first frames and write a table with an instruction for each, repeated until there are enough."""
     import numpy as np
 
-    from dreamgen.data.video import write_png
+    from dreamgen.data.images import write_png
 
     random = np.random.default_rng(0)
     for number in range(NUM_FRAMES):

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import yaml
 
-from dreamgen.data.video import decode_frames, write_png
+from dreamgen.data.images import write_png
+from dreamgen.data.video import decode_frames
 from dreamgen.extensions.export_format import ExportFormat
 from dreamgen.run.files import write_text
 from dreamgen.text_escape import markdown_text

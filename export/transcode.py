@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from dreamgen.data.frames import FrameReader, PictureSource
+from dreamgen.data.images import fit_frame
 from dreamgen.data.lerobot.video import VideoSpan, copy_spans, inspect_spans
 from dreamgen.data.timeline import resampled_indices, row_frames
 from dreamgen.data.trajectory import read_trajectory, write_trajectory
-from dreamgen.data.video import WRITTEN_PIX_FMT, fit_frame, probe, probe_again, video_writer
+from dreamgen.data.video import WRITTEN_PIX_FMT, probe, probe_again, video_writer
 from dreamgen.data.views import View, check_views
 from dreamgen.errors import UserError, reason_of
 from export.clips import Clip

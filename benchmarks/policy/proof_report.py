@@ -16,7 +16,8 @@ from significance import paired_p_value, rank_correlation, wilson_interval
 from steps import ARMS, REAL, arm_title
 
 from dreamgen.curate.selection import Candidate, clip_quality
-from dreamgen.data.video import read_video, write_png
+from dreamgen.data.images import write_png
+from dreamgen.data.video import read_video
 from dreamgen.extensions.score import SCORES
 from dreamgen.run.files import write_json, write_text
 from dreamgen.run.jobs import read_jobs

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from scenes import open_scene, recorded_actions, recorded_seeds, replay
 
+from dreamgen.data.images import frame_sha256, read_image
 from dreamgen.data.trajectory import read_trajectory
-from dreamgen.data.video import frame_sha256, read_image
 from dreamgen.run.jobs import read_jobs
 from dreamgen.run.run_folder import RunFolder
 

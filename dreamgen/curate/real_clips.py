@@ -23,7 +23,8 @@ from dreamgen.config.settings import Settings
 from dreamgen.curate.calibration import calibrate
 from dreamgen.curate.measure import measure_clip
 from dreamgen.data.clip_context import ClipContext
-from dreamgen.data.video import frame_sha256, iter_frames, write_png, write_video
+from dreamgen.data.images import frame_sha256, write_png
+from dreamgen.data.video import iter_frames, write_video
 from dreamgen.errors import UserError, quoted
 from dreamgen.extensions.score import SCORES
 from dreamgen.models.devices import resolve_device

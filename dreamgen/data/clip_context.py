@@ -17,8 +17,9 @@ import pyarrow as pa
 from dreamgen.data.demonstration_motion import DemonstrationMotion, demonstration_motion
 from dreamgen.data.flow import FlowSamples, sampled_flow
 from dreamgen.data.frame_features import FrameFeatures, frame_features, shown_to
+from dreamgen.data.images import read_image
 from dreamgen.data.trajectory import UNCERTAINTY, read_columns
-from dreamgen.data.video import DecodedFrame, decode_frames, read_image
+from dreamgen.data.video import DecodedFrame, decode_frames
 from dreamgen.errors import UserError
 from dreamgen.run.records import Job, JournalRecord
 from dreamgen.run.run_folder import RunFolder

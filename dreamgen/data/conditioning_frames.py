@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dreamgen.data.video import frame_sha256, read_image
+from dreamgen.data.images import frame_sha256, read_image
 from dreamgen.errors import UserError, quoted
 from dreamgen.run.records import Job
 from dreamgen.run.run_folder import RunFolder

@@ -10,8 +10,8 @@ from collections.abc import Collection
 import numpy as np
 
 from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
+from dreamgen.data.images import frame_sha256, read_image
 from dreamgen.data.trajectory import read_trajectory
-from dreamgen.data.video import frame_sha256, read_image
 from dreamgen.run.files import visible_files
 from dreamgen.run.run_folder import RunFolder
 

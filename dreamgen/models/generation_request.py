@@ -15,8 +15,8 @@ import torch
 
 from dreamgen.config.loading import configs_folder, find_preset, read_yaml, settings_from_dict
 from dreamgen.config.settings import ModelSettings, Settings
+from dreamgen.data.images import fit_frame, frame_sha256, read_image
 from dreamgen.data.prompts import bare_instruction
-from dreamgen.data.video import fit_frame, frame_sha256, read_image
 from dreamgen.errors import UserError, closest_match
 from dreamgen.models.adapter_choice import AdapterChoice, choose_adapter
 from dreamgen.models.world_model import (

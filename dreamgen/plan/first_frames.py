@@ -13,9 +13,10 @@ import numpy as np
 
 from dreamgen.config.settings import Settings
 from dreamgen.data.frames import FrameReader
+from dreamgen.data.images import fit_frame, frame_sha256, read_image, write_png
 from dreamgen.data.media_files import IMAGE_SUFFIXES
 from dreamgen.data.timeline import resampled_frames
-from dreamgen.data.video import fit_frame, frame_sha256, probe, read_image, write_png
+from dreamgen.data.video import probe
 from dreamgen.data.views import View, describe_views, short_name, tile
 from dreamgen.errors import UserError
 from dreamgen.models.world_model import model_type

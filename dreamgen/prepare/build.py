@@ -18,9 +18,10 @@ import numpy as np
 from dreamgen.config.settings import Settings
 from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
 from dreamgen.data.frames import FrameReader
+from dreamgen.data.images import fit_frame, write_png
 from dreamgen.data.timeline import MAX_FRAMES_APART
 from dreamgen.data.trajectory import write_trajectory
-from dreamgen.data.video import fit_frame, write_png, write_video
+from dreamgen.data.video import write_video
 from dreamgen.data.views import View, tile
 from dreamgen.errors import UserError, reason_of
 from dreamgen.prepare.survey import SurveyedClip, check_length

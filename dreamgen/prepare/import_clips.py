@@ -17,10 +17,11 @@ from typing import Any
 from dreamgen.config.settings import Settings, VideoSettings
 from dreamgen.data.foreign_labels import ForeignLabel, ForeignLabels, names_of, open_labels
 from dreamgen.data.frames import FrameReader
+from dreamgen.data.images import fit_frame
 from dreamgen.data.media_files import not_used
 from dreamgen.data.stream_copy import can_be_copied, copy_video
 from dreamgen.data.trajectory import Trajectory
-from dreamgen.data.video import WRITTEN_PIX_FMT, VideoInfo, fit_frame, probe, write_video
+from dreamgen.data.video import WRITTEN_PIX_FMT, VideoInfo, probe, write_video
 from dreamgen.data.views import short_name
 from dreamgen.errors import UserError, quoted, reason_of
 from dreamgen.prepare.detect import open_source

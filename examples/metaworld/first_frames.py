@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from record import check_simulator
 from tasks import FIRST_RECORDING_SEED, REGIONS, TASKS, instructions_of
 
-from dreamgen.data.video import write_png
+from dreamgen.data.images import write_png
 from dreamgen.errors import UserError
 from dreamgen.progress import log
 

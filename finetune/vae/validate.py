@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from dreamgen.config.settings import FinetuneVaeSettings
-from dreamgen.data.video import write_png
+from dreamgen.data.images import write_png
 from dreamgen.models.cosmos_predict25.vae_training import Reconstruction
 from finetune.checkpoint import TrainableState
 from finetune.training_log import TrainingLog, append_row, read_steps, start_table

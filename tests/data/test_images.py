@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreamgen.data.video import read_image
+from dreamgen.data.images import read_image
 from tests.fixtures.videos import corner_error, number_in, picture
 
 NUMBER = 5

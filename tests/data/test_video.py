@@ -5,8 +5,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from dreamgen.data.images import fit_frame, read_image, write_png
 from dreamgen.data.timeline import frame_time_s, num_latent_frames, resampled_indices
-from dreamgen.data.video import fit_frame, probe, read_image, read_video, write_png, write_video
+from dreamgen.data.video import probe, read_video, write_video
 from dreamgen.errors import UserError
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import dreamgen
+from dreamgen.data.images import read_image
 from dreamgen.data.lerobot.metadata import read_meta
-from dreamgen.data.video import read_image
 from dreamgen.plan.sources import table_rows
 
 DATA = Path(dreamgen.__file__).parent / "demo" / "data"

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from dreamgen.config.settings import ConvertSettings, PrepareSettings
-from dreamgen.data.video import decode_frames, probe, read_image, write_png, write_video
+from dreamgen.data.images import read_image, write_png
+from dreamgen.data.video import decode_frames, probe, write_video
 from dreamgen.errors import UserError
 from dreamgen.plan.sources import table_rows
 from dreamgen.prepare.detect import open_source

@@ -14,9 +14,9 @@ import pytest
 
 from dreamgen.config.settings import ConvertSettings, PrepareSettings
 from dreamgen.data.containers import open_video
-from dreamgen.data.images import decode_image
+from dreamgen.data.images import decode_image, read_image
 from dreamgen.data.lerobot.metadata import read_meta
-from dreamgen.data.video import probe, read_image, write_video
+from dreamgen.data.video import probe, write_video
 from dreamgen.errors import UserError
 from dreamgen.prepare.detect import open_source
 from dreamgen.run.files import name_problem, path_component

@@ -13,7 +13,8 @@ import ray
 import torch
 
 from dreamgen.config.settings import Settings
-from dreamgen.data.video import read_video, write_png, write_video
+from dreamgen.data.images import write_png
+from dreamgen.data.video import read_video, write_video
 from dreamgen.errors import UserError
 from dreamgen.generate.stage import generate
 from dreamgen.models.world_model import WORLD_MODELS, WorldModel, check_size, model_type_name

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dreamgen.data.video import probe, read_video, write_png
+from dreamgen.data.images import write_png
+from dreamgen.data.video import probe, read_video
 from dreamgen.errors import UserError
 from dreamgen.models.adapter_files import WEIGHTS_NAME, adapter_sha256
 from dreamgen.models.cosmos_predict25.adapter import check_adapter_fits

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamgen.data.video import write_png, write_video
+from dreamgen.data.images import write_png
+from dreamgen.data.video import write_video
 from dreamgen.run.jobs import write_jobs
 from dreamgen.run.journal import Journal
 from dreamgen.run.records import Job, JournalRecord, job_id

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from dreamgen.cluster.faults import is_gpu_fault
-from dreamgen.data.video import probe, write_png
+from dreamgen.data.images import write_png
+from dreamgen.data.video import probe
 from dreamgen.errors import UserError
 from dreamgen.generate import stage as generate_stage
 from dreamgen.generate.clip import generate_clip, make_clip

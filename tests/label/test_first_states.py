@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
-from dreamgen.data.video import frame_sha256, write_png
+from dreamgen.data.images import frame_sha256, write_png
 from dreamgen.label.first_states import known_first_states
 from dreamgen.run.run_folder import RunFolder
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreamgen.data.video import fit_frame, read_image, write_png
+from dreamgen.data.images import fit_frame, read_image, write_png
 from dreamgen.data.views import tile, tiled_views
 from dreamgen.errors import UserError
 from dreamgen.plan.stage import plan

@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from dreamgen.config.settings import PrepareSettings
-from dreamgen.data.video import fit_frame, frame_sha256, iter_frames, read_image, write_png, write_video
+from dreamgen.data.images import fit_frame, frame_sha256, read_image, write_png
+from dreamgen.data.video import iter_frames, write_video
 from dreamgen.errors import UserError
 from dreamgen.plan.stage import plan
 from dreamgen.run.jobs import read_jobs

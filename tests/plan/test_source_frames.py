@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from dreamgen.config.settings import PrepareSettings
+from dreamgen.data.images import fit_frame, frame_sha256, read_image
 from dreamgen.data.timeline import resampled_indices
-from dreamgen.data.video import fit_frame, frame_sha256, read_image, read_video
+from dreamgen.data.video import read_video
 from dreamgen.data.views import tile, tiled_views
 from dreamgen.errors import UserError
 from dreamgen.plan.stage import plan
@@ -124,7 +125,7 @@ def test_a_damaged_stack_is_refused_with_the_way_out(tmp_path, world):
 
 
 def _odd_picture(tmp_path):
-    from dreamgen.data.video import write_png
+    from dreamgen.data.images import write_png
 
     write_png(tmp_path / "odd.png", np.zeros((33, WIDTH, 3), np.uint8))
     return tmp_path / "odd.png"

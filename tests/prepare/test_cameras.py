@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from dreamgen.config.settings import PrepareSettings
-from dreamgen.data.video import fit_frame, read_video, write_video
+from dreamgen.data.images import fit_frame
+from dreamgen.data.video import read_video, write_video
 from dreamgen.data.views import View, tile, tiled_views
 from dreamgen.errors import UserError
 from dreamgen.prepare.stage import inspect, open_source, prepare

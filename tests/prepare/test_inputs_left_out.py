@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from dreamgen.config.settings import PrepareSettings
-from dreamgen.data.video import read_image, read_video, write_png
+from dreamgen.data.images import read_image, write_png
+from dreamgen.data.video import read_video
 from dreamgen.plan.sources import folder_rows
 from dreamgen.prepare.stage import open_source, prepare
 from tests.fixtures import demos

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dreamgen.config.settings import PrepareSettings
-from dreamgen.data.video import fit_frame, probe, read_video
+from dreamgen.data.images import fit_frame
+from dreamgen.data.video import probe, read_video
 from dreamgen.prepare.stage import inspect, open_source, prepare
 from dreamgen.run.records import RobotFeatures
 from tests.fixtures import demos

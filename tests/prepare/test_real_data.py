@@ -5,7 +5,8 @@ import csv
 import numpy as np
 import pyarrow.parquet as pq
 
-from dreamgen.data.video import fit_frame, iter_frames, read_video
+from dreamgen.data.images import fit_frame
+from dreamgen.data.video import iter_frames, read_video
 from dreamgen.prepare.stage import prepare
 
 CAMERA = "observation.images.ego_view"

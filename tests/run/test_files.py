@@ -10,8 +10,8 @@ import pytest
 from dreamgen.data.action_range import demonstrated_range
 from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
 from dreamgen.data.demonstration_motion import demonstration_motion
+from dreamgen.data.images import frame_sha256, write_png
 from dreamgen.data.trajectory import Trajectory, write_trajectory
-from dreamgen.data.video import frame_sha256, write_png
 from dreamgen.errors import Problems, UserError
 from dreamgen.label.first_states import known_first_states
 from dreamgen.run.files import atomic_file, atomic_folder, inside, read_json, visible_files, write_json
