@@ -19,7 +19,7 @@ from dreamgen.config.settings import IdmSettings, Settings
 from dreamgen.data.seeds import derived_seed
 from dreamgen.errors import UserError, quoted
 from dreamgen.models.devices import resolve_device
-from dreamgen.models.idm.first_state import fit_votes, followed_names
+from dreamgen.models.idm.first_state import followed_names
 from dreamgen.models.idm.model import InverseDynamics
 from dreamgen.models.idm.network import STRIDE_PX, IdmConfig
 from dreamgen.models.idm.next_state import fit_next_state
@@ -158,9 +158,6 @@ def describe_known_state(
     rows = np.concatenate(action_values), np.concatenate(state_values)
     known: dict[str, Any] = {"followed": followed_names(actions, states, *rows)}
     known["next_state"] = _as_tuples(fit_next_state(state_values, action_values))
-    if actions.binary_outputs().any():
-        vote_NB = actions.to_network(rows[0])[:, actions.binary_outputs()]
-        known["votes"] = _as_tuples(fit_votes(states, rows[1], vote_NB))
     return known
 
 

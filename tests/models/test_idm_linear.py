@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dreamgen.errors import UserError
-from dreamgen.models.idm.first_state import fit_votes, followed_names, voted
+from dreamgen.models.idm.first_state import followed_names
 from dreamgen.models.idm.linear import PENALTIES, LinearReader, clip_features, fit_linear, num_features, side_px
 from dreamgen.models.idm.model import InverseDynamics, clip_background
 from dreamgen.models.idm.vector_stats import VectorStats
@@ -101,22 +101,3 @@ def test_actions_that_are_changes_do_not_follow_a_state_of_their_name():
     actions = VectorStats.measure(action_NA, ("target", "change"))
     states = VectorStats.measure(state_NS, ("target", "change", "other"))
     assert followed_names(actions, states, action_NA, state_NS) == ("target",)
-
-
-def test_a_known_first_state_votes_for_binary_actions():
-    random = np.random.default_rng(4)
-    state_NS = random.normal(size=(300, 2)) * [0.5, 0] + [2, 7]
-    vote_NB = (state_NS[:, :1] > 2).astype(np.float64)
-    states = VectorStats.measure(state_NS, ("finger", "still"))
-    logit_XB = fit_votes(states, state_NS, vote_NB)
-    logits_N = np.concatenate([state_NS, np.ones((300, 1))], axis=1) @ logit_XB[:, 0]
-    assert ((logits_N > 0) == vote_NB[:, 0]).mean() > 0.97
-    rare_NB = np.arange(300)[:, None] % 10 == 0  # whatever the state
-    rare_XB = fit_votes(states, state_NS, rare_NB.astype(np.float64))
-    assert np.abs(np.concatenate([state_NS, np.ones((300, 1))], axis=1) @ rare_XB).max() < 1  # and not log(1 / 9)
-    left_T1 = np.exp(-np.arange(100) / 10)[:, None]
-    unsure_TB, sure_TB = np.full((100, 1), 0.45), np.full((100, 1), 0.999)
-    closed_TB = voted(unsure_TB, logit_XB, np.array([3.0, 7]), left_T1)
-    assert closed_TB[0, 0] > 0.9 and closed_TB[-1, 0] == pytest.approx(0.45, abs=0.01)
-    assert voted(unsure_TB, logit_XB, np.array([1.0, 7]), left_T1)[0, 0] < 0.1
-    assert (voted(sure_TB, logit_XB, np.array([1.0, 7]), left_T1) >= 0.5).all()  # what frames show clearly stays

@@ -125,14 +125,6 @@ def test_a_known_first_state_is_where_a_clip_begins():
     np.testing.assert_array_equal(unlike.action_TA, plain.action_TA)  # none follows
 
 
-def test_a_known_first_state_sets_binary_actions():
-    model, video_THWC = small_model(), noise(100)
-    votes = ((40.0,), (0.0,), (-10.0,))  # closed from 0.25 on
-    model = model.measured(votes=votes)
-    for arm, value in ((0.4, 1.5), (0.1, -1.5)):
-        assert model.predict(video_THWC, np.array([arm, 0], np.float32)).action_TA[0, 2] == value
-
-
 def test_integrated_states_follow_the_actions():
     random = np.random.default_rng(0)
     actions = [random.normal(size=(40, 2)).astype(np.float32) for _ in range(3)]

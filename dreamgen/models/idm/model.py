@@ -24,7 +24,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dreamgen.errors import UserError
-from dreamgen.models.idm.first_state import voted
 from dreamgen.models.idm.linear import LinearReader, num_features
 from dreamgen.models.idm.network import IdmConfig, IdmNetwork, to_unit
 from dreamgen.models.idm.next_state import integrate
@@ -86,7 +85,7 @@ class InverseDynamics:
         Args:
             video_THWC: uint8, RGB, any size, at least one frame, at the frame rate of the training clips.
             first_state_S: The state of the first frame, if it is known: states start there and keep the difference
-                for about `KNOWN_STATE_S`. Actions that set the state of their name, and binary ones, follow.
+                for about `KNOWN_STATE_S`. Actions that set the state of their name follow.
             integrate_states: Follow the predicted actions from the first state instead of reading states from frames.
         """
         small_TCHW = small_frames(video_THWC, self.config.image_px, self.config.views)
@@ -104,9 +103,6 @@ class InverseDynamics:
         mean_TP, std_TP = self.outputs(small_TCHW)
         known_S = first_state_S if config.states is not None else None
         left_T1 = np.exp(-np.arange(len(mean_TP)) / (KNOWN_STATE_S * config.fps))[:, None]
-        if known_S is not None and config.votes is not None:
-            binary_P = np.flatnonzero(config.actions.binary_outputs())
-            mean_TP[:, binary_P] = voted(mean_TP[:, binary_P], np.asarray(config.votes), known_S, left_T1)
         binary_P = config.binary_outputs()
         std_TP = np.where(binary_P, np.sqrt((mean_TP * (1 - mean_TP)).clip(0)), std_TP)
         found, stop = [], 0

@@ -42,7 +42,6 @@ class IdmConfig:
         encoder: Configuration of a pretrained encoder; None for the one that is trained from scratch.
         next_state: From `dreamgen.models.idm.next_state.fit_next_state`; None without states.
         followed: Names of actions that the states of the same names follow; see `first_state.followed_names`.
-        votes: From `first_state.fit_votes`; None without states or binary actions.
         network_share: Of the prediction; the rest is that of the linear reading (see `linear`). 1: there is none.
         uncertainty_scale: By which the spread of the predictions is multiplied, so that its root mean square is the
             error on held-out episodes.
@@ -61,7 +60,6 @@ class IdmConfig:
     encoder: dict[str, Any] | None = None
     next_state: tuple[tuple[float, ...], ...] | None = None
     followed: tuple[str, ...] = ()
-    votes: tuple[tuple[float, ...], ...] | None = None
     network_share: float = 1.0
     uncertainty_scale: float = 1.0
     held_out: dict[str, Any] = field(default_factory=dict)
@@ -81,9 +79,8 @@ class IdmConfig:
             )
         float(values["held_out"]["action"]["mae"])
         vectors = {n: values[n] and VectorStats.from_dict(values[n]) for n in ("actions", "states")}
-        votes = values["votes"] and tuple(tuple(row) for row in values["votes"])
         plain = {"views": tuple(tuple(view) for view in values["views"]), "followed": tuple(values["followed"])}
-        return cls(**{**values, **vectors, **plain, "votes": votes})
+        return cls(**{**values, **vectors, **plain})
 
     def vectors(self) -> list[VectorStats]:
         """Return actions, then states if it predicts them: the order of the network's outputs."""
