@@ -61,7 +61,9 @@ class LinearReader:
 
     def __call__(self, small_TCHW: np.ndarray, background_CHW: np.ndarray, binary_P: np.ndarray) -> np.ndarray:
         """Return outputs_TP, float64, of the frames of a clip: probabilities where `binary_P`."""
-        outputs_TP = (clip_features(small_TCHW, background_CHW) @ self.weight_XP + self.bias_P).astype(np.float64)
+        # By torch, of whose threads `label` uses as many in every process; more BLAS threads may round differently.
+        features_TX = torch.from_numpy(clip_features(small_TCHW, background_CHW))
+        outputs_TP = (features_TX @ torch.from_numpy(self.weight_XP)).numpy().astype(np.float64) + self.bias_P
         outputs_TP[:, binary_P] = outputs_TP[:, binary_P].clip(0, 1)
         return outputs_TP
 
