@@ -40,12 +40,16 @@ def interrupted(words, has_begun, number, whole_group) -> str:
 @pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
 def test_prepare_on_two_processes(tmp_path, number, whole_group):
     demos, run = write_plain(tmp_path / "demos", num_episodes=40, num_frames=100), tmp_path / "run"
+    for path in sorted(demos.iterdir()):
+        for number_of_copy in range(20):  # far more work than may be done before the signal comes
+            os.link(path, path.with_stem(f"{path.stem}-{number_of_copy}"))
     words = ("prepare", "--demos", demos, "--out", run, *SMALL, "--num_workers=2")
 
     def both_work() -> bool:
         names = sorted(path.name for path in demos.glob("*.mp4"))
         done = {path.name for path in run.glob(".train.*/videos/*.mp4")}
-        return bool(done & set(names[:20])) and bool(done & set(names[20:]))
+        half = len(names) // 2
+        return bool(done & set(names[:half])) and bool(done & set(names[half:]))
 
     interrupted(words, both_work, number, whole_group)
     assert not run.exists() or not list(run.iterdir())  # neither temporary files nor a lease
