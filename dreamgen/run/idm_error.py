@@ -37,6 +37,10 @@ class Measured:
         mae = recorded.get("mae") if isinstance(recorded, Mapping) else None
         return cls(float(mae), recorded.get("r2")) if isinstance(mae, int | float) else None
 
+    def text(self) -> str:
+        """Return both measures."""
+        return f"{self.mae:.4g}" + ("" if self.r2 is None else f" (R^2 {self.r2:.2f})")
+
     def is_no_better_than(self, other: Measured) -> bool:
         """Return whether MAE or R^2 is no better than that of `other`."""
         return self.mae >= other.mae or (self.r2 is not None and other.r2 is not None and self.r2 <= other.r2)
@@ -87,7 +91,7 @@ class IdmError:
         """Return the error beside those of the baselines."""
         how = f" ({self.how})" if self.how else ""
         r2 = "" if self.action.r2 is None else f", R^2 {self.action.r2:.2f} (1 is perfect)"
-        others = ", ".join(f"{_in_words(name)} {value.mae:.4g}" for name, value in self.baselines.items())
+        others = ", ".join(f"{_in_words(name)} {value.text()}" for name, value in self.baselines.items())
         return f"held-out error{how}: {self.action.mae:.4g} in the robot's units{r2}" + (
             f"; {others}" if others else ""
         )
