@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import subprocess
@@ -44,7 +45,7 @@ class GpuUsage:
 
 
 class GpuMonitor:
-    """Reads all GPUs in the background. Use as a context; without nvidia-smi there are no readings."""
+    """Reads the GPUs that CUDA shows in the background. Use as a context; without nvidia-smi there are no readings."""
 
     def __init__(self) -> None:
         self._samples: list[Sample] = []
@@ -52,8 +53,12 @@ class GpuMonitor:
 
     def __enter__(self) -> GpuMonitor:
         if shutil.which("nvidia-smi"):
-            command = ["nvidia-smi", QUERY, "--format=csv,noheader,nounits", f"--loop-ms={PERIOD_MS}"]
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            self._process = subprocess.Popen(
+                query_command(os.environ.get("CUDA_VISIBLE_DEVICES")),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
             threading.Thread(target=self._read, daemon=True).start()
         return self
 
@@ -83,6 +88,16 @@ class GpuMonitor:
             sample = parse_sample(line, time.monotonic())
             if sample is not None:
                 self._samples.append(sample)
+
+
+def query_command(visible: str | None) -> list[str]:
+    """Return the command line of nvidia-smi.
+
+    Args:
+        visible: CUDA_VISIBLE_DEVICES, whose GPUs alone are read; None for all.
+    """
+    command = ["nvidia-smi", QUERY, "--format=csv,noheader,nounits", f"--loop-ms={PERIOD_MS}"]
+    return command if visible is None else [*command, f"--id={visible}"]
 
 
 def parse_sample(line: str, time_s: float) -> Sample | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from gpu_check_report import Check, ResumeCheck, exit_status
 from gpu_check_steps import STAGES
-from gpu_monitor import GpuMonitor, GpuUsage, parse_sample
+from gpu_monitor import GpuMonitor, GpuUsage, parse_sample, query_command
 from measured_commands import MeasuredCommands, Row
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -93,6 +93,11 @@ def test_a_check_that_is_told_to_end_still_reports(tmp_path):
     rows = {row["stage"]: row["status"] for row in json.loads(out.read_text())["rows"]}
     assert rows["build model"] == "time limit" and rows["run"] == "not run: time limit"
     assert "| build model | time limit |" in stdout
+
+
+def test_only_gpus_that_cuda_shows_are_read():
+    assert "--id=1,3" in query_command("1,3")
+    assert not any(word.startswith("--id") for word in query_command(None))
 
 
 def test_gpu_readings_are_summarized_over_a_period():
