@@ -17,8 +17,9 @@ import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ DEVELOPMENT_TASKS = ("drawer-open", "handle-press")
 SMALL = {
     "tasks": ["sweep"], "seeds": [0], "policies": ["act"], "arms": ["real", "curated"], "dream_counts": [],
     "num_demos": 10, "num_dreams": 20, "play_episodes": 1, "other_episodes": 0, "lora_steps": 120, "idm_steps": 300,
+    "idm_batch_size": 8, "idm_image_px": 64, "idm_width": 128,
     "updates": 300, "batch_size": 8, "eval_episodes": 20, "num_workers": 0,
 }  # fmt: skip
 
@@ -43,24 +45,62 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     write_settings(args)
     deadline_s = time.monotonic() + 60 * args.minutes
-    status = 0
-    for group, some in groupby(all_steps(args), key=lambda step: step.group):
-        left = [step for step in some if not _marker(args, step).is_file()]
-        if group:
-            with ThreadPoolExecutor(args.jobs) as pool:
-                status = max([status, *pool.map(lambda step: run(args, step, deadline_s), left)])
-        else:
-            status = next(filter(None, (run(args, step, deadline_s) for step in left)), status)
-        if status and not group:
-            break
-    if status < 2:
-        from proof_report import write_reports  # imports modules beside this folder, which `steps` makes importable
+    results = run_steps(
+        all_steps(args), lambda step: _marker(args, step).is_file(), lambda step, gpu: run(args, step, gpu, deadline_s),
+        args.jobs, args.gpus,
+    )  # fmt: skip
+    from proof_report import write_reports  # imports modules beside this folder, which `steps` makes importable
 
-        write_reports(args)
-    return status
+    write_reports(args)
+    return max(results.values(), default=0)
 
 
-def run(args: argparse.Namespace, step: Step, deadline_s: float) -> int:
+def run_steps(
+    steps: Sequence[Step],
+    is_done: Callable[[Step], bool],
+    run_step: Callable[[Step, str | None], int],
+    jobs: int,
+    gpus: Sequence[str],
+) -> dict[str, int]:
+    """Run each step once the ones that it needs are done, several at a time; the first in the list come first.
+
+    Args:
+        steps: Each after those that it needs.
+        is_done: Whether a step was done by an earlier call.
+        run_step: Runs a step on a GPU, or on the CPU with None, and returns 0 when it is done.
+        jobs: Steps at a time.
+        gpus: Each step gets the one that fewest steps use.
+
+    Returns:
+        What `run_step` returned for each step that ran; of the others, those that could not run, as a step that they
+        need failed or was left out, are 1.
+    """
+    waiting = {step.name: step for step in steps if not is_done(step)}
+    results: dict[str, int] = {}
+    running: dict[Future[int], tuple[str, str | None]] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        while waiting or running:
+            for name, step in list(waiting.items()):
+                if any(results.get(need) for need in step.needs):
+                    results[name] = 1
+                    del waiting[name]
+                elif len(running) < jobs and not any(need in waiting or need in _names(running) for need in step.needs):
+                    used = Counter(gpu for _, gpu in running.values())
+                    gpu = min(gpus, key=lambda one: used[one]) if gpus else None
+                    running[pool.submit(run_step, step, gpu)] = name, gpu
+                    del waiting[name]
+            if running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    name, _ = running.pop(future)
+                    results[name] = future.result()
+    return results
+
+
+def _names(running: dict[Future[int], tuple[str, str | None]]) -> set[str]:
+    return {name for name, _ in running.values()}
+
+
+def run(args: argparse.Namespace, step: Step, gpu: str | None, deadline_s: float) -> int:
     """Run a step's commands, with their output in a log.
 
     Returns:
@@ -81,7 +121,7 @@ def run(args: argparse.Namespace, step: Step, deadline_s: float) -> int:
                 continue
             file.write(f"$ python {shlex.join(command)}\n")
             file.flush()
-            done = subprocess.run([python(), *command], stdout=file, stderr=file, env=environment())
+            done = subprocess.run([python(), *command], stdout=file, stderr=file, env=environment(gpu))
             if done.returncode:
                 lines = "\n".join(log.read_text(encoding="utf-8").splitlines()[-12:])
                 print(f"{step.name}: exit {done.returncode}, see {log}\n{lines}", file=sys.stderr, flush=True)
@@ -104,22 +144,27 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="one task, one seed, two arms, short trainings")
     parser.add_argument("--tasks", nargs="+", default=list(TABLE_TASKS))
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
+    parser.add_argument("--policies", nargs="*", default=list(POLICIES), choices=POLICIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the policies' trainings")
     parser.add_argument("--num_demos", type=int, default=10, help="N")
     parser.add_argument("--num_dreams", type=int, default=100, help="M")
     parser.add_argument("--dream_counts", nargs="*", type=int, default=[25], help="more arms, with fewer dreams")
-    parser.add_argument("--play_episodes", type=int, default=8, help="of each of 50 tasks, for inverse dynamics")
-    parser.add_argument("--other_episodes", type=int, default=4, help="demonstrations of each seen task, likewise")
+    parser.add_argument("--play_episodes", type=int, default=20, help="of each of 50 tasks, for inverse dynamics")
+    parser.add_argument("--other_episodes", type=int, default=10, help="demonstrations of each seen task, likewise")
     parser.add_argument("--lora_steps", type=int, default=400, help="steps of the adapter")
-    parser.add_argument("--idm_steps", type=int, default=3000, help="steps of the inverse-dynamics model")
-    parser.add_argument("--updates", type=int, default=3000, help="steps of each policy, the same for every arm")
+    parser.add_argument("--idm_steps", type=int, default=4000, help="steps of the inverse-dynamics model")
+    parser.add_argument("--idm_batch_size", type=int, default=32)
+    parser.add_argument("--idm_image_px", type=int, default=128)
+    parser.add_argument("--idm_width", type=int, default=256)
+    parser.add_argument("--updates", type=int, default=2000, help="steps of each policy, the same for every arm")
     parser.add_argument("--batch_size", type=int, default=32, help="of the policies")
     parser.add_argument("--eval_episodes", type=int, default=50)
     parser.add_argument("--num_workers", type=int, default=2, help="data loading processes of a policy's training")
     parser.add_argument("--policy_words", nargs="*", default=[], help="more settings of lerobot-train")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--jobs", type=int, default=4 if torch.cuda.is_available() else 1, help="trainings at a time")
+    gpus = [str(number) for number in range(torch.cuda.device_count())]
+    parser.add_argument("--gpus", nargs="*", default=gpus, help="values of CUDA_VISIBLE_DEVICES; default: all")
+    parser.add_argument("--jobs", type=int, default=max(1, 4 * len(gpus)), help="steps at a time, on all GPUs together")
     parser.add_argument("--record_workers", type=int, default=torch.get_num_threads())
     parser.add_argument("--minutes", type=float, default=100_000, help="after which no step begins")
     if parser.parse_known_args()[0].small:

@@ -45,6 +45,7 @@ ARMS = {
     "dreams": "accepted dreams alone",
 }
 REAL, CURATED = "real", "curated"
+MAIN_ARMS = (REAL, CURATED, "real_video", "oracle")  # trained first, with all seeds
 
 # Training of a policy; everything else is LeRobot's default.
 POLICIES = {
@@ -68,23 +69,31 @@ class Step:
     Args:
         name: Unique; with slashes, as its log and its marker are files below those of the benchmark.
         commands: Command lines, each after `python`, or functions without arguments; run one after another.
+        needs: Names of the steps that must be done before. Steps that do not need each other may run at the same time.
         output: What it makes, removed before it begins, as a step that was interrupted starts over. None keeps all.
-        group: Steps of one group may run at the same time.
     """
 
     name: str
     commands: tuple[tuple[str, ...] | Callable[[], None], ...]
+    needs: tuple[str, ...] = ()
     output: Path | None = None
-    group: str = ""
 
 
 def all_steps(args: argparse.Namespace) -> list[Step]:
-    """Return the steps of a benchmark in order."""
+    """Return the steps of a benchmark; those that should be done first come first.
+
+    Raises:
+        ValueError: if a step needs one that does not stand before it.
+    """
     steps = shared_steps(args)
     for task in args.tasks:
         steps += data_steps(args, task)
-    for task in args.tasks:
-        steps += training_steps(args, task)
+    steps += training_steps(args)
+    known: set[str] = set()
+    for step in steps:
+        if missing := set(step.needs) - known:
+            raise ValueError(f"{step.name} needs {sorted(missing)}, which no step before it makes")
+        known.add(step.name)
     return steps
 
 
@@ -96,95 +105,113 @@ def shared_steps(args: argparse.Namespace) -> list[Step]:
     steps = []
     for name in _extra(args):
         words, num = ("--set", "play" if name == "play" else "base"), getattr(args, f"{name}_episodes")
-        recording = args.out / name / "recording"
-        steps.append(Step(f"{name}/record", (record(args, recording, *words, "--episodes_per_task", str(num)),)))
-        words = dreamgen("prepare", args.out / name / "run", f"--demos={recording}")
-        steps.append(Step(f"{name}/prepare", (words,), args.out / name / "run"))
+        recording, run = args.out / name / "recording", args.out / name / "run"
+        command = record(args, recording, *words, "--episodes_per_task", str(num))
+        steps.append(Step(f"{name}/record", (command,), (), recording))
+        words = dreamgen("prepare", run, f"--demos={recording}")
+        steps.append(Step(f"{name}/prepare", (words,), (f"{name}/record",), run))
     return steps
 
 
 def data_steps(args: argparse.Namespace, task: str) -> list[Step]:
-    """Return what makes the datasets of a task's arms."""
+    """Return what makes the datasets of a task's arms, and the replays."""
     folder, mix = args.out / task, f"--export.mix_with={args.out / task / 'real/datasets' / DATASET}"
     even = (mix, "--export.real_share=0.5", "--export.repeat_real=true")
     heldout = ("--set", "heldout", "--tasks", task)
-    starts = folder / "new_starts"
+    starts, dreams = folder / "new_starts", folder / CURATED
     first_frames = (str(RECORDER / "first_frames.py"), "--of", str(folder / "new"), "--out", str(starts))
-    steps = [
-        Step(f"{task}/demos", (record(args, folder / "demos", *heldout, "--episodes_per_task", str(args.num_demos)),)),
-        Step(f"{task}/new", (record(args, folder / "new", *heldout, "--episodes_per_task", str(args.num_dreams),
-                                    "--seed", "1"),)),
-        Step(f"{task}/starts", (first_frames,), starts),
-        Step(f"{task}/real", _imported(folder / "real", folder / "demos", ()), folder / "real"),
-    ]  # fmt: skip
-    dreams, plan = folder / "curated", f"--plan.first_frames={starts / 'first_frames.csv'}"
-    steps += [
-        Step(f"{task}/finetune", (
-            dreamgen("prepare", dreams, f"--demos={folder / 'demos'}"),
-            dreamgen("finetune", dreams),
-        ), dreams),
-        Step(f"{task}/finetune_idm", (
-            dreamgen("finetune_idm", dreams),
-        ), dreams / "idm"),
-    ]  # fmt: skip
-    generate = ("generate", "label", "curate")
-    steps.append(Step(f"{task}/curated/clips", (dreamgen("plan", dreams, plan),
-                                                *(dreamgen(name, dreams) for name in generate))))  # fmt: skip
-    if "base" in args.arms:
-        base = folder / "base"
-        commands = (lambda: _copy_models(dreams, base), dreamgen("plan", base, plan, "--plan.adapter=base"),
-                    *(dreamgen(name, base) for name in generate))  # fmt: skip
-        steps.append(Step(f"{task}/base/clips", commands, base))
-    if "uncurated" in args.arms:
-        loose = folder / "uncurated"
-        commands = (lambda: _copy_clips(dreams, loose), dreamgen("curate", loose, *loosest()))
-        steps.append(Step(f"{task}/uncurated/clips", commands, loose))
-    # Needed for the replay of recovered actions, whatever the arms are.
+    plan = f"--plan.first_frames={starts / 'first_frames.csv'}"
+    steps: list[Step] = []
+
+    def add(
+        name: str, commands: Sequence[Any], needs: Sequence[str] = (), output: Path | None = None,
+        shared: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        own = (*(f"{task}/{need}" for need in needs), *shared)
+        steps.append(Step(f"{task}/{name}", tuple(commands), own, output))
+
+    for name, num, seed in (("demos", args.num_demos, 0), ("new", args.num_dreams, 1)):
+        words = ("--episodes_per_task", str(num), "--seed", str(seed))
+        add(name, [record(args, folder / name, *heldout, *words)], (), folder / name)
+    add("starts", [first_frames], ["new"], starts)
+    add(REAL, _imported(folder / REAL, folder / "demos", ()), ["demos"], folder / REAL)
+    add("prepare", [dreamgen("prepare", dreams, f"--demos={folder / 'demos'}")], ["demos"], dreams)
+    extra = [f"{name}/prepare" for name in _extra(args)]
+    add("finetune_idm", [dreamgen("finetune_idm", dreams, "--resume")], ["prepare"], shared=extra)
+    add("finetune", [dreamgen("finetune", dreams, "--resume")], ["prepare"])
+    add("generate", [dreamgen("plan", dreams, plan), dreamgen("generate", dreams)], ["finetune", "starts"])
+    if "oracle" in args.arms:
+        add("oracle/export", _imported(folder / "oracle", folder / "new", (mix,)), ["new", REAL], folder / "oracle")
+    # Labels of real videos are needed for the replay of recovered actions, whatever the arms are.
     video = folder / "real_video"
     words = ("--import_clips.own_labels=false", "--import_clips.generator=simulator")
     commands = (lambda: _copy_models(dreams, video), _import(video, folder / "new", *words), dreamgen("label", video),
                 dreamgen("curate", video, *loosest()))  # fmt: skip
-    steps.append(Step(f"{task}/real_video/clips", commands, video))
-    if "oracle" in args.arms:
-        steps.append(Step(f"{task}/oracle", _imported(folder / "oracle", folder / "new", (mix,)), folder / "oracle"))
-    for arm, run in (("curated", dreams), ("uncurated", folder / "uncurated"), ("base", folder / "base"),
-                     ("real_video", video)):  # fmt: skip
-        if arm in args.arms:
-            steps.append(_export(f"{task}/{arm}", run, *even))
+    add("real_video/clips", commands, ["finetune_idm", "new"], video)
+    add("curated/clips", [dreamgen("label", dreams), dreamgen("curate", dreams)], ["generate", "finetune_idm"])
+    copies = []
+    if "base" in args.arms:
+        base = folder / "base"
+        commands = (lambda: _copy_models(dreams, base), dreamgen("plan", base, plan, "--plan.adapter=base"),
+                    *(dreamgen(name, base) for name in ("generate", "label", "curate")))  # fmt: skip
+        add("base/clips", commands, ["finetune_idm", "starts"], base)
+    if "uncurated" in args.arms:
+        loose = folder / "uncurated"
+        commands = (lambda: _copy_clips(dreams, loose), dreamgen("curate", loose, *loosest()))
+        add("uncurated/clips", commands, ["curated/clips"], loose)
+        copies.append("uncurated/clips")
     for num in args.dream_counts:
         few = folder / f"{CURATED}-{num}"
         commands = (lambda few=few, num=num: _copy_first(dreams, few, num), dreamgen("curate", few))
-        steps.append(Step(f"{task}/{few.name}/clips", commands, few))
-        steps.append(_export(f"{task}/{few.name}", few, *even))
+        add(f"{few.name}/clips", commands, ["curated/clips"], few)
+        copies.append(f"{few.name}/clips")
+    # Nothing writes into a run folder while it is copied.
+    mixed = [arm for arm in (CURATED, "uncurated", "base", "real_video") if arm in args.arms]
+    for arm in [*mixed, *(f"{CURATED}-{num}" for num in args.dream_counts)]:
+        run = folder / arm
+        needs = [f"{arm}/clips", REAL, *(copies if arm == CURATED else ())]
+        add(f"{arm}/export", [dreamgen("export", run, "--export.name=mixed", *even)], needs, run / "datasets" / DATASET)
     if "dreams" in args.arms:
-        steps.append(Step(f"{task}/dreams/export", (dreamgen("export", dreams, "--export.name=alone"),)))
+        needs = [step for step in ("curated/clips", "curated/export", *copies) if step in _names(steps)]
+        add("dreams/export", [dreamgen("export", dreams, "--export.name=alone")], needs, dataset_of(folder, "dreams"))
+    runs = [name for name in ("real_video/clips", "curated/clips", "base/clips") if name in _names(steps)]
     replays = (str(Path(__file__).with_name("replay.py")), "--folder", str(folder), "--task", task)
-    steps.append(Step(f"{task}/replay", (replays,), folder / "results" / "replay.json"))
+    add("replay", [replays], runs, folder / "results" / "replay.json")
     return steps
 
 
-def training_steps(args: argparse.Namespace, task: str) -> list[Step]:
-    """Return a training and an evaluation for each seed, policy and arm; those of the first seed come first."""
-    steps = []
-    arms = [*args.arms, *(f"{CURATED}-{num}" for num in args.dream_counts)]
-    for seed, policy, arm in itertools.product(args.seeds, args.policies, arms):
-        name = f"{arm}-{policy}-{seed}"
-        out, results = args.out / task / "policies" / name, args.out / task / "results"
-        train = (
-            "-m", "lerobot.scripts.lerobot_train", f"--dataset.repo_id=local/{arm}",
-            f"--dataset.root={dataset_of(args.out / task, arm)}", "--dataset.video_backend=pyav",
-            "--dataset.image_transforms.enable=true", f"--output_dir={out}", f"--seed={seed}",
-            f"--steps={args.updates}", f"--save_freq={args.updates}", f"--batch_size={args.batch_size}",
-            f"--num_workers={args.num_workers}", "--log_freq=100", f"--policy.device={args.device}",
-            "--policy.push_to_hub=false", "--wandb.enable=false", *POLICIES[policy], *args.policy_words,
-        )  # fmt: skip
-        evaluate = (
-            str(Path(__file__).with_name("rollout.py")), "--policy", str(out / "checkpoints/last/pretrained_model"),
-            "--task", task, "--out", str(results / f"{name}.json"), "--num_episodes", str(args.eval_episodes),
-            "--device", args.device,
-        )  # fmt: skip
-        steps.append(Step(f"{task}/policies/{name}", (train, evaluate), out, group="policies"))
-    return steps
+def _names(steps: Sequence[Step]) -> set[str]:
+    """Return the names of a task's steps, without the task."""
+    return {step.name.partition("/")[2] for step in steps}
+
+
+def training_steps(args: argparse.Namespace) -> list[Step]:
+    """Return a training and an evaluation for each task, arm, policy and seed; the main arms come before the others."""
+    names = [*args.arms, *(f"{CURATED}-{num}" for num in args.dream_counts)]
+    arms = sorted(names, key=lambda arm: arm not in MAIN_ARMS)
+    grid = itertools.product(args.policies, (True, False), args.seeds, arms, args.tasks)
+    return [_training(args, task, arm, policy, seed)
+            for policy, is_main, seed, arm, task in grid if (arm in MAIN_ARMS) == is_main]  # fmt: skip
+
+
+def _training(args: argparse.Namespace, task: str, arm: str, policy: str, seed: int) -> Step:
+    name = f"{arm}-{policy}-{seed}"
+    out, results = args.out / task / "policies" / name, args.out / task / "results"
+    train = (
+        "-m", "lerobot.scripts.lerobot_train", f"--dataset.repo_id=local/{arm}",
+        f"--dataset.root={dataset_of(args.out / task, arm)}", "--dataset.video_backend=pyav",
+        "--dataset.image_transforms.enable=true", f"--output_dir={out}", f"--seed={seed}",
+        f"--steps={args.updates}", f"--save_freq={args.updates}", f"--batch_size={args.batch_size}",
+        f"--num_workers={args.num_workers}", "--log_freq=100", f"--policy.device={args.device}",
+        "--policy.push_to_hub=false", "--wandb.enable=false", *POLICIES[policy], *args.policy_words,
+    )  # fmt: skip
+    evaluate = (
+        str(Path(__file__).with_name("rollout.py")), "--policy", str(out / "checkpoints/last/pretrained_model"),
+        "--task", task, "--out", str(results / f"{name}.json"), "--num_episodes", str(args.eval_episodes),
+        "--device", args.device,
+    )  # fmt: skip
+    dataset = f"{task}/{arm}" if arm == REAL else f"{task}/{arm}/export"
+    return Step(f"{task}/policies/{name}", (train, evaluate), (dataset,), out)
 
 
 def arm_title(arm: str) -> str:
@@ -217,7 +244,14 @@ def write_settings(args: argparse.Namespace) -> None:
         "model": {"device": args.device},
         "prepare": {"camera": CAMERA},
         "finetune": {"num_steps": args.lora_steps},
-        "idm": {"num_steps": args.idm_steps, "extra_demos": [str(args.out / name / "run") for name in _extra(args)]},
+        "idm": {
+            "num_steps": args.idm_steps,
+            "batch_size": args.idm_batch_size,
+            "image_px": args.idm_image_px,
+            "width": args.idm_width,
+            "num_workers": args.num_workers,
+            "extra_demos": [str(args.out / name / "run") for name in _extra(args)],
+        },
         "export": {"formats": ["lerobot-v3.0"], "camera": CAMERA},
     }
     for section, values in given.items():
@@ -232,11 +266,6 @@ def _extra(args: argparse.Namespace) -> list[str]:
 def loosest() -> list[str]:
     """Return settings of curate that let every clip pass."""
     return [f"--curate.{score.threshold.setting}={score.threshold.loosest}" for _, score in SCORES.items()]
-
-
-def _export(name: str, run: Path, *words: str) -> Step:
-    command = dreamgen("export", run, "--export.name=mixed", *words)
-    return Step(f"{name}/export", (command,), run / "datasets" / DATASET)
 
 
 def _import(run: Path, recording: Path, *words: str) -> tuple[str, ...]:
@@ -276,7 +305,12 @@ def python() -> str:
     return sys.executable
 
 
-def environment() -> dict[str, str]:
-    """Return the environment of all commands."""
+def environment(gpu: str | None) -> dict[str, str]:
+    """Return the environment of a step's commands.
+
+    Args:
+        gpu: Value of CUDA_VISIBLE_DEVICES; None leaves it as it is.
+    """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
-    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    device = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **device}

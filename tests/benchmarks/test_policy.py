@@ -7,14 +7,15 @@ import importlib.util
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from proof import SMALL
+from proof import SMALL, run_steps
 from proof_report import policy_rows
 from significance import paired_p_value, rank_correlation, wilson_interval
-from steps import ARMS, all_steps, dataset_of
+from steps import ARMS, MAIN_ARMS, Step, all_steps, dataset_of
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "policy"
 
@@ -80,10 +81,47 @@ def test_every_arm_is_made_by_commands_and_trained_alike(tmp_path):
     assert len({frozenset(words) for words in of_act}) == 1, "the same updates, seed and augmentation for every arm"
     folder = tmp_path / "sweep"
     written = {step.output for step in steps if step.output} | {
-        folder / "curated/datasets/lerobot-v3.0-alone", *(folder / arm / "datasets/lerobot-v3.0-mixed"
-                                                          for arm in ("real", "oracle"))}  # fmt: skip
+        folder / arm / "datasets/lerobot-v3.0-mixed" for arm in ("real", "oracle")}  # fmt: skip
     for arm in [*args.arms, "curated-5"]:
         assert dataset_of(folder, arm) in written, arm
+
+
+def test_the_main_arms_are_trained_first_with_all_seeds(tmp_path):
+    steps = all_steps(arguments(tmp_path, policies=["act"], seeds=[0, 1], tasks=["sweep", "push-back"]))
+    arms = [step.name.rpartition("/")[2].split("-act-")[0] for step in steps if "/policies/" in step.name]
+    num_main = 2 * 2 * len(MAIN_ARMS)
+    assert set(arms[:num_main]) == set(MAIN_ARMS) and not set(arms[num_main:]) & set(MAIN_ARMS)
+    assert len(arms) == 2 * 2 * (len(ARMS) + 1)
+
+
+def test_a_step_waits_for_those_that_it_needs_and_gpus_are_shared_evenly():
+    steps = [Step("a", ()), Step("b", ()), Step("c", (), ("a", "b")), Step("d", (), ("a",)), Step("e", (), ("c", "d"))]
+    together, done, gpus = threading.Barrier(2), set(), {}
+
+    def run_step(step, gpu):
+        assert done.issuperset(step.needs)
+        gpus[step.name] = gpu
+        if step.name in "ab":
+            together.wait(30)  # both at the same time, on different GPUs
+        done.add(step.name)
+        return 0
+
+    results = run_steps(steps, lambda step: False, run_step, 2, ["0", "1"])
+    assert results == dict.fromkeys("abcde", 0)
+    assert gpus["a"] != gpus["b"]
+
+
+def test_what_needs_a_failed_step_does_not_run_and_what_is_done_is_not_repeated():
+    steps = [Step("a", ()), Step("b", (), ("a",)), Step("c", (), ("b",)), Step("d", ()), Step("e", (), ("d",))]
+    ran = []
+
+    def run_step(step, gpu):
+        ran.append(step.name)
+        assert gpu is None
+        return 2 if step.name == "a" else 0
+
+    assert run_steps(steps, lambda step: step.name == "d", run_step, 1, []) == {"a": 2, "b": 1, "c": 1, "e": 0}
+    assert sorted(ran) == ["a", "e"]
 
 
 @pytest.mark.slow
