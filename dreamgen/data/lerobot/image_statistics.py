@@ -41,7 +41,7 @@ class ImageHistogram:
         small_HWC = downsampled(frame_HWC)
         # float32, which counts exactly up to 2 ** 24 pixels; np.bincount takes four times longer.
         counts_CL1 = [cv2.calcHist([small_HWC], [c], None, [LEVELS], [0, LEVELS]) for c in range(3)]
-        return self + ImageHistogram(np.stack(counts_CL1)[..., 0].astype(np.int64), 1)
+        return self + ImageHistogram(np.stack([counts.reshape(-1) for counts in counts_CL1]).astype(np.int64), 1)
 
     def scaled_to(self, num_frames: int) -> ImageHistogram:
         """Scale the counts of a sample up to the number of frames that the sample represents."""
