@@ -6,6 +6,7 @@ Axes: N clips, T frames, H height, W width, C channels, V values of the read-out
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -165,11 +166,11 @@ def nearest_clips(first_NHWC: torch.Tensor, among: Clips) -> np.ndarray:
     return torch.cat(nearest).numpy()
 
 
-def picture_grid(pairs: list[tuple[np.ndarray, np.ndarray]], num_columns: int = 7) -> np.ndarray:
-    """Draw rows of frames, each recording above the clip that belongs to it. Returns grid_HWC, uint8."""
+def picture_grid(groups: Sequence[Sequence[np.ndarray]], num_columns: int = 7) -> np.ndarray:
+    """Draw rows of frames, each recording above the clips that belong to it. Returns grid_HWC, uint8."""
     rows = []
-    for real_THWC, dream_THWC in pairs:
-        columns = np.linspace(0, len(real_THWC) - 1, num_columns).round().astype(int)
-        pair = np.concatenate([np.concatenate(list(video[columns]), axis=1) for video in (real_THWC, dream_THWC)])
-        rows.append(np.pad(pair, ((0, 6), (0, 0), (0, 0)), constant_values=255))
+    for videos in groups:
+        columns = np.linspace(0, len(videos[0]) - 1, num_columns).round().astype(int)
+        group = np.concatenate([np.concatenate(list(video_THWC[columns]), axis=1) for video_THWC in videos])
+        rows.append(np.pad(group, ((0, 6), (0, 0), (0, 0)), constant_values=255))
     return np.concatenate(rows)

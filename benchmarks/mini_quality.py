@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from clip_metrics import (
+    Criterion,
     nearest_clips,
     picture_grid,
     pixel_metrics,
@@ -121,6 +122,30 @@ def _noise(shape: tuple[int, ...], seed: int, number: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1_000_003 * seed + number))
 
 
+def measure_clips(
+    video_NTHWC: torch.Tensor,
+    real: Clips,
+    readout: StateReadout,
+    criteria: dict[str, Criterion],
+    with_flow: bool = False,
+) -> dict[str, np.ndarray]:
+    """Return all metrics of each clip; recordings themselves have none in pixels.
+
+    Args:
+        video_NTHWC: uint8, 0-255; `real.video_NTHWC` itself measures the recordings.
+        real: The recordings.
+        readout: Reads hand and objects.
+        criteria: Of `success_criteria`.
+        with_flow: Whether to measure the optical flow.
+    """
+    values_NTV = readout.read(video_NTHWC)
+    measured = state_metrics(values_NTV, real)
+    if video_NTHWC is not real.video_NTHWC:
+        measured = pixel_metrics(video_NTHWC, real, with_flow) | measured
+    measured["success"] = successes(values_NTV, real, criteria)
+    return measured
+
+
 class Evaluation:
     """Datasets, models and what has been measured.
 
@@ -159,11 +184,7 @@ class Evaluation:
         self, name: str, split: str, video_NTHWC: torch.Tensor, real: Clips, with_flow: bool = False, **extra: Any
     ) -> None:
         """Measure clips and add a row."""
-        values_NTV = self.readout.read(video_NTHWC)
-        measured = state_metrics(values_NTV, real)
-        if video_NTHWC is not real.video_NTHWC:
-            measured = pixel_metrics(video_NTHWC, real, with_flow) | measured
-        measured["success"] = successes(values_NTV, real, self.criteria)
+        measured = measure_clips(video_NTHWC, real, self.readout, self.criteria, with_flow)
         self.per_clip[f"{name}, {split}"] = {key: values.round(4).tolist() for key, values in measured.items()}
         means = {
             key: float(np.nanmean(values)) if np.isfinite(values).any() else None for key, values in measured.items()

@@ -31,7 +31,7 @@ def paired_p_value(one_KE: np.ndarray, other_KE: np.ndarray, seed: int = 0) -> f
     of one arm tend to fail at the same positions. Under the hypothesis of no difference, both signs are as likely.
 
     Args:
-        one_KE, other_KE: Successes, 0 or 1.
+        one_KE, other_KE: Successes, 0 or 1, or another metric.
         seed: Of the random flips; all are tried where there are few.
     """
     difference_E = one_KE.mean(axis=0) - other_KE.mean(axis=0)
