@@ -173,7 +173,8 @@ def measure(run: RunFolder, args: argparse.Namespace, num_workers: int, checkout
     shutil.copytree(run.root / GENERATED, run.root / "journal")
     settings = json.dumps(settings_of(run, args, num_workers))
     command = [sys.executable, "-c", CODE, args.stages, settings]
-    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH", ""))))
+    environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=checkout, env=environment)
     assert done.returncode == 0, f"{args.stages} ended with {done.returncode}"
     times = Times(*map(float, done.stdout.split()[-3:]))
