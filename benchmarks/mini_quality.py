@@ -210,11 +210,9 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     evaluation = Evaluation(args)
     measure_splits(evaluation)
-    if evaluation.has_time("instructions"):
-        measure_instructions(evaluation)
-    if evaluation.has_time("variety"):
-        measure_variety(evaluation)
-    sweep(evaluation)
+    for name in args.sections:
+        if evaluation.has_time(name):
+            SECTIONS[name](evaluation)
     report = {
         "model": str(args.model), "adapter": str(args.adapter) if args.adapter else None, "seed": args.seed,
         "device": torch.cuda.get_device_name() if evaluation.device.type == "cuda" else "CPU",
@@ -243,6 +241,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--heldout", type=Path, help="clips of tasks that the transformer never saw")
     parser.add_argument("--out", type=Path, required=True, help="for quality.json, quality.md and pictures")
+    parser.add_argument("--sections", nargs="*", default=list(SECTIONS), choices=SECTIONS, help="beside the splits")
     parser.add_argument("--minutes", type=float, default=8, help="after which no section begins")
     parser.add_argument("--readout_s", type=float, default=80, help="seconds of training the read-out")
     parser.add_argument("--max_clips", type=int, help="of each split; all when not given")
@@ -348,13 +347,39 @@ def measure_variety(evaluation: Evaluation) -> None:
     }
 
 
-def sweep(evaluation: Evaluation) -> None:
-    """Measure guidance, steps and levels on seen tasks."""
-    seed = evaluation.args.seed
-    samplings = [Sampling(steps, seed=seed) for steps in (4, 8, 36)]
-    samplings += [Sampling(evaluation.args.num_steps, scale, seed=seed) for scale in (1.5, 3.0)]
-    samplings += [Sampling(evaluation.args.num_steps, 3.0, negative_prompt=None, seed=seed)]
-    samplings += [Sampling(steps, level=level, seed=seed) for steps in (36, 16) for level in ("balanced", "turbo")]
+def sweep_guidance(evaluation: Evaluation) -> None:
+    """Measure numbers of steps and guidance on seen tasks."""
+    steps, seed = evaluation.args.num_steps, evaluation.args.seed
+    samplings = [Sampling(few, seed=seed) for few in (4, 8, 36)]
+    samplings += [Sampling(steps, scale, seed=seed) for scale in (1.5, 3.0)]
+    samplings += [Sampling(steps, 3.0, negative_prompt=None, seed=seed)]
+    measure_samplings(evaluation, samplings)
+
+
+def sweep_levels(evaluation: Evaluation) -> None:
+    """Measure each level on seen tasks, beside fewer exact steps that cost as many forward passes."""
+    measure_samplings(evaluation, level_samplings(evaluation.args.seed))
+
+
+def level_samplings(seed: int) -> list[Sampling]:
+    """Return the levels at 36 and 16 steps, with and without guidance, and exact ones with as many passes."""
+    found: list[Sampling] = []
+    for scale in (1.0, 3.0):
+        for num_steps in (36, 16):
+            found.append(Sampling(num_steps, scale, seed=seed))
+            for level in ("balanced", "turbo"):
+                one = Sampling(num_steps, scale, level, seed=seed)
+                found += [one, Sampling(round(passes_of(one) / (2 if scale > 1 else 1)), scale, seed=seed)]
+    return list(dict.fromkeys(found))
+
+
+def passes_of(sampling: Sampling) -> int:
+    """Return the number of the transformer's forward passes for a clip."""
+    return num_forwards(sampling.num_steps, level_step_skipping(sampling.level), sampling.guidance_scale > 1)
+
+
+def measure_samplings(evaluation: Evaluation, samplings: list[Sampling]) -> None:
+    """Measure dreams of seen tasks for each way of sampling."""
     for sampling in samplings:
         negative = (
             "" if sampling.guidance_scale == 1 else ", default negative" if sampling.negative_prompt else ", no text"
@@ -365,8 +390,15 @@ def sweep(evaluation: Evaluation) -> None:
         start_s = time.monotonic()
         video_NTHWC = evaluation.sampler.dream(evaluation.seen, sampling)
         clip_s = (time.monotonic() - start_s) / len(evaluation.seen)
-        passes = num_forwards(sampling.num_steps, level_step_skipping(sampling.level), sampling.guidance_scale > 1)
+        passes = passes_of(sampling)
         evaluation.add(name, "seen", video_NTHWC, evaluation.seen, clip_s=clip_s, passes=passes)
+
+
+# In the order of the report.
+SECTIONS = {
+    "instructions": measure_instructions, "variety": measure_variety, "guidance": sweep_guidance,
+    "levels": sweep_levels,
+}  # fmt: skip
 
 
 def tables(report: dict[str, Any]) -> str:
