@@ -156,7 +156,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--idm_batch_size", type=int, default=32)
     parser.add_argument("--idm_image_px", type=int, default=128)
     parser.add_argument("--idm_width", type=int, default=256)
-    parser.add_argument("--updates", type=int, default=2000, help="steps of each policy, the same for every arm")
+    parser.add_argument("--updates", type=int, default=6000, help="steps of each policy, the same for every arm")
     parser.add_argument("--batch_size", type=int, default=32, help="of the policies")
     parser.add_argument("--eval_episodes", type=int, default=50)
     parser.add_argument("--num_workers", type=int, default=2, help="data loading processes of a policy's training")
@@ -165,7 +165,8 @@ def parse_arguments() -> argparse.Namespace:
     gpus = [str(number) for number in range(torch.cuda.device_count())]
     parser.add_argument("--gpus", nargs="*", default=gpus, help="values of CUDA_VISIBLE_DEVICES; default: all")
     parser.add_argument("--jobs", type=int, default=max(1, 4 * len(gpus)), help="steps at a time, on all GPUs together")
-    parser.add_argument("--record_workers", type=int, default=torch.get_num_threads())
+    parser.add_argument("--record_workers", type=int, default=max(1, torch.get_num_threads() // 4),
+                        help="processes of a recording; several run at a time")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=100_000, help="after which no step begins")
     if parser.parse_known_args()[0].small:
         parser.set_defaults(**SMALL)

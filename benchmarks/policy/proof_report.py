@@ -100,6 +100,7 @@ def _replay_row(folder: Path, replay: dict[str, Any]) -> dict[str, Any]:
     """Return the shares of successful replays, and those of the third of dreams that curation ranks best and worst."""
     dreams = replay["dreams"].get("curated", [])
     row = {"task": replay["task"], "recorded": _mean(replay["recorded"]), "recovered": _mean(replay["recovered"]),
+           "nearest": _mean(replay["nearest"]),
            "dreams": _mean([dream["success"] for dream in dreams]), "num_dreams": len(dreams)}  # fmt: skip
     accepted = [dream["success"] for dream in dreams if dream["scores"].get("verdict") == "ok"]
     row |= {"accepted": _mean(accepted), "num_accepted": len(accepted)}
@@ -143,7 +144,8 @@ def tables(report: dict[str, Any], tasks: list[str]) -> str:
         parts.append(markdown_table([f"{policy}: success, percent (95 %), p against real", *tasks], rows))
     if report["replay"]:
         columns = {
-            "recorded": "recorded actions", "recovered": "recovered from real video", "dreams": "dreams",
+            "recorded": "recorded actions", "nearest": "the nearest demonstration's",
+            "recovered": "recovered from real video", "dreams": "dreams",
             "accepted": "accepted dreams", "base": "dreams of the base", "best_third": "best third by curation",
             "worst_third": "worst third",
         }  # fmt: skip

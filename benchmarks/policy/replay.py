@@ -4,7 +4,8 @@
 
 Writes results/replay.json: whether the task is done by the recorded actions of the real videos of new starts, by the
 actions that inverse dynamics recovers from these videos, and by those that it recovers from the dreams of these starts,
-with the scores of each dream.
+with the scores of each dream; and, as a baseline that needs no model, by the actions of the demonstration whose first
+frame is nearest.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from clip_metrics import nearest_clips
+from metaworld_clips import read_clips
 from scenes import open_scene, recorded_actions, recorded_seeds, replay
 
 from dreamgen.data.images import frame_sha256, read_image
@@ -40,12 +43,21 @@ def main() -> None:
             return replay(scene, seeds[episode], "train", action_TA)
 
         found["recorded"] = [done(episode, actions[episode]) for episode in sorted(seeds)]
+        found["nearest"] = [done(episode, actions_of) for episode, actions_of in _of_nearest(args.folder)]
         found["recovered"] = [row["success"] for row in _of_run(args.folder, "real_video", done)]
         found["dreams"] = {run: _of_run(args.folder, run, done) for run in DREAMS if (args.folder / run).is_dir()}
     out = args.folder / "results" / "replay.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(found))
-    print({key: np.mean(found[key]).round(3) for key in ("recorded", "recovered")})
+    print({key: np.mean(found[key]).round(3) for key in ("recorded", "recovered", "nearest")})
+
+
+def _of_nearest(folder: Path) -> list[tuple[int, np.ndarray]]:
+    """Return each new episode with the actions of the demonstration that has the nearest first frame."""
+    demos, new = (read_clips(folder / name) for name in ("demos", "new"))
+    actions = recorded_actions(folder / "demos")
+    nearest = nearest_clips(new.video_NTHWC[:, 0], demos)
+    return [(episode, actions[int(nearest[episode])]) for episode in range(len(new))]
 
 
 def _of_run(folder: Path, name: str, done: Any) -> list[dict[str, Any]]:
