@@ -1,4 +1,4 @@
-"""The range of actions in the demonstrations.
+"""The range of actions in the demonstrations, and how far a label must leave it to be outside.
 
 Axes: T frames, A action.
 """
@@ -15,11 +15,26 @@ from dreamgen.errors import UserError
 from dreamgen.run.files import visible_files
 
 MARGIN = 0.1  # of a dimension's range, to both sides: few demonstrations do not reach all that a robot does
+LABEL_ERRORS = 3.0  # times the mean absolute error, within which 98 % of normal errors are
 
 
-def share_outside(action_TA: np.ndarray, low_A: np.ndarray, high_A: np.ndarray) -> float:
-    """Return the share of values, over frames and dimensions, beyond the range by more than `MARGIN` of it."""
-    margin_A = MARGIN * (high_A - low_A) + 1e-6
+def share_outside(
+    action_TA: np.ndarray, low_A: np.ndarray, high_A: np.ndarray, error_A: np.ndarray | float = 0.0
+) -> float:
+    """Return the share of values, over frames and dimensions, that are outside the range by more than a margin.
+
+    The margin of a dimension is `MARGIN` of its range, or more where that leaves less than `LABEL_ERRORS` errors of a
+    label to each side of the range's middle: where the demonstrations hardly move, or not at all, errors of labels
+    alone are larger than the range.
+
+    Args:
+        action_TA: In the robot's units.
+        low_A: Least value of each dimension in the demonstrations.
+        high_A: Greatest value.
+        error_A: Mean absolute error of labels; 0 for recorded actions.
+    """
+    range_A = high_A - low_A
+    margin_A = np.maximum(MARGIN * range_A, LABEL_ERRORS * np.asarray(error_A) - range_A / 2) + 1e-6
     return float(((action_TA < low_A - margin_A) | (action_TA > high_A + margin_A)).mean())
 
 

@@ -21,6 +21,7 @@ from dreamgen.data.images import read_image
 from dreamgen.data.trajectory import UNCERTAINTY, read_columns
 from dreamgen.data.video import DecodedFrame, decode_frames
 from dreamgen.errors import UserError
+from dreamgen.run.idm_error import IdmError, Measured
 from dreamgen.run.records import Job, JournalRecord
 from dreamgen.run.run_folder import RunFolder
 
@@ -135,6 +136,19 @@ class ClipContext:
         return None if text is None else float(text)
 
     @cached_property
+    def action_error_A(self) -> np.ndarray | float:
+        """Return the mean absolute error of the label's actions on held-out episodes, in the robot's units.
+
+        0 for a label that no inverse-dynamics model of a run wrote, and where the error is not known.
+        """
+        return self._label_error(self.action_TA, lambda error: error.action)
+
+    @cached_property
+    def state_error_S(self) -> np.ndarray | float:
+        """Return the same of the label's states."""
+        return self._label_error(self.state_TS, lambda error: error.state)
+
+    @cached_property
     def demonstration_motion(self) -> DemonstrationMotion | None:
         """Return how the demonstrations' actions and states move; None where they have no actions."""
         return demonstration_motion(self.run.train)
@@ -152,6 +166,15 @@ class ClipContext:
         if table is None or column not in table.column_names:
             return None
         return np.array(table[column].to_pylist(), np.float32)
+
+    def _label_error(
+        self, label_TD: np.ndarray | None, measured: Callable[[IdmError], Measured | None]
+    ) -> np.ndarray | float:
+        error = None if self.label_uncertainty is None else IdmError.of_run(self.run)
+        found = None if error is None else measured(error)
+        if found is None or label_TD is None or len(found.mae_per_dim) != label_TD.shape[1]:
+            return 0.0
+        return np.array(found.mae_per_dim)
 
     @cached_property
     def _label_table(self) -> pa.Table | None:

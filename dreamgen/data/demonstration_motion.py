@@ -5,12 +5,14 @@ Axes: T frames, A action, S state, F features of a step.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from dreamgen.data.action_range import LABEL_ERRORS
 from dreamgen.data.trajectory import Trajectory, read_trajectory
 from dreamgen.run.files import visible_files
 
@@ -46,21 +48,26 @@ def demonstration_motion(train: Path) -> DemonstrationMotion | None:
 
 
 def change_over_demonstrations(
-    action_TA: np.ndarray | None, motion: DemonstrationMotion | None, order: int
+    action_TA: np.ndarray | None, motion: DemonstrationMotion | None, order: int, error_A: np.ndarray | float = 0.0
 ) -> float | None:
     """Return the largest ratio of an action's difference to the largest one of its dimension in the demonstrations.
 
+    The largest one counts as no less than `LABEL_ERRORS` times what independent errors of labels add to a difference:
+    their mean absolute error times the root of the sum of squares of the binomial coefficients.
+
     Args:
         action_TA: In the robot's units; None for a clip without labels.
-        motion: Of the demonstrations; dimensions that never change there are left out.
+        motion: Of the demonstrations; dimensions that never change there and whose labels have no error are left out.
         order: 1 for changes from frame to frame, 3 for third differences.
+        error_A: Mean absolute error of labels; 0 for recorded actions.
 
     Returns:
         The ratio; None without labels, or without demonstrated actions of as many dimensions.
     """
     if motion is None or action_TA is None or action_TA.shape[1] != len(motion.speed_A):
         return None
-    largest_A = {1: motion.speed_A, 3: motion.jerk_A}[order]
+    noise_A = np.asarray(error_A) * math.sqrt(math.comb(2 * order, order))
+    largest_A = np.maximum({1: motion.speed_A, 3: motion.jerk_A}[order], LABEL_ERRORS * noise_A)
     found_A = np.abs(np.diff(action_TA.astype(np.float64), n=order, axis=0)).max(axis=0, initial=0.0)
     moving = largest_A > 0
     return float((found_A[moving] / largest_A[moving]).max(initial=0.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,20 @@ class Measured:
     Args:
         mae: Mean absolute error, in the robot's units.
         r2: 1 is perfect, 0 is the mean of the training demonstrations; None where it is not defined.
+        mae_per_dim: Mean absolute error of each dimension, also of those that do not move; empty if it is not recorded.
     """
 
     mae: float
     r2: float | None = None
+    mae_per_dim: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, recorded: Any) -> Measured | None:
         """Read what the model's configuration records; None where it holds no error."""
         mae = recorded.get("mae") if isinstance(recorded, Mapping) else None
-        return cls(float(mae), recorded.get("r2")) if isinstance(mae, int | float) else None
+        if not isinstance(mae, int | float):
+            return None
+        return cls(float(mae), recorded.get("r2"), tuple(map(float, recorded.get("mae_per_dim") or ())))
 
     def text(self) -> str:
         """Return both measures."""
@@ -48,17 +53,19 @@ class Measured:
 
 @dataclass(frozen=True)
 class IdmError:
-    """The error of an inverse-dynamics model's actions on held-out episodes.
+    """The error of an inverse-dynamics model's actions and states on held-out episodes.
 
     Args:
-        action: Of the model.
+        action: Of the model's actions.
         how: Which episodes were held out, in words.
         baselines: The same of each baseline that was recorded.
+        state: Of the model's states; None for a model that predicts none.
     """
 
     action: Measured
     how: str = ""
     baselines: Mapping[str, Measured] = field(default_factory=dict)
+    state: Measured | None = None
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> IdmError | None:
@@ -70,13 +77,13 @@ class IdmError:
             return None
         baselines = recorded.get("baselines") or {}
         known = {name: found for name, value in baselines.items() if (found := Measured.of(value)) is not None}
-        return cls(action, str(held_out.get("how") or ""), known)
+        return cls(action, str(held_out.get("how") or ""), known, Measured.of(held_out.get("state")))
 
     @classmethod
     def of_run(cls, run: RunFolder) -> IdmError | None:
         """Read that of a run's model; None without a model or a measured error."""
         path = run.idm / CONFIG_NAME
-        return cls.of_config(read_json(path)) if Path(path).is_file() else None
+        return _read(path, path.stat().st_mtime_ns) if path.is_file() else None
 
     @property
     def not_beaten(self) -> list[str]:
@@ -102,6 +109,11 @@ class IdmError:
             return None
         beaten = " or ".join(self.not_beaten)
         return f"the model is NO BETTER than {beaten}: add demonstrations or steps before using its labels"
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, _: int) -> IdmError | None:
+    return IdmError.of_config(read_json(path))
 
 
 def _in_words(baseline: str) -> str:

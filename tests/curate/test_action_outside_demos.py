@@ -12,6 +12,7 @@ from dreamgen.data.lerobot.metadata import read_meta
 from dreamgen.data.trajectory import Trajectory, read_trajectory, write_trajectory
 from dreamgen.extensions.score import SCORES
 from dreamgen.pipeline import run_stage
+from dreamgen.run.files import write_json
 from dreamgen.run.jobs import read_jobs
 from dreamgen.run.journal import read_journal
 from tests.fixtures.runs import make_run, run_settings, write_label
@@ -23,6 +24,12 @@ def test_by_hand():
     low_A, high_A = np.array([0, -1], np.float32), np.array([10, 1], np.float32)
     action_TA = np.array([[0, 0], [10.9, 0], [11.1, 1.3], [-1.1, -1.19]], np.float32)
     assert share_outside(action_TA, low_A, high_A) == 3 / 8  # 11.1, 1.3 and -1.1 are a tenth of the range beyond
+    assert share_outside(action_TA, low_A, high_A, np.array([1.8, 0.3])) == 3 / 8  # three errors are within the range
+    assert share_outside(action_TA, low_A, high_A, np.array([1.8, 0.5])) == 2 / 8  # now 1.5 is the limit, not 1.2
+    constant_TA = np.array([[1, 0], [1.06, 0], [0.94, 0], [1.08, 0]], np.float32)
+    same_A = np.array([1, 0], np.float32)
+    assert share_outside(constant_TA, same_A, same_A) == 3 / 8
+    assert share_outside(constant_TA, same_A, same_A, np.array([0.025, 0])) == 1 / 8
 
 
 def test_a_clip_whose_actions_leave_the_range_is_rejected_with_the_share(tmp_path):
@@ -44,6 +51,35 @@ def test_a_clip_whose_actions_leave_the_range_is_rejected_with_the_share(tmp_pat
     assert "50% of the values are outside" in records[second.clip_id].reason
     run_stage("curate", run_settings(run.root, curate={"max_action_outside_demos": 0.6}))
     assert read_journal(run.journal, "curate")[second.clip_id].status == "ok"
+
+
+def test_errors_of_labels_are_not_outside_where_the_demonstrations_do_not_move(tmp_path):
+    run = make_run(tmp_path / "run", num_clips=4, rejected=0, action_dim=2, state_dim=0)
+    moves_T, random = np.linspace(0, 1, 20), np.random.default_rng(0)
+    demo_TA = np.stack([moves_T, np.ones(20)], 1).astype(np.float32)  # a gripper that stays closed
+    write_trajectory(run.train / "trajectories/demo.parquet", Trajectory(20, None, demo_TA))
+    label_TA = np.stack([np.linspace(0, 1, 9), 1 + random.uniform(-0.06, 0.06, 9)], 1).astype(np.float32)
+    opens_TA = np.stack([np.linspace(0, 1, 9), np.linspace(1, -1, 9)], 1).astype(np.float32)
+    noise_TA = random.choice([-2, 2], (9, 2)).astype(np.float32)
+    right, opens, noise, external = read_jobs(run.jobs)
+    for job, action_TA, uncertainty in (
+        (right, label_TA, 0.1), (opens, opens_TA, 0.1), (noise, noise_TA, 0.1), (external, label_TA, None)
+    ):  # fmt: skip
+        write_trajectory(run.label_file(job.clip_id), Trajectory(9, None, action_TA), "a model", uncertainty)
+
+    def curated() -> dict[str, float]:
+        run_stage("curate", run_settings(run.root))
+        records = read_journal(run.journal, "curate")
+        assert {c: r.status == "ok" for c, r in records.items()} == {
+            c: r.metrics["action_outside_demos"] <= LIMIT for c, r in records.items()
+        }
+        return {c: r.metrics["action_outside_demos"] for c, r in records.items()}
+
+    error = {"mae": 0.02, "r2": 0.9, "mae_per_dim": [0.02, 0.025]}
+    write_json(run.idm / "config.json", {"held_out": {"action": error}})
+    assert curated() == {
+        right.clip_id: 0, opens.clip_id: pytest.approx(8 / 18), noise.clip_id: 1, external.clip_id: 0.5
+    }  # fmt: skip
 
 
 def test_without_demonstrations_or_with_other_dimensions_nothing_is_measured(tmp_path):

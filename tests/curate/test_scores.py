@@ -219,6 +219,20 @@ def test_actions_are_compared_with_the_largest_of_the_demonstrations(tmp_path):
     assert demonstration_motion(tmp_path / "none") is None
 
 
+def test_errors_of_labels_are_no_leaps_where_the_demonstrations_do_not_move(tmp_path):
+    pairs = [smooth_actions(seed) for seed in range(8)]
+    trained(tmp_path, *map(list, zip(*pairs, strict=True)))
+    motion, error_A = demonstration_motion(tmp_path), np.array([0.0, 0.0, 0.02])
+    action_TA = pairs[0][0].astype(float)
+    action_TA[:, 2] += np.random.default_rng(0).normal(0, 0.02 / np.sqrt(2 / np.pi), 40)  # its mean size is 0.02
+    for order in (1, 3):
+        others = change_over_demonstrations(pairs[0][0], motion, order)
+        assert others <= change_over_demonstrations(action_TA, motion, order, error_A) < 1.5
+        opens_TA = action_TA.copy()
+        opens_TA[20:, 2] -= 2
+        assert change_over_demonstrations(opens_TA, motion, order, error_A) > 5
+
+
 def test_states_follow_from_actions_as_in_the_demonstrations(tmp_path):
     pairs = [smooth_actions(seed) for seed in range(8)]
     trained(tmp_path, *map(list, zip(*pairs, strict=True)))
@@ -227,3 +241,17 @@ def test_states_follow_from_actions_as_in_the_demonstrations(tmp_path):
     assert state_consistency(state_TS, action_TA, motion) < 2
     assert state_consistency(state_TS[::-1], action_TA, motion) > 5, "time runs backwards"
     assert state_consistency(state_TS, smooth_actions(100)[0], motion) > 5, "actions of something else"
+
+
+def test_errors_of_labels_contradict_no_action_where_the_demonstrations_do_not_move(tmp_path):
+    actions, states = zip(*(smooth_actions(seed) for seed in range(8)), strict=True)
+    still = [np.random.default_rng(seed).normal(0, 1e-6, (40, 4)) for seed in range(8)]  # most of what is measured
+    trained(tmp_path, list(actions), [np.column_stack(x).astype(np.float32) for x in zip(states, still, strict=True)])
+    motion = demonstration_motion(tmp_path)
+    action_TA, state_TS = smooth_actions(99)
+    label_TS = np.column_stack([state_TS, np.random.default_rng(99).normal(0, 0.002, (40, 4))])
+    error_S = np.array([0.001, 0.001, *[0.002 / np.sqrt(np.pi / 2)] * 4])
+    assert state_consistency(label_TS, action_TA, motion) > 100
+    assert state_consistency(label_TS, action_TA, motion, error_S) < 2
+    label_TS[:, 2:] *= 10
+    assert state_consistency(label_TS, action_TA, motion, error_S) > 10

@@ -18,10 +18,19 @@ if TYPE_CHECKING:
     from dreamgen.data.demonstration_motion import DemonstrationMotion
 
 
-def state_consistency(state_TS: np.ndarray, action_TA: np.ndarray, motion: DemonstrationMotion) -> float | None:
+def state_consistency(
+    state_TS: np.ndarray, action_TA: np.ndarray, motion: DemonstrationMotion, error_S: np.ndarray | float = 0.0
+) -> float | None:
     """Predict each change of the state from state and action, linearly as fitted on the demonstrations.
 
-    The fit needs to know neither units nor whether actions are absolute or relative.
+    The fit needs to know neither units nor whether actions are absolute or relative. The demonstrations' error counts
+    as no less than that of labels: a dimension that hardly moves in them is predicted far better than it is labeled.
+
+    Args:
+        state_TS: In the robot's units.
+        action_TA: Of the same frames.
+        motion: Of the demonstrations.
+        error_S: Mean absolute error of labeled states; 0 for recorded ones.
 
     Returns:
         Root mean square error over that of the demonstrations, the median over dimensions; None without states there.
@@ -34,8 +43,9 @@ def state_consistency(state_TS: np.ndarray, action_TA: np.ndarray, motion: Demon
         return None
     state_TS, action_TA = state_TS.astype(np.float64), action_TA.astype(np.float64)
     error_TS = np.diff(state_TS, axis=0) - step_features(state_TS, action_TA) @ motion.weights_FS
-    moving = motion.residual_S > 0
-    ratio_S = np.sqrt((error_TS**2).mean(axis=0))[moving] / motion.residual_S[moving]
+    usual_S = np.maximum(motion.residual_S, error_S)
+    moving = usual_S > 0
+    ratio_S = np.sqrt((error_TS**2).mean(axis=0))[moving] / usual_S[moving]
     return float(np.median(ratio_S)) if len(ratio_S) else None
 
 
@@ -45,7 +55,7 @@ def _measure(clip: ClipContext) -> float | None:
         return None
     if action_TA.shape[1] + state_TS.shape[1] + 1 != len(motion.weights_FS):
         return None
-    return state_consistency(state_TS, action_TA, motion)
+    return state_consistency(state_TS, action_TA, motion, clip.state_error_S)
 
 
 SCORE = Score(
@@ -57,4 +67,5 @@ SCORE = Score(
     ),
     rejection="states do not follow from the actions: error {value:.1f} times that of the demonstrations > {limit:g}",
     measure=_measure,
+    version=2,
 )  # fmt: skip
