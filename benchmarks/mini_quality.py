@@ -209,7 +209,6 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
     evaluation = Evaluation(args)
-    measure_splits(evaluation)
     for name in args.sections:
         if evaluation.has_time(name):
             SECTIONS[name](evaluation)
@@ -241,7 +240,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--heldout", type=Path, help="clips of tasks that the transformer never saw")
     parser.add_argument("--out", type=Path, required=True, help="for quality.json, quality.md and pictures")
-    parser.add_argument("--sections", nargs="*", default=list(SECTIONS), choices=SECTIONS, help="beside the splits")
+    parser.add_argument("--sections", nargs="*", default=list(SECTIONS), choices=SECTIONS, help="what to measure")
     parser.add_argument("--minutes", type=float, default=8, help="after which no section begins")
     parser.add_argument("--readout_s", type=float, default=80, help="seconds of training the read-out")
     parser.add_argument("--max_clips", type=int, help="of each split; all when not given")
@@ -396,8 +395,8 @@ def measure_samplings(evaluation: Evaluation, samplings: list[Sampling]) -> None
 
 # In the order of the report.
 SECTIONS = {
-    "instructions": measure_instructions, "variety": measure_variety, "guidance": sweep_guidance,
-    "levels": sweep_levels,
+    "splits": measure_splits, "instructions": measure_instructions, "variety": measure_variety,
+    "guidance": sweep_guidance, "levels": sweep_levels,
 }  # fmt: skip
 
 
