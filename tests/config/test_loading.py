@@ -187,6 +187,12 @@ def test_shipped_presets_are_within_the_ranges():
         parse_settings(["--config_path", name], None)
 
 
+def test_shipped_presets_generate_on_a_gpu_where_there_is_one():
+    for name in sorted(path.stem for path in configs_folder().glob("*.yaml")):
+        settings, _ = parse_settings([f"--config_path={name}"], None)
+        assert settings.model.device == "auto" and settings.generate.gpus_per_worker > 0, name
+
+
 def test_a_value_that_is_another_settings_name_does_not_mislead():
     with pytest.raises(UserError, match=r"unknown value for plan\.level"):
         parse_settings(["--level=fast"], "plan")
