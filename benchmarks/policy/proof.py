@@ -27,8 +27,8 @@ from steps import ARMS, POLICIES, Step, all_steps, environment, python, write_se
 
 from dreamgen.run.files import write_text
 
-# The held-out tasks in which the actions of another episode do the task least often (docs/proof.md); the next two are for
-# choosing settings.
+# The held-out tasks in which the actions of another episode do the task least often (docs/proof.md); the next two are
+# for choosing settings.
 TABLE_TASKS = ("coffee-push", "push-back", "push-wall", "sweep")
 DEVELOPMENT_TASKS = ("door-unlock", "reach-wall")
 SMALL = {

@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from clip_metrics import nearest_clips
-from metaworld_clips import read_clips
 from scenes import open_scene, recorded_actions, recorded_seeds, replay
 
 from dreamgen.data.images import frame_sha256, read_image
@@ -54,6 +52,9 @@ def main() -> None:
 
 def _of_nearest(folder: Path) -> list[tuple[int, np.ndarray]]:
     """Return each new episode with the actions of the demonstration that has the nearest first frame."""
+    from clip_metrics import nearest_clips  # beside this folder, which `scenes` makes importable
+    from metaworld_clips import read_clips
+
     demos, new = (read_clips(folder / name) for name in ("demos", "new"))
     actions = recorded_actions(folder / "demos")
     nearest = nearest_clips(new.video_NTHWC[:, 0], demos)

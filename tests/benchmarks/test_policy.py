@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -122,6 +123,13 @@ def test_what_needs_a_failed_step_does_not_run_and_what_is_done_is_not_repeated(
 
     assert run_steps(steps, lambda step: step.name == "d", run_step, 1, []) == {"a": 2, "b": 1, "c": 1, "e": 0}
     assert sorted(ran) == ["a", "e"]
+
+
+@pytest.mark.parametrize("program", ["proof.py", "replay.py", "rollout.py"])
+def test_each_program_starts_on_its_own(program):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, str(FOLDER / program), "--help"], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 @pytest.mark.slow
