@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from environments import with_checkout
 from finetune_trainer import write_training_set
 
 from finetune.training_log import read_steps
@@ -72,9 +72,8 @@ def sample_training(run: Path, switches: list[str], args: argparse.Namespace) ->
         f"--log_every={args.every}", f"--checkpoint_every={max(1, args.num_steps // 5)}", f"--tracker={args.tracker}",
         *switches,
     ]  # fmt: skip
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     samples: list[dict[str, Any]] = []
-    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL) as training:
+    with subprocess.Popen(command, cwd=ROOT, env=with_checkout(ROOT), stdout=subprocess.DEVNULL) as training:
         while training.poll() is None:
             time.sleep(0.05)
             lines = read_steps(run / "finetune" / "loss.csv")

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from environments import with_checkout
 from finetune_step import machine, measure, measure_method, release
 from metrics import markdown_table, shown, spread, write_report
 from random_models import make_batch
@@ -159,9 +159,8 @@ def measure_trainer(
     if num_processes > 1:
         launch += ["--multi_gpu"] if device.type == "cuda" else ["--cpu"]
     command = [*launch, "-m", "finetune", "--config_path", str(config)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     start_s = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=with_checkout(ROOT), text=True, stdout=subprocess.PIPE, check=False)
     if done.returncode:
         sys.exit(f"the trainer ended with status {done.returncode}: {' '.join(command)}")
     lines = read_steps(run / "finetune" / "loss.csv")

@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from environments import visible_gpus
+
 HERE = Path(__file__).parent
 
 
@@ -46,13 +48,14 @@ def main() -> None:
 
 def run_together(count: int, args: argparse.Namespace) -> list[dict]:
     """Start one process a GPU at the same time. Returns the report of each."""
+    gpus = visible_gpus(count)
     with tempfile.TemporaryDirectory() as folder:
         outs = [Path(folder) / f"{index}.json" for index in range(count)]
         options = ["--levels", args.level, "--num_clips", str(args.num_clips), "--num_published", "0", *args.rest]
         processes = [
             subprocess.Popen(
                 [sys.executable, HERE / "generate.py", *options, "--out", out],
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": str(index)},
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": gpus[index]},
                 stdout=subprocess.DEVNULL,
             )
             for index, out in enumerate(outs)

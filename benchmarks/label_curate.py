@@ -31,6 +31,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from environments import with_checkout
 from metrics import markdown_table, write_report
 from synthetic_run import drawn_frames, labels_of, make_run
 
@@ -173,9 +174,7 @@ def measure(run: RunFolder, args: argparse.Namespace, num_workers: int, checkout
     shutil.copytree(run.root / GENERATED, run.root / "journal")
     settings = json.dumps(settings_of(run, args, num_workers))
     command = [sys.executable, "-c", CODE, args.stages, settings]
-    path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH", ""))))
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=checkout, env=environment)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=checkout, env=with_checkout(checkout))
     assert done.returncode == 0, f"{args.stages} ended with {done.returncode}"
     times = Times(*map(float, done.stdout.split()[-3:]))
     print(f"{num_workers} workers: {args.clips / times.wall_s:.2f} clips/s at {time.strftime('%X')}", file=sys.stderr)

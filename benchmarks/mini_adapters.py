@@ -34,6 +34,7 @@ import torch
 from adapter_report import BASE, HELDOUT, SEEN, SPLITS, Values, rows_of, tables
 from adapter_variants import PRESET, Training, TrainingOptions, Variant, all_variants, start_worker, train
 from clip_metrics import nearest_clips, picture_grid, success_criteria
+from environments import with_checkout
 from metaworld_clips import Clips, joined, read_clips
 from metrics import write_report
 from mini_quality import ClipSampler, Sampling, measure_clips
@@ -51,7 +52,7 @@ from dreamgen.run.signals import workers_end_on_interrupt
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDER = ROOT / "examples" / "metaworld" / "record.py"
-# Those of the policy benchmark, which were chosen for what their objects do, not for results.
+# Those of the first run of the policy benchmark (docs/proof.md).
 TASKS = ("coffee-push", "plate-slide-back-side", "push-back", "sweep")
 RECORDING, ROUND_TRIP, FROZEN = "recording", "VAE round trip", "first frame repeated"
 NEAREST = "nearest demonstration"
@@ -136,12 +137,11 @@ def record(args: argparse.Namespace, recordings: dict[str, tuple[str, ...]], num
         SystemExit: if the recorder failed.
     """
     missing = {name: words for name, words in recordings.items() if not (args.data / name).exists()}
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
 
     def run(name: str) -> int:
         start_s = time.monotonic()
         command = [sys.executable, str(RECORDER), "--out", str(args.data / name), "--workers", str(num_workers)]
-        done = subprocess.run([*command, *missing[name]], env=os.environ | {"PYTHONPATH": path}, capture_output=True)
+        done = subprocess.run([*command, *missing[name]], env=with_checkout(ROOT), capture_output=True)
         print(f"recorded {name}: {time.monotonic() - start_s:.0f} s", flush=True)
         if done.returncode:
             sys.stderr.write(done.stderr.decode(errors="replace")[-2000:])

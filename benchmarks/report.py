@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from environments import with_checkout  # noqa: E402
 from synthetic_run import make_run  # noqa: E402
 
 from dreamgen.data.trajectory import ACTION_STD  # noqa: E402
@@ -145,7 +146,7 @@ def measure_writing(run: RunFolder, repeats: int) -> dict[str, Any]:
         code = ("import resource, sys; from dreamgen.cli.main import main; status = main(['report', sys.argv[1]]); "
                 "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(status)")  # fmt: skip
         done = subprocess.run([sys.executable, "-c", code, str(run.root)], check=True, capture_output=True, text=True,
-                              env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+                              env=with_checkout(ROOT))  # fmt: skip
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         walls_s.append(time.perf_counter() - begun_s)
         cpus_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)

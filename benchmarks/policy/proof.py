@@ -143,7 +143,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of everything; the same one continues")
     parser.add_argument("--small", action="store_true", help="one task, one seed, two arms, short trainings")
-    parser.add_argument("--tasks", nargs="+", default=list(TABLE_TASKS))
+    parser.add_argument("--tasks", nargs="+", default=list(TABLE_TASKS),
+                        help=f"settings are chosen on others: {', '.join(DEVELOPMENT_TASKS)}")  # fmt: skip
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--policies", nargs="*", default=list(POLICIES), choices=POLICIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the policies' trainings")
@@ -163,7 +164,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_workers", type=int, default=2, help="data loading processes of a policy's training")
     parser.add_argument("--policy_words", nargs="*", default=[], help="more settings of lerobot-train")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    gpus = [str(number) for number in range(torch.cuda.device_count())]
+    from environments import visible_gpus  # beside this folder, which `steps` makes importable
+
+    gpus = visible_gpus(torch.cuda.device_count())
     parser.add_argument("--gpus", nargs="*", default=gpus, help="values of CUDA_VISIBLE_DEVICES; default: all")
     parser.add_argument("--jobs", type=int, default=max(1, 4 * len(gpus)), help="steps at a time, on all GPUs together")
     parser.add_argument("--record_workers", type=int, default=max(1, torch.get_num_threads() // 4),

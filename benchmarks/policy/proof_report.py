@@ -100,7 +100,7 @@ def _replay_row(folder: Path, replay: dict[str, Any]) -> dict[str, Any]:
     """Return the shares of successful replays, and those of the third of dreams that curation ranks best and worst."""
     dreams = replay["dreams"].get("curated", [])
     row = {"task": replay["task"], "recorded": _mean(replay["recorded"]), "recovered": _mean(replay["recovered"]),
-           "nearest": _mean(replay["nearest"]),
+           "nearest": _mean(replay.get("nearest", [])),
            "dreams": _mean([dream["success"] for dream in dreams]), "num_dreams": len(dreams)}  # fmt: skip
     accepted = [dream["success"] for dream in dreams if dream["scores"].get("verdict") == "ok"]
     row |= {"accepted": _mean(accepted), "num_accepted": len(accepted)}

@@ -311,6 +311,7 @@ def environment(gpu: str | None) -> dict[str, str]:
     Args:
         gpu: Value of CUDA_VISIBLE_DEVICES; None leaves it as it is.
     """
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    from environments import with_checkout  # beside this folder, which `scenes` makes importable
+
     device = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **device}
+    return with_checkout(ROOT, HF_HUB_OFFLINE="1", **device)
