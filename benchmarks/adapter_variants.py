@@ -24,6 +24,41 @@ PRESET = "mini"
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """How long an adapter is trained.
+
+    Args:
+        num_steps: Of the optimizer.
+        batch_size: Clips a step.
+        learning_rate: The highest one; None is the preset's.
+    """
+
+    num_steps: int
+    batch_size: int
+    learning_rate: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Schedule:
+        """Return the schedule that a text such as `400x8` or `400x8x0.0005` names: steps, clips a step, learning rate.
+
+        Raises:
+            ValueError: if the text is not of that form.
+        """
+        steps, batch_size, *rate = text.split("x")
+        return cls(int(steps), int(batch_size), *map(float, rate))
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        rate = "" if self.learning_rate is None else f" at {self.learning_rate:g}"
+        return f"{self.num_steps} steps of {self.batch_size}{rate}"
+
+    def __str__(self) -> str:
+        rate = [] if self.learning_rate is None else [f"{self.learning_rate:g}"]
+        return "x".join([str(self.num_steps), str(self.batch_size), *rate])
+
+
+@dataclass(frozen=True)
 class Training:
     """The training of one adapter.
 
@@ -32,17 +67,19 @@ class Training:
         method: "lora" or "dora".
         rank: Of the update.
         num_demos: The first ones of the task, so that a larger number includes those of a smaller one.
+        schedule: How long; None is that of the benchmark's other options.
     """
 
     task: str
     method: str
     rank: int
     num_demos: int
+    schedule: Schedule | None = None
 
     @property
     def name(self) -> str:
         """Folder of its run, below that of all trainings."""
-        return f"{self.method}-{self.rank}-{self.num_demos}/{self.task}"
+        return f"{_file_name(self)}/{self.task}"
 
 
 @dataclass(frozen=True)
@@ -52,29 +89,35 @@ class Variant:
     Args:
         method, rank, num_demos: As for `Training`.
         blend_weight: Of each of two adapters that are blended, the task's own and its partner's; None: no blend.
+        schedule: As for `Training`.
     """
 
     method: str
     rank: int
     num_demos: int
     blend_weight: float | None = None
+    schedule: Schedule | None = None
 
     @property
     def name(self) -> str:
         """What tables call it."""
         if self.blend_weight is not None:
             return f"blend of two tasks' {self._adapter}, {self.blend_weight:g} each"
-        return f"{self._adapter}, {self.num_demos} demonstration{'s' if self.num_demos > 1 else ''}"
+        long = "" if self.schedule is None else f", {self.schedule.num_steps} steps of {self.schedule.batch_size}"
+        rate = (
+            "" if self.schedule is None or not self.schedule.learning_rate else f" at {self.schedule.learning_rate:g}"
+        )
+        return f"{self._adapter}, {self.num_demos} demonstration{'s' if self.num_demos > 1 else ''}{long}{rate}"
 
     @property
     def file_name(self) -> str:
         """Name of the file of its measurements."""
         blend = "" if self.blend_weight is None else f"-blend-{self.blend_weight:g}"
-        return f"{self.method}-{self.rank}-{self.num_demos}{blend}.json"
+        return f"{_file_name(self)}{blend}.json"
 
     def trainings(self, tasks: Sequence[str]) -> list[Training]:
         """Return one training a task."""
-        return [Training(task, self.method, self.rank, self.num_demos) for task in tasks]
+        return [Training(task, self.method, self.rank, self.num_demos, self.schedule) for task in tasks]
 
     def adapter(self, task: str, tasks: Sequence[str], runs: Path) -> str:
         """Return what `plan.adapter` would name for a task: a folder, or a blend.
@@ -94,6 +137,12 @@ class Variant:
         return f"{'DoRA' if self.method == 'dora' else 'LoRA'} rank {self.rank}"
 
 
+def _file_name(one: Training | Variant) -> str:
+    """Return what files of trainings and measurements are called, without the task."""
+    schedule = "" if one.schedule is None else f"-{one.schedule}"
+    return f"{one.method}-{one.rank}-{one.num_demos}{schedule}"
+
+
 def pair_of(task: str, tasks: Sequence[str]) -> list[str]:
     """Return two tasks in their order, one of which is the given one: the first two, the next two and so on."""
     number = tasks.index(task)
@@ -102,8 +151,9 @@ def pair_of(task: str, tasks: Sequence[str]) -> list[str]:
 
 
 def all_variants(
-    rank: int, num_demos: int, demo_counts: Sequence[int], ranks: Sequence[int], blend_weights: Sequence[float]
-) -> list[Variant]:
+    rank: int, num_demos: int, demo_counts: Sequence[int], ranks: Sequence[int], blend_weights: Sequence[float],
+    schedules: Sequence[Schedule] = (),
+) -> list[Variant]:  # fmt: skip
     """Return the variants, the most important ones first; the first one is the reference, LoRA at the usual sizes.
 
     Args:
@@ -112,12 +162,15 @@ def all_variants(
         demo_counts: Numbers of demonstrations for LoRA.
         ranks: Ranks for LoRA.
         blend_weights: Of blends of two LoRA adapters.
+        schedules: Of LoRA trainings that are longer or shorter, each with the usual and the largest number of demos.
     """
     variants = [Variant("lora", rank, num_demos)]
     variants += [Variant("lora", rank, count) for count in demo_counts]
     variants += [Variant("dora", rank, num_demos)]
     variants += [Variant("lora", rank, num_demos, weight) for weight in blend_weights]
     variants += [Variant("lora", one, num_demos) for one in ranks]
+    counts = (num_demos, max([num_demos, *demo_counts]))
+    variants += [Variant("lora", rank, count, schedule=one) for one in schedules for count in counts]
     return list(dict.fromkeys(variants))
 
 
@@ -148,6 +201,8 @@ def training_settings(training: Training, options: TrainingOptions) -> Settings:
     }  # fmt: skip
     if options.num_steps is not None:
         finetune["num_steps"] = options.num_steps
+    if training.schedule is not None:
+        finetune |= {key: value for key, value in asdict(training.schedule).items() if value is not None}
     return load_settings(
         PRESET, demos=options.data / "train" / training.task, out=options.runs / training.name, seed=options.seed,
         model={"device": options.device}, prepare={"camera": CAMERA, "max_episodes": training.num_demos},

@@ -32,7 +32,16 @@ from typing import Any
 import numpy as np
 import torch
 from adapter_report import BASE, HELDOUT, SEEN, SPLITS, Values, rows_of, tables
-from adapter_variants import PRESET, Training, TrainingOptions, Variant, all_variants, start_worker, train
+from adapter_variants import (
+    PRESET,
+    Schedule,
+    Training,
+    TrainingOptions,
+    Variant,
+    all_variants,
+    start_worker,
+    train,
+)
 from clip_metrics import nearest_clips, picture_grid, success_criteria
 from environments import with_checkout
 from metaworld_clips import Clips, joined, read_clips
@@ -58,7 +67,7 @@ RECORDING, ROUND_TRIP, FROZEN = "recording", "VAE round trip", "first frame repe
 NEAREST = "nearest demonstration"
 # What may change between calls that continue one another.
 FREE_OPTIONS = ("out", "data", "json", "picture", "jobs", "minutes", "record_workers", "batch_size", "demo_counts",
-                "ranks", "blend_weights")  # fmt: skip
+                "ranks", "blend_weights", "schedules")  # fmt: skip
 
 
 def main() -> None:
@@ -67,7 +76,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     check_options(args)
     torch.set_float32_matmul_precision("high")
-    variants = all_variants(args.rank, args.num_demos, args.demo_counts, args.ranks, args.blend_weights)
+    schedules = [Schedule.parse(text) for text in args.schedules]
+    variants = all_variants(args.rank, args.num_demos, args.demo_counts, args.ranks, args.blend_weights, schedules)
     if len(args.tasks) < 2:
         variants = [variant for variant in variants if variant.blend_weight is None]
     recordings = all_recordings(args)
@@ -112,7 +122,7 @@ class Deadline:
 
 def all_recordings(args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
     """Return the folders below --data, each with the recorder's options."""
-    num_demos = max(args.num_demos, *args.demo_counts)
+    num_demos = max([args.num_demos, *args.demo_counts])
     only = () if args.seen_tasks is None else ("--tasks", *args.seen_tasks)
     judged = () if args.seen_tasks is None else ("--tasks", *args.tasks, *args.seen_tasks)
     return {
@@ -216,7 +226,9 @@ class Bench:
         num_steps = args.sampling_steps or settings.plan.num_inference_steps
         self.sampling = Sampling(num_steps, settings.plan.guidance_scale, seed=args.seed)
         train_sets = {task: read_clips(args.data / "train" / task) for task in args.tasks}
-        if short := [task for task, clips in train_sets.items() if len(clips) < max(args.num_demos, *args.demo_counts)]:
+        if short := [
+            task for task, clips in train_sets.items() if len(clips) < max([args.num_demos, *args.demo_counts])
+        ]:
             raise SystemExit(f"too few demonstrations in {args.data / 'train'}: {', '.join(short)}")
         self.demos = {task: clips[np.arange(args.num_demos)] for task, clips in train_sets.items()}
         self.heldout = _in_order(read_clips(args.data / "test").first_of_each(args.test_episodes), args.tasks)
@@ -237,7 +249,7 @@ class Bench:
         """Return the names of the variants: by demonstrations, by rank, then DoRA and blends."""
         rank = self.variants[0].rank
         ordered = sorted(self.variants, key=lambda one: (one.blend_weight or 0, one.method == "dora", one.rank != rank,
-                                                         one.rank, one.num_demos))  # fmt: skip
+                                                         one.rank, str(one.schedule or ""), one.num_demos))  # fmt: skip
         return [variant.name for variant in ordered]
 
     def clips(self, split: str) -> Clips:
@@ -433,9 +445,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="held-out tasks")
     parser.add_argument("--rank", type=int, default=load_settings(PRESET).finetune.lora.rank, help="of the reference")
     parser.add_argument("--num_demos", type=int, default=10, help="of the reference")
-    parser.add_argument("--demo_counts", type=int, nargs="+", default=[1, 5, 10, 20])
+    parser.add_argument("--demo_counts", type=int, nargs="*", default=[1, 5, 10, 20])
     parser.add_argument("--ranks", type=int, nargs="*", default=[4, 8, 32])
     parser.add_argument("--blend_weights", type=float, nargs="*", default=[0.5, 1.0], help="of each of two adapters")
+    parser.add_argument("--schedules", nargs="*", default=[], metavar="STEPSxBATCH[xRATE]", help="more trainings, "
+                        "such as 400x8, with the usual and the largest number of demonstrations")  # fmt: skip
     parser.add_argument("--lora_steps", type=int, help="of each training (default: the preset's)")
     parser.add_argument("--sampling_steps", type=int, help="of each dream (default: the preset's)")
     parser.add_argument("--test_episodes", type=int, default=12, help="of each held-out task")

@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -33,8 +34,8 @@ TABLE_TASKS = ("coffee-push", "push-back", "push-wall", "sweep")
 DEVELOPMENT_TASKS = ("door-unlock", "reach-wall")
 SMALL = {
     "tasks": ["sweep"], "seeds": [0], "policies": ["act"], "arms": ["real", "curated"], "dream_counts": [],
-    "num_demos": 10, "num_dreams": 20, "play_episodes": 1, "other_episodes": 0, "lora_steps": 120, "idm_steps": 300,
-    "idm_batch_size": 8, "idm_image_px": 64, "idm_width": 128,
+    "num_demos": [10], "num_dreams": 20, "play_episodes": 1, "other_episodes": 0, "lora_steps": 120,
+    "lora_batch_size": 2, "idm_steps": 300, "idm_batch_size": 8, "idm_image_px": 64, "idm_width": 128,
     "updates": 300, "batch_size": 8, "eval_episodes": 20, "num_workers": 0,
 }  # fmt: skip
 
@@ -53,7 +54,12 @@ def main() -> int:
     from proof_report import write_reports  # imports modules beside this folder, which `steps` makes importable
 
     write_reports(args)
-    return max(results.values(), default=0)
+    return max((status for name, status in results.items() if is_asked_for(args, name)), default=0)
+
+
+def is_asked_for(args: argparse.Namespace, name: str) -> bool:
+    """Whether this call runs the step of that name."""
+    return any(fnmatch(name, pattern) for pattern in args.only)
 
 
 def run_steps(
@@ -105,8 +111,10 @@ def run(args: argparse.Namespace, step: Step, gpu: str | None, deadline_s: float
     """Run a step's commands, with their output in a log.
 
     Returns:
-        0 when it is done, 1 when there was no time left for it, 2 when a command failed.
+        0 when it is done, 1 when it was not asked for or had no time left, 2 when a command failed.
     """
+    if not is_asked_for(args, step.name):
+        return 1
     if time.monotonic() > deadline_s:
         print(f"{step.name}: no time left", flush=True)
         return 1
@@ -148,12 +156,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--policies", nargs="*", default=list(POLICIES), choices=POLICIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the policies' trainings")
-    parser.add_argument("--num_demos", type=int, default=10, help="N")
+    parser.add_argument("--num_demos", nargs="+", type=int, default=[10], help="N: one number, or one for each task")
     parser.add_argument("--num_dreams", type=int, default=100, help="M")
     parser.add_argument("--dream_counts", nargs="*", type=int, default=[25], help="more arms, with fewer dreams")
     parser.add_argument("--play_episodes", type=int, default=20, help="of each of 50 tasks, for inverse dynamics")
     parser.add_argument("--other_episodes", type=int, default=10, help="demonstrations of each seen task, likewise")
     parser.add_argument("--lora_steps", type=int, default=400, help="steps of the adapter")
+    parser.add_argument("--lora_batch_size", type=int, default=2, help="of the adapter")
     parser.add_argument("--idm_steps", type=int, default=4000, help="steps of the inverse-dynamics model")
     parser.add_argument("--idm_batch_size", type=int, default=32)
     parser.add_argument("--idm_image_px", type=int, default=128)
@@ -171,10 +180,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=max(1, 4 * len(gpus)), help="steps at a time, on all GPUs together")
     parser.add_argument("--record_workers", type=int, default=max(1, torch.get_num_threads() // 4),
                         help="processes of a recording; several run at a time")  # fmt: skip
+    parser.add_argument("--only", nargs="+", default=["*"], help="steps by name, such as '*/demos' and '*/policies/*'; "
+                        "those that they need must be among them, or done")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=100_000, help="after which no step begins")
     if parser.parse_known_args()[0].small:
         parser.set_defaults(**SMALL)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if len(args.num_demos) not in (1, len(args.tasks)):
+        parser.error(f"--num_demos has {len(args.num_demos)} numbers for {len(args.tasks)} tasks")
+    return args
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import shutil
 import sys
@@ -46,6 +47,15 @@ ARMS = {
 }
 REAL, CURATED = "real", "curated"
 MAIN_ARMS = (REAL, CURATED, "real_video", "oracle")  # trained first, with all seeds
+
+# Colors only: LeRobot's defaults also rotate and shift pictures, but the camera is fixed and the state is of the robot.
+_COLORS = {
+    name: {"weight": 1.0, "type": "ColorJitter", "kwargs": {name: [0.8, 1.2]}}
+    for name in ("brightness", "contrast", "saturation")
+}
+IMAGE_TRANSFORMS = (
+    "--dataset.image_transforms.enable=true", f"--dataset.image_transforms.tfs={json.dumps(_COLORS)}",
+)  # fmt: skip
 
 # Training of a policy; everything else is LeRobot's default.
 POLICIES = {
@@ -86,8 +96,9 @@ def all_steps(args: argparse.Namespace) -> list[Step]:
         ValueError: if a step needs one that does not stand before it.
     """
     steps = shared_steps(args)
-    for task in args.tasks:
-        steps += data_steps(args, task)
+    num_demos = args.num_demos if len(args.num_demos) > 1 else args.num_demos * len(args.tasks)
+    for task, num in zip(args.tasks, num_demos, strict=True):
+        steps += data_steps(args, task, num)
     steps += training_steps(args)
     known: set[str] = set()
     for step in steps:
@@ -113,7 +124,7 @@ def shared_steps(args: argparse.Namespace) -> list[Step]:
     return steps
 
 
-def data_steps(args: argparse.Namespace, task: str) -> list[Step]:
+def data_steps(args: argparse.Namespace, task: str, num_demos: int) -> list[Step]:
     """Return what makes the datasets of a task's arms, and the replays."""
     folder, mix = args.out / task, f"--export.mix_with={args.out / task / 'real/datasets' / DATASET}"
     even = (mix, "--export.real_share=0.5", "--export.repeat_real=true")
@@ -130,7 +141,7 @@ def data_steps(args: argparse.Namespace, task: str) -> list[Step]:
         own = (*(f"{task}/{need}" for need in needs), *shared)
         steps.append(Step(f"{task}/{name}", tuple(commands), own, output))
 
-    for name, num, seed in (("demos", args.num_demos, 0), ("new", args.num_dreams, 1)):
+    for name, num, seed in (("demos", num_demos, 0), ("new", args.num_dreams, 1)):
         words = ("--episodes_per_task", str(num), "--seed", str(seed))
         add(name, [record(args, folder / name, *heldout, *words)], (), folder / name)
     add("starts", [first_frames], ["new"], starts)
@@ -198,9 +209,9 @@ def _training(args: argparse.Namespace, task: str, arm: str, policy: str, seed: 
     name = f"{arm}-{policy}-{seed}"
     out, results = args.out / task / "policies" / name, args.out / task / "results"
     train = (
-        "-m", "lerobot.scripts.lerobot_train", f"--dataset.repo_id=local/{arm}",
+        str(Path(__file__).with_name("train.py")), f"--dataset.repo_id=local/{arm}",
         f"--dataset.root={dataset_of(args.out / task, arm)}", "--dataset.video_backend=pyav",
-        "--dataset.image_transforms.enable=true", f"--output_dir={out}", f"--seed={seed}",
+        *IMAGE_TRANSFORMS, f"--output_dir={out}", f"--seed={seed}",
         f"--steps={args.updates}", f"--save_freq={args.updates}", f"--batch_size={args.batch_size}",
         f"--num_workers={args.num_workers}", "--log_freq=100", f"--policy.device={args.device}",
         "--policy.push_to_hub=false", "--wandb.enable=false", *POLICIES[policy], *args.policy_words,
@@ -243,7 +254,7 @@ def write_settings(args: argparse.Namespace) -> None:
     given: dict[str, dict[str, Any]] = {
         "model": {"device": args.device},
         "prepare": {"camera": CAMERA},
-        "finetune": {"num_steps": args.lora_steps},
+        "finetune": {"num_steps": args.lora_steps, "batch_size": args.lora_batch_size},
         "idm": {
             "num_steps": args.idm_steps,
             "batch_size": args.idm_batch_size,

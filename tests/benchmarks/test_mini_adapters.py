@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 from adapter_report import BASE, p_values, rows_of, tables
-from adapter_variants import Training, TrainingOptions, Variant, all_variants, pair_of, train, training_settings
+from adapter_variants import (
+    Schedule,
+    Training,
+    TrainingOptions,
+    Variant,
+    all_variants,
+    pair_of,
+    train,
+    training_settings,
+)
 from metaworld_clips import Clips
 from mini_adapters import all_recordings, as_lists, check_options, differences, mean_over, nearest_demonstrations
 
@@ -37,6 +46,20 @@ def test_variants_differ_from_the_reference_in_one_thing():
     trainings = {training for one in VARIANTS for training in one.trainings(TASKS)}
     assert len(trainings) == 6 * len(TASKS), "a blend trains nothing of its own"
     assert Variant("lora", 16, 1).name.endswith("1 demonstration")
+
+
+def test_schedules_are_tried_with_two_numbers_of_demonstrations(tmp_path):
+    texts = ["400x8", "1200x8x0.0005"]
+    variants = all_variants(16, 10, [20], [], [], [Schedule.parse(text) for text in texts])[-4:]
+    assert [(one.num_demos, str(one.schedule)) for one in variants] == [
+        (num, text) for text in texts for num in (10, 20)
+    ]
+    assert variants[-1].name == "LoRA rank 16, 20 demonstrations, 1200 steps of 8 at 0.0005"
+    assert len({one.file_name for one in variants} | {one.trainings(["sweep"])[0].name for one in variants}) == 8
+    options = TrainingOptions(tmp_path, tmp_path, None, "cpu", 0)
+    rates = [training_settings(one.trainings(["sweep"])[0], options).finetune for one in variants]
+    assert [(one.num_steps, one.batch_size, one.learning_rate) for one in rates] == [
+        (400, 8, 0.001), (400, 8, 0.001), (1200, 8, 0.0005), (1200, 8, 0.0005)]  # fmt: skip
 
 
 def test_an_adapter_is_named_as_plan_adapter_reads_it(tmp_path):

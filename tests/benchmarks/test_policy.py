@@ -9,11 +9,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from proof import SMALL, run_steps
+import torch
+import train
+from proof import SMALL, run, run_steps
 from proof_report import policy_rows
 from significance import paired_p_value, rank_correlation, wilson_interval
 from steps import ARMS, MAIN_ARMS, Step, all_steps, dataset_of
@@ -74,8 +77,8 @@ def test_every_arm_is_made_by_commands_and_trained_alike(tmp_path):
     commands = [command for step in steps for command in step.commands if not callable(command)]
     programs = {command[1] if command[0] == "-m" else Path(command[0]).name for command in commands}
     assert programs == {"dreamgen", "record.py", "first_frames.py", "replay.py", "rollout.py",
-                        "lerobot.scripts.lerobot_train"}  # fmt: skip
-    trainings = [command for command in commands if "lerobot.scripts.lerobot_train" in command]
+                        "train.py"}  # fmt: skip
+    trainings = [command for command in commands if command[0].endswith("/train.py")]
     assert len(trainings) == 2 * (len(args.arms) + 1)
     of_act = [{word for word in training if not word.startswith(("--dataset.r", "--output_dir"))}
               for training in trainings if "--policy.type=act" in training]  # fmt: skip
@@ -85,6 +88,63 @@ def test_every_arm_is_made_by_commands_and_trained_alike(tmp_path):
         folder / arm / "datasets/lerobot-v3.0-mixed" for arm in ("real", "oracle")}  # fmt: skip
     for arm in [*args.arms, "curated-5"]:
         assert dataset_of(folder, arm) in written, arm
+
+
+def test_each_task_may_have_its_own_number_of_demonstrations(tmp_path):
+    recorded = {
+        step.name: step.commands[0][step.commands[0].index("--episodes_per_task") + 1]
+        for step in all_steps(arguments(tmp_path, tasks=["sweep", "push-back"], num_demos=[5, 20]))
+        if step.name.endswith("/demos")
+    }
+    assert recorded == {"sweep/demos": "5", "push-back/demos": "20"}
+
+
+def test_steps_that_are_not_asked_for_are_left_to_another_call(tmp_path):
+    args = argparse.Namespace(out=tmp_path, only=["*/demos", "b/*"])
+    made = []
+    needs = {"a/demos": (), "a/new": (), "a/real": ("a/new",), "b/real": ("a/demos",)}
+    steps = [Step(name, (lambda name=name: made.append(name),), needs[name]) for name in needs]
+    results = run_steps(steps, lambda step: False, lambda step, gpu: run(args, step, gpu, time.monotonic() + 60), 1, [])
+    assert made == ["a/demos", "b/real"]
+    assert results == {"a/demos": 0, "a/new": 1, "a/real": 1, "b/real": 0}
+
+
+def test_a_dataset_in_memory_gives_what_lerobot_gives(tmp_path):
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    times = {"action": [0.0, 0.1, 0.2]}
+    features = {"observation.images.front": {"dtype": "video", "shape": (64, 64, 3), "names": ["h", "w", "c"]},
+                "action": {"dtype": "float32", "shape": (2,), "names": ["x", "y"]}}  # fmt: skip
+    written = LeRobotDataset.create("local/drawn", 10, features, root=tmp_path / "drawn", use_videos=True)
+    for episode in range(3):
+        for frame in range(4):
+            picture = np.full((64, 64, 3), 60 * episode + 15 * frame, np.uint8)
+            picture[: 8 * frame + 8] = 255
+            action = np.array([episode, frame], np.float32)
+            written.add_frame({"observation.images.front": picture, "action": action, "task": f"task {episode % 2}"})
+        written.save_episode()
+    written.finalize()
+    stored, held = (
+        LeRobotDataset("local/drawn", root=tmp_path / "drawn", delta_timestamps=times, video_backend="pyav")
+        for _ in range(2)
+    )
+    train.hold_in_memory(held)
+    for index in range(len(stored)):
+        want, got = stored[index], held[index]
+        assert set(want) == set(got)
+        for key, value in want.items():
+            assert torch.equal(value, got[key]) if isinstance(value, torch.Tensor) else value == got[key], key
+
+
+def test_frames_that_differ_from_lerobots_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "nearest", lambda times_s, time_s: 0)
+    with pytest.raises(ValueError, match="differ from what LeRobot reads"):
+        test_a_dataset_in_memory_gives_what_lerobot_gives(tmp_path)
+
+
+def test_the_nearest_time():
+    times_s = [0.0, 0.1, 0.2]
+    assert [train.nearest(times_s, time_s) for time_s in (-1.0, 0.04, 0.06, 0.1, 0.19, 5.0)] == [0, 0, 1, 1, 2, 2]
 
 
 def test_the_main_arms_are_trained_first_with_all_seeds(tmp_path):
@@ -125,7 +185,7 @@ def test_what_needs_a_failed_step_does_not_run_and_what_is_done_is_not_repeated(
     assert sorted(ran) == ["a", "e"]
 
 
-@pytest.mark.parametrize("program", ["proof.py", "replay.py", "rollout.py"])
+@pytest.mark.parametrize("program", ["proof.py", "replay.py", "rollout.py", "train.py"])
 def test_each_program_starts_on_its_own(program):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run([sys.executable, str(FOLDER / program), "--help"], capture_output=True, env=environment)
