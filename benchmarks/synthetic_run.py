@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -44,10 +45,13 @@ def make_run(folder: Path, num_clips: int, height: int = 432, width: int = 768, 
     names = tuple(f"joint_{index}" for index in range(dims))
     features = RobotFeatures("synthetic", "observation.images.ego_view", names, names)
     write_json(run.train / "features.json", asdict(features))
-    sources = []
-    for number in range(distinct):
-        sources.append(folder / "drawn" / f"{number}.mp4")
-        write_video(sources[-1], drawn_frames(number, num_frames, height, width), fps, codec, crf)
+    sources = [drawn_clip(folder, number) for number in range(distinct)]
+
+    def draw(number: int) -> None:
+        write_video(sources[number], drawn_frames(number, num_frames, height, width), fps, codec, crf)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(draw, range(distinct)))
     journal = run.root / "journal"
     journal.mkdir(parents=True)
     streams = {stage: (journal / f"{stage}-1.jsonl").open("w") for stage in ("generate", "label", "curate")}
@@ -74,6 +78,11 @@ def make_run(folder: Path, num_clips: int, height: int = 432, width: int = 768, 
         stream.close()
     write_jobs(run.jobs, jobs)
     return run
+
+
+def drawn_clip(folder: Path, number: int) -> Path:
+    """Return the file of a distinct clip of the run in a folder."""
+    return folder / "drawn" / f"{number}.mp4"
 
 
 def labels_of(number: int, num_frames: int, dims: int) -> tuple[np.ndarray, np.ndarray]:
