@@ -204,7 +204,21 @@ def check_can_run(settings: Settings, run: RunFolder, done: list[Stage], resume:
         )  # fmt: skip
     if given is not None and not Path(given).exists():
         problems.add("plan.first_frames does not exist", actual=given, allowed="a folder, a .csv or a .jsonl")
+    _check_folded_guidance(settings, done, problems)
     problems.raise_if_any("the run cannot start")
+
+
+def _check_folded_guidance(settings: Settings, done: list[Stage], problems: Problems) -> None:
+    """Refuse to guide the adapter that the run is going to fold guidance into, which plan would do hours later."""
+    tune, wanted = settings.finetune, settings.plan
+    will_distill = tune.distill_guidance is not None and STAGES["finetune"] not in done
+    if will_distill and wanted.adapter is None and wanted.guidance_scale > 1:
+        problems.add(
+            "finetune.distill_guidance folds guidance into the adapter, so plan must not guide it again",
+            actual=f"plan.guidance_scale={wanted.guidance_scale:g}",
+            allowed="1",
+            next_step="--plan.guidance_scale=1",
+        )
 
 
 @contextmanager

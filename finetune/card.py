@@ -10,6 +10,7 @@ import yaml
 
 from dreamgen.config.settings import Settings
 from dreamgen.data.svg_plot import Line, line_plot, svg_document
+from dreamgen.models.adapter_files import adapter_sha256
 from dreamgen.models.world_model import WorldModelSource
 from dreamgen.run.files import write_text
 from dreamgen.run.published_paths import published_paths
@@ -20,7 +21,7 @@ from finetune.training_log import read_steps
 NUM_ROWS = 10
 CURVES_NAME = "loss.svg"
 # Where a run happens and where it uploads to is private, and no part of how the adapter was trained.
-PRIVATE = {"cache_dir", "resume_from", "push_to_hub", "tracker", "num_workers"}
+PRIVATE = {"init_adapter", "cache_dir", "resume_from", "push_to_hub", "tracker", "num_workers"}
 
 LOCAL_PATHS = """\
 Local paths are relative to the folder that holds the run; of a folder elsewhere only the name is told.
@@ -140,6 +141,10 @@ def adapter_card(
         "seed": settings.seed,
         "final loss": f"{final_loss:.6f}",
     }
+    if tune.init_adapter is not None:
+        rows["starts from"] = f"{tune.init_adapter} ({adapter_sha256(Path(tune.init_adapter))[:16]})"
+    if tune.distill_guidance is not None:
+        rows["guidance"] = f"scale {tune.distill_guidance:g} is folded in: generate with guidance 1, one pass a step"
     if tune.ema_decay is not None:
         rows["weights"] = f"moving average of the steps, decay {tune.ema_decay:g}"
     if validation:

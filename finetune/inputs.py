@@ -94,6 +94,7 @@ class StepInputs:
         encode: Turns contents, stacked and on the device, into encoded windows.
         prompts: Returns text_BLD of prompts.
         dropped: The prompt that stands for a dropped one; None: zeros.
+        negative: The negative prompt of a teacher whose guidance is distilled; None: the training has no teacher.
         num_encoded: Windows and prompts that were encoded for the cache, by all processes.
     """
 
@@ -101,6 +102,7 @@ class StepInputs:
     encode: Callable[[torch.Tensor], torch.Tensor]
     prompts: EncodedPrompts
     dropped: str | None = None
+    negative: str | None = None
     num_encoded: tuple[int, int] = (0, 0)
 
 
@@ -112,6 +114,7 @@ def prepare_inputs(
     prompts: list[str],
     accelerator: Accelerator,
     dropped: str | None = None,
+    negative: str | None = None,
 ) -> StepInputs:
     """Fill the cache and unload the encoders, or keep them loaded if nothing is cached.
 
@@ -123,6 +126,7 @@ def prepare_inputs(
         prompts: Theirs.
         accelerator: Every process calls this.
         dropped: The prompt that stands for a dropped one; None: zeros.
+        negative: The negative prompt of a teacher whose guidance is distilled; None: the training has no teacher.
 
     Raises:
         UserError: if a clip or the model cannot be read.
@@ -130,14 +134,16 @@ def prepare_inputs(
     if settings.finetune.cache == "none":
         model.load_encoders(text_encoder=True)
         read = partial(read_window, num_frames=settings.video.num_frames)
-        return StepInputs(read, model.encode_windows, EncodedPrompts(model.encode_prompt, accelerator.device), dropped)
+        texts = EncodedPrompts(model.encode_prompt, accelerator.device)
+        return StepInputs(read, model.encode_windows, texts, dropped, negative)
     cache = Cache(cache_folder(settings), source, settings, model)
     if accelerator.is_local_main_process:
         remove_stale_temporaries(cache.root, below=True)  # other runs may be writing there
-    num_encoded = fill(cache, windows, [*prompts, dropped], accelerator)
+    further = [dropped] if negative is None else [dropped, negative]
+    num_encoded = fill(cache, windows, [*prompts, *further], accelerator)
     texts = EncodedPrompts(cache.read_prompt, accelerator.device)
     read = KeptWindows(cache, cache.read_windows(windows, settings.finetune.cache_ram_gib))
-    return StepInputs(read, lambda encoded_B: encoded_B, texts, dropped, num_encoded)
+    return StepInputs(read, lambda encoded_B: encoded_B, texts, dropped, negative, num_encoded)
 
 
 def fill(

@@ -19,6 +19,7 @@ from dreamgen.models.devices import resolve_device
 from dreamgen.models.world_model import model_type
 from dreamgen.run.run_folder import RunFolder
 from finetune.checkpoint import TrainingState
+from finetune.distillation import check_distillation
 from finetune.hub import check_can_push
 from finetune.resume import make_folder
 from finetune.stopping import on_main_process
@@ -56,6 +57,7 @@ def check_can_start(settings: Settings) -> None:
     if tune.sample_every:
         with problems.collected():
             model_type(settings.model).load_class().check_requirements(settings.model)
+    check_distillation(settings, problems)
     check_can_push(tune.push_to_hub, problems)
     problems.raise_if_any("the training cannot start")
 

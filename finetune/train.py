@@ -25,6 +25,7 @@ from dreamgen.run.run_folder import RunFolder
 from finetune.batches import make_loader
 from finetune.card import write_card
 from finetune.checkpoint import TrainableState, TrainingState, load_checkpoint, write_checkpoint
+from finetune.distillation import check_model, fixed_by_teacher, losses, teacher_prompt
 from finetune.ema import parameter_average
 from finetune.estimate import check_memory, count, describe
 from finetune.hub import push_adapter
@@ -100,11 +101,12 @@ def finetune(settings: Settings, dry_run: bool = False, resume: bool = False) ->
     accelerator = make_accelerator(settings, run)
     with accelerator.main_process_first():  # it builds the mini model if it does not exist yet
         source = resolve_world_model(settings.model, run)
-    start = state_of(checkpoint, fixed_values(settings, clips, source.sha256, accelerator.num_processes))
+    fixed = fixed_values(settings, clips, source.sha256, accelerator.num_processes) | fixed_by_teacher(settings)
+    start = state_of(checkpoint, fixed)
     model = source.load_class().for_training(source, settings, accelerator.device)
-    inputs = prepare_inputs(
-        settings, source, model, *needed(settings, clips, held_out), accelerator, dropped_text(source, tune)
-    )
+    check_model(model, settings)
+    texts = dropped_text(source, tune), teacher_prompt(settings)
+    inputs = prepare_inputs(settings, source, model, *needed(settings, clips, held_out), accelerator, *texts)
     parameters = model.make_trainable()
     counts = count(settings, clips, held_out, accelerator.num_processes)
     loader = make_loader(
@@ -225,10 +227,11 @@ def batch_loss(
     Returns:
         A scalar, float32.
     """
-    noise = batch["noise"]
-    prompts = zip(batch["prompt"], noise.drop_text, strict=True)
-    text_BLD = inputs.prompts([inputs.dropped if dropped else prompt for prompt, dropped in prompts])
-    return model.loss(forward_module, inputs.encode(batch["content"]), text_BLD, noise).mean()
+    noise, prompts = batch["noise"], batch["prompt"]
+    if inputs.negative is None:  # a student of guidance is never asked without its prompt
+        pairs = zip(prompts, noise.drop_text, strict=True)
+        prompts = [inputs.dropped if is_dropped else prompt for prompt, is_dropped in pairs]
+    return losses(model, forward_module, inputs.encode(batch["content"]), prompts, noise, inputs).mean()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -266,6 +269,8 @@ def finished(training: Training, counts: dict[str, Any], log: TrainingLog, notes
     if tune.push_to_hub is not None and training.accelerator.is_main_process:
         note, is_uploaded = push_adapter(run.adapter, tune.push_to_hub)
         upload_notes.append(note)
+    if tune.distill_guidance is not None:
+        notes = [*notes, "guidance is folded into the adapter: plan and generate with --plan.guidance_scale=1"]
     outputs = {"adapter": run.adapter, "loss": run.finetune_logs / "loss.csv"}
     return StageResult("finetune", outputs, metrics, [*notes, *upload_notes], partial=not is_uploaded)
 

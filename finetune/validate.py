@@ -14,6 +14,7 @@ from dreamgen.data.seeds import derived_seed
 from dreamgen.models.trainable import TrainableWorldModel
 from dreamgen.run.run_folder import RunFolder
 from finetune.checkpoint import TrainableState
+from finetune.distillation import losses
 from finetune.inputs import StepInputs
 from finetune.training_log import TrainingLog, append_row, read_steps, start_table
 from finetune.windows import TrainingClip, Window
@@ -78,9 +79,9 @@ def validation_losses(
     for index in range(accelerator.process_index, len(windows), accelerator.num_processes):
         window, seed = windows[index], derived_seed(settings.seed, "validation", index)
         encoded_B = inputs.encode(inputs.read(window)[None].to(device))
-        text_BLD = inputs.prompts([window.clip.prompt])
         for column, level in enumerate(levels):
-            loss_NS[index, column] = model.loss(forward, encoded_B, text_BLD, model.validation_noise(seed, level))[0]
+            noise = model.validation_noise(seed, level)
+            loss_NS[index, column] = losses(model, forward, encoded_B, [window.clip.prompt], noise, inputs)[0]
     sums_NS: Any = accelerator.reduce(loss_NS, "sum")  # all but one process add zeros
     means_S = sums_NS.mean(dim=0)
     return dict(zip(levels, means_S.tolist(), strict=True))
@@ -132,14 +133,14 @@ class Validation:
             return
         self._last_step = step
         with log.paused(), self._trained.averaged():
-            losses = validation_losses(
+            measured = validation_losses(
                 self._trained.model, self._forward_module, self._windows, self._inputs, self._settings,
                 self._accelerator,
             )  # fmt: skip
         if self._accelerator.is_main_process:
             with self._path.open("a", newline="", encoding="utf-8") as stream:
-                for sigma, loss in losses.items():
+                for sigma, loss in measured.items():
                     append_row(stream, (step, sigma, loss))
-        named = {f"validation/sigma_{sigma:g}": loss for sigma, loss in losses.items()}
-        named["validation/loss"] = sum(losses.values()) / len(losses)
+        named = {f"validation/sigma_{sigma:g}": loss for sigma, loss in measured.items()}
+        named["validation/loss"] = sum(measured.values()) / len(measured)
         self._accelerator.log(named, step=step)

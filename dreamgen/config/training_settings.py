@@ -34,6 +34,17 @@ class FinetuneSettings:
         "lora", "lora: low-rank update; dora: the same with learned column norms; full: all weights, in float32"
     )
     lora: LoraSettings = section(LoraSettings)
+    init_adapter: str | None = option(
+        None,
+        "start from this LoRA or DoRA adapter, of the same method, rank, alpha and layers, instead of a new one",
+        invalidates=(),  # its hash must stay the same when a training resumes
+    )
+    distill_guidance: float | None = option(
+        None,
+        "fold guidance of this scale into the adapter: it learns to predict in one pass what the model, with "
+        "init_adapter if there is one, predicts in two. Generate with plan.guidance_scale=1",
+        gt=1,
+    )
     num_steps: int = option(2000, "optimizer steps", ge=1)
     max_minutes: float | None = option(
         None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamgen.errors import UserError
-from dreamgen.models.adapter_files import adapter_sha256, is_full
+from dreamgen.models.adapter_files import adapter_sha256, distilled_guidance, is_full
 from dreamgen.run.records import Job
 from dreamgen.run.run_folder import RunFolder
 
@@ -38,6 +38,11 @@ class AdapterChoice:
     def folders(self) -> list[Path]:
         """The folder of each part."""
         return [folder for folder, _ in self.parts]
+
+    def distilled(self) -> dict[Path, float]:
+        """Return the folders of the parts that guidance is folded into, each with its scale."""
+        scales = {folder: distilled_guidance(folder) for folder in self.folders}
+        return {folder: scale for folder, scale in scales.items() if scale is not None}
 
     def text(self, run: RunFolder) -> str:
         """Return the choice as jobs store it: folders inside the run are relative, so that the run may move."""

@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from dreamgen.errors import UserError
 from dreamgen.run.files import sha256_of_file, visible_files
 
 WEIGHTS_NAME, PEFT_WEIGHTS_NAME = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 PEFT_CONFIG_NAME = "adapter_config.json"
 FULL_NAME = "transformer"
+DISTILLED_KEY = "distilled_guidance"  # in the metadata of a weights file
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -90,3 +93,26 @@ def adapter_sha256(folder: Path) -> str:
 def is_full(folder: Path) -> bool:
     """Return whether the folder holds a whole network instead of a low-rank update."""
     return (Path(folder) / FULL_NAME / "config.json").is_file()
+
+
+def distilled_guidance(folder: Path) -> float | None:
+    """Return the scale of the guidance that `finetune.distill_guidance` folded into an adapter; None: no guidance.
+
+    It is in the metadata of the weights file, so that it stays with the weights wherever they are copied.
+
+    Raises:
+        UserError: if the folder holds no adapter, or the number cannot be read.
+    """
+    if is_full(folder):
+        return None
+    path = adapter_file(folder)
+    try:
+        with safe_open(path, framework="numpy") as stream:
+            scale = (stream.metadata() or {}).get(DISTILLED_KEY)
+        return None if scale is None else float(scale)
+    except (SafetensorError, ValueError) as error:
+        raise UserError(
+            f"the metadata of {path} cannot be read",
+            actual=str(error),
+            next_step="copy the adapter again from its source, or train it again",
+        ) from None

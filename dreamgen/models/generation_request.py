@@ -62,8 +62,9 @@ def job_values(
     """Return the fields of `Job` that follow from the settings and are equal in all jobs of one plan.
 
     Raises:
-        UserError: if the model does not take the sampling level or the conditioning.
+        UserError: if the model does not take the sampling level or the conditioning, or the adapter no guidance.
     """
+    _check_guidance(settings, adapter)
     video, plan, model_class = settings.video, settings.plan, source.load_class()
     frames = model_type(settings.model).num_conditioning_frames
     if plan.condition not in frames:
@@ -101,6 +102,19 @@ def job_values(
         "crf": video.crf,
         "gop": video.gop,
     }
+
+
+def _check_guidance(settings: Settings, adapter: AdapterChoice | None) -> None:
+    """Refuse to guide an adapter that guidance is folded into."""
+    if adapter is None or settings.plan.guidance_scale <= 1 or not (distilled := adapter.distilled()):
+        return
+    named = "; ".join(f"{folder} (scale {scale:g})" for folder, scale in distilled.items())
+    raise UserError(
+        "guidance is folded into the adapter, so guiding it would apply guidance twice",
+        actual=f"plan.guidance_scale={settings.plan.guidance_scale:g} with {named}",
+        allowed="plan.guidance_scale=1",
+        next_step="--plan.guidance_scale=1, or an adapter that was trained without finetune.distill_guidance",
+    )
 
 
 def load_with_defaults(name: str, adapter: str | Path | None, changes: dict[str, Any], compiled: bool) -> WorldModel:

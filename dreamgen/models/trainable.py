@@ -62,8 +62,11 @@ class TrainableWorldModel(ABC):
         network: Holds the trained parameters. Their names identify them in checkpoints.
         forward_module: The module that `loss` calls; accelerate wraps it. It contains `network`.
         noise_levels: At these, 0 to 1, the loss of held-out clips is measured.
+        can_distill: Whether `finetune.init_adapter` and `finetune.distill_guidance` work: `make_trainable` starts from
+            that adapter, and `distillation_loss` is implemented.
     """
 
+    can_distill: ClassVar[bool] = False
     noise_levels: ClassVar[tuple[float, ...]] = (0.2, 0.5, 0.8, 0.95)
     network: torch.nn.Module
     forward_module: torch.nn.Module
@@ -116,6 +119,17 @@ class TrainableWorldModel(ABC):
             text_BLD: Their prompts, on the device.
             noise: From `noise_sampler` or `validation_noise`.
         """
+
+    def distillation_loss(
+        self, forward: Forward, encoded_B: torch.Tensor, text_BLD: torch.Tensor, negative_1LD: torch.Tensor, noise: Any
+    ) -> torch.Tensor:
+        """Return the loss of each sample against the guided prediction of the model as it was, loss_B in float32.
+
+        Args:
+            forward, encoded_B, text_BLD, noise: As for `loss`.
+            negative_1LD: The negative prompt of the guidance, on the device.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no guidance to distill")
 
     @abstractmethod
     def sample(

@@ -295,7 +295,10 @@ def _notes(
     if adapter is None:
         missing = "plan.adapter=base" if settings.plan.adapter else f"no adapter in {run.adapter}"
         notes.append(f"{missing}: the base model generates the clips (dreamgen finetune trains an adapter)")
-    if 0 < settings.plan.guidance_scale <= 1:
+    if adapter is not None and (scales := sorted(set(adapter.distilled().values()))):
+        named = ", ".join(f"{scale:g}" for scale in scales)
+        notes.append(f"guidance of scale {named} is folded into the adapter: one pass a step")
+    elif 0 < settings.plan.guidance_scale <= 1:
         notes.append(f"guidance_scale {settings.plan.guidance_scale:g} is at most 1, which turns guidance off")
     notes.extend("refused: " + str(error).replace("\n", "\n  ") for error in counts.errors)
     if counts.num_refused > NUM_ERRORS_SHOWN:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from peft.tuners.lora.layer import LoraLayer
 from safetensors import SafetensorError, safe_open
 
 from dreamgen.errors import UserError
-from dreamgen.models.adapter_files import FULL_NAME, WEIGHTS_NAME, is_full, weight_files
+from dreamgen.models.adapter_files import DISTILLED_KEY, FULL_NAME, WEIGHTS_NAME, is_full, weight_files
 from dreamgen.models.cosmos_predict25.adapter_layouts import AdapterWeights, read_adapter
 from dreamgen.models.loader_logging import quiet_loaders
 
@@ -25,16 +26,22 @@ UNCHANGED = 2**-7  # of a magnitude: what bfloat16 rounds
 
 
 def add_adapter(
-    transformer: CosmosTransformer3DModel, rank: int, alpha: int, target_modules: list[str], use_dora: bool
+    transformer: CosmosTransformer3DModel,
+    rank: int,
+    alpha: int,
+    target_modules: list[str],
+    use_dora: bool,
+    name: str = ADAPTER_NAME,
 ) -> list[torch.nn.Parameter]:
     """Add a fresh adapter in float32 to a frozen transformer.
 
     Args:
-        transformer: Changed in place: the named linear layers get low-rank updates.
+        transformer: Changed in place: the named linear layers get low-rank updates. Other adapters are kept, frozen.
         rank: Rank of the update.
         alpha: The update is scaled by alpha / rank.
         target_modules: Suffixes of the layers' names.
         use_dora: Also train each layer's column norms.
+        name: Of the adapter, which becomes the active one.
 
     Returns:
         The adapter's parameters, the only ones that require gradients.
@@ -42,7 +49,7 @@ def add_adapter(
     Raises:
         UserError: if a name matches no layer.
     """
-    names = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
+    names = linear_layers(transformer)
     for target in target_modules:
         if not any(name == target or name.endswith("." + target) for name in names):
             raise UserError("finetune.lora.target_modules names no layer of the model", actual=target)
@@ -50,19 +57,22 @@ def add_adapter(
         r=rank, lora_alpha=alpha, target_modules=target_modules, use_dora=use_dora, init_lora_weights="gaussian"
     )
     transformer.requires_grad_(False)
-    transformer.add_adapter(config, adapter_name=ADAPTER_NAME)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is meant to be there
+        transformer.add_adapter(config, adapter_name=name)
     parameters = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.data = parameter.data.float()  # small updates vanish in bfloat16
     return parameters
 
 
-def save_adapter(transformer: CosmosTransformer3DModel, folder: Path) -> Path:
+def save_adapter(transformer: CosmosTransformer3DModel, folder: Path, distilled_guidance: float | None = None) -> Path:
     """Write the adapter's weights in float32, with its configuration as metadata.
 
     Args:
         transformer: With an adapter from `add_adapter`, not wrapped. Without an adapter, all weights are written.
         folder: It must exist.
+        distilled_guidance: Scale of the guidance that the adapter learned to predict in one pass.
 
     Returns:
         The safetensors file, or the folder `transformer`.
@@ -83,7 +93,8 @@ def save_adapter(transformer: CosmosTransformer3DModel, folder: Path) -> Path:
         # Without its configuration the loader takes alpha for equal to rank.
         transformer_lora_adapter_metadata={**config, "target_modules": sorted(config["target_modules"])},
     )
-    _sort_header(folder / WEIGHTS_NAME)
+    further = {} if distilled_guidance is None else {DISTILLED_KEY: repr(distilled_guidance)}
+    _write_metadata(folder / WEIGHTS_NAME, further)
     return folder / WEIGHTS_NAME
 
 
@@ -241,13 +252,14 @@ def _check_same_weights(transformer: CosmosTransformer3DModel, folder: Path) -> 
         )
 
 
-def _sort_header(path: Path) -> None:
+def _write_metadata(path: Path, further: dict[str, str]) -> None:
+    """Add to a weights file's metadata, and sort it."""
     # The library writes its metadata in a random order. Clips are named by the adapter's hash, so equal adapters have
     # to be equal files. Layout: 8 bytes of length, little-endian, then JSON padded with spaces to a multiple of 8.
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    header["__metadata__"] = dict(sorted({**header["__metadata__"], **further}.items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])

@@ -23,6 +23,8 @@ def loading_snippet(settings: Settings, source: WorldModelSource, adapter: Path 
     arguments = ", ".join([repr(source.path), *(f"{name}={value}" for name, value in options.items() if value)])
     to_device = "" if device == "cpu" else f'.to("{device}")'
     request = f"prompt={settings.prompt_prefix + '...'!r}, height={video.height}, width={video.width}"
+    if settings.finetune.distill_guidance is not None:
+        request += ", guidance_scale=1.0"  # the pipeline would guide it a second time
     # Offline, diffusers 0.39 does not search a folder for the file's name.
     weight_name = f", weight_name={WEIGHTS_NAME!r}" if isinstance(adapter, Path) else ""
     lines = {

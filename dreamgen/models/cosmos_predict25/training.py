@@ -18,10 +18,16 @@ from peft import set_peft_model_state_dict
 
 from dreamgen.config.settings import Settings
 from dreamgen.data.seeds import derived_seed
-from dreamgen.models.cosmos_predict25.activation_checkpointing import training_blocks
+from dreamgen.models.cosmos_predict25.activation_checkpointing import training_block, training_blocks
 from dreamgen.models.cosmos_predict25.adapter import ADAPTER_NAME, add_adapter, save_adapter
 from dreamgen.models.cosmos_predict25.dora import use_closed_form
 from dreamgen.models.cosmos_predict25.flow import NoiseSample, VelocityModel, flow_input, flow_loss, sample_noise
+from dreamgen.models.cosmos_predict25.guidance_distillation import (
+    add_teacher,
+    read_init_adapter,
+    set_weights,
+    teacher_flow,
+)
 from dreamgen.models.cosmos_predict25.latents import LatentScale, decode, latent_shape, vae_means
 from dreamgen.models.cosmos_predict25.loading import (
     latent_statistics,
@@ -51,10 +57,13 @@ class CosmosTraining(TrainableWorldModel):
         device: To train on.
     """
 
+    can_distill = True
+
     def __init__(self, source: WorldModelSource, settings: Settings, device: torch.device) -> None:
         self._source, self._settings, self._device = source, settings, device
         self.network: CosmosTransformer3DModel = load_transformer(source, settings.model, device)
-        self.forward_module = VelocityModel(self.network)
+        self._init_adapter = read_init_adapter(self.network, settings.finetune)
+        self.forward_module = self._teacher = VelocityModel(self.network)
         self._scale = LatentScale(*latent_statistics(source), device)
         self._pipe: Cosmos2_5_PredictBasePipeline | None = None
         video = settings.video
@@ -93,6 +102,8 @@ class CosmosTraining(TrainableWorldModel):
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derived_seed(self._settings.seed, "adapter"))
+                if self._init_adapter is not None and tune.distill_guidance is not None:
+                    add_teacher(transformer, tune, self._init_adapter)
                 parameters = add_adapter(
                     transformer,
                     tune.lora.rank,
@@ -100,10 +111,13 @@ class CosmosTraining(TrainableWorldModel):
                     tune.lora.target_modules,
                     tune.method == "dora",
                 )
+            if self._init_adapter is not None:
+                set_weights(transformer, self._init_adapter, ADAPTER_NAME)
             use_closed_form(transformer)
         compiled = tune.compile and self._device.type == "cuda"
         policies = policies_for(TransformerSize.from_config(transformer.config), self._settings, compiled)
         self.forward_module = VelocityModel(transformer, training_blocks(policies, compiled))
+        self._teacher = VelocityModel(transformer, training_block("all", compiled))  # it keeps nothing for a gradient
         return parameters
 
     def noise_sampler(self) -> Callable[[Sequence[int]], NoiseSample]:
@@ -118,6 +132,21 @@ class CosmosTraining(TrainableWorldModel):
         self, forward: Forward, encoded_B: torch.Tensor, text_BLD: torch.Tensor, noise: NoiseSample
     ) -> torch.Tensor:
         flow = flow_input(self._scale(encoded_B), noise, self._settings.finetune.conditional_frame_timestep)
+        velocity_BCTHW = forward(flow.hidden_states_BCTHW, flow.condition_mask_B1THW, flow.timestep_BT, text_BLD)
+        return flow_loss(velocity_BCTHW, flow)
+
+    def distillation_loss(
+        self,
+        forward: Forward,
+        encoded_B: torch.Tensor,
+        text_BLD: torch.Tensor,
+        negative_1LD: torch.Tensor,
+        noise: NoiseSample,
+    ) -> torch.Tensor:
+        tune = self._settings.finetune
+        assert tune.distill_guidance is not None
+        flow = flow_input(self._scale(encoded_B), noise, tune.conditional_frame_timestep)
+        flow = teacher_flow(self._teacher, flow, text_BLD, negative_1LD, tune.distill_guidance)
         velocity_BCTHW = forward(flow.hidden_states_BCTHW, flow.condition_mask_B1THW, flow.timestep_BT, text_BLD)
         return flow_loss(velocity_BCTHW, flow)
 
@@ -155,7 +184,7 @@ class CosmosTraining(TrainableWorldModel):
         return video_THWC
 
     def save_adapter(self, folder: Path) -> None:
-        save_adapter(self.network, folder)
+        save_adapter(self.network, folder, self._settings.finetune.distill_guidance)
 
     def save_other_parts(self, folder: Path) -> None:
         save_other_parts(self._source, folder)

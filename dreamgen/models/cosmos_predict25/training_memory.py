@@ -25,7 +25,8 @@ class MemoryEstimate:
 
     Args:
         weights: Frozen weights of the transformer; if all are trained, their copies in the model's dtype.
-        trained: The adapter, or all weights, with gradients, optimizer state and moving average.
+        trained: The adapter, or all weights, with gradients, optimizer state, moving average, and a distillation's
+            frozen copy of the adapter.
         kept: Activations that the blocks keep from the forward to the backward pass.
         working: Temporary activations: a block's recomputation and backward pass, the first and last layers.
     """
@@ -66,8 +67,8 @@ def fixed_gib(size: TransformerSize, settings: Settings) -> tuple[float, float]:
     else:
         frozen = size.num_parameters * number_bytes(settings)
         num_trained = num_adapter_parameters(size, tune.lora.rank, tune.lora.target_modules, tune.method == "dora")
-    average_bytes = 4 if tune.ema_decay is not None else 0
-    return frozen / GIB, num_trained * (ADAM_BYTES + average_bytes) / GIB
+    copies = (tune.ema_decay is not None) + (tune.distill_guidance is not None and tune.init_adapter is not None)
+    return frozen / GIB, num_trained * (ADAM_BYTES + 4 * copies) / GIB
 
 
 def activations_of(settings: Settings, compiled: bool) -> Activations:

@@ -169,7 +169,8 @@ def training_flops(size: TransformerSize, video: VideoSettings, tune: FinetuneSe
     With an adapter the weights are frozen, so a linear layer costs one forward and one backward product instead of two,
     and no backward product if nothing before it is trained (the text's keys and values, the timestep's modulation).
     Each adapted layer adds its two thin products forward, the same for the gradients of their weights, and for those of
-    their inputs. DoRA's norms are omitted: they do not grow with the tokens.
+    their inputs. DoRA's norms are omitted: they do not grow with the tokens. Distilling guidance adds the teacher's two
+    forward passes, without the thin products of its adapter.
 
     Args:
         size: Of the transformer.
@@ -189,7 +190,7 @@ def training_flops(size: TransformerSize, video: VideoSettings, tune: FinetuneSe
             num_in, num_out = layer.num_in, layer.num_out
             features = 3 * num_out + (3 if layer.input_has_gradient else 2) * num_in
             total += 2 * rows[layer.rows] * tune.lora.rank * features * layer.num_layers
-    return total
+    return total if tune.distill_guidance is None else total + 2 * forward_flops(size, video)
 
 
 def find_size(model: ModelSettings) -> TransformerSize | None:
