@@ -9,7 +9,8 @@ labels the held-out ones in clips, beside baselines that need no model:
 `--variants` without a name leaves the networks out, which take minutes a fold; the linear reading takes seconds.
 `--num_train` draws the curve of the linear reading over the number of training episodes, the mean over all choices of
 them. `--tries` compares inputs, targets and heads (see `idm_tries.py`), and `--limits` says why few episodes are not
-enough (see `idm_limits.py`). `--round_trip` measures the same clips after the mini model's VAE.
+enough (see `idm_limits.py`). `--round_trip` measures the same clips after the mini model's VAE. `--jobs` trains the
+networks of so many folds side by side, in processes that share the GPUs; the figures do not depend on it.
 
 Every figure is pooled over all held-out frames. R^2 is that of `finetune.idm_errors.standardized_r2`, in units of all
 other episodes, also where only some of them are trained on: the mean of few episodes is a worse prediction, so an R^2
@@ -34,9 +35,11 @@ import numpy as np
 import torch
 from idm_limits import actions_from_states, block_predictions
 from idm_tries import tries
+from processes import MapCalls, processes
 
 from dreamgen.config.loading import settings_from_dict
 from dreamgen.config.settings import Settings
+from dreamgen.models.devices import resolve_device
 from dreamgen.models.idm.linear import LinearReader
 from dreamgen.models.idm.model import InverseDynamics, small_frames
 from dreamgen.models.idm.network import IdmConfig
@@ -82,24 +85,28 @@ def main() -> None:
     parser.add_argument("--tries", action="store_true")
     parser.add_argument("--limits", action="store_true")
     parser.add_argument("--round_trip", action="store_true")
+    parser.add_argument("--device", default="auto", help="of the networks: auto, cpu, cuda")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that train networks")
     parser.add_argument("--save", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     common = {"num_steps": arguments.num_steps, "validate_every": 10**9, "checkpoint_every": 10**9, "log_every": 100}
     common |= {word.partition("=")[0]: json.loads(word.partition("=")[2]) for word in arguments.set}
     results: dict[str, Any] = {"arguments": {k: str(v) for k, v in vars(arguments).items() if k != "save"}}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, processes(arguments.jobs) as each:
         settings = make_settings(arguments, Path(folder) / "run", common)
         prepare(settings)
-        bench = Bench(settings, arguments)
+        bench = Bench(settings, arguments, each)
         measurements = {"linear": bench.linear}
         measurements |= {f"linear, {n} episodes": partial(bench.linear, num_train=n) for n in arguments.num_train}
         measurements |= {"tries": bench.tries} if arguments.tries else {}
         measurements |= {"blocks": bench.blocks, "true states": bench.true_states} if arguments.limits else {}
         measurements |= {name: partial(bench.networks, variant=VARIANTS[name]) for name in arguments.variants}
         for name, measurement in measurements.items():
-            start_s = time.process_time()
-            results[name] = {**measurement(), "cpu_s": round(time.process_time() - start_s, 1)}
+            start_s, start_cpu_s = time.monotonic(), time.process_time()
+            results[name] = measurement() | {"wall_s": round(time.monotonic() - start_s, 1)}
+            if arguments.jobs == 1:  # else most of it is other processes'
+                results[name]["cpu_s"] = round(time.process_time() - start_cpu_s, 1)
             save(results, arguments.save)
     print(json.dumps(results))
 
@@ -108,7 +115,7 @@ def make_settings(arguments: argparse.Namespace, out: Path, idm: dict[str, Any])
     """Return the settings of a run."""
     height, width = arguments.size
     video = {"height": height, "width": width, "num_frames": arguments.num_frames, "fps": arguments.fps}
-    model = {"path": "mini", "device": "cpu", "dtype": "float32"}
+    model = {"path": "mini", "device": arguments.device, "dtype": "float32"}
     return settings_from_dict({"out": str(out), "demos": arguments.demos, "model": model, "video": video, "idm": idm})
 
 
@@ -127,20 +134,49 @@ class Fold:
     ways: dict[str, list[np.ndarray]]
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """Networks that were trained for a fold.
+
+    Args:
+        config: Of the model.
+        weights: By name, as arrays, which go from process to process without open files.
+        linear: The linear reading of the same episodes.
+        share: Of the networks in the mixture that predicts the held-out episodes best.
+        seen: What they predict for their training episodes.
+    """
+
+    config: IdmConfig
+    weights: dict[str, np.ndarray]
+    linear: LinearReader
+    share: float
+    seen: Fold
+
+
 class Bench:
     """The folds of a dataset, and what is measured on each.
 
     Args:
         settings: Of the run, which is prepared.
         arguments: Of the command line.
+        each: Calls as `map` does, perhaps in other processes.
     """
 
-    def __init__(self, settings: Settings, arguments: argparse.Namespace) -> None:
+    def __init__(self, settings: Settings, arguments: argparse.Namespace, each: MapCalls = map) -> None:
         self.settings, self.arguments, run = settings, arguments, RunFolder.of(settings)
         self.features = RobotFeatures.from_dict(read_json(run.train / "features.json"))
         self.episodes, self.num_frames = read_episodes(run, settings), settings.video.num_frames
         count = len(self.episodes)
         self.folds = np.array_split(np.arange(count), arguments.folds or count)[: arguments.max_folds]
+        self.returned: dict[str, IdmEpisode] = {}
+        if arguments.round_trip:
+            returned = each(partial(through_vae, settings=settings), self.episodes)
+            self.returned = {episode.name: episode for episode in returned}
+        self._each = each
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs, which calls no others."""
+        return {**self.__dict__, "_each": map}
 
     def split(self, fold: np.ndarray) -> tuple[list[IdmEpisode], list[IdmEpisode]]:
         """Return the training and the held-out episodes of a fold."""
@@ -160,8 +196,8 @@ class Bench:
                 config = describe_robot(self.features, self.settings, chosen)
                 model = linear_model(config, read_linearly(config, chosen, self.num_frames))
                 ways = self.ways(model, held_out) | self.baselines(chosen, held_out, config)
-                if self.arguments.round_trip:
-                    returned = [through_vae(episode, self.settings) for episode in held_out]
+                if self.returned:
+                    returned = [self.returned[episode.name] for episode in held_out]
                     ways |= {f"{name}, after the VAE": x for name, x in self.ways(model, returned).items()}
                 folds.append(Fold(reference, [episode.action_TA for episode in held_out], ways))
                 seen = {"model": self.ways(model, chosen)["model"]}
@@ -175,34 +211,44 @@ class Bench:
         The share of a fold is the mean of those that other folds chose: no held-out episode chooses its own.
         """
         settings = replace(self.settings, idm=replace(self.settings.idm, **variant))
-        models, linears, shares, train_folds = [], [], [], []
-        for number, fold in enumerate(self.folds):
-            others, held_out = self.split(fold)
-            models.append(fit(settings, self.features, others, held_out, number))
-            linears.append(read_linearly(models[-1].config, others, self.num_frames))
-            shares.append(best_share(*held_out_outputs(models[-1], linears[-1], held_out, self.num_frames)))
-            seen = {"model": self.ways(models[-1], others)["model"]}
-            train_folds.append(Fold(models[-1].config.actions, [e.action_TA for e in others], seen))
-        folds = []
-        for number, (fold, model, linear) in enumerate(zip(self.folds, models, linears, strict=True)):
-            others, held_out = self.split(fold)
-            share = float(np.mean(shares[:number] + shares[number + 1 :] or shares))
-            mixed = InverseDynamics(replace(model.config, network_share=share), [*model.networks], linear)
-            ways = {f"networks{name}": x for name, x in self.ways(model, held_out, "").items()}
-            ways |= {f"with the linear reading{name}": x for name, x in self.ways(mixed, held_out, "").items()}
-            ways |= self.baselines(others, held_out, model.config)
-            if self.arguments.round_trip:
-                returned = [through_vae(episode, settings) for episode in held_out]
-                ways |= {
-                    f"with the linear reading, after the VAE{n}": x for n, x in self.ways(mixed, returned, "").items()
-                }
-            folds.append(Fold(model.config.actions, [e.action_TA for e in held_out], ways))
+        numbers = range(len(self.folds))
+        fitted = list(self._each(partial(self.fit_fold, settings), numbers))
+        shares = [each.share for each in fitted]
+        others = [float(np.mean(shares[:number] + shares[number + 1 :] or shares)) for number in numbers]
+        folds = list(self._each(self.mixed_fold, numbers, fitted, others))
         return {
             **pooled(folds),
-            "training episodes": pooled(train_folds)["r2"]["model"],
+            "training episodes": pooled([each.seen for each in fitted])["r2"]["model"],
             "shares": shares,
             "idm": variant,
         }
+
+    def fit_fold(self, settings: Settings, number: int) -> Fitted:
+        """Train the networks of a fold, fit the linear reading, and weigh one against the other."""
+        others, held_out = self.split(self.folds[number])
+        model = fit(settings, self.features, others, held_out, number)
+        linear = read_linearly(model.config, others, self.num_frames)
+        share = best_share(*held_out_outputs(model, linear, held_out, self.num_frames))
+        seen = Fold(model.config.actions, [e.action_TA for e in others], {"model": self.ways(model, others)["model"]})
+        weights = {name: value.detach().cpu().numpy() for name, value in model.networks.state_dict().items()}
+        return Fitted(model.config, weights, linear, share, seen)
+
+    def mixed_fold(self, number: int, fitted: Fitted, share: float) -> Fold:
+        """Return what the networks of a fold predict for held-out episodes, alone and with the linear reading."""
+        others, held_out = self.split(self.folds[number])
+        model = InverseDynamics(fitted.config)
+        model.networks.load_state_dict({name: torch.from_numpy(value) for name, value in fitted.weights.items()})
+        model.to(resolve_device(self.settings.model.device))
+        networks: Any = model.networks
+        mixed = InverseDynamics(replace(fitted.config, network_share=share), [*networks], fitted.linear)
+        ways = {f"networks{name}": x for name, x in self.ways(model, held_out, "").items()}
+        ways |= {f"with the linear reading{name}": x for name, x in self.ways(mixed, held_out, "").items()}
+        ways |= self.baselines(others, held_out, fitted.config)
+        if self.returned:
+            returned = [self.returned[episode.name] for episode in held_out]
+            after = self.ways(mixed, returned, "").items()
+            ways |= {f"with the linear reading, after the VAE{name}": x for name, x in after}
+        return Fold(fitted.config.actions, [episode.action_TA for episode in held_out], ways)
 
     def tries(self) -> dict[str, Any]:
         """Compare inputs, targets and heads."""

@@ -4,7 +4,9 @@ import argparse
 
 import numpy as np
 import pytest
+import torch
 from idm import Bench, Fold, pooled
+from processes import processes
 
 from dreamgen.models.idm.vector_stats import VectorStats
 from tests.finetune.square_world import NUM_FRAMES, square_settings, write_square_training_set
@@ -42,3 +44,20 @@ def test_linear_reading_curve_and_tries(tmp_path):
     found = bench.networks({"batch_size": 2})
     assert len(found["shares"]) == 3 and "networks, first state known" in found["r2"]
     assert found["r2"]["mean"] == r2["mean"]  # the same folds and units
+
+
+@pytest.mark.slow
+def test_folds_side_by_side_give_the_same_figures(tmp_path):
+    write_square_training_set(tmp_path, num_episodes=4, num_frames=25)
+    settings = square_settings(tmp_path, num_steps=8, num_models=1)
+    arguments = argparse.Namespace(folds=2, max_folds=None, max_choices=2, round_trip=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in each of several processes: the number changes rounding
+    try:
+        one = Bench(settings, arguments).networks({})
+    finally:
+        torch.set_num_threads(threads)
+    with processes(2) as each:
+        two = Bench(settings, arguments, each).networks({})
+    assert one == two
+    assert "with the linear reading, after the VAE, first state known" in two["r2"]
