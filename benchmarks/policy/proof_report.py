@@ -173,10 +173,10 @@ def _write_grid(args: argparse.Namespace, task: str) -> None:
     """Write TASK.png: frames of a real episode, of the dream of its start, and of a rollout of each arm's policy."""
     folder = args.out / task
     run, strips = RunFolder(folder / "curated"), []
-    if not run.jobs.is_file() or not (folder / "new").is_dir():
+    jobs = read_jobs(run.jobs) if run.jobs.is_file() else []
+    if not jobs or not run.clip_file(jobs[0].clip_id).is_file() or not (folder / "new").is_dir():
         return
-    job = read_jobs(run.jobs)[0]
-    strips = [read_clips(folder / "new", 1).video_NTHWC[0].numpy(), read_video(run.clip_file(job.clip_id))]
+    strips = [read_clips(folder / "new", 1).video_NTHWC[0].numpy(), read_video(run.clip_file(jobs[0].clip_id))]
     names = ["real", "dream"]
     for arm in args.arms:
         films = sorted((folder / "results").glob(f"{arm}-{args.policies[0]}-*.0.mp4"))
