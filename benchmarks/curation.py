@@ -17,7 +17,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,8 +161,10 @@ def round_trips(clips: list[BenchClip], num: int, random: np.random.Generator) -
         yield replace(clips[index], video_THWC=decoded_THWC, first_frame_HWC=video_THWC[0], kind="real, VAE"), CRF
 
 
-def values_of(clip: BenchClip, crf: int = CRF, train: Path | None = None) -> dict[str, float]:
-    """Encode a clip and measure it as curate does, with the demonstrations of a training set, if there is one."""
+def values_of(
+    clip: BenchClip, crf: int = CRF, train: Path | None = None, trip: Callable[[np.ndarray], np.ndarray] | None = None
+) -> dict[str, float]:
+    """Encode a clip and measure it as curate does, with the demonstrations of a training set and a VAE, if given."""
     num, height, width, _ = clip.video_THWC.shape
     job = Job(
         clip_id="0" * 20, first_frame_sha256="0" * 64, num_conditioning_frames=1, instruction=clip.instruction,
@@ -177,7 +179,9 @@ def values_of(clip: BenchClip, crf: int = CRF, train: Path | None = None) -> dic
             run.train.symlink_to(train, target_is_directory=True)
         write_png(run.first_frame_file("0" * 64), clip.first_frame_HWC)
         write_video(run.clip_file(job.clip_id), clip.video_THWC, FPS, crf=crf)
-        record = measure_clip(ClipContext(run, job))
+        context = ClipContext(run, job, keeps_windows=trip is not None)
+        context.vae_trip = trip
+        record = measure_clip(context)
     assert record.status == "ok", record.traceback
     return {m.name: record.metrics[m.name] for m in METRICS if record.metrics.get(m.name) is not None}
 

@@ -58,6 +58,7 @@ class ClipStage(ABC):
     """
 
     name: ClassVar[str]
+    keeps_windows = False  # whether it reads `ClipContext.windows`, which are kept while another stage decodes the clip
 
     def __init__(self, run: RunFolder, jobs: JobRows, processor: ClipProcessor) -> None:
         self.run, self.jobs, self.processor, self._open = run, jobs, processor, ExitStack()
@@ -124,17 +125,19 @@ class ClipPass:
     Args:
         run: With an absolute root.
         processors: One for each stage.
+        keeps_windows: As `ClipContext` takes it.
     """
 
     run: RunFolder
     processors: tuple[ClipProcessor, ...]
+    keeps_windows: bool = False
 
     def load(self, device: torch.device) -> Callable[[ClipTask], ClipOutcome]:
         """Load the processors and return the function that does a task."""
         functions = [processor.load(device) for processor in self.processors]
 
         def do(task: ClipTask) -> ClipOutcome:
-            clip = ClipContext(self.run, task.job, task.previous)
+            clip = ClipContext(self.run, task.job, task.previous, self.keeps_windows)
             records = tuple(f(clip) for f, wanted in zip(functions, task.wanted, strict=True) if wanted)
             fault = next((record for record in records if record is not None and is_gpu_fault(record)), None)
             status, error = ("ok", None) if fault is None else ("failed", fault.error)
@@ -176,7 +179,8 @@ def process_clips(settings: Settings, *stages: ClipStage) -> list[StageResult]:
     """
     rows = np.unique(np.concatenate([np.asarray(stage.jobs.rows, np.int64) for stage in stages]))
     jobs = JobRows(stages[0].jobs.path, rows)
-    spec = ClipPass(stages[0].run.absolute(), tuple(stage.processor for stage in stages))
+    keeps_windows = any(stage.keeps_windows for stage in stages)
+    spec = ClipPass(stages[0].run.absolute(), tuple(stage.processor for stage in stages), keeps_windows)
     with ExitStack() as contexts:
         for stage in stages:
             contexts.enter_context(stage)

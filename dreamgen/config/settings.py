@@ -238,6 +238,10 @@ class _CurateChoices:
     calibrate_through_vae: bool = option(
         True, "with --calibrate: demonstrations after the model's VAE count as real, too", scope="call"
     )
+    measure_vae_residual: bool = option(
+        False, "also measure vae_residual, with the model's VAE in each worker, which takes seconds a clip on a CPU",
+        scope="call",
+    )  # fmt: skip
 
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 from dreamgen.curate.selection import SIGNATURE, signature_of
 from dreamgen.data.clip_context import ClipContext
 from dreamgen.errors import UserError
-from dreamgen.extensions.score import SCORES
+from dreamgen.extensions.score import SCORES, Score
 from dreamgen.run.files import sha256_of_file
 from dreamgen.run.records import JournalRecord
 
@@ -34,7 +34,7 @@ def measure_clip(clip: ClipContext) -> JournalRecord:
         `clip.previous` itself, if nothing had to be measured.
     """
     inputs, previous = _inputs_sha256(clip), clip.previous
-    wanted = {score.name: score for _, score in SCORES.items() if score.applies(clip.job)}
+    wanted = {score.name: score for _, score in SCORES.items() if _applies(score, clip)}
     metrics: dict[str, Any] = {INPUTS: inputs, PROBLEM: None, "num_frames": None, VERSIONS: {}}
     if previous is not None and previous.metrics.get(INPUTS) == inputs:
         metrics |= {**previous.metrics, VERSIONS: dict(previous.metrics[VERSIONS])}
@@ -57,6 +57,10 @@ def measure_clip(clip: ClipContext) -> JournalRecord:
     except Exception as error:
         return JournalRecord.of_error(record.clip_id, MEASURE, error, file=record.file, metrics=metrics)
     return replace(record, metrics=metrics)
+
+
+def _applies(score: Score, clip: ClipContext) -> bool:
+    return score.applies(clip.job) and (clip.vae_trip is not None or not score.needs_vae)
 
 
 def _inputs_sha256(clip: ClipContext) -> str:

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import batched
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from dreamgen.data.video import iter_frames, write_video
 from dreamgen.errors import UserError, quoted
 from dreamgen.extensions.score import SCORES
 from dreamgen.models.devices import resolve_device
-from dreamgen.models.world_model import model_type_name, resolve_world_model
+from dreamgen.models.world_model import WorldModelSource, model_type_name, resolve_world_model
 from dreamgen.progress import Progress
 from dreamgen.run.files import inside, write_text
 from dreamgen.run.records import Job, StageResult
@@ -159,10 +159,21 @@ def _job(settings: Settings, clip: RealClip, crf: int) -> Job:
     )  # fmt: skip
 
 
-def _vae_trip(settings: Settings, run: RunFolder) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Load the VAE of the run's model; None for a kind of model that has none."""
+def source_of_vae(settings: Settings, run: RunFolder) -> WorldModelSource | None:
+    """Return the run's model, whose VAE can be loaded; None for a kind of model that has none."""
     if model_type_name(settings.model) != COSMOS:
+        return None
+    source = resolve_world_model(settings.model, run)
+    if Path(source.path).is_dir():
+        source = replace(source, path=str(Path(source.path).resolve()))  # workers run in another folder
+    return source
+
+
+def _vae_trip(settings: Settings, run: RunFolder) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Load the VAE of the run's model, if it has one."""
+    source = source_of_vae(settings, run)
+    if source is None:
         return None
     from dreamgen.models.cosmos_predict25.round_trip import vae_round_trip
 
-    return vae_round_trip(resolve_world_model(settings.model, run), resolve_device(settings.model.device))
+    return vae_round_trip(source, resolve_device(settings.model.device))

@@ -21,12 +21,13 @@ from dreamgen.curate.judging import (
     write_rating_tables,
 )
 from dreamgen.curate.measure import MEASURE, measure_clip
-from dreamgen.curate.real_clips import calibrate_run
+from dreamgen.curate.real_clips import calibrate_run, source_of_vae
 from dreamgen.curate.score_table import ScoreTable
 from dreamgen.curate.selection import SIGNATURE, Candidate, deselected
 from dreamgen.curate.verdict import score_reasons, verdict
 from dreamgen.data.clip_context import ClipContext
 from dreamgen.extensions.score import SCORES
+from dreamgen.models.world_model import WorldModelSource
 from dreamgen.progress import Progress, log
 from dreamgen.run.jobs import generated_jobs, with_records
 from dreamgen.run.journal import Journal
@@ -62,11 +63,27 @@ def curate(settings: Settings, calibrate: bool = False) -> StageResult:
 
 @dataclass(frozen=True)
 class CurateProcessor:
-    """Measures clips in a worker."""
+    """Measures clips in a worker.
+
+    Args:
+        vae_of: The model whose VAE scores may use; None for none.
+    """
+
+    vae_of: WorldModelSource | None = None
 
     def load(self, device: torch.device) -> ProcessClip:
         """Return the function that measures a clip; None for a clip without a file."""
-        return lambda clip: measure_clip(clip) if clip.file.is_file() else None
+        trip = None
+        if self.vae_of is not None:
+            from dreamgen.models.cosmos_predict25.round_trip import vae_round_trip  # heavy, and few ask for it
+
+            trip = vae_round_trip(self.vae_of, device)
+
+        def measure(clip: ClipContext) -> JournalRecord | None:
+            clip.vae_trip = trip
+            return measure_clip(clip) if clip.file.is_file() else None
+
+        return measure
 
 
 class Curator(ClipStage):
@@ -83,7 +100,9 @@ class Curator(ClipStage):
 
     def __init__(self, settings: Settings) -> None:
         run = RunFolder.of(settings)
-        super().__init__(run, generated_jobs(run, STAGE), CurateProcessor())
+        vae_of = source_of_vae(settings, run) if settings.curate.measure_vae_residual else None
+        self.keeps_windows = vae_of is not None
+        super().__init__(run, generated_jobs(run, STAGE), CurateProcessor(vae_of))
         self._settings, self._limits = settings, settings.curate
         self._table_path = self.run.scores / "scores.parquet"
         chosen_judges(settings)  # refuses unknown ones before anything is measured

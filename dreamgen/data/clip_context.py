@@ -6,7 +6,7 @@ a `gray_THW` is a small float32 copy, 0-255, in which pixel noise is averaged aw
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from dreamgen.run.records import Job, JournalRecord
 from dreamgen.run.run_folder import RunFolder
 
 GRAY_PX = 32
+NUM_WINDOWS, WINDOW_FRAMES = 3, 5  # of 4k + 1 frames, as VAEs of video take them
+WINDOW_PX, MULTIPLE_PX = 256, 16  # the longer side at most, and what both sides are multiples of
 
 
 class ClipContext:
@@ -35,11 +37,17 @@ class ClipContext:
         run: The run folder.
         job: The clip's job, with its size, frame count, instruction and seed.
         previous: What curate measured of it before; None if nothing.
+        keeps_windows: Keep `windows` whenever the clip is decoded, for a later score.
     """
 
-    def __init__(self, run: RunFolder, job: Job, previous: JournalRecord | None = None) -> None:
+    def __init__(
+        self, run: RunFolder, job: Job, previous: JournalRecord | None = None, keeps_windows: bool = False
+    ) -> None:
         self.run, self.job, self.previous = run, job, previous
+        self.vae_trip: Callable[[np.ndarray], np.ndarray] | None = None  # video_THWC after the VAE, where one is loaded
+        self._keeps_windows = keeps_windows
         self._features: FrameFeatures | None = None
+        self._windows: list[np.ndarray] | None = None
 
     @property
     def file(self) -> Path:
@@ -82,6 +90,19 @@ class ClipContext:
         if self._features is None:
             self._features = self._decode(None)
         return self._features
+
+    @property
+    def windows(self) -> list[np.ndarray]:
+        """Return video_THWC of a few short windows, at most `WINDOW_PX` large; fewer for a clip that is short or small.
+
+        Raises:
+            UserError: as `video_THWC` does.
+        """
+        if self._windows is None:
+            self._keeps_windows = True
+            self._features = self._decode(None)
+        assert self._windows is not None, "decoding keeps them"
+        return self._windows
 
     @property
     def num_frames(self) -> int:
@@ -156,7 +177,13 @@ class ClipContext:
     def _decode(self, observe: Callable[[DecodedFrame], None] | None) -> FrameFeatures:
         """Decode the clip, and show each frame to a function, if there is one."""
         decoded = decode_frames(self.file, whole=True)
+        frames: dict[int, np.ndarray] = {}
+        if self._keeps_windows:
+            decoded = _kept_frames(decoded, self.job.num_frames, frames)
         features = frame_features(decoded if observe is None else shown_to(observe, decoded), self.job.num_frames)
+        if self._keeps_windows:
+            numbers = _window_frames(self.job.num_frames)
+            self._windows = [np.stack([frames[n] for n in some]) for some in numbers if frames.keys() >= set(some)]
         if features is None:
             raise UserError(f"{self.file} has 0 frames", allowed="a video with at least one frame")
         return features
@@ -180,6 +207,28 @@ class ClipContext:
     def _label_table(self) -> pa.Table | None:
         path = self.run.label_file(self.job.clip_id)
         return read_columns(path, None) if path.is_file() else None
+
+
+def _window_frames(num_frames: int) -> list[range]:
+    """Return the frames of each window: the first one begins the clip, the last one ends it."""
+    starts = np.linspace(0, num_frames - WINDOW_FRAMES, NUM_WINDOWS).round().astype(int).tolist()
+    return [range(start, start + WINDOW_FRAMES) for start in sorted({*starts}) if start >= 0]
+
+
+def _kept_frames(
+    decoded: Iterable[DecodedFrame], num_frames: int, frames: dict[int, np.ndarray]
+) -> Iterator[DecodedFrame]:
+    """Yield frames, and keep those of windows by their number, at a reduced size; none of less than `MULTIPLE_PX`."""
+    wanted = {number for some in _window_frames(num_frames) for number in some}
+    for number, frame in enumerate(decoded):
+        if number in wanted:
+            frame_HWC = frame.rgb()
+            height, width = frame_HWC.shape[:2]
+            scale = min(1.0, WINDOW_PX / max(height, width))
+            size = tuple(int(side * scale) // MULTIPLE_PX * MULTIPLE_PX for side in (width, height))
+            if min(size):
+                frames[number] = cv2.resize(frame_HWC, size, interpolation=cv2.INTER_AREA)
+        yield frame
 
 
 def small_gray(video_THWC: np.ndarray) -> np.ndarray:

@@ -112,6 +112,7 @@ class Score(Metric):
         measure: Measures one clip; returns None where there is nothing to measure.
         applies: Whether a job's clip is measured and compared at all, such as only one with a first frame.
         is_calibrated: Whether `curate --calibrate` sets its threshold.
+        needs_vae: Whether it is measured only where the VAE of the run's model is loaded.
         version: Raised with each change of what is measured; values of other versions are measured again.
     """
 
@@ -119,6 +120,7 @@ class Score(Metric):
     applies: Callable[[Job], bool] = every_clip
     version: int = 1
     is_calibrated: bool = True
+    needs_vae: bool = False
 
 
 SCORES: Registry[Score] = Registry(
@@ -145,5 +147,6 @@ SCORES: Registry[Score] = Registry(
         "end_frame_difference": "dreamgen.curate.scores.end_frame_difference:SCORE",
         "demonstration_difference": "dreamgen.curate.scores.demonstration_difference:SCORE",
         "epipolar_error": "dreamgen.curate.scores.epipolar_error:SCORE",
+        "vae_residual": "dreamgen.curate.scores.vae_residual:SCORE",
     },
 )
