@@ -419,13 +419,17 @@ def write_results(bench: Bench, deadline: Deadline, is_complete: bool = False) -
     return report
 
 
-def check_options(args: argparse.Namespace) -> None:
+def check_options(args: argparse.Namespace, free: Sequence[str] = FREE_OPTIONS) -> None:
     """Keep the options that measurements depend on, and refuse to continue with others.
+
+    Args:
+        args: The command line.
+        free: Options that may change.
 
     Raises:
         SystemExit: if the folder was made with other options.
     """
-    fixed = {key: value for key, value in vars(args).items() if key not in FREE_OPTIONS}
+    fixed = {key: value for key, value in vars(args).items() if key not in free}
     file = args.out / "options.json"
     if not file.is_file():
         write_text(file, json.dumps(fixed))

@@ -32,6 +32,7 @@ from clip_metrics import (
     success_criteria,
     successes,
 )
+from diffusers_caches import all_caches, sample_cached
 from metaworld_clips import Clips, joined, read_clips
 from metrics import markdown_table, shown
 from PIL import Image
@@ -53,7 +54,7 @@ COLUMNS = {
     "psnr": ("PSNR dB", ".1f"), "psnr_moving": ("moving dB", ".1f"), "psnr_object": ("object dB", ".1f"),
     "ssim": ("SSIM", ".3f"), "flow_px": ("flow px", ".2f"), "hand_cm": ("hand cm", ".2f"),
     "hand_end_cm": ("hand end cm", ".2f"), "object_end_cm": ("object end cm", ".2f"), "success": ("success", ".2f"),
-    "clip_s": ("s a clip", ".3f"), "passes": ("passes", "d"),
+    "clip_s": ("s a clip", ".3f"), "passes": ("passes", "g"),
 }  # fmt: skip
 
 
@@ -66,6 +67,7 @@ class Sampling:
     level: str = "exact"
     negative_prompt: str | None = DEFAULT_NEGATIVE_PROMPT
     seed: int = 0
+    cache: str | None = None  # of diffusers_caches, in place of a level
 
 
 class ClipSampler:
@@ -96,15 +98,23 @@ class ClipSampler:
         shape = latent_shape(num_frames, height, width)
         noise_BCTHW = torch.stack([_noise(shape, sampling.seed, int(number)) for number in numbers])
         conditioning = torch.cat([encode_conditioning(self.pipe, video[:1]) for video in clips.video_NTHWC])
-        text = text_keys_values(transformer, torch.cat([self._text(self.prefix + one) for one in texts]))
-        guidance = None
+        text_BLD, negative_BLD = torch.cat([self.text(self.prefix + one) for one in texts]), None
         if sampling.guidance_scale > 1:
-            negative = self._text(sampling.negative_prompt).expand(len(texts), -1, -1)
-            guidance = Guidance(text_keys_values(transformer, negative), sampling.guidance_scale)
-        latents_BCTHW = sample_latents(
-            transformer, step_table(self.pipe.scheduler, sampling.num_steps), noise_BCTHW.to(transformer.device),
-            conditioning, text, guidance, level_step_skipping(sampling.level), BlockParts(),
-        )  # fmt: skip
+            negative_BLD = self.text(sampling.negative_prompt).expand(len(texts), -1, -1)
+        table, noise_BCTHW = step_table(self.pipe.scheduler, sampling.num_steps), noise_BCTHW.to(transformer.device)
+        if sampling.cache is not None:
+            cache = next(one for one in all_caches() if one.name == sampling.cache)
+            latents_BCTHW = sample_cached(
+                transformer, cache, table, noise_BCTHW, conditioning, text_BLD, negative_BLD, sampling.guidance_scale
+            )
+        else:
+            guidance = None
+            if negative_BLD is not None:
+                guidance = Guidance(text_keys_values(transformer, negative_BLD), sampling.guidance_scale)
+            latents_BCTHW = sample_latents(
+                transformer, table, noise_BCTHW, conditioning, text_keys_values(transformer, text_BLD), guidance,
+                level_step_skipping(sampling.level), BlockParts(),
+            )  # fmt: skip
         return torch.stack([decode(self.pipe, one[None]).cpu() for one in latents_BCTHW])
 
     @torch.no_grad()
@@ -112,7 +122,7 @@ class ClipSampler:
         """Encode and decode recordings. Returns video_NTHWC."""
         return torch.stack([decode(self.pipe, encode_conditioning(self.pipe, one)).cpu() for one in clips.video_NTHWC])
 
-    def _text(self, prompt: str | None) -> torch.Tensor:
+    def text(self, prompt: str | None) -> torch.Tensor:
         if prompt not in self._texts:
             self._texts[prompt] = encode_text(self.pipe, prompt)
         return self._texts[prompt]
@@ -355,23 +365,6 @@ def sweep_guidance(evaluation: Evaluation) -> None:
     measure_samplings(evaluation, samplings)
 
 
-def sweep_levels(evaluation: Evaluation) -> None:
-    """Measure each level on seen tasks, beside fewer exact steps that cost as many forward passes."""
-    measure_samplings(evaluation, level_samplings(evaluation.args.seed))
-
-
-def level_samplings(seed: int) -> list[Sampling]:
-    """Return the levels at 36 and 16 steps, with and without guidance, and exact ones with as many passes."""
-    found: list[Sampling] = []
-    for scale in (1.0, 3.0):
-        for num_steps in (36, 16):
-            found.append(Sampling(num_steps, scale, seed=seed))
-            for level in ("balanced", "turbo"):
-                one = Sampling(num_steps, scale, level, seed=seed)
-                found += [one, Sampling(round(passes_of(one) / (2 if scale > 1 else 1)), scale, seed=seed)]
-    return list(dict.fromkeys(found))
-
-
 def passes_of(sampling: Sampling) -> int:
     """Return the number of the transformer's forward passes for a clip."""
     return num_forwards(sampling.num_steps, level_step_skipping(sampling.level), sampling.guidance_scale > 1)
@@ -396,7 +389,7 @@ def measure_samplings(evaluation: Evaluation, samplings: list[Sampling]) -> None
 # In the order of the report.
 SECTIONS = {
     "splits": measure_splits, "instructions": measure_instructions, "variety": measure_variety,
-    "guidance": sweep_guidance, "levels": sweep_levels,
+    "guidance": sweep_guidance,
 }  # fmt: skip
 
 
