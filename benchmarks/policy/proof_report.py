@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from metaworld_clips import read_clips
 from metrics import markdown_table, shown
+from proof_plot import success_plot
 from significance import paired_p_value, rank_correlation, wilson_interval
 from steps import ARMS, REAL, arm_title
 
@@ -27,7 +28,7 @@ NUM_SHOWN_FRAMES = 7
 
 
 def write_reports(args: argparse.Namespace) -> None:
-    """Write report.json and report.md of what is there, and grid.png; print the tables."""
+    """Write report.json, report.md, a plot for each policy and a picture for each task; print the tables."""
     runs = [run for task in args.tasks for run in _rollouts(args, task)]
     replays = [json.loads(file.read_text()) for task in args.tasks
                if (file := args.out / task / "results" / "replay.json").is_file()]  # fmt: skip
@@ -43,6 +44,9 @@ def write_reports(args: argparse.Namespace) -> None:
     write_json(args.out / "report.json", report)
     text = tables(report, args.tasks)
     write_text(args.out / "report.md", text)
+    for policy in args.policies:
+        if rows := [row for row in report["table"] if row["policy"] == policy]:
+            write_text(args.out / f"{policy}.svg", success_plot(rows, args.tasks))
     for task in args.tasks:
         _write_grid(args, task)
     print(text)

@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 import train
 from proof import SMALL, run, run_steps
+from proof_plot import success_plot
 from proof_report import policy_rows
 from significance import paired_p_value, rank_correlation, wilson_interval
 from steps import ARMS, MAIN_ARMS, Step, all_steps, dataset_of
@@ -61,6 +63,11 @@ def test_a_row_has_all_seeds_and_is_compared_with_real_alone():
     assert cell["success"] == 0.9 and cell["of_seeds"] == [1.0, 0.8] and cell["low"] < 0.9 < cell["high"]
     assert cell["p"] < 0.01 and "p" not in real["tasks"]["sweep"]
     assert policy_rows(runs, ["sweep"], "diffusion") == []
+    plot = ElementTree.fromstring(success_plot([real, curated], ["sweep", "push-back"]))
+    texts = {text.text for text in plot.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"sweep", "real demonstrations", "real + dreams"} <= texts and "push-back" not in texts
+    circles = [float(circle.get("cx")) for circle in plot.iter("{http://www.w3.org/2000/svg}circle")]
+    assert len(circles) == 2 and circles[0] < circles[1], "in the order of the rows: 5 %, then 90 %"
 
 
 def arguments(tmp_path, **given):
