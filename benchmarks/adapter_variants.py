@@ -224,6 +224,7 @@ def train(training: Training, options: TrainingOptions, until_s: float) -> dict[
 
     Raises:
         UserError: if a stage refuses its input.
+        RuntimeError: if a signal stopped the training.
     """
     folder = options.runs / training.name
     facts_file = folder / "training.json"
@@ -237,6 +238,8 @@ def train(training: Training, options: TrainingOptions, until_s: float) -> dict[
         settings = training_settings(training, options)
         prepare_training_set(settings, resume=True)
         result = finetune_adapter(settings, resume=True)
+        if result.partial:
+            raise RuntimeError(f"stopped; see {folder / 'log.txt'}")
     facts = asdict(training) | {key: result.metrics.get(key) for key in ("num_steps", "step_s", "final_loss")}
     num_bytes = adapter_file(RunFolder(folder).adapter).stat().st_size
     facts |= {"seconds": round(time.monotonic() - start_s, 2), "adapter_mb": round(num_bytes / 1e6, 3)}

@@ -82,7 +82,8 @@ def train(args: argparse.Namespace, out: Path, tune: dict[str, Any]) -> tuple[Pa
     run = RunFolder(out)
     if not run.adapter.exists():
         prepare_training_set(settings, resume=True)
-        finetune_adapter(settings, resume=True)
+        if finetune_adapter(settings, resume=True).partial:
+            raise SystemExit("the training was stopped; the same command continues it")
     return run.adapter, round(time.monotonic() - start_s, 1)
 
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+import adapter_variants
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from metaworld_clips import Clips
 from mini_adapters import all_recordings, as_lists, check_options, differences, mean_over, nearest_demonstrations
 
 from dreamgen.errors import UserError
+from dreamgen.run.records import StageResult
 
 TASKS = ["coffee-push", "sweep", "push-back"]
 VARIANTS = all_variants(16, 10, [1, 10, 20], [4, 16, 32], [0.5])
@@ -86,6 +88,16 @@ def test_after_the_deadline_no_training_begins(tmp_path):
     assert train(training, options, until_s=0) is None and not any(tmp_path.iterdir())
     with pytest.raises(UserError, match="sweep"):
         train(training, options, until_s=float("inf"))  # there are no demonstrations
+
+
+def test_a_training_that_a_signal_stopped_does_not_count_as_done(tmp_path, monkeypatch):
+    stopped = StageResult("finetune", {}, {}, [], partial=True)
+    monkeypatch.setattr(adapter_variants, "prepare_training_set", lambda settings, resume: None)
+    monkeypatch.setattr(adapter_variants, "finetune_adapter", lambda settings, resume: stopped)
+    options, training = TrainingOptions(tmp_path / "data", tmp_path, 1, "cpu", 0), Training("sweep", "lora", 4, 1)
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(training, options, until_s=float("inf"))
+    assert not list(tmp_path.rglob("training.json"))
 
 
 def test_demonstrations_and_tests_are_recorded_from_different_regions():
