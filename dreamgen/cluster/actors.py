@@ -19,7 +19,6 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Ray
 from dreamgen.cluster.options import PoolOptions, Task
 from dreamgen.cluster.ray_cluster import PoolSize
 from dreamgen.cluster.schedule import QUEUE_DEPTH
-from dreamgen.environment import DEFAULTS
 from dreamgen.run.records import JournalRecord
 
 # What Ray raises when a process or a node is gone. An error in our own code is a RayTaskError.
@@ -123,7 +122,6 @@ class Actors:
     """
 
     def __init__(self, size: PoolSize, options: PoolOptions, actor: type, payload: Any) -> None:
-        threads = str(options.threads_per_worker)
         self._load_arguments = (payload, options.threads_per_worker, size.gpus_per_worker == 0)
         self._class: Any = ray.remote(actor).options(
             num_gpus=size.gpus_per_worker,
@@ -131,7 +129,8 @@ class Actors:
             resources=size.resources_per_worker,
             max_restarts=0,  # a new actor has to load first; the pool starts it
             max_concurrency=QUEUE_DEPTH + 1,  # one more for `withdraw`
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **DEFAULTS}},
+            # A process that Ray started early takes no actor with an environment of its own.
+            runtime_env=None if size.has_environment else {"env_vars": options.environment()},
         )
         self._numbers = itertools.count(1)
         # A queue, because waiting for many references costs more the more there are.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ray._private import ray_constants
 from ray._private.node import Node
 
 from dreamgen.cluster.process_cleanup import processes_end_with_driver
+from dreamgen.environment import changed_environment
 from dreamgen.progress import log
 from dreamgen.run.signals import same_sigterm_handler
 
@@ -29,7 +30,7 @@ QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": lo
 
 
 @contextmanager
-def local_ray(stage: str, resources: dict[str, Any]) -> Iterator[None]:
+def local_ray(stage: str, resources: dict[str, Any], environment: Mapping[str, str]) -> Iterator[None]:
     """Start Ray on this machine and end it, with all its processes, when the body is left or this process dies.
 
     Ray listens on the loopback interface. Where this version of Ray has token authentication, it is on.
@@ -37,10 +38,12 @@ def local_ray(stage: str, resources: dict[str, Any]) -> Iterator[None]:
     Args:
         stage: For log lines.
         resources: `num_cpus`, `num_gpus` and `resources` as `ray.init` takes them.
+        environment: Variables of all its processes. Ray starts one worker for each of `num_cpus` with itself; those
+            with an environment of their own would be started again, and later.
     """
     for attempt in range(1, START_ATTEMPTS + 1):
         with processes_end_with_driver():
-            if not _start(resources, is_last=attempt == START_ATTEMPTS):
+            if not _start(resources, environment, is_last=attempt == START_ATTEMPTS):
                 log(f"{stage}: Ray did not start within 30 s; trying again")
                 continue
             try:
@@ -50,11 +53,11 @@ def local_ray(stage: str, resources: dict[str, Any]) -> Iterator[None]:
             return
 
 
-def _start(resources: dict[str, Any], is_last: bool) -> bool:
+def _start(resources: dict[str, Any], environment: Mapping[str, str], is_last: bool) -> bool:
     """Start Ray; False if it was too slow and there is another attempt."""
     try:
         # Tasks and records are small and pixels are never sent, so little memory for objects is enough.
-        with _on_loopback(), _without_unused_processes(), same_sigterm_handler():
+        with changed_environment(environment), _on_loopback(), _without_unused_processes(), same_sigterm_handler():
             ray.init(
                 address="local", object_store_memory=80 * 2**20,
                 _system_config={"gcs_rpc_server_reconnect_timeout_s": GCS_TIMEOUT_S}, **resources, **QUIET,
@@ -83,13 +86,12 @@ def _on_loopback() -> Iterator[None]:
     `ray.init` has no option for it: it replaces 127.0.0.1 as the node's address by that of another interface.
     """
     before, name = ray_constants.ENABLE_RAY_CLUSTER, ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    ray_constants.ENABLE_RAY_CLUSTER, environment = False, os.environ.get(name)
-    os.environ[name] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        yield
+        with changed_environment({name: "0"}):
+            yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
-        os.environ.pop(name) if environment is None else os.environ.update({name: environment})
 
 
 @contextmanager

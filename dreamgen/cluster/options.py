@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from dreamgen.environment import DEFAULTS
+
 
 class Task(Protocol):
     """Something that a worker can do. Workers receive it pickled."""
@@ -42,6 +44,11 @@ class PoolOptions:
     task_limit_s: float | None = None
     section: str = ""
     fills_cpus: bool = False
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables of a worker."""
+        threads = str(self.threads_per_worker)
+        return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **DEFAULTS}
 
     def setting(self, name: str) -> str:
         """Return how the command line names one of the settings."""

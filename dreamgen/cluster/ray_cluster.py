@@ -31,6 +31,7 @@ class PoolSize:
         cpus_per_worker: May be a fraction.
         resources_per_worker: Ray's custom resources.
         is_fixed: False if the number follows the room on the cluster, also when nodes join or leave.
+        has_environment: Whether Ray was started with the workers' environment variables, which they inherit.
     """
 
     num_workers: int
@@ -38,6 +39,7 @@ class PoolSize:
     cpus_per_worker: float
     resources_per_worker: dict[str, float] = field(default_factory=dict)
     is_fixed: bool = True
+    has_environment: bool = False
 
     def needs(self) -> dict[str, float]:
         """Return what one worker takes from a node, by resource."""
@@ -73,7 +75,7 @@ def ray_pool_size(options: PoolOptions, device: str) -> Iterator[PoolSize]:
         nodes = alive_nodes()
         size = _pool_size(options, device, nodes)
         _check_room(size, nodes, starts_ray, options)
-        yield size
+        yield replace(size, has_environment=starts_ray)
 
 
 def alive_nodes() -> list[dict[str, float]]:
@@ -149,7 +151,8 @@ def local_resources(options: PoolOptions, device: str, num_gpus: int) -> dict[st
 def _local_ray(options: PoolOptions, device: str) -> AbstractContextManager[None]:
     import torch
 
-    return local_ray(options.stage, local_resources(options, device, torch.cuda.device_count()))
+    resources = local_resources(options, device, torch.cuda.device_count())
+    return local_ray(options.stage, resources, options.environment())
 
 
 @contextmanager

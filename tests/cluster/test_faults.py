@@ -92,13 +92,17 @@ def test_ray_on_this_machine_starts_with_room_for_a_worker_on_every_gpu(options,
 @pytest.mark.parametrize(
     ("num_gpus", "options", "expected"),
     [
-        (2, {}, PoolSize(2, 1.0, 1.0, {}, is_fixed=False)),
+        (2, {}, PoolSize(2, 1.0, 1.0, {}, is_fixed=False, has_environment=True)),
         (
             2,
             {"gpus_per_worker": 0.5, "cpus_per_worker": 0.5, "resources_per_worker": {"fast": 0.25}},
-            PoolSize(4, 0.5, 0.5, {"fast": 0.25}, is_fixed=False),
+            PoolSize(4, 0.5, 0.5, {"fast": 0.25}, is_fixed=False, has_environment=True),
         ),
-        (0, {"resources_per_worker": {"fast": 0.25}}, PoolSize(1, 0.0, 1.0, {"fast": 0.25}, is_fixed=False)),
+        (
+            0,
+            {"resources_per_worker": {"fast": 0.25}},
+            PoolSize(1, 0.0, 1.0, {"fast": 0.25}, is_fixed=False, has_environment=True),
+        ),
     ],
 )
 def test_ray_started_on_this_machine_has_that_room(monkeypatch, num_gpus, options, expected):
