@@ -256,6 +256,7 @@ def pool_options(settings: LabelSettings, name: str, num_clips: int) -> PoolOpti
         resources_per_worker=dict(settings.resources_per_worker),
         threads_per_worker=settings.threads_per_worker,
         fills_cpus=True,
+        max_loading_per_node=None,  # each loads on its own core
     )
 
 

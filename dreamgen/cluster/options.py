@@ -31,6 +31,7 @@ class PoolOptions:
         threads_per_worker: OpenMP, MKL and torch threads of a worker.
         max_attempts: How often a task is tried before it counts as failed, at least 1.
         task_limit_s: Seconds after which a worker counts as hung; None derives a limit from the slowest task so far.
+        max_loading_per_node: Workers of a node that load at a time; None for no limit.
         fills_cpus: Without `num_workers`, start as many as the CPUs of the cluster have room for, not only its GPUs.
     """
 
@@ -44,6 +45,7 @@ class PoolOptions:
     task_limit_s: float | None = None
     section: str = ""
     fills_cpus: bool = False
+    max_loading_per_node: int | None = 8  # more copies of a large model load no faster; a node rarely has more GPUs
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables of a worker."""

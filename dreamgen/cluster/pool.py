@@ -26,7 +26,6 @@ from dreamgen.progress import log
 from dreamgen.run.records import JournalRecord
 
 EVENT_TIMEOUT_S = 0.5
-MAX_LOADING_PER_NODE = 8  # loading more at once is no faster; a node rarely has more GPUs
 CHECK_EVERY_S = 5.0  # for hung workers, and for nodes that joined or left
 NO_NODE_LIMIT_S = 30.0  # without any node, another one may join for so long
 
@@ -117,10 +116,12 @@ class WorkerPool:
 
     def _start_workers(self, schedule: Schedule) -> None:
         num_missing = min(self._num_wanted, schedule.num_left()) - len(self._workers)
-        if num_missing > 0:
+        limit = self._options.max_loading_per_node
+        if limit is not None:
             num_loading = len(self._workers) - self.num_loaded
-            for _ in range(min(num_missing, MAX_LOADING_PER_NODE * self._num_nodes - num_loading)):
-                self._actors.start()
+            num_missing = min(num_missing, limit * self._num_nodes - num_loading)
+        for _ in range(num_missing):
+            self._actors.start()
 
     def _handle(self, event: Event, schedule: Schedule, limit: TimeLimit) -> JournalRecord | None:
         worker = self._workers[event.number]

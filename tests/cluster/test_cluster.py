@@ -17,6 +17,7 @@ from dreamgen.cluster import pool as pool_module
 from dreamgen.cluster.options import PoolOptions
 from dreamgen.cluster.pool import WorkerPool
 from dreamgen.cluster.ray_cluster import PoolSize, alive_nodes, ray_pool_size, room
+from dreamgen.cluster.schedule import Schedule
 from dreamgen.generate import stage
 from dreamgen.generate.worker import GenerationWorker
 from dreamgen.run.jobs import read_jobs
@@ -146,6 +147,18 @@ def test_fractions_of_a_gpu_share_it_on_nodes_with_the_resource(cluster, tmp_pat
     assert list(places_of(records).values()) == [2]
     fast = next(node["NodeID"] for node in ray.nodes() if node["Resources"].get("fast"))
     assert {record.metrics["node"] for record in records} == {fast}
+
+
+@pytest.mark.parametrize(("max_loading_per_node", "expected"), [(2, 2), (None, 10)])
+def test_workers_load_at_a_time_as_many_as_the_options_allow(cluster, tmp_path, max_loading_per_node, expected):
+    size = PoolSize(10, 0.0, 0.1, {"fast": 0.01})
+    options = PoolOptions("generate", max_loading_per_node=max_loading_per_node)
+    pool = WorkerPool(size, options, PlainWorker, str(tmp_path))
+    pool._num_wanted, pool._num_nodes = size.num_workers, 1
+    with pool:
+        for _ in range(2):  # no worker has loaded yet: its result is taken from the pool's events
+            pool._start_workers(Schedule([Task(f"clip{number}") for number in range(20)], 1))
+        assert len(pool._workers) == expected
 
 
 def test_a_task_that_crashes_every_worker_fails_and_the_others_are_made(cluster, tmp_path):
