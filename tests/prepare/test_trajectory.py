@@ -1,11 +1,16 @@
 """Actions at another frame rate: absolute ones are picked, deltas keep the motion of the clip."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dreamgen.data.timeline import resampled_indices
-from dreamgen.data.trajectory import Trajectory
+from dreamgen.data.trajectory import Trajectory, read_trajectory, write_trajectory
 from dreamgen.prepare.sources.source import SourceClip, with_bare_instruction
 from dreamgen.prepare.stage import inspect, prepare
 from tests.fixtures import demos
@@ -64,3 +69,29 @@ def test_clips_without_actions_are_resampled_in_silence(tmp_path, settings_for):
 def test_the_prefix_is_taken_off_as_whole_words_only():
     clip = SourceClip("a", "a", instruction="Robots lift it")
     assert with_bare_instruction(clip, "Robot ").instruction == "Robots lift it"
+
+
+@pytest.mark.parametrize("num_rows", [1, 93])
+def test_rows_are_written_as_lists_of_float32(num_rows, tmp_path):
+    written = trajectory(num_rows)
+    write_trajectory(tmp_path / "label.parquet", written, "a model", 0.5)
+    table = pq.read_table(tmp_path / "label.parquet")
+    assert [field.type for field in table.schema] == [pa.list_(pa.float32())] * 2
+    assert table["action"].to_pylist() == written.action_TA.tolist()
+    read = read_trajectory(tmp_path / "label.parquet")
+    np.testing.assert_array_equal(read.action_TA, written.action_TA)
+    np.testing.assert_array_equal(read.state_TS, written.state_TS)
+
+
+def test_a_worker_that_writes_and_reads_labels_does_not_import_pandas(tmp_path):
+    code = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from dreamgen.data.trajectory import Trajectory, read_trajectory, write_trajectory
+path = Path({str(tmp_path)!r}) / "label.parquet"
+write_trajectory(path, Trajectory(3, None, np.ones((3, 2), np.float32)))
+read_trajectory(path)
+sys.exit("pandas" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
