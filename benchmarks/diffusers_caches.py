@@ -1,4 +1,4 @@
-"""Diffusers' own caches on the transformer of Cosmos Predict 2.5, to measure them beside the sampling levels.
+"""Diffusers' own caches on the transformer of mini and Cosmos-Predict2.5, to measure them beside the sampling levels.
 
 They hook modules: attention layers, blocks, or the whole denoiser. The transformer is not a `CacheMixin`, so they are
 applied by their functions. With guidance, both texts are one batch, the negative one first, as in the pipelines that
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import CosmosTransformer3DModel
 from diffusers.hooks import (
     FasterCacheConfig,
     FirstBlockCacheConfig,
@@ -34,7 +33,6 @@ from diffusers.hooks import (
 )
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.hooks.hooks import CacheContext, _set_cache_context
-from diffusers.models.transformers.transformer_cosmos import CosmosTransformerBlock
 from torch.utils.flop_counter import FlopCounterMode
 
 from dreamgen.models.cosmos_predict25.sampler import CONDITION_TIMESTEP
@@ -43,8 +41,6 @@ from dreamgen.models.cosmos_predict25.velocity import Rope, velocity
 
 TRAIN_STEPS = 1000  # a timestep of diffusers is 1000 sigma
 LAYERS = [r"transformer_blocks\.\d+\.attn[12]", r"transformer_blocks\.\d+\.ff"]
-# diffusers knows what the blocks of other models return; this one returns hidden states alone.
-TransformerBlockRegistry.register(CosmosTransformerBlock, TransformerBlockMetadata(return_hidden_states_index=0))
 # What FasterCache splits into the halves of both texts.
 SPLIT = ("hidden_states", "encoder_hidden_states", "timestep", "condition_mask")
 
@@ -56,8 +52,11 @@ class Denoiser(torch.nn.Module):
         transformer: Frozen; its blocks and last layer are those of this module, under the same names.
     """
 
-    def __init__(self, transformer: CosmosTransformer3DModel) -> None:
+    def __init__(self, transformer: Any) -> None:
         super().__init__()
+        # diffusers knows what the blocks of other models return; these return hidden states alone.
+        for kind in {type(block) for block in transformer.transformer_blocks}:
+            TransformerBlockRegistry.register(kind, TransformerBlockMetadata(return_hidden_states_index=0))
         self.transformer_blocks, self.proj_out = transformer.transformer_blocks, transformer.proj_out
         self.config = transformer.config
         self._forward = [transformer]  # a list, so that no name begins with `transformer.`
@@ -74,7 +73,7 @@ class Denoiser(torch.nn.Module):
 
 
 def run_as_module(
-    block: CosmosTransformerBlock,
+    block: torch.nn.Module,
     hidden_BTSD: torch.Tensor,
     text_BLD: torch.Tensor,
     embedded_timestep_BT1D: torch.Tensor,
@@ -195,7 +194,7 @@ def remove_hooks(denoiser: Denoiser) -> None:
 
 @torch.no_grad()
 def sample_cached(
-    transformer: CosmosTransformer3DModel,
+    transformer: Any,
     cache: Cache | None,
     table: StepTable,
     noise_BCTHW: torch.Tensor,
