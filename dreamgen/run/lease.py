@@ -87,10 +87,6 @@ def hold(folder: Path | Store, stage: str, shard: Shard) -> Iterator[Callable[[]
         UserError: if a running driver holds an overlapping share, or the folder cannot be written to.
     """
     store, mine = as_store(folder), Lease(stage, str(shard))
-    with storage_errors_as_user_errors(store.place):
-        if not store.is_remote:
-            Path(store.place).mkdir(parents=True, exist_ok=True)
-        _take(store, mine, shard)
     ended, lost = threading.Event(), threading.Event()
 
     def beat() -> None:
@@ -107,15 +103,30 @@ def hold(folder: Path | Store, stage: str, shard: Shard) -> Iterator[Callable[[]
                 log(f"{stage}: the lease {mine.name} cannot be renewed ({error})")
 
     thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
     try:
+        with storage_errors_as_user_errors(store.place):
+            if not store.is_remote:
+                Path(store.place).mkdir(parents=True, exist_ok=True)
+            _take(store, mine, shard)
+        thread.start()
         yield lost.is_set
+    except KeyboardInterrupt:
+        if thread.ident is None:  # while the lease was taken, so that it may be there already
+            with suppress(OSError, UserError):
+                _give_back(store, mine)
+        raise
     finally:
         ended.set()
-        thread.join()
-        found = _read(store, mine.name)
-        if found is not None and found.owner == mine.owner:
-            store.remove(mine.name)
+        if thread.ident is not None:
+            thread.join()
+            _give_back(store, mine)
+
+
+def _give_back(store: Store, mine: Lease) -> None:
+    """Remove a lease, unless another driver took it over."""
+    found = _read(store, mine.name)
+    if found is not None and found.owner == mine.owner:
+        store.remove(mine.name)
 
 
 def read_leases(folder: Path | Store, stage: str) -> list[Lease]:
@@ -140,8 +151,7 @@ def _take(store: Store, mine: Lease, shard: Shard) -> None:
         time.sleep(SETTLE_S)
         others = [lease for lease in read_leases(store, mine.stage) if shard.overlaps(Shard.parse(lease.shard))]
         if others and max(others, key=lambda lease: (lease.begun_s, lease.owner)).owner != mine.owner:
-            if (found := _read(store, mine.name)) is not None and found.owner == mine.owner:
-                store.remove(mine.name)
+            _give_back(store, mine)
             raise _held(max(others, key=lambda lease: (lease.begun_s, lease.owner)))
 
 

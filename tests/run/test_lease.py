@@ -118,6 +118,18 @@ def test_a_lease_that_cannot_be_read_for_a_moment_is_not_gone(tmp_path, monkeypa
         hold(tmp_path, "generate", Shard()).__enter__()
 
 
+def test_an_interrupt_while_a_lease_is_taken_leaves_none(tmp_path, monkeypatch):
+    def write_and_interrupt(store, mine):
+        write(store, mine)
+        raise KeyboardInterrupt
+
+    write = lease_module._write
+    monkeypatch.setattr(lease_module, "_write", write_and_interrupt)
+    with pytest.raises(KeyboardInterrupt), hold(tmp_path / "journal", "generate", Shard()):
+        pytest.fail("the lease was not taken")
+    assert list((tmp_path / "journal").iterdir()) == []
+
+
 def test_a_process_of_the_same_number_is_another(tmp_path):
     ours = Lease("generate", "0/1")
     assert ours.process and not ours.is_known_dead()
