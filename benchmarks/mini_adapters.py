@@ -48,7 +48,7 @@ from metaworld_clips import Clips, joined, read_clips
 from metrics import write_report
 from mini_quality import ClipSampler, Sampling, measure_clips
 from PIL import Image
-from state_readout import StateReadout, load_readout, save_readout, train_readout
+from state_readout import kept_readout
 
 from dreamgen.api import load_settings
 from dreamgen.models.adapter_choice import AdapterChoice, choose_adapter
@@ -236,7 +236,9 @@ class Bench:
         self.seen = seen[seen.scene_N == ""]
         known = joined([*train_sets.values(), read_clips(args.data / "readout")])
         self.criteria = success_criteria(known)
-        self.readout = self._readout(known)
+        self.readout = kept_readout(
+            args.out / "state_readout.safetensors", known, self.device, args.readout_s, args.seed
+        )
         with tempfile.TemporaryDirectory() as folder:
             source = resolve_world_model(settings.model, RunFolder(Path(folder)))
         pipe = load_pipeline(source, settings.model)
@@ -294,14 +296,6 @@ class Bench:
         measured = measure()
         write_text(file, json.dumps(measured))
         return measured
-
-    def _readout(self, known: Clips) -> StateReadout:
-        file = self.args.out / "state_readout.safetensors"
-        if file.is_file():
-            return load_readout(file, known.video_NTHWC.shape[2], self.device)
-        readout = train_readout(known, self.device, self.args.readout_s, self.args.seed)
-        save_readout(readout, file)
-        return readout
 
 
 def _in_order(clips: Clips, tasks: Sequence[str]) -> Clips:

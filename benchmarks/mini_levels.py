@@ -41,7 +41,7 @@ from metaworld_clips import CAMERA, Clips, joined, read_clips
 from metrics import markdown_table, shown, write_report
 from mini_adapters import PRESET, ROOT, Deadline, as_lists, check_options, record
 from mini_quality import COLUMNS, ClipSampler, Sampling, measure_clips, passes_of
-from state_readout import StateReadout, load_readout, save_readout, train_readout
+from state_readout import kept_readout
 
 from dreamgen.api import load_settings
 from dreamgen.models.adapter_choice import choose_adapter
@@ -191,7 +191,10 @@ class Bench:
         test = read_clips(args.data / "test")
         self.real: Clips = test[(test.scene_N == "") & test.success_N]
         known = joined([read_clips(args.data / "base"), read_clips(args.data / "readout")])
-        self.criteria, self.readout = success_criteria(known), self._readout(known)
+        self.criteria, self.readout = (
+            success_criteria(known),
+            kept_readout(args.out / "state_readout.safetensors", known, self.device, args.readout_s, args.seed),
+        )
         settings = load_settings(PRESET, model={"device": args.device})
         with tempfile.TemporaryDirectory() as folder:
             source = resolve_world_model(settings.model, RunFolder(Path(folder)))
@@ -266,14 +269,6 @@ class Bench:
         if not file.is_file():
             write_text(file, json.dumps(measure()))
         self.measured[name] = json.loads(file.read_text())
-
-    def _readout(self, known: Clips) -> StateReadout:
-        file = self.args.out / "state_readout.safetensors"
-        if file.is_file():
-            return load_readout(file, known.video_NTHWC.shape[2], self.device)
-        readout = train_readout(known, self.device, self.args.readout_s, self.args.seed)
-        save_readout(readout, file)
-        return readout
 
     def _write(self, variants: list[Variant], reasons: dict[str, str], deadline: Deadline) -> None:
         report = {

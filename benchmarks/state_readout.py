@@ -145,3 +145,20 @@ def load_readout(file: Path, size_px: int, device: torch.device) -> StateReadout
     model(torch.zeros(1, size_px, size_px, 3, dtype=torch.uint8))
     load_model(model, str(file))
     return model.to(device).eval()
+
+
+def kept_readout(file: Path, known: Clips, device: torch.device, seconds: float, seed: int) -> StateReadout:
+    """Return the read-out that a file holds, or train it and keep it there.
+
+    Args:
+        file: safetensors.
+        known: Recordings to train on; their frames have the size of those to read.
+        device: To run it on.
+        seconds: Of the training.
+        seed: Likewise.
+    """
+    if file.is_file():
+        return load_readout(file, known.video_NTHWC.shape[2], device)
+    readout = train_readout(known, device, seconds, seed)
+    save_readout(readout, file)
+    return readout
