@@ -113,13 +113,13 @@ def plan_second_adapter(check: Check) -> None:
 
 def generate_with_a_kill(check: Check) -> None:
     """Kill the driver once its first clip is there, resume, and compare with the undisturbed run's clips."""
-    run = check.second
+    run, start_s = check.second, time.time()
     is_ok = kill_and_resume(
         check, "generate", lambda: any(run.clips.glob("*/*.mp4")), lambda: shutil.rmtree(run.clips, ignore_errors=True)
     )
     if not is_ok:
         return
-    add_clip_rates(check, "generate resumed", run)
+    add_clip_rates(check, "generate resumed", run, start_s)
     jobs = read_jobs(check.first.jobs)
     pairs = [(check.first.clip_file(job.clip_id), run.clip_file(job.clip_id)) for job in jobs]
     check.resumed["clips"] = compare_files(pairs)
@@ -255,22 +255,29 @@ def loss_rows(run: RunFolder) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def add_clip_rates(check: Check, stage: str, run: RunFolder) -> None:
+def add_clip_rates(check: Check, stage: str, run: RunFolder, start_s: float = 0.0) -> None:
     """Put the clips an hour of each level into a stage's row."""
-    rates = clip_rates(run, check.num_workers)
+    rates = clip_rates(run, check.num_workers, start_s)
     check.commands.add(replace(check.commands.rows[stage], clips_an_hour=rates or None))
 
 
-def clip_rates(run: RunFolder, num_workers: int) -> dict[str, float]:
+def clip_rates(run: RunFolder, num_workers: int, start_s: float = 0.0) -> dict[str, float]:
     """Return clips an hour of all workers together, by level.
 
     A clip's time is the time between its record and the one before of the same worker, so that loading and compiling,
-    which the first clip waits for, are left out, as are clips for which the worker changed its adapter.
+    which the first clip waits for, are left out, as are clips for which the worker changed its adapter. A level has no
+    rate if no worker recorded two of its clips in a row: where a kill came in between, for example.
+
+    Args:
+        run: Its journal and clips.
+        num_workers: That worked at a time.
+        start_s: Older records are left out, in seconds since the epoch.
     """
     jobs = {job.clip_id: job for job in read_jobs(run.jobs)}
     of_worker: dict[str | None, list[tuple[float, Job]]] = defaultdict(list)
     for record in read_journal(run.journal, "generate").values():
-        if record.status == "ok" and run.clip_file(record.clip_id).is_file():
+        is_made = record.status == "ok" and run.clip_file(record.clip_id).is_file()
+        if is_made and record.time_s >= start_s:
             of_worker[record.worker].append((record.time_s, jobs[record.clip_id]))
     seconds = defaultdict(list)
     for made in of_worker.values():

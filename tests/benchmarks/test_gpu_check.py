@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 from gpu_check_report import Check, ResumeCheck, exit_status
-from gpu_check_steps import STAGES
+from gpu_check_steps import STAGES, clip_rates
 from gpu_monitor import GpuMonitor, GpuUsage, parse_sample, query_command
 from measured_commands import MeasuredCommands, Row
+
+from dreamgen.run.jobs import write_jobs
+from dreamgen.run.journal import Journal
+from dreamgen.run.records import JournalRecord
+from dreamgen.run.run_folder import RunFolder
+from tests.fixtures.jobs import plain_job
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -34,9 +40,25 @@ def test_the_whole_job_runs_with_the_mini_model_and_resumes_to_the_same_bytes(tm
     }  # fmt: skip
     rates = {row["stage"]: row["clips_an_hour"] for row in report["rows"]}
     assert rates["run: generate"].keys() == {"exact"}
-    assert "turbo" in rates["generate resumed"]
+    assert set(rates["generate resumed"] or ()) <= {"exact", "turbo"}  # none of a level that the kill cut in two
     assert report["estimates"]["finetune lora: seconds a step"]["measured"] > 0
     assert "| generate resumed | ok |" in done.stdout
+
+
+def test_rates_come_from_clips_that_one_worker_recorded_in_a_row(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    jobs = [plain_job(seed, level="exact" if seed < 3 else "turbo") for seed in range(6)]
+    write_jobs(run.jobs, jobs)
+    #                 exact          | turbo
+    records = [("a", 100), ("b", 104), ("b", 114), ("b", 115), ("c", 130), ("c", 132)]
+    with Journal(run.journal, "generate") as journal:
+        for job, (worker, time_s) in zip(jobs, records, strict=True):
+            journal.append(JournalRecord(job.clip_id, "generate", "ok", worker=worker, time_s=time_s))
+            run.clip_file(job.clip_id).parent.mkdir(parents=True, exist_ok=True)
+            run.clip_file(job.clip_id).touch()
+    assert clip_rates(run, num_workers=2) == {"exact": 720, "turbo": 3600}
+    assert clip_rates(run, num_workers=2, start_s=114) == {"turbo": 3600}  # the clip before it is older
+    assert clip_rates(run, num_workers=2, start_s=131) == {}
 
 
 def test_a_command_that_fails_or_has_no_time_left_gets_a_row_that_says_so(tmp_path, capsys):

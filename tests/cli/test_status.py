@@ -13,25 +13,18 @@ from dreamgen.errors import UserError
 from dreamgen.run.jobs import write_jobs
 from dreamgen.run.journal import Journal, latest_records
 from dreamgen.run.lease import Lease, hold
-from dreamgen.run.records import Job, JournalRecord, job_id
+from dreamgen.run.records import JournalRecord
 from dreamgen.run.run_folder import RunFolder
 from dreamgen.run.shard import Shard
 from dreamgen.status import WINDOW_S, rate_of, status
-from tests.fixtures.jobs import SAMPLED_PLAINLY
-
-SAME = {
-    "first_frame_sha256": "a" * 64, "instruction": "push", "prompt": "push", "negative_prompt": "", "height": 32,
-    "width": 48, "num_frames": 5, "fps": 16, "num_inference_steps": 2, "guidance_scale": 7.0, "model": "m",
-    "model_sha256": "b", "adapter_sha256": None, "dtype": "float32", "codec": "h264", "crf": 18, "gop": 2,
-    "source": "here", **SAMPLED_PLAINLY,
-}  # fmt: skip
+from tests.fixtures.jobs import plain_job
 
 
 @pytest.fixture
 def run(tmp_path) -> RunFolder:
     """Twenty jobs: six done on two hosts, two rejected, three failed, and a record of a job that is none of them."""
     run = RunFolder(tmp_path / "run")
-    jobs = [Job(clip_id=job_id({**SAME, "seed": seed}), seed=seed, **SAME) for seed in range(20)]
+    jobs = [plain_job(seed) for seed in range(20)]
     write_jobs(run.jobs, jobs)
     now_s = time.time()
     with Journal(run.journal, "generate") as journal:
