@@ -40,7 +40,7 @@ PRESET = "mini"
 
 def main() -> None:
     args = parse_args()
-    task, task_s = train(args, args.out / "task", {"num_steps": args.task_steps}) if args.task_steps else (None, 0.0)
+    task, task_s = train(args, args.out / "task", {"num_steps": args.task_steps}) if args.task_steps else (None, None)
     tune = {"init_adapter": task and str(task), "distill_guidance": args.scale, "num_steps": args.num_steps}
     tune |= {"learning_rate": args.learning_rate, "validation_clips": 2, "validate_every": args.num_steps}
     distilled, distilled_s = train(args, args.out / "distilled", tune | {"batch_size": args.train_batch_size})
@@ -72,18 +72,23 @@ def main() -> None:
     print(table(report))
 
 
-def train(args: argparse.Namespace, out: Path, tune: dict[str, Any]) -> tuple[Path, float]:
-    """Prepare the demonstrations and train an adapter, unless that is done. Returns its folder, and seconds."""
+def train(args: argparse.Namespace, out: Path, tune: dict[str, Any]) -> tuple[Path, float | None]:
+    """Prepare the demonstrations and train an adapter, unless that is done.
+
+    Returns:
+        The adapter's folder, and seconds; None for an adapter of an earlier call.
+    """
     start_s = time.monotonic()
     settings = load_settings(
         PRESET, demos=DATA / "demonstrations", out=out, model={"device": args.device}, prepare={"camera": CAMERA},
         finetune={"tracker": "none", "cache_dir": str(args.out / "cache"), **tune},
     )  # fmt: skip
     run = RunFolder(out)
-    if not run.adapter.exists():
-        prepare_training_set(settings, resume=True)
-        if finetune_adapter(settings, resume=True).partial:
-            raise SystemExit("the training was stopped; the same command continues it")
+    if run.adapter.exists():
+        return run.adapter, None
+    prepare_training_set(settings, resume=True)
+    if finetune_adapter(settings, resume=True).partial:
+        raise SystemExit("the training was stopped; the same command continues it")
     return run.adapter, round(time.monotonic() - start_s, 1)
 
 
