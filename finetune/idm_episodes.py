@@ -14,9 +14,10 @@ import numpy as np
 from dreamgen.config.settings import Settings
 from dreamgen.data.seeds import derived_seed
 from dreamgen.data.trajectory import read_schema, read_trajectory
-from dreamgen.data.video import iter_frames
+from dreamgen.data.video import decode_frames
 from dreamgen.errors import Problems, UserError
-from dreamgen.models.idm.model import small_frames
+from dreamgen.models.idm.model import small_decoded
+from dreamgen.models.idm.network import WHOLE_FRAME
 from dreamgen.progress import Progress, log
 from dreamgen.run.files import read_json
 from dreamgen.run.records import RobotFeatures
@@ -32,7 +33,7 @@ class IdmEpisode:
 
     Args:
         name: Of the clip.
-        small_TCHW: uint8, RGB, from `small_frames`; C holds the colors of one camera after the other.
+        small_TCHW: uint8, RGB, from `small_decoded`; C holds the colors of one camera after the other.
         action_TA: float32, in the robot's units.
         state_TS: float32, in the robot's units, or None.
     """
@@ -93,7 +94,7 @@ def view_shares(features: RobotFeatures, height: int, width: int) -> tuple[tuple
     """Return where each camera is in a frame, as shares: top, left, height, width; one camera fills the frame."""
     return tuple(
         (view.top / height, view.left / width, view.height / height, view.width / width) for view in features.views
-    ) or ((0.0, 0.0, 1.0, 1.0),)
+    ) or (WHOLE_FRAME,)
 
 
 def _read(run: RunFolder, settings: Settings) -> list[IdmEpisode]:
@@ -115,8 +116,8 @@ def _read(run: RunFolder, settings: Settings) -> list[IdmEpisode]:
     _check_memory(sum(clip.num_frames for clip in with_actions) * len(views), image_px)
     with Progress("inverse dynamics: decode", len(with_actions)) as progress:
         for clip, (action_TA, state_TS) in zip(with_actions, vectors, strict=True):
-            frames = [small_frames(frame[None], image_px, views) for frame in iter_frames(clip.path)]
-            episodes.append(IdmEpisode(clip.path.stem, np.concatenate(frames), action_TA, state_TS))
+            frames = [small_decoded(frame, image_px, views) for frame in decode_frames(clip.path)]
+            episodes.append(IdmEpisode(clip.path.stem, np.stack(frames), action_TA, state_TS))
             progress.add()
     return episodes
 

@@ -61,13 +61,13 @@ class ClipContext:
         Raises:
             UserError: if the file is missing, damaged, ends early, or has no frames.
         """
-        return np.stack(self.each_frame(lambda frame_HWC: frame_HWC))
+        return np.stack(self.each_frame(lambda frame: frame.rgb()))
 
-    def each_frame(self, function: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+    def each_frame(self, function: Callable[[DecodedFrame], np.ndarray]) -> list[np.ndarray]:
         """Call a function with each frame while the clip is decoded, so that its frames are not all kept.
 
         Args:
-            function: From frame_HWC to an array, such as a smaller frame.
+            function: From a frame to an array, such as a smaller frame.
 
         Returns:
             What the function returned, in the order of the frames.
@@ -76,7 +76,7 @@ class ClipContext:
             UserError: as `video_THWC` does.
         """
         results: list[np.ndarray] = []
-        features = self._decode(lambda frame: results.append(function(frame.rgb())))
+        features = self._decode(lambda frame: results.append(function(frame)))
         self._features = self._features or features
         return results
 

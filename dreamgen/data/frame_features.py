@@ -112,11 +112,15 @@ def _is_plain(frame: DecodedFrame) -> bool:
     )  # fmt: skip
 
 
-def small_frame(frame: DecodedFrame) -> np.ndarray:
-    """Return a frame averaged down to `SMALL_PX` squared, uint8, RGB."""
-    if _is_plain(frame):
-        return frame.frame.to_ndarray(width=SMALL_PX, height=SMALL_PX, format="rgb24", interpolation="AREA")
-    return cv2.resize(frame.rgb(), (SMALL_PX, SMALL_PX), interpolation=cv2.INTER_AREA)
+def small_frame(frame: DecodedFrame, px: int = SMALL_PX) -> np.ndarray:
+    """Return a frame averaged down to `px` squared, uint8, RGB; it is computed once for all who ask."""
+    if px not in frame.small:
+        if _is_plain(frame):  # the whole frame is never converted to RGB
+            small_HWC = frame.frame.to_ndarray(width=px, height=px, format="rgb24", interpolation="AREA")
+        else:
+            small_HWC = cv2.resize(frame.rgb(), (px, px), interpolation=cv2.INTER_AREA)
+        frame.small[px] = small_HWC
+    return frame.small[px]
 
 
 def _luma(frame: DecodedFrame) -> np.ndarray:

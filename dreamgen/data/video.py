@@ -84,10 +84,12 @@ class DecodedFrame:
     Args:
         frame: PyAV's frame.
         pixel_aspect: Width of a pixel by its height.
+        small: What `frame_features.small_frame` returned for it, by size.
     """
 
     frame: av.VideoFrame
     pixel_aspect: Fraction
+    small: dict[int, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     def rgb(self) -> np.ndarray:
         """Return frame_HWC as shown, uint8, 0-255, RGB."""

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from dreamgen.data.video import decode_frames, write_video
 from dreamgen.errors import UserError
-from dreamgen.models.idm.model import KNOWN_STATE_S, InverseDynamics, small_frames, windows
+from dreamgen.models.idm.model import KNOWN_STATE_S, InverseDynamics, small_decoded, small_frames, windows
 from dreamgen.models.idm.network import IdmConfig, window_loss
 from dreamgen.models.idm.next_state import fit_next_state, integrate
 from dreamgen.models.idm.vector_stats import VectorStats
@@ -160,6 +161,20 @@ def test_small_frames_are_square_and_rgb_for_each_camera():
     two = small_frames(video_THWC, 32, [(0, 0, 1, 0.5), (0, 0.5, 1, 0.5)])
     assert two.shape == (2, 6, 32, 32)
     assert two[0].mean(axis=(1, 2)).tolist() == [200, 0, 0, 0, 0, 100]
+
+
+def test_a_frame_of_a_file_becomes_small_as_one_in_memory_does(tmp_path):
+    row, column = np.mgrid[:96, :128]
+    frames = [np.stack([row * 2, column, row + column // 2 + 20 * t], -1).astype(np.uint8) for t in range(3)]
+    write_video(tmp_path / "clip.mp4", frames, 10)
+    for views in ([(0, 0, 1, 1)], [(0, 0, 1, 0.5), (0, 0.5, 1, 0.5)]):
+        for frame in decode_frames(tmp_path / "clip.mp4"):
+            small_CHW = small_decoded(frame, 32, views)
+            expected_CHW = small_frames(frame.rgb()[None], 32, views)[0]
+            assert small_CHW.shape == expected_CHW.shape == (3 * len(views), 32, 32)
+            assert np.abs(small_CHW.astype(int) - expected_CHW).mean() < 1.5
+            if len(views) > 1:
+                assert (small_CHW == expected_CHW).all()
 
 
 def test_two_cameras_have_features_of_their_own():

@@ -23,9 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dreamgen.data.frame_features import small_frame
+from dreamgen.data.video import DecodedFrame
 from dreamgen.errors import UserError
 from dreamgen.models.idm.linear import LinearReader, num_features
-from dreamgen.models.idm.network import IdmConfig, IdmNetwork, to_unit
+from dreamgen.models.idm.network import WHOLE_FRAME, IdmConfig, IdmNetwork, to_unit
 from dreamgen.models.idm.next_state import integrate
 from dreamgen.run.files import read_json, write_json
 
@@ -91,9 +93,9 @@ class InverseDynamics:
         small_TCHW = small_frames(video_THWC, self.config.image_px, self.config.views)
         return self.predict_small(small_TCHW, first_state_S, integrate_states)
 
-    def small_frame(self, frame_HWC: np.ndarray) -> np.ndarray:
+    def small_frame(self, frame: DecodedFrame) -> np.ndarray:
         """Return what `predict_small` takes of one frame, small_CHW, so that a clip's frames need not all be kept."""
-        return small_frames(frame_HWC[None], self.config.image_px, self.config.views)[0]
+        return small_decoded(frame, self.config.image_px, self.config.views)
 
     def predict_small(
         self, small_TCHW: np.ndarray, first_state_S: np.ndarray | None = None, integrate_states: bool = False
@@ -236,10 +238,22 @@ def clip_background(small_TCHW: np.ndarray) -> np.ndarray:
     return np.median(small_TCHW[some], axis=0).astype(np.uint8)
 
 
+def small_decoded(frame: DecodedFrame, image_px: int, views: Sequence[tuple[float, float, float, float]]) -> np.ndarray:
+    """Resize each camera of one frame of a video file, small_CHW uint8; faster than `small_frames` for one camera.
+
+    Args:
+        frame: From the file.
+        image_px, views: As for `small_frames`.
+    """
+    if [tuple(view) for view in views] == [WHOLE_FRAME]:
+        return small_frame(frame, image_px).transpose(2, 0, 1)
+    return small_frames(frame.rgb()[None], image_px, views)[0]
+
+
 def small_frames(
     video_THWC: np.ndarray, image_px: int, views: Sequence[tuple[float, float, float, float]]
 ) -> np.ndarray:
-    """Resize each camera of the frames to a square, small_TCHW uint8, in the same way for training and labeling.
+    """Resize each camera of frames in memory to a square, small_TCHW uint8.
 
     Args:
         video_THWC: uint8, RGB, any size.

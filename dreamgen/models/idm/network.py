@@ -24,6 +24,7 @@ STRIDE_PX = 16  # of the encoder; image_px is a multiple
 FORMAT = 3  # of config.json; 1 predicted from pairs of frames, 2 had no linear reading
 MASK_AT, MASK_WIDTH = 0.15, 0.03  # difference from the background, of -1..1, at which a pixel is half foreground
 NUM_LAYERS, NUM_HEADS, DROPOUT = 2, 4, 0.1
+WHOLE_FRAME = (0.0, 0.0, 1.0, 1.0)  # one camera: top, left, height, width as shares
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class IdmConfig:
     fps: int
     actions: VectorStats
     states: VectorStats | None = None
-    views: tuple[tuple[float, float, float, float], ...] = ((0.0, 0.0, 1.0, 1.0),)
+    views: tuple[tuple[float, float, float, float], ...] = (WHOLE_FRAME,)
     encoder: dict[str, Any] | None = None
     next_state: tuple[tuple[float, ...], ...] | None = None
     followed: tuple[str, ...] = ()
