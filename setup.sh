@@ -47,10 +47,12 @@ fi
 # An interrupted setup leaves an environment without pip.
 .venv/bin/python -c 'import pip' 2>/dev/null || .venv/bin/python -m ensurepip >/dev/null
 
-# uv installs the same packages as pip in a tenth of the time; pip is used if uv cannot be installed.
+# uv installs the same packages as pip in a tenth of the time; pip is used if uv cannot be installed. As pip does, it
+# compiles them: where PYTHONDONTWRITEBYTECODE is set, as in many containers, each command would do so for 15 s.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check uv >&2 || true
 if [ -x .venv/bin/uv ]; then
-    .venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[dev]' >&2
+    .venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --constraint constraints.txt \
+        --editable '.[dev]' >&2
 else
     .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' >&2
 fi
