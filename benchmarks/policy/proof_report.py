@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from proof_plot import success_plot
 from significance import paired_p_value, rank_correlation, wilson_interval
 from steps import ARMS, REAL, arm_title
 
-from dreamgen.curate.selection import Candidate, clip_quality
+from dreamgen.config.settings import CurateSettings
+from dreamgen.curate.selection import clip_quality
 from dreamgen.data.images import write_png
 from dreamgen.data.video import read_video
 from dreamgen.extensions.score import SCORES
@@ -36,8 +38,9 @@ def write_reports(args: argparse.Namespace) -> None:
         "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
         "policies": runs,
         "table": [row for policy in args.policies for row in policy_rows(runs, args.tasks, policy)],
-        "replay": [_replay_row(args.out / replay["task"], replay) for replay in replays],
+        "replay": [replay_row(replay) for replay in replays],
         "scores": _score_rows(replays),
+        "dreams": [dreams_of(replay) for replay in replays],
         "seconds": {file.relative_to(args.out / "done").with_suffix("").as_posix(): float(file.read_text())
                     for file in sorted((args.out / "done").rglob("*.seconds"))},
     }  # fmt: skip
@@ -100,7 +103,7 @@ def _position(arm: str) -> tuple[int, str]:
     return (names.index(arm) if arm in names else len(names), arm)
 
 
-def _replay_row(folder: Path, replay: dict[str, Any]) -> dict[str, Any]:
+def replay_row(replay: dict[str, Any]) -> dict[str, Any]:
     """Return the shares of successful replays, and those of the third of dreams that curation ranks best and worst."""
     dreams = replay["dreams"].get("curated", [])
     row = {"task": replay["task"], "recorded": _mean(replay["recorded"]), "recovered": _mean(replay["recovered"]),
@@ -111,9 +114,9 @@ def _replay_row(folder: Path, replay: dict[str, Any]) -> dict[str, Any]:
     if base := replay["dreams"].get("base"):
         row["base"] = _mean([dream["success"] for dream in base])
     if len(dreams) >= 6:
-        jobs = {job.clip_id: job for job in read_jobs(RunFolder(folder / "curated").jobs)}
-        candidates = [Candidate(jobs[dream["clip_id"]], dream["scores"], None) for dream in dreams]
-        quality = clip_quality(candidates, "all", [score for _, score in SCORES.items()])
+        quality = clip_quality(
+            [dream["scores"] for dream in dreams], CurateSettings().best_by, [score for _, score in SCORES.items()]
+        )
         order, third = np.argsort(-quality, kind="stable"), len(dreams) // 3
         success = np.array([dream["success"] for dream in dreams], float)
         row |= {
@@ -121,6 +124,19 @@ def _replay_row(folder: Path, replay: dict[str, Any]) -> dict[str, Any]:
             "worst_third": float(success[order[-third:]].mean()),
         }
     return row
+
+
+def dreams_of(replay: dict[str, Any]) -> dict[str, Any]:
+    """Return the success of each dream's replay and its scores, as columns, from which all that is said follows."""
+    dreams = replay["dreams"].get("curated", [])
+    columns = {name: [_rounded(dream["scores"].get(name)) for dream in dreams] for name in SCORES.names()}
+    measured = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+    return {"task": replay["task"], "episode": [dream["episode"] for dream in dreams],
+            "success": [int(dream["success"]) for dream in dreams], "scores": measured}  # fmt: skip
+
+
+def _rounded(value: Any) -> float | None:
+    return float(f"{value:.4g}") if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _score_rows(replays: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ SETTINGS = "settings.yaml"
 ARMS = {
     "real": "N real demonstrations",
     "curated": "N real + accepted dreams, 1:1",
+    "best": "N real + the best half of the accepted dreams, 1:1",
     "uncurated": "N real + all dreams, 1:1",
     "base": "N real + dreams without an adapter, curated, 1:1",
     "real_video": "N real + real videos of the dreams' starts, with recovered actions, 1:1",
@@ -166,18 +167,19 @@ def data_steps(args: argparse.Namespace, task: str, num_demos: int) -> list[Step
         commands = (lambda: _copy_models(dreams, base), dreamgen("plan", base, plan, "--plan.adapter=base"),
                     *(dreamgen(name, base) for name in ("generate", "label", "curate")))  # fmt: skip
         add("base/clips", commands, ["finetune_idm", "starts"], base)
-    if "uncurated" in args.arms:
-        loose = folder / "uncurated"
-        commands = (lambda: _copy_clips(dreams, loose), dreamgen("curate", loose, *loosest()))
-        add("uncurated/clips", commands, ["curated/clips"], loose)
-        copies.append("uncurated/clips")
+    for name, words in (("best", ["--curate.best_share=0.5"]), ("uncurated", loosest())):
+        if name in args.arms:
+            copy = folder / name
+            commands = (lambda copy=copy: _copy_clips(dreams, copy), dreamgen("curate", copy, *words))
+            add(f"{name}/clips", commands, ["curated/clips"], copy)
+            copies.append(f"{name}/clips")
     for num in args.dream_counts:
         few = folder / f"{CURATED}-{num}"
         commands = (lambda few=few, num=num: _copy_first(dreams, few, num), dreamgen("curate", few))
         add(f"{few.name}/clips", commands, ["curated/clips"], few)
         copies.append(f"{few.name}/clips")
     # Nothing writes into a run folder while it is copied.
-    mixed = [arm for arm in (CURATED, "uncurated", "base", "real_video") if arm in args.arms]
+    mixed = [arm for arm in (CURATED, "best", "uncurated", "base", "real_video") if arm in args.arms]
     for arm in [*mixed, *(f"{CURATED}-{num}" for num in args.dream_counts)]:
         run = folder / arm
         needs = [f"{arm}/clips", REAL, *(copies if arm == CURATED else ())]

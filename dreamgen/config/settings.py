@@ -217,6 +217,10 @@ class LabelSettings:
     )
 
 
+# The two that told best which dreams succeed in replay, on four of six tasks (docs/proof.md).
+BEST_BY = "demonstration_difference,label_uncertainty"
+
+
 @dataclass(frozen=True)
 class _CurateChoices:
     judges: list[str] = option([], "judges (models) that rate the clips that the scores accept", choices=JUDGES.names)
@@ -226,8 +230,13 @@ class _CurateChoices:
     balance: float | None = option(
         None, "accept at most this many times as many clips of an instruction as of the one with the fewest", ge=1
     )
+    best_share: float | None = option(
+        None, "accept at most this share of the clips that are good enough, the best ones", gt=0, le=1
+    )
     best_by: str = option(
-        "all", "what best means: a score or a judge's metric, or all: the mean rank over all that have a threshold"
+        BEST_BY,
+        "what best means: scores or judges' metrics, separated by commas, of which the mean rank counts; all: all that "
+        "have a threshold, which also count where none of those named was measured",
     )
     min_difference: float = option(
         0.0,

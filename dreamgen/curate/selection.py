@@ -1,12 +1,13 @@
-"""What a verdict owes to other clips: near-duplicates, the best clips of a job's siblings, balance over instructions.
+"""What a verdict owes to other clips: near-duplicates, the best clips of all or of siblings, balance over instructions.
 
 Axes: N clips, K pixels.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ from dreamgen.config.settings import CurateSettings
 from dreamgen.errors import UserError
 from dreamgen.extensions.score import Metric
 from dreamgen.run.records import Job
+
+type Values = Mapping[str, float | None]
 
 SIGNATURE = "signature"  # key in what was measured of a clip
 SIGNATURE_FRAMES, SIGNATURE_PX = 4, 8
@@ -31,7 +34,7 @@ class Candidate:
     """
 
     job: Job
-    values: dict[str, float | None]
+    values: Values
     signature: str | None
 
 
@@ -49,7 +52,7 @@ def deselected(candidates: Sequence[Candidate], limits: CurateSettings, metrics:
 
     Args:
         candidates: In planned order.
-        limits: `min_difference`, `best_of`, `balance` and `best_by`.
+        limits: `min_difference`, `best_of`, `best_share`, `balance` and `best_by`.
         metrics: Those of scores and judges, for the ranking.
 
     Returns:
@@ -58,9 +61,8 @@ def deselected(candidates: Sequence[Candidate], limits: CurateSettings, metrics:
     Raises:
         UserError: if `best_by` names no metric.
     """
-    quality = dict(
-        zip((c.job.clip_id for c in candidates), clip_quality(candidates, limits.best_by, metrics), strict=True)
-    )
+    of_clips = clip_quality([c.values for c in candidates], limits.best_by, metrics)
+    quality = dict(zip((c.job.clip_id for c in candidates), of_clips, strict=True))
     out = _near_duplicates(candidates, limits.min_difference)
     if limits.best_of is not None:
         siblings: dict[tuple[str | None, str], list[Candidate]] = defaultdict(list)
@@ -73,6 +75,14 @@ def deselected(candidates: Sequence[Candidate], limits: CurateSettings, metrics:
                     f"not among the best {limits.best_of} of its first frame and instruction: rank {rank} of "
                     f"{len(group)}, quality {quality[one.job.clip_id]:.3g}"
                 )
+    if limits.best_share is not None:
+        group = _best_first([c for c in candidates if c.job.clip_id not in out], quality)
+        most = math.ceil(limits.best_share * len(group) - 1e-9)
+        for rank, one in enumerate(group[most:], start=most + 1):
+            out[one.job.clip_id] = (
+                f"not in the best {limits.best_share:.0%}: rank {rank} of {len(group)}, quality "
+                f"{quality[one.job.clip_id]:.3g}"
+            )
     if limits.balance is not None:
         kept = [c for c in candidates if c.job.clip_id not in out]
         counts = Counter(c.job.instruction for c in kept)
@@ -87,32 +97,40 @@ def deselected(candidates: Sequence[Candidate], limits: CurateSettings, metrics:
     return out
 
 
-def clip_quality(candidates: Sequence[Candidate], by: str, metrics: Sequence[Metric]) -> np.ndarray:
-    """Return a number for each clip, higher is better: a metric, or the mean rank from 0 to 1 over all thresholds.
+def clip_quality(values: Sequence[Values], by: str, metrics: Sequence[Metric]) -> np.ndarray:
+    """Return a number for each clip, higher is better: a metric, or the mean rank from 0 to 1 over several.
 
     Args:
-        candidates: Clips with their values.
-        by: Name of a metric, or `all`.
+        values: What was measured of each clip.
+        by: Names of metrics, separated by commas, or `all`. All count where no clip has a value of those named.
         metrics: Those of scores and judges.
 
     Raises:
-        UserError: if `by` names no metric.
+        UserError: if `by` names what is no metric.
     """
-    if by != "all" and by not in {metric.name for metric in metrics}:
-        raise UserError(
-            f"curate.best_by names no metric: {by}", allowed="all, " + ", ".join(metric.name for metric in metrics)
-        )
-    chosen = [metric for metric in metrics if by in ("all", metric.name)]
-    columns = []
-    for metric in chosen:
-        sign = 1.0 if metric.threshold.direction == "min" else -1.0
-        values = [c.values.get(metric.name) for c in candidates]
-        columns.append([np.nan if value is None else sign * value for value in values])
-    table = np.array(columns, float).T.reshape(len(candidates), len(chosen))
-    if by != "all":
+    known = {metric.name: metric for metric in metrics}
+    names = [name.strip() for name in by.split(",")]
+    if unknown := [name for name in names if by != "all" and name not in known]:
+        raise UserError(f"curate.best_by names no metric: {', '.join(unknown)}", allowed="all, " + ", ".join(known))
+    chosen = [known[name] for name in names] if by != "all" else list(metrics)
+    table = _goodness(values, chosen)
+    if np.isnan(table).all():
+        table = _goodness(values, metrics)
+    if table.shape[1] == 1:
         return np.nan_to_num(table[:, 0], nan=-np.inf)
     measured = ~np.isnan(table)
     return np.where(measured, _ranks(table), 0).sum(1) / np.maximum(measured.sum(1), 1)
+
+
+def _goodness(values: Sequence[Values], metrics: Sequence[Metric]) -> np.ndarray:
+    """Return each metric of each clip, a column each, with the sign that makes higher better; NaN where it is none."""
+    table = np.full((len(values), len(metrics)), np.nan)
+    for column, metric in enumerate(metrics):
+        sign = 1.0 if metric.is_high_better else -1.0
+        for row, of_clip in enumerate(values):
+            value = of_clip.get(metric.name)
+            table[row, column] = np.nan if value is None else sign * value
+    return table
 
 
 def _ranks(table: np.ndarray) -> np.ndarray:

@@ -203,7 +203,7 @@ class Curator(ClipStage):
     def _deselected(self, judges: LoadedJudges) -> dict[str, str]:
         """Return which of the clips that are good enough are left out because of others, and why."""
         limits = self._limits
-        if limits.best_of is limits.balance is None and not limits.min_difference:
+        if limits.best_of is limits.best_share is limits.balance is None and not limits.min_difference:
             return {}
         accepted = ((job, m.metrics) for job, m in self._measured()
                     if verdict(job, m, limits, judges).status == "ok")  # fmt: skip

@@ -68,6 +68,7 @@ class Metric:
         threshold: The setting that it is compared with; named `min_NAME` or `max_NAME`.
         rejection: Reason for a rejection; `{value}` and `{limit}` are filled in, with a format where wanted.
         missing: Reason for a rejection where the metric applies but gives None; None accepts the clip.
+        better: Which values rank a clip higher among those that are good enough; None: those far from the threshold.
     """
 
     name: str
@@ -76,6 +77,12 @@ class Metric:
     threshold: Threshold
     rejection: str
     missing: str | None = None
+    better: Literal["low", "high"] | None = None
+
+    @property
+    def is_high_better(self) -> bool:
+        """Return whether a high value ranks a clip higher among those that are good enough."""
+        return (self.better or {"min": "high", "max": "low"}[self.threshold.direction]) == "high"
 
     def __post_init__(self) -> None:
         allowed = (f"min_{self.name}", f"max_{self.name}")

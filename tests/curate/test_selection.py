@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from dreamgen.config.settings import CurateSettings
-from dreamgen.curate.selection import Candidate, deselected, signature_of
+from dreamgen.curate.selection import Candidate, clip_quality, deselected, signature_of
 from dreamgen.curate.stage import curate
 from dreamgen.errors import UserError
 from dreamgen.extensions.score import SCORES
@@ -18,7 +18,7 @@ from tests.curate.test_curate import moving_square, settings_of, static
 from tests.finetune.square_world import square_settings, write_square_training_set
 from tests.generate.clips import write_generated_run
 
-METRICS = [SCORES.get("motion"), SCORES.get("noise")]
+METRICS = [score for _, score in SCORES.items()]
 GRAY = np.random.default_rng(0).uniform(0, 255, (9, 64, 64))
 
 
@@ -37,8 +37,30 @@ def test_the_best_of_each_first_frame_and_instruction_are_accepted(job):
     out = deselected(clips, CurateSettings(best_of=2), METRICS)
     assert sorted(out) == ["0", "1"] and out["0"].startswith("not among the best 2 of its first frame and instruction")
     assert sorted(deselected(clips, CurateSettings(best_of=1, best_by="noise"), METRICS)) == ["2", "3", "4", "5"]
-    with pytest.raises(UserError, match="best_by names no metric: beauty"):
-        deselected(clips, CurateSettings(best_of=1, best_by="beauty"), METRICS)
+    with pytest.raises(UserError, match="best_by names no metric: beauty, joy"):
+        deselected(clips, CurateSettings(best_of=1, best_by="beauty,noise, joy"), METRICS)
+
+
+def test_the_named_metrics_rank_and_all_do_where_none_of_them_was_measured(job):
+    uncertainty, difference = [0.3, 0.1, 0.2], [2.0, 3.0, 1.0]
+    clips = [
+        candidate(job, n, motion=-n, noise=n, label_uncertainty=uncertainty[n], demonstration_difference=difference[n])
+        for n in range(3)
+    ]
+    values = [one.values for one in clips]
+    assert clip_quality(values, "noise", METRICS).tolist() == [0, -1, -2]
+    assert clip_quality(values, "label_uncertainty,demonstration_difference", METRICS).tolist() == [0.25, 0.5, 0.75]
+    assert sorted(deselected(clips, CurateSettings(best_of=1), METRICS)) == ["0", "1"]
+    bare = [{"motion": one["motion"], "noise": one["noise"]} for one in values]
+    assert clip_quality(bare, CurateSettings().best_by, METRICS).tolist() == [1, 0.5, 0]
+
+
+def test_the_best_share_of_all_clips_is_accepted(job):
+    clips = [candidate(job, n, frame=str(n), noise=float(n)) for n in range(10)]
+    out = deselected(clips, CurateSettings(best_share=0.7, best_by="noise"), METRICS)
+    assert sorted(out) == ["7", "8", "9"]
+    assert out["9"] == "not in the best 70%: rank 10 of 10, quality -9"
+    assert not deselected(clips, CurateSettings(best_share=1), METRICS)
 
 
 def test_all_metrics_count_by_their_ranks_in_the_good_direction(job):

@@ -39,6 +39,7 @@ SCORE = Score(
         help="difference from the nearest demonstration, in gray levels, below which a clip repeats it",
     ),
     rejection="repeats a demonstration: difference {value:.2f} gray levels < {limit:g}",
+    better="low",  # of clips that are no copies, those like the demonstrations succeed most often (docs/proof.md)
     measure=_measure,
     is_calibrated=False,  # a demonstration repeats itself
 )  # fmt: skip
