@@ -52,6 +52,12 @@ def _clip_metrics(
     return row
 
 
+def clip_psnr(one_NTHWC: torch.Tensor, other_NTHWC: torch.Tensor) -> list[float]:
+    """Return the PSNR of each clip in dB, over all frames but the first, which is given."""
+    error_N = (one_NTHWC[:, 1:].float() - other_NTHWC[:, 1:].float()).square().flatten(1).mean(1).clamp(min=1e-3)
+    return [round(float(value), 3) for value in 10 * torch.log10(255**2 / error_N)]
+
+
 def _psnr(error: torch.Tensor) -> float:
     return float(10 * torch.log10(255**2 / error.mean().clamp(min=1e-3))) if error.numel() else float("nan")
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from clip_metrics import clip_psnr
 from metaworld_clips import CAMERA, Clips
 from metrics import markdown_table, write_report
 from mini_quality import ClipSampler, Sampling
@@ -58,7 +59,7 @@ def main() -> None:
             start_s = time.monotonic()
             dreams[name] = sampler.dream(starts, Sampling(num_steps, scale))
             clip_s = (time.monotonic() - start_s) / len(starts)
-            psnr_N = psnr(dreams[name], dreams["two passes"])
+            psnr_N = clip_psnr(dreams[name], dreams["two passes"])
             row = {"sampling": name, "steps": num_steps, "passes": num_steps * (1 + (scale > 1)), "clip_s": clip_s}
             rows.append(row | {"psnr_db": None if name == "two passes" else psnr_N})
             print(rows[-1], flush=True)
@@ -102,12 +103,6 @@ def first_frames(settings: Settings) -> Clips:
     texts = np.array([row.get("prompt") or row["instruction"] for row in rows])
     nothing = np.zeros((len(rows), settings.video.num_frames, 1))
     return Clips(video_NTHWC, nothing, nothing, texts, np.full(len(rows), ""), texts, np.full(len(rows), True))
-
-
-def psnr(one_NTHWC: torch.Tensor, other_NTHWC: torch.Tensor) -> list[float]:
-    """Return the PSNR of each clip in dB, over all frames but the first, which is given."""
-    error_N = (one_NTHWC[:, 1:].float() - other_NTHWC[:, 1:].float()).square().flatten(1).mean(1).clamp(min=1e-3)
-    return [round(float(value), 2) for value in 10 * torch.log10(255**2 / error_N)]
 
 
 def validation(out: Path) -> dict[str, dict[str, float]]:

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from adapter_report import p_values
-from clip_metrics import success_criteria
+from clip_metrics import clip_psnr, success_criteria
 from diffusers.utils.logging import set_verbosity_error
 from diffusers_caches import Cache, all_caches, caches_that_do_not_run, num_flops, sample_cached
 from environments import with_checkout
@@ -191,9 +191,9 @@ class Bench:
         test = read_clips(args.data / "test")
         self.real: Clips = test[(test.scene_N == "") & test.success_N]
         known = joined([read_clips(args.data / "base"), read_clips(args.data / "readout")])
-        self.criteria, self.readout = (
-            success_criteria(known),
-            kept_readout(args.out / "state_readout.safetensors", known, self.device, args.readout_s, args.seed),
+        self.criteria = success_criteria(known)
+        self.readout = kept_readout(
+            args.out / "state_readout.safetensors", known, self.device, args.readout_s, args.seed
         )
         settings = load_settings(PRESET, model={"device": args.device})
         with tempfile.TemporaryDirectory() as folder:
@@ -233,7 +233,7 @@ class Bench:
             self.exact[sampling] = dreams_NTHWC
         measured = self._metrics(dreams_NTHWC)
         if exact_NTHWC is not None:
-            measured["values"][TO_EXACT] = psnr(dreams_NTHWC, exact_NTHWC)
+            measured["values"][TO_EXACT] = clip_psnr(dreams_NTHWC, exact_NTHWC)
         passes: float = passes_of(sampling)
         if sampling.cache is not None:
             cache = next(one for one in all_caches() if one.name == sampling.cache)
@@ -311,12 +311,6 @@ def _place(variant: Variant, variants: list[Variant]) -> tuple[int, float, int]:
     """Return where a variant's row stands: beside those with its steps and guidance."""
     stands_for = variant.exact or variant.sampling
     return -stands_for.num_steps, stands_for.guidance_scale, variants.index(variant)
-
-
-def psnr(one_NTHWC: torch.Tensor, other_NTHWC: torch.Tensor) -> list[float]:
-    """Return the PSNR of each clip in dB, over all frames but the first, which is given."""
-    error_N = (one_NTHWC[:, 1:].float() - other_NTHWC[:, 1:].float()).square().flatten(1).mean(1).clamp(min=1e-3)
-    return [round(float(value), 3) for value in 10 * torch.log10(255**2 / error_N)]
 
 
 def validation(run: RunFolder) -> str | None:

@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
+from clip_metrics import clip_psnr
 from diffusers_caches import all_caches, caches_that_do_not_run, num_flops, sample_cached
-from mini_levels import TO_EXACT, all_variants, psnr, rows_of, tables
+from mini_levels import TO_EXACT, all_variants, rows_of, tables
 from mini_quality import passes_of
 
 from dreamgen.config.loading import configs_folder, read_yaml
@@ -82,4 +83,4 @@ def test_the_report_shows_means_in_order_and_paired_tests():
     text = tables(json.loads(json.dumps(report)))
     assert "dB to exact" in text and "SeaCache does not run" in text and "Left out: x" in text
     black = torch.zeros(1, 3, 2, 2, 3, dtype=torch.uint8)
-    assert psnr(black, black + 255) == [0.0] and psnr(black, black)[0] > 70
+    assert clip_psnr(black, black + 255) == [0.0] and clip_psnr(black, black)[0] > 70
