@@ -108,18 +108,37 @@ def clip_quality(values: Sequence[Values], by: str, metrics: Sequence[Metric]) -
     Raises:
         UserError: if `by` names what is no metric.
     """
-    known = {metric.name: metric for metric in metrics}
-    names = [name.strip() for name in by.split(",")]
-    if unknown := [name for name in names if by != "all" and name not in known]:
-        raise UserError(f"curate.best_by names no metric: {', '.join(unknown)}", allowed="all, " + ", ".join(known))
-    chosen = [known[name] for name in names] if by != "all" else list(metrics)
-    table = _goodness(values, chosen)
+    table = _goodness(values, ranking_metrics(by, metrics))
     if np.isnan(table).all():
         table = _goodness(values, metrics)
     if table.shape[1] == 1:
         return np.nan_to_num(table[:, 0], nan=-np.inf)
     measured = ~np.isnan(table)
     return np.where(measured, _ranks(table), 0).sum(1) / np.maximum(measured.sum(1), 1)
+
+
+def ranking_metrics(by: str, metrics: Sequence[Metric]) -> list[Metric]:
+    """Return the metrics that `best_by` names.
+
+    Args:
+        by: Names of metrics, separated by commas, or `all`.
+        metrics: Those of scores and judges.
+
+    Raises:
+        UserError: if `by` names what is no metric.
+    """
+    if by == "all":
+        return list(metrics)
+    known = {metric.name: metric for metric in metrics}
+    names = [name.strip() for name in by.split(",")]
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"curate.best_by names no metric: {', '.join(unknown)}", allowed="all, " + ", ".join(known))
+    return [known[name] for name in names]
+
+
+def ranks_clips(limits: CurateSettings) -> bool:
+    """Return whether clips are left out because others are better."""
+    return any(limit is not None for limit in (limits.best_of, limits.best_share, limits.balance))
 
 
 def _goodness(values: Sequence[Values], metrics: Sequence[Metric]) -> np.ndarray:

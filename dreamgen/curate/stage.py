@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Self
@@ -23,10 +23,11 @@ from dreamgen.curate.judging import (
 from dreamgen.curate.measure import MEASURE, measure_clip
 from dreamgen.curate.real_clips import calibrate_run, source_of_vae
 from dreamgen.curate.score_table import ScoreTable
-from dreamgen.curate.selection import SIGNATURE, Candidate, deselected
+from dreamgen.curate.selection import SIGNATURE, Candidate, deselected, ranking_metrics, ranks_clips
 from dreamgen.curate.verdict import score_reasons, verdict
 from dreamgen.data.clip_context import ClipContext
-from dreamgen.extensions.score import SCORES
+from dreamgen.extensions.judge import Judge
+from dreamgen.extensions.score import SCORES, Metric
 from dreamgen.models.world_model import WorldModelSource
 from dreamgen.progress import Progress, log
 from dreamgen.run.jobs import generated_jobs, with_records
@@ -53,7 +54,7 @@ def curate(settings: Settings, calibrate: bool = False) -> StageResult:
         measured.
 
     Raises:
-        UserError: if no clip was generated, or a judge is unknown or cannot be loaded.
+        UserError: if no clip was generated, a judge is unknown or cannot be loaded, or `best_by` names no metric.
     """
     if calibrate:
         return calibrate_run(settings)
@@ -105,7 +106,9 @@ class Curator(ClipStage):
         super().__init__(run, generated_jobs(run, STAGE), CurateProcessor(vae_of))
         self._settings, self._limits = settings, settings.curate
         self._table_path = self.run.scores / "scores.parquet"
-        chosen_judges(settings)  # refuses unknown ones before anything is measured
+        judges = chosen_judges(settings)  # refuses unknown ones before anything is measured
+        if ranks_clips(self._limits):
+            ranking_metrics(self._limits.best_by, _metrics(judges.values()))  # likewise
         self._known: dict[str, JournalRecord | None] = {}
         self._missing: list[str] = []
 
@@ -203,10 +206,14 @@ class Curator(ClipStage):
     def _deselected(self, judges: LoadedJudges) -> dict[str, str]:
         """Return which of the clips that are good enough are left out because of others, and why."""
         limits = self._limits
-        if limits.best_of is limits.best_share is limits.balance is None and not limits.min_difference:
+        if not ranks_clips(limits) and not limits.min_difference:
             return {}
         accepted = ((job, m.metrics) for job, m in self._measured()
                     if verdict(job, m, limits, judges).status == "ok")  # fmt: skip
         candidates = [Candidate(job, metrics, metrics.get(SIGNATURE)) for job, metrics in accepted]
-        metrics = [score for _, score in SCORES.items()]
-        return deselected(candidates, limits, [*metrics, *(m for judge, _ in judges.values() for m in judge.metrics)])
+        return deselected(candidates, limits, _metrics(judge for judge, _ in judges.values()))
+
+
+def _metrics(judges: Iterable[Judge]) -> list[Metric]:
+    """Return the metrics of all scores and of these judges."""
+    return [*(score for _, score in SCORES.items()), *(metric for judge in judges for metric in judge.metrics)]

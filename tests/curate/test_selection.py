@@ -55,6 +55,13 @@ def test_the_named_metrics_rank_and_all_do_where_none_of_them_was_measured(job):
     assert clip_quality(bare, CurateSettings().best_by, METRICS).tolist() == [1, 0.5, 0]
 
 
+def test_a_run_refuses_unknown_metrics_before_it_reads_a_clip(tmp_path, monkeypatch):
+    write_generated_run(tmp_path, [moving_square()])
+    monkeypatch.setattr("dreamgen.curate.stage.process_clips", lambda *_: pytest.fail("clips were read"))
+    with pytest.raises(UserError, match="best_by names no metric: beauty"):
+        curate(settings_of(tmp_path, best_share=0.5, best_by="beauty"))
+
+
 def test_the_best_share_of_all_clips_is_accepted(job):
     clips = [candidate(job, n, frame=str(n), noise=float(n)) for n in range(10)]
     out = deselected(clips, CurateSettings(best_share=0.7, best_by="noise"), METRICS)
