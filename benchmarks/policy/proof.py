@@ -36,9 +36,9 @@ DEVELOPMENT_TASKS = ("door-unlock", "reach-wall")
 NUM_DEMOS = {"coffee-push": 5, "push-back": 20, "push-wall": 10, "sweep": 10}
 SMALL = {
     "tasks": ["sweep"], "seeds": [0], "policies": ["act"], "arms": ["real", "curated"], "dream_counts": [],
-    "num_demos": [10], "num_dreams": 20, "play_episodes": 1, "other_episodes": 0, "lora_steps": 120,
-    "lora_batch_size": 2, "idm_steps": 300, "idm_batch_size": 8, "idm_image_px": 64, "idm_width": 128,
-    "updates": 300, "batch_size": 8, "eval_episodes": 20, "num_workers": 0,
+    "num_demos": [10], "num_dreams": 20, "dreams_per_start": 1, "play_episodes": 1, "other_episodes": 0,
+    "lora_steps": 120, "lora_batch_size": 2, "idm_steps": 300, "idm_batch_size": 8, "idm_image_px": 64,
+    "idm_width": 128, "updates": 300, "batch_size": 8, "eval_episodes": 20, "num_workers": 0,
 }  # fmt: skip
 
 
@@ -160,6 +160,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the policies' trainings")
     parser.add_argument("--num_demos", nargs="+", type=int, help="N: one number, or one for each task")
     parser.add_argument("--num_dreams", type=int, default=100, help="M")
+    parser.add_argument("--dreams_per_start", type=int, default=1, help="with other noise")
     parser.add_argument("--dream_counts", nargs="*", type=int, default=[25], help="more arms, with fewer dreams")
     parser.add_argument("--play_episodes", type=int, default=20, help="of each of 50 tasks, for inverse dynamics")
     parser.add_argument("--other_episodes", type=int, default=10, help="demonstrations of each seen task, likewise")

@@ -132,7 +132,7 @@ def data_steps(args: argparse.Namespace, task: str, num_demos: int) -> list[Step
     heldout = ("--set", "heldout", "--tasks", task)
     starts, dreams = folder / "new_starts", folder / CURATED
     first_frames = (str(RECORDER / "first_frames.py"), "--of", str(folder / "new"), "--out", str(starts))
-    plan = f"--plan.first_frames={starts / 'first_frames.csv'}"
+    plan = (f"--plan.first_frames={starts / 'first_frames.csv'}", f"--plan.num_seeds={args.dreams_per_start}")
     steps: list[Step] = []
 
     def add(
@@ -151,7 +151,7 @@ def data_steps(args: argparse.Namespace, task: str, num_demos: int) -> list[Step
     extra = [f"{name}/prepare" for name in _extra(args)]
     add("finetune_idm", [dreamgen("finetune_idm", dreams, "--resume")], ["prepare"], shared=extra)
     add("finetune", [dreamgen("finetune", dreams, "--resume")], ["prepare"])
-    add("generate", [dreamgen("plan", dreams, plan), dreamgen("generate", dreams)], ["finetune", "starts"])
+    add("generate", [dreamgen("plan", dreams, *plan), dreamgen("generate", dreams)], ["finetune", "starts"])
     if "oracle" in args.arms:
         add("oracle/export", _imported(folder / "oracle", folder / "new", (mix,)), ["new", REAL], folder / "oracle")
     # Labels of real videos are needed for the replay of recovered actions, whatever the arms are.
@@ -164,7 +164,7 @@ def data_steps(args: argparse.Namespace, task: str, num_demos: int) -> list[Step
     copies = []
     if "base" in args.arms:
         base = folder / "base"
-        commands = (lambda: _copy_models(dreams, base), dreamgen("plan", base, plan, "--plan.adapter=base"),
+        commands = (lambda: _copy_models(dreams, base), dreamgen("plan", base, *plan, "--plan.adapter=base"),
                     *(dreamgen(name, base) for name in ("generate", "label", "curate")))  # fmt: skip
         add("base/clips", commands, ["finetune_idm", "starts"], base)
     for name, words in (("best", ["--curate.best_share=0.5"]), ("uncurated", loosest())):
