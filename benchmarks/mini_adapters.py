@@ -20,12 +20,10 @@ import argparse
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +41,11 @@ from adapter_variants import (
     train,
 )
 from clip_metrics import nearest_clips, picture_grid, success_criteria
-from environments import with_checkout
 from metaworld_clips import Clips, joined, read_clips
 from metrics import write_report
 from mini_quality import ClipSampler, Sampling, measure_clips
 from PIL import Image
+from resumable import ROOT, Deadline, as_lists, check_options, record
 from state_readout import kept_readout
 
 from dreamgen.api import load_settings
@@ -59,8 +57,6 @@ from dreamgen.run.files import write_text
 from dreamgen.run.run_folder import RunFolder
 from dreamgen.run.signals import workers_end_on_interrupt
 
-ROOT = Path(__file__).resolve().parents[1]
-RECORDER = ROOT / "examples" / "metaworld" / "record.py"
 # Those of the first run of the policy benchmark (docs/proof.md).
 TASKS = ("coffee-push", "plate-slide-back-side", "push-back", "sweep")
 RECORDING, ROUND_TRIP, FROZEN = "recording", "VAE round trip", "first frame repeated"
@@ -74,7 +70,7 @@ def main() -> None:
     args = parse_args()
     deadline = Deadline(args.minutes)
     args.out.mkdir(parents=True, exist_ok=True)
-    check_options(args)
+    check_options(args, FREE_OPTIONS)
     torch.set_float32_matmul_precision("high")
     schedules = [Schedule.parse(text) for text in args.schedules]
     variants = all_variants(args.rank, args.num_demos, args.demo_counts, args.ranks, args.blend_weights, schedules)
@@ -95,31 +91,6 @@ def main() -> None:
     print(tables(report))
 
 
-class Deadline:
-    """The time after which nothing new begins, and what was left out for it.
-
-    Args:
-        minutes: From now.
-    """
-
-    def __init__(self, minutes: float) -> None:
-        self.start_s = time.time()
-        self.until_s = self.start_s + 60 * minutes
-        self.left_out: list[str] = []
-
-    def passed_s(self) -> float:
-        """Return the seconds since the start."""
-        return time.time() - self.start_s
-
-    def has_time(self, name: str) -> bool:
-        """Whether a part may begin; one that may not is noted."""
-        if time.time() < self.until_s:
-            print(f"{self.passed_s():.0f} s: {name}", flush=True)
-            return True
-        self.left_out.append(f"{name}: no time left")
-        return False
-
-
 def all_recordings(args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
     """Return the folders below --data, each with the recorder's options."""
     num_demos = max([args.num_demos, *args.demo_counts])
@@ -133,35 +104,6 @@ def all_recordings(args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
         "seen": ("--set", "base", "--region", "test", *only, "--episodes_per_task", str(args.seen_episodes)),
         "readout": ("--set", "vae", *judged, "--episodes_per_task", str(args.readout_episodes)),
     }  # fmt: skip
-
-
-def record(args: argparse.Namespace, recordings: dict[str, tuple[str, ...]], num_workers: int) -> None:
-    """Record datasets that are not there, some of them at the same time.
-
-    Args:
-        args: The command line.
-        recordings: Of `all_recordings`.
-        num_workers: Processes for each dataset.
-
-    Raises:
-        SystemExit: if the recorder failed.
-    """
-    missing = {name: words for name, words in recordings.items() if not (args.data / name).exists()}
-
-    def run(name: str) -> int:
-        start_s = time.monotonic()
-        command = [sys.executable, str(RECORDER), "--out", str(args.data / name), "--workers", str(num_workers)]
-        done = subprocess.run([*command, *missing[name]], env=with_checkout(ROOT), capture_output=True)
-        print(f"recorded {name}: {time.monotonic() - start_s:.0f} s", flush=True)
-        if done.returncode:
-            sys.stderr.write(done.stderr.decode(errors="replace")[-2000:])
-        return done.returncode
-
-    (args.data / "train").mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(min(4, args.record_workers)) as threads:
-        failed = [name for name, status in zip(missing, threads.map(run, missing), strict=True) if status]
-    if failed:
-        raise SystemExit(f"the recorder failed: {', '.join(failed)}")
 
 
 class TrainingPool:
@@ -375,12 +317,6 @@ def mean_over(measured: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray
     return {key: np.stack([one[key] for one in measured]).mean(0) for key in measured[0]}
 
 
-def as_lists(measured: dict[str, np.ndarray]) -> Values:
-    """Return metrics for JSON, which has no NaN."""
-    return {key: [round(float(value), 4) if np.isfinite(value) else None for value in values_N]
-            for key, values_N in measured.items()}  # fmt: skip
-
-
 def draw(bench: Bench, variant: Variant, deadline: Deadline) -> None:
     """Draw the first test clip of each task: the recording, the base's dream, and the dream with the adapter."""
     if bench.args.picture.is_file() or variant.name not in bench.measured or not deadline.has_time("picture"):
@@ -411,26 +347,6 @@ def write_results(bench: Bench, deadline: Deadline, is_complete: bool = False) -
     write_report(report, str(args.json))
     write_text(args.out / "tables.md", tables(report) + "\n")
     return report
-
-
-def check_options(args: argparse.Namespace, free: Sequence[str] = FREE_OPTIONS) -> None:
-    """Keep the options that measurements depend on, and refuse to continue with others.
-
-    Args:
-        args: The command line.
-        free: Options that may change.
-
-    Raises:
-        SystemExit: if the folder was made with other options.
-    """
-    fixed = {key: value for key, value in vars(args).items() if key not in free}
-    file = args.out / "options.json"
-    if not file.is_file():
-        write_text(file, json.dumps(fixed))
-        return
-    before = json.loads(file.read_text())
-    if changed := [f"--{key}={before.get(key)}" for key, value in fixed.items() if before.get(key) != value]:
-        raise SystemExit(f"{args.out} was made with {' '.join(changed)}; choose another --out, or these options")
 
 
 def parse_args() -> argparse.Namespace:

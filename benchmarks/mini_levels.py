@@ -33,14 +33,15 @@ from typing import Any
 import numpy as np
 import torch
 from adapter_report import p_values
+from adapter_variants import PRESET
 from clip_metrics import clip_psnr, success_criteria
 from diffusers.utils.logging import set_verbosity_error
 from diffusers_caches import Cache, all_caches, caches_that_do_not_run, num_flops, sample_cached
 from environments import with_checkout
 from metaworld_clips import CAMERA, Clips, joined, read_clips
 from metrics import markdown_table, shown, write_report
-from mini_adapters import PRESET, ROOT, Deadline, as_lists, check_options, record
 from mini_quality import COLUMNS, ClipSampler, Sampling, measure_clips, passes_of
+from resumable import ROOT, Deadline, as_lists, check_options, record
 from state_readout import kept_readout
 
 from dreamgen.api import load_settings

@@ -19,7 +19,8 @@ from adapter_variants import (
     training_settings,
 )
 from metaworld_clips import Clips
-from mini_adapters import all_recordings, as_lists, check_options, differences, mean_over, nearest_demonstrations
+from mini_adapters import FREE_OPTIONS, all_recordings, differences, mean_over, nearest_demonstrations
+from resumable import as_lists, check_options
 
 from dreamgen.errors import UserError
 from dreamgen.run.records import StageResult
@@ -151,7 +152,7 @@ def test_rows_have_means_of_tasks_and_paired_tests():
 
 def test_a_folder_is_continued_with_its_own_options_only(tmp_path: Path):
     args = argparse.Namespace(out=tmp_path, lora_steps=120, minutes=5)
-    check_options(args)
-    check_options(argparse.Namespace(out=tmp_path, lora_steps=120, minutes=9))
+    check_options(args, FREE_OPTIONS)
+    check_options(argparse.Namespace(out=tmp_path, lora_steps=120, minutes=9), FREE_OPTIONS)
     with pytest.raises(SystemExit, match="--lora_steps=120"):
-        check_options(argparse.Namespace(out=tmp_path, lora_steps=60, minutes=9))
+        check_options(argparse.Namespace(out=tmp_path, lora_steps=60, minutes=9), FREE_OPTIONS)
