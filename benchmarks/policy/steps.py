@@ -47,7 +47,7 @@ ARMS = {
     "dreams": "accepted dreams alone",
 }
 REAL, CURATED = "real", "curated"
-MAIN_ARMS = (REAL, CURATED, "real_video", "oracle")  # trained first, with all seeds
+MAIN_ARMS = (REAL, CURATED, "best", "real_video", "oracle")  # trained first, with all seeds
 
 # Colors only: LeRobot's defaults also rotate and shift pictures, but the camera is fixed and the state is of the robot.
 _COLORS = {

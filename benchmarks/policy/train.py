@@ -2,8 +2,9 @@
 
     python benchmarks/policy/train.py --dataset.repo_id=local/real --dataset.root=DATASET --policy.type=act ...
 
-LeRobot opens a video file for each frame that it draws, and decodes all columns for each chunk of actions. With small
-pictures and many trainings on one machine that takes longer than the training itself. The frames are the same.
+LeRobot opens a video file for each frame that it draws, decodes all columns for each chunk of actions, and reads a row
+of the episodes' table three times for each frame. With small pictures and many trainings on one machine that takes
+longer than the training itself. The frames are the same.
 """
 
 from __future__ import annotations
@@ -52,6 +53,23 @@ class Column:
 
     def __getitem__(self, rows: list[int]) -> list[torch.Tensor]:
         return [self._values[row] for row in rows]
+
+
+class Episodes:
+    """The table of episodes in memory: a row for a number, a column for a name.
+
+    Args:
+        table: A Hugging Face dataset, or what reads like one.
+    """
+
+    def __init__(self, table: Any) -> None:
+        self._rows = [table[row] for row in range(len(table))]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: int | str) -> Any:
+        return [row[key] for row in self._rows] if isinstance(key, str) else self._rows[key]
 
 
 class Frames:
@@ -113,6 +131,7 @@ def hold_in_memory(dataset: Any) -> None:
     reader, some = dataset._ensure_reader(), np.linspace(0, len(dataset) - 1, NUM_COMPARED).astype(int).tolist()
     transforms, reader._image_transforms = reader._image_transforms, None
     before = [dataset[row] for row in some]
+    dataset.meta.episodes = Episodes(dataset.meta.episodes)
     columns = reader.hf_dataset[:]
     reader.hf_dataset = Rows({name: torch.stack(list(values)) for name, values in columns.items()})
     reader._query_videos = Frames(dataset).query
