@@ -24,7 +24,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
-from steps import ARMS, POLICIES, Step, all_steps, environment, python, write_settings
+from steps import ARMS, AUGMENTATIONS, POLICIES, Step, all_steps, environment, python, write_settings
 
 from dreamgen.run.files import write_text
 
@@ -174,6 +174,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=32, help="of the policies")
     parser.add_argument("--eval_episodes", type=int, default=50)
     parser.add_argument("--num_workers", type=int, default=1, help="data loading processes of a policy's training")
+    parser.add_argument("--augment", default="colors", choices=tuple(AUGMENTATIONS), help="of the policies' pictures")
     parser.add_argument("--policy_words", nargs="*", default=[], help="more settings of lerobot-train")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     from environments import visible_gpus  # beside this folder, which `steps` makes importable

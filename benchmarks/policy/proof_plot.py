@@ -10,7 +10,8 @@ from dreamgen.data.svg_plot import COLORS, svg_document
 
 NAME_PX, SCALE_PX, ROW_PX, HEAD_PX, FOOT_PX, MARGIN_PX = 190, 420, 18, 24, 22, 16
 SHORT = {"real": "real demonstrations", "curated": "real + dreams", "best": "real + best half",
-         "uncurated": "real + all dreams", "base": "real + dreams of the base", "real_video": "real + real videos",
+         "uncurated": "real + all dreams", "base": "real + dreams of the base",
+         "executed": "real + executed dreams", "real_video": "real + real videos",
          "oracle": "real + M real", "dreams": "dreams alone"}  # fmt: skip
 
 

@@ -61,11 +61,16 @@ def _of_nearest(folder: Path) -> list[tuple[int, np.ndarray]]:
     return [(episode, actions[int(nearest[episode])]) for episode in range(len(new))]
 
 
+def episodes_of_starts(folder: Path) -> dict[str, int]:
+    """Return the new episode of each first frame that dreams begin with, by the frame's SHA-256."""
+    return {frame_sha256(read_image(path)): int(path.stem.rsplit("_", 1)[1])
+            for path in (folder / "new_starts").glob("episode_*.png")}  # fmt: skip
+
+
 def _of_run(folder: Path, name: str, done: Any) -> list[dict[str, Any]]:
     """Replay the labels of a run's clips, each from the start that its first frame shows."""
     run, rows = RunFolder(folder / name), []
-    of_frame = {frame_sha256(read_image(path)): int(path.stem.rsplit("_", 1)[1])
-                for path in (folder / "new_starts").glob("episode_*.png")}  # fmt: skip
+    of_frame = episodes_of_starts(folder)
     scores = pd.read_parquet(run.scores / "scores.parquet").set_index("clip_id")
     for job in read_jobs(run.jobs):
         label = run.label_file(job.clip_id)

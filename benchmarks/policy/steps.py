@@ -42,6 +42,7 @@ ARMS = {
     "best": "N real + the best half of the accepted dreams, 1:1",
     "uncurated": "N real + all dreams, 1:1",
     "base": "N real + dreams without an adapter, curated, 1:1",
+    "executed": "N real + the accepted dreams' actions, executed and filmed in the simulator, 1:1",
     "real_video": "N real + real videos of the dreams' starts, with recovered actions, 1:1",
     "oracle": "N + M real demonstrations",
     "dreams": "accepted dreams alone",
@@ -49,14 +50,15 @@ ARMS = {
 REAL, CURATED = "real", "curated"
 MAIN_ARMS = (REAL, CURATED, "best", "real_video", "oracle")  # trained first, with all seeds
 
-# Colors only: LeRobot's defaults also rotate and shift pictures, but the camera is fixed and the state is of the robot.
-_COLORS = {
+# LeRobot's defaults also rotate and shift pictures, but the camera is fixed and the state is of the robot.
+_COLORS: dict[str, dict[str, Any]] = {
     name: {"weight": 1.0, "type": "ColorJitter", "kwargs": {name: [0.8, 1.2]}}
     for name in ("brightness", "contrast", "saturation")
 }
-IMAGE_TRANSFORMS = (
-    "--dataset.image_transforms.enable=true", f"--dataset.image_transforms.tfs={json.dumps(_COLORS)}",
-)  # fmt: skip
+_BLUR: dict[str, dict[str, Any]] = {
+    "blur": {"weight": 1.0, "type": "GaussianBlur", "kwargs": {"kernel_size": 9, "sigma": [0.05, 2.4]}}
+}
+AUGMENTATIONS = {"colors": _COLORS, "blur": _COLORS | _BLUR}
 
 # Training of a policy; everything else is LeRobot's default.
 POLICIES = {
@@ -173,6 +175,13 @@ def data_steps(args: argparse.Namespace, task: str, num_demos: int) -> list[Step
             commands = (lambda copy=copy: _copy_clips(dreams, copy), dreamgen("curate", copy, *words))
             add(f"{name}/clips", commands, ["curated/clips"], copy)
             copies.append(f"{name}/clips")
+    if "executed" in args.arms:
+        filmed = folder / "executed_recording"
+        film = (str(Path(__file__).with_name("executed.py")), "--folder", str(folder), "--task", task)
+        add("executed/film", [(*film, "--out", str(filmed))], ["curated/clips", "new"], filmed)
+        needs = ["executed/film", REAL]
+        add("executed/export", _imported(folder / "executed", filmed, even), needs, folder / "executed")
+        copies.append("executed/film")
     for num in args.dream_counts:
         few = folder / f"{CURATED}-{num}"
         commands = (lambda few=few, num=num: _copy_first(dreams, few, num), dreamgen("curate", few))
@@ -213,7 +222,7 @@ def _training(args: argparse.Namespace, task: str, arm: str, policy: str, seed: 
     train = (
         str(Path(__file__).with_name("train.py")), f"--dataset.repo_id=local/{arm}",
         f"--dataset.root={dataset_of(args.out / task, arm)}", "--dataset.video_backend=pyav",
-        *IMAGE_TRANSFORMS, f"--output_dir={out}", f"--seed={seed}",
+        *image_transforms(args.augment), f"--output_dir={out}", f"--seed={seed}",
         f"--steps={args.updates}", f"--save_freq={args.updates}", f"--batch_size={args.batch_size}",
         f"--num_workers={args.num_workers}", "--log_freq=100", f"--policy.device={args.device}",
         "--policy.push_to_hub=false", "--wandb.enable=false", *POLICIES[policy], *args.policy_words,
@@ -225,6 +234,17 @@ def _training(args: argparse.Namespace, task: str, arm: str, policy: str, seed: 
     )  # fmt: skip
     dataset = f"{task}/{arm}" if arm == REAL else f"{task}/{arm}/export"
     return Step(f"{task}/policies/{name}", (train, evaluate), (dataset,), out)
+
+
+def image_transforms(augment: str) -> tuple[str, ...]:
+    """Return the settings of lerobot-train for an augmentation, of which all transforms are applied to each frame.
+
+    Args:
+        augment: A key of `AUGMENTATIONS`.
+    """
+    transforms = AUGMENTATIONS[augment]
+    return ("--dataset.image_transforms.enable=true", f"--dataset.image_transforms.tfs={json.dumps(transforms)}",
+            f"--dataset.image_transforms.max_num_transforms={len(transforms)}")  # fmt: skip
 
 
 def arm_title(arm: str) -> str:

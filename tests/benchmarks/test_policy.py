@@ -21,7 +21,7 @@ from proof import SMALL, run, run_steps
 from proof_plot import success_plot
 from proof_report import policy_rows
 from significance import paired_p_value, rank_correlation, wilson_interval
-from steps import ARMS, MAIN_ARMS, Step, all_steps, dataset_of
+from steps import ARMS, AUGMENTATIONS, MAIN_ARMS, Step, all_steps, dataset_of, image_transforms
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "policy"
 
@@ -72,7 +72,8 @@ def test_a_row_has_all_seeds_and_is_compared_with_real_alone():
 
 def arguments(tmp_path, **given):
     values = {**SMALL, "arms": list(ARMS), "dream_counts": [5], "other_episodes": 2, "out": tmp_path,
-              "policies": ["act", "diffusion"], "policy_words": [], "device": "cpu", "record_workers": 1}  # fmt: skip
+              "policies": ["act", "diffusion"], "policy_words": [], "device": "cpu", "record_workers": 1,
+              "augment": "colors"}  # fmt: skip
     return argparse.Namespace(**{**values, **given})
 
 
@@ -83,7 +84,7 @@ def test_every_arm_is_made_by_commands_and_trained_alike(tmp_path):
     assert len(set(names)) == len(names)
     commands = [command for step in steps for command in step.commands if not callable(command)]
     programs = {command[1] if command[0] == "-m" else Path(command[0]).name for command in commands}
-    assert programs == {"dreamgen", "record.py", "first_frames.py", "replay.py", "rollout.py",
+    assert programs == {"dreamgen", "record.py", "first_frames.py", "executed.py", "replay.py", "rollout.py",
                         "train.py"}  # fmt: skip
     trainings = [command for command in commands if command[0].endswith("/train.py")]
     assert len(trainings) == 2 * (len(args.arms) + 1)
@@ -92,9 +93,22 @@ def test_every_arm_is_made_by_commands_and_trained_alike(tmp_path):
     assert len({frozenset(words) for words in of_act}) == 1, "the same updates, seed and augmentation for every arm"
     folder = tmp_path / "sweep"
     written = {step.output for step in steps if step.output} | {
-        folder / arm / "datasets/lerobot-v3.0-mixed" for arm in ("real", "oracle")}  # fmt: skip
+        folder / arm / "datasets/lerobot-v3.0-mixed" for arm in ("real", "executed", "oracle")}  # fmt: skip
     for arm in [*args.arms, "curated-5"]:
         assert dataset_of(folder, arm) in written, arm
+
+
+def test_every_transform_of_an_augmentation_is_one_that_lerobot_knows():
+    from lerobot.transforms import ImageTransformConfig, ImageTransforms, ImageTransformsConfig
+
+    frame_CHW = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for augment, transforms in AUGMENTATIONS.items():
+        words = dict(word.split("=", 1) for word in image_transforms(augment))
+        assert json.loads(words["--dataset.image_transforms.tfs"]) == transforms
+        most = int(words["--dataset.image_transforms.max_num_transforms"])
+        configs = {name: ImageTransformConfig(**values) for name, values in transforms.items()}
+        changed = ImageTransforms(ImageTransformsConfig(enable=True, max_num_transforms=most, tfs=configs))(frame_CHW)
+        assert most == len(transforms) and changed.shape == frame_CHW.shape and not torch.equal(changed, frame_CHW)
 
 
 def test_each_task_may_have_its_own_number_of_demonstrations(tmp_path):
