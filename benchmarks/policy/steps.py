@@ -181,7 +181,6 @@ def data_steps(args: argparse.Namespace, task: str, num_demos: int) -> list[Step
         add("executed/film", [(*film, "--out", str(filmed))], ["curated/clips", "new"], filmed)
         needs = ["executed/film", REAL]
         add("executed/export", _imported(folder / "executed", filmed, even), needs, folder / "executed")
-        copies.append("executed/film")
     for num in args.dream_counts:
         few = folder / f"{CURATED}-{num}"
         commands = (lambda few=few, num=num: _copy_first(dreams, few, num), dreamgen("curate", few))

@@ -59,15 +59,30 @@ def run_episode(scene: Scene, behavior: str, seed: int, region: str, num_frames:
         region: Region of positions and instructions: "train" or "test".
         num_frames: Its length.
     """
-    rng = rng_of(seed, scene.task, behavior)
-    policy = BEHAVIORS[behavior](scene, rng)
+    policy = BEHAVIORS[behavior](scene, rng_of(seed, scene.task, behavior))
+    return run_policy(scene, policy, seed, region, num_frames, stays_when_done=behavior == "expert")
+
+
+def run_policy(
+    scene: Scene, policy: Policy, seed: int, region: str, num_frames: int, stays_when_done: bool = False
+) -> Episode:
+    """Run one episode of a policy.
+
+    Args:
+        scene: Of the task.
+        policy: Returns the action for what was observed.
+        seed: Determines positions and instruction.
+        region: Region of positions and instructions: "train" or "test".
+        num_frames: Its length.
+        stays_when_done: Whether the arm stands still some frames after the task is done.
+    """
     observed = scene.reset(seed, region)
     moments, actions, physics = [observed], [], [scene.physics()]
     done_at, begins_done = -1, observed.success
     while True:
         if done_at < 0 and observed.success and not begins_done:
             done_at = len(moments) - 1
-        stays = behavior == "expert" and 0 <= done_at < len(moments) - FRAMES_AFTER_SUCCESS
+        stays = stays_when_done and 0 <= done_at < len(moments) - FRAMES_AFTER_SUCCESS
         actions.append(np.array([0, 0, 0, actions[-1][3]], np.float32) if stays else policy(observed))
         if len(moments) == num_frames:
             break

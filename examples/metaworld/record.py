@@ -43,6 +43,7 @@ from dreamgen.progress import Progress, log
 
 if TYPE_CHECKING:
     from dataset import StoredEpisode
+    from episodes import Episode
     from scene import Scene
 
 DEMO_TASK = "drawer-open"
@@ -159,17 +160,11 @@ def _write(
     pool: ProcessPoolExecutor,
 ) -> None:  # fmt: skip
     from dataset import write_dataset
-    from scene import ACTION_NAMES, ENVIRONMENT_NAMES, STATE_NAMES
 
-    names = {
-        "observation.state": STATE_NAMES,
-        "action": ACTION_NAMES,
-        "observation.environment_state": ENVIRONMENT_NAMES,
-    }
     (markers := staging / "done").mkdir(parents=True, exist_ok=True)
     (unfinished := staging / "dataset").mkdir()
     write_dataset(
-        unfinished, markers, episodes, CONTROL_RATE_HZ // arguments.frame_skip, arguments.size_px, names, pool
+        unfinished, markers, episodes, CONTROL_RATE_HZ // arguments.frame_skip, arguments.size_px, vector_names(), pool
     )
     unfinished.rename(out)
 
@@ -240,7 +235,6 @@ def _scene_of(block: Block) -> Scene:
 
 
 def _record_block(position: int, block: Block) -> tuple[int, dict[int, StoredEpisode], int]:
-    from dataset import store_episode
     from episodes import run_episode
 
     recording, scene, episodes, tried = SETS[block.name], _scene_of(block), {}, 0
@@ -251,21 +245,38 @@ def _record_block(position: int, block: Block) -> tuple[int, dict[int, StoredEpi
             seed, tried = block.first_seed + number * MAX_ATTEMPTS + attempt, tried + 1
             episode = run_episode(scene, behavior, seed, block.region, block.num_frames)
             if recording.wants in (None, episode.success):
-                extras = {
-                    "source_task": block.task, "scene": block.variation, "behavior": behavior, "seed": seed,
-                    "success": episode.success, "frames_to_success": episode.frames_to_success,
-                    "done_at_end": episode.done_at_end,
-                }  # fmt: skip
-                vectors = {
-                    "observation.state": episode.state_TS, "action": episode.action_TA,
-                    "observation.environment_state": episode.environment_TE,
-                }  # fmt: skip
-                fps = CONTROL_RATE_HZ // block.frame_skip
                 video = block.folder / f"{number:06d}.mp4"
-                frames = [scene.render(physics) for physics in episode.physics]
-                episodes[number] = store_episode(video, frames, fps, episode.instruction, vectors, extras)
+                episodes[number] = stored(scene, episode, video, behavior, seed, CONTROL_RATE_HZ // block.frame_skip)
                 break
     return position, episodes, tried
+
+
+def stored(scene: Scene, episode: Episode, video: Path, behavior: str, seed: int, fps: int) -> StoredEpisode:
+    """Film an episode, encode it to `video`, and describe it as `write_dataset` wants it."""
+    from dataset import store_episode
+
+    extras = {
+        "source_task": scene.task, "scene": scene.variation.name if scene.variation else "", "behavior": behavior,
+        "seed": seed, "success": episode.success, "frames_to_success": episode.frames_to_success,
+        "done_at_end": episode.done_at_end,
+    }  # fmt: skip
+    vectors = {
+        "observation.state": episode.state_TS, "action": episode.action_TA,
+        "observation.environment_state": episode.environment_TE,
+    }  # fmt: skip
+    frames = [scene.render(physics) for physics in episode.physics]
+    return store_episode(video, frames, fps, episode.instruction, vectors, extras)
+
+
+def vector_names() -> dict[str, tuple[str, ...]]:
+    """Return the names of each vector's elements."""
+    from scene import ACTION_NAMES, ENVIRONMENT_NAMES, STATE_NAMES
+
+    return {
+        "observation.state": STATE_NAMES,
+        "action": ACTION_NAMES,
+        "observation.environment_state": ENVIRONMENT_NAMES,
+    }
 
 
 def _check(arguments: argparse.Namespace) -> None:
