@@ -18,8 +18,12 @@ DEFAULTS = {
 }
 
 
-# Precision is a setting, so torch's advice to lower it is no news.
-IGNORED_WARNINGS = ("TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled",)
+IGNORED_WARNINGS = (
+    # Precision is a setting, so torch's advice to lower it is no news.
+    "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled",
+    # Of a channels-last VAE on several GPUs: some gradients are copied once more than necessary.
+    "Grad strides do not match bucket view strides",
+)
 
 
 def set_library_defaults() -> None:

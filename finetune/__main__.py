@@ -1,6 +1,6 @@
-"""`accelerate launch -m finetune [finetune_idm] --out runs/NAME`: training on many GPUs.
+"""`accelerate launch -m finetune [finetune_idm | finetune_vae] --out runs/NAME`: training on many GPUs.
 
-Of the adapter, or with the word finetune_idm of the inverse-dynamics model.
+Of the adapter, or with one of these words of the inverse-dynamics model or the VAE.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from dreamgen.stages import STAGES, imported
 USAGE = """\
 accelerate launch -m finetune --out runs/NAME [--config_path FILE] [--setting=value ...] [--dry_run] [--resume]
 accelerate launch -m finetune finetune_idm --out runs/NAME [--config_path FILE] [--setting=value ...] [--resume]
-The settings are those of `dreamgen finetune --help` and `dreamgen finetune_idm --help`.
+accelerate launch -m finetune finetune_vae --out runs/NAME [--config_path FILE] [--setting=value ...] [--resume]
+The settings are those of `dreamgen finetune --help`, `dreamgen finetune_idm --help` and `dreamgen finetune_vae --help`.
 --resume continues from the last checkpoint if there is one; for the adapter, --resume latest, or --resume with a
 checkpoint's folder, requires it.
 """
+
+OTHER_TRAININGS = ("finetune_idm", "finetune_vae")  # named by the first word; without one it is the adapter's
 
 
 def main(tokens: list[str]) -> int:
@@ -38,9 +41,9 @@ def main(tokens: list[str]) -> int:
         print(USAGE, end="")
         return 0
     try:
-        stage = STAGES["finetune_idm" if tokens[:1] == ["finetune_idm"] else "finetune"]
-        tokens = tokens[1:] if tokens[:1] == [stage.name] else tokens
-        settings, switches = parse_settings(tokens, stage.section, flags=stage.flags)
+        name, words = (tokens[0], tokens[1:]) if tokens[:1] and tokens[0] in OTHER_TRAININGS else ("finetune", tokens)
+        stage = STAGES[name]
+        settings, switches = parse_settings(words, stage.section, flags=stage.flags)
         set_library_defaults()
         run = RunFolder.of(settings)
         if switches["resume"] and stage.is_done(run) and stage.output is not None:

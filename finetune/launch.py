@@ -1,4 +1,4 @@
-"""`python -m finetune.launch --out runs/NAME ...`: the adapter's training on all GPUs of this machine.
+"""`python -m finetune.launch --out runs/NAME ...`: a training on all GPUs of this machine.
 
 Like `accelerate launch -m finetune`, which ends a failed training with status 1 and a traceback: here an error is
 printed once, and the exit status is the training's.
@@ -33,6 +33,7 @@ def main(words: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     import torch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
@@ -45,6 +46,8 @@ def main(words: list[str]) -> int:
     except ChildFailedError as error:
         status = error.get_first_failure()[1].exitcode
         return status if status > 0 else 128 - status  # as a shell reports a signal
+    except SignalException:  # the processes got the signal too and have ended, each with its own message
+        return 3
     return 0
 
 

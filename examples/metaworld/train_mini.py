@@ -1,6 +1,9 @@
-"""Record Meta-World and train the mini world model on it: one command, one GPU, a stated time.
+"""Record Meta-World and train the mini world model on it: one command, a stated time.
 
     python examples/metaworld/train_mini.py --out runs/mini --minutes 26 --text_encoder runs/text_encoder
+    python examples/metaworld/train_mini.py --out runs/more --minutes 26 --start runs/mini/weights --num_gpus 4
+
+The second command continues from the weights of the first, on recordings of another seed if --seed is given.
 
 The stages: record the VAE's set; train the VAE while the transformer's set is recorded and prepared; train the
 transformer; evaluate; collect. Each is a command with its own log, and is skipped when its output exists, so the same
@@ -146,7 +149,7 @@ class StageFailed(Exception):
 def train(args: argparse.Namespace, out: Path, plan: Plan) -> None:
     """Run all stages up to the transformer's training."""
     text_encoder = None
-    if not args.text_encoder and not (out / "text_encoder/text_encoder").exists():
+    if not (args.text_encoder or args.start) and not (out / "text_encoder/text_encoder").exists():
         command = [sys.executable, str(HERE / "train_text_encoder.py"), "--out", str(out / "text_encoder")]
         text_encoder = plan.start("text_encoder", command, plan.left_s())
     rate = record(args, out, plan, "vae", args.vae_episodes, args.workers, plan.left_s())
@@ -207,6 +210,14 @@ def prepare(out: Path, plan: Plan, args: argparse.Namespace, name: str) -> None:
 DREAMGEN = [sys.executable, "-m", "dreamgen"]
 
 
+def trainer(command: str, num_gpus: int) -> list[str]:
+    """Return the words that start a training of dreamgen, on one GPU or on several."""
+    if num_gpus == 1:
+        return [*DREAMGEN, command]
+    launcher = [sys.executable, "-m", "finetune.launch", f"--num_processes={num_gpus}"]
+    return launcher if command == "finetune" else [*launcher, command]
+
+
 @dataclass(frozen=True)
 class Training:
     """A training that ends by itself within its time.
@@ -229,8 +240,8 @@ class Training:
 
     def start(self, plan: Plan, args: argparse.Namespace, seconds: float, *more: str) -> Running:
         """Start it, from its last checkpoint if there is one."""
-        words = [*DREAMGEN, self.command, "--config_path", str(args.config), "--out", str(self.run), "--resume"]
-        words += [f"--seed={args.seed}", f"--{self.command}.max_minutes={max(seconds, 1) / 60:.3f}"]
+        words = [*trainer(self.command, args.num_gpus), "--config_path", str(args.config), "--out", str(self.run)]
+        words += ["--resume", f"--seed={args.seed}", f"--{self.command}.max_minutes={max(seconds, 1) / 60:.3f}"]
         words += [f"--model.path={self.start_model}"] if self.start_model else [f"--finetune_vae.config={args.sizes}"]
         return plan.start(self.name, [*words, *(w.strip() for w in self.settings), *more], max(seconds, 120) + GRACE_S)
 
@@ -262,7 +273,7 @@ class Training:
 
 def vae_training(args: argparse.Namespace, out: Path) -> Training:
     """Return the training of the VAE."""
-    return Training("finetune_vae", "vae", out / "vae", args.vae_set, out / "vae/vae")
+    return Training("finetune_vae", "vae", out / "vae", args.vae_set, out / "vae/vae", args.start)
 
 
 def transformer_training(args: argparse.Namespace, out: Path) -> Training:
@@ -271,14 +282,18 @@ def transformer_training(args: argparse.Namespace, out: Path) -> Training:
 
 
 def assemble(args: argparse.Namespace, out: Path) -> None:
-    """Write the pipeline that the transformer's training starts from: trained VAE, text encoder, random transformer."""
-    from diffusers import AutoencoderKLWan
+    """Write the pipeline that the transformer's training starts from.
+
+    It has the trained VAE, a text encoder, and a transformer with random weights or those of `--start`.
+    """
+    import torch
+    from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
     from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
     from dreamgen.config.loading import configs_folder, read_yaml
     from dreamgen.models.cosmos_predict25.mini import build_mini, save_pipeline
 
-    text = args.text_encoder or out / "text_encoder"
+    text = args.text_encoder or args.start or out / "text_encoder"
     encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(text / "text_encoder")
     shape = encoder.config.get_text_config()
     # The mini preset's text part is built and thrown away; the transformer must fit the trained one.
@@ -286,6 +301,10 @@ def assemble(args: argparse.Namespace, out: Path) -> None:
     sizes["transformer"]["crossattn_proj_in_channels"] = shape.hidden_size * shape.num_hidden_layers
     pipe = build_mini(sizes | {"seed": args.seed})
     pipe.vae = AutoencoderKLWan.from_pretrained(out / "vae/vae")
+    if args.start:
+        pipe.transformer = CosmosTransformer3DModel.from_pretrained(
+            args.start / "transformer", torch_dtype=torch.float32
+        )
     pipe.text_encoder, pipe.tokenizer = encoder, AutoTokenizer.from_pretrained(text / "tokenizer")
     save_pipeline(pipe, out / "start")
 
@@ -369,15 +388,31 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def existing_folder(text: str) -> Path:
+    """Return a folder's whole path, for commands that run elsewhere."""
+    path = Path(text).resolve()
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a folder")
+    return path
+
+
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--out", type=Path, required=True)
     add("--minutes", type=float, required=True, help="for everything that is left to do")
-    add("--text_encoder", type=Path, help="folder with text_encoder/ and tokenizer/; default: train one on the CPU")
+    add(
+        "--text_encoder",
+        type=Path,
+        help="folder with text_encoder/ and tokenizer/; default: that of --start, or train one on the CPU",
+    )
     add("--sizes", type=Path, default=HERE / "mini.yaml", help="of VAE and transformer")
     add("--config", type=Path, default=HERE / "training.yaml", help="settings of the trainings")
+    add(
+        "--start", type=existing_folder, help="a pipeline's folder: continue from its weights; its text encoder is kept"
+    )
+    add("--num_gpus", type=int, default=1, help="of this machine, for both trainings")
     add("--seed", type=int, default=0)
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that record; default: all cores")
     add("--vae_episodes", type=int, default=40, help="of each task for the VAE")

@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from dreamgen.run.run_folder import RunFolder
 from finetune import finetune
 from finetune.launch import main as launch
 from finetune.launch import take_number
+from finetune.training_log import read_steps
 from tests.finetune.conftest import training_settings, write_training_set
 from tests.finetune.curves import checkpoint_names, curve
 
@@ -93,6 +97,39 @@ def test_a_refusal_under_our_launcher_is_told_once_and_is_its_status(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("unknown setting: finetune.num_stepz") == 1
     assert "Traceback" not in done.stderr and "ChildFailedError" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_to_our_launcher_stops_the_training_at_a_checkpoint(world, tmp_path):
+    RunFolder(tmp_path).record(settings_for(tmp_path, world, num_steps=100_000, log_every=1), ["finetune"])
+    command = [sys.executable, "-m", "finetune.launch", "--num_processes=2", f"--out={tmp_path}"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        loss = tmp_path / "finetune/loss.csv"
+        while run.poll() is None and (not loss.exists() or len(loss.read_text().splitlines()) < 3):
+            time.sleep(0.1)
+        run.send_signal(signal.SIGTERM)
+        stdout, stderr = run.communicate(timeout=120)
+    assert run.returncode == 3, stderr
+    assert "Traceback" not in stderr and "--resume" in stdout
+    assert len(checkpoint_names(tmp_path)) == 1 and not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_vae(world, tmp_path):
+    settings = settings_for(tmp_path, world)
+    tune = replace(
+        settings.finetune_vae, num_steps=8, batch_size=1, learning_rate=1e-2, warmup_steps=2, num_workers=0,
+        log_every=1, validation_clips=1, validate_every=4, ema_decay=0.5,
+    )  # fmt: skip
+    RunFolder(tmp_path).record(replace(settings, finetune_vae=tune), ["finetune_vae"])
+    done = launched("--num_processes=2", "finetune_vae", f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("final_loss") == 1  # one process speaks
+    losses = [float(row["loss"]) for row in read_steps(tmp_path / "finetune_vae/loss.csv")]
+    assert len(losses) == 8 and losses[-1] < losses[0]
+    assert [row["step"] for row in read_steps(tmp_path / "finetune_vae/validation.csv")] == ["4", "8"]
+    assert (tmp_path / "vae/config.json").is_file()
 
 
 def test_our_launchers_own_word_is_read_and_checked(capsys):
