@@ -213,7 +213,19 @@ def _start_worker() -> None:
     import cv2
 
     cv2.setNumThreads(0)
+    _choose_gpu(multiprocessing.current_process()._identity[-1])
     Finalize(None, _close_scene, exitpriority=100)
+
+
+def _choose_gpu(number: int) -> None:
+    """Render on one of this machine's GPUs, by the worker's number; MuJoCo would take the first one for all workers."""
+    num_gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if os.environ.get("MUJOCO_GL") != "egl" or num_gpus < 2 or "MUJOCO_EGL_DEVICE_ID" in os.environ:
+        return
+    from mujoco.egl import egl_ext  # pyright: ignore[reportMissingImports]  # of the extra `sim`
+
+    num_gpus = min(num_gpus, len(egl_ext.eglQueryDevicesEXT()))
+    os.environ["MUJOCO_EGL_DEVICE_ID"] = str(number % num_gpus)
 
 
 def _close_scene() -> None:
