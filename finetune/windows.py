@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -22,6 +23,7 @@ from dreamgen.errors import Problems, UserError, quoted
 from dreamgen.run.files import inside
 from dreamgen.run.run_folder import RunFolder
 
+THREADS = 16  # read clips
 FPS_TOLERANCE = 0.005  # relative; containers round their time base
 
 
@@ -65,12 +67,22 @@ def read_training_set(run: RunFolder, video: VideoSettings, num_held_out: int = 
     """
     metadata = run.need(run.train / "metadata.csv", "prepare")
     problems, clips, rows = Problems(), [], _read_rows(metadata)
-    for line, row in rows:
+
+    def probed(numbered: tuple[int, dict[str, str | None]]) -> VideoInfo | UserError:
+        line, row = numbered
+        try:
+            return probe(inside(run.train, _readable(row["file_name"] or ""), f"{metadata} line {line}"))
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        infos = list(threads.map(probed, rows))
+    for (line, row), info in zip(rows, infos, strict=True):
         name, prompt = row["file_name"] or "", (row["prompt"] or "").strip()
-        where = f"{metadata} line {line}"
-        _check_prompt(prompt, f"{where}: {_readable(name)}", problems)
+        _check_prompt(prompt, f"{metadata} line {line}: {_readable(name)}", problems)
         with problems.collected():
-            info = probe(inside(run.train, _readable(name), where))
+            if isinstance(info, UserError):
+                raise info
             _check_video(info, row.get("num_frames"), video, problems)
             clips.append(TrainingClip(info.path, prompt, info.num_frames))
     num_videos = len({clip.path for clip in clips}) + len(rows) - len(clips)  # the unreadable ones may be repaired
