@@ -52,6 +52,13 @@ def check_can_start(settings: Settings) -> None:
         )
     if tune.windows_per_clip < 1:
         problems.add("finetune.windows_per_clip leaves no window", actual=tune.windows_per_clip, allowed="at least 1")
+    if tune.cuda_graphs and tune.gradient_accumulation_steps > 1:
+        problems.add(
+            "finetune.cuda_graphs cannot accumulate gradients: the next batch's graph reuses their memory",
+            actual=f"gradient_accumulation_steps={tune.gradient_accumulation_steps}",
+            allowed="1",
+            next_step="set a larger --batch_size, or leave --cuda_graphs out",
+        )
     if tune.sample_every and not tune.validation_clips:
         problems.add("finetune.sample_every needs a held-out clip to generate from", next_step="--validation_clips=1")
     if tune.sample_every:

@@ -98,6 +98,12 @@ class FinetuneSettings:
     compile: bool = option(
         True, "compile the transformer's blocks on a GPU; faster from the second step on", invalidates=()
     )
+    cuda_graphs: bool = option(
+        False,
+        "replay compiled blocks as CUDA graphs: twice as fast for a model of 10 M weights, whose kernels are shorter "
+        "than their launches; takes more GPU memory, and needs gradient_accumulation_steps=1",
+        invalidates=(),
+    )
     ema_decay: float | None = option(
         None, "write an exponential moving average of the weights with this decay, such as 0.999", gt=0, lt=1
     )

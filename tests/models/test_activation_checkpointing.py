@@ -151,6 +151,35 @@ def test_compiled_checkpointing_prints_nothing(monkeypatch, caplog):
     assert not [record for record in caplog.records if record.name == logger.name]
 
 
+def test_graphs_are_replayed_for_gradients_only(monkeypatch):
+    modes, compiled = [], torch.compile
+
+    def without_inductor(run, mode=None, **options):
+        eager = compiled(run, backend="aot_eager", **options)
+
+        def counted(*arguments):
+            modes.append(mode)
+            return eager(*arguments)
+
+        return counted
+
+    transformer, parameters = trained_transformer(use_dora=False)
+    num_layers = len(transformer.transformer_blocks)
+    wanted_answer, wanted = gradients(transformer, parameters, block_forward)
+    monkeypatch.setattr(torch, "compile", without_inductor)
+    blocks = training_blocks(["all"] * num_layers, compiled=True, cuda_graphs=True)
+    answer, found = gradients(transformer, parameters, blocks)
+    assert torch.allclose(answer, wanted_answer, atol=1e-5) and torch.allclose(found, wanted, atol=1e-4)
+    assert modes == ["reduce-overhead"] * num_layers
+    modes.clear()
+    with torch.no_grad():
+        latents, mask, timestep_BT, text = inputs(transformer)
+        answer = velocity(transformer, latents, mask, timestep_BT, project_text(transformer, text), blocks)
+    assert torch.allclose(answer, wanted_answer, atol=1e-5)
+    assert modes == [None] * num_layers
+    assert training_blocks(["all"], compiled=False, cuda_graphs=True) == [block_forward]
+
+
 def test_the_column_norm_is_that_of_the_dense_update():
     generator = torch.Generator().manual_seed(0)
     weight, low, high = (torch.randn(*s, generator=generator) for s in ((24, 40), (4, 40), (24, 4)))

@@ -92,19 +92,42 @@ def choose_policies(
     return (num_layers - num_all) * _ATTENTION + num_all * _ALL
 
 
-def training_blocks(policies: list[CheckpointPolicy], compiled: bool) -> list[BlockForward]:
-    """Return each block's forward pass for training; blocks with the same policy share one compilation."""
-    by_policy = {policy: training_block(policy, compiled) for policy in dict.fromkeys(policies)}
+def training_blocks(policies: list[CheckpointPolicy], compiled: bool, cuda_graphs: bool = False) -> list[BlockForward]:
+    """Return each block's forward pass for training; blocks with the same policy share one compilation.
+
+    Args:
+        policies: One for each block.
+        compiled: Whether to compile them.
+        cuda_graphs: Whether compiled blocks are replayed as CUDA graphs where gradients are computed. Gradients must
+            then be read before the next forward pass.
+    """
+    make = graphed_block if compiled and cuda_graphs else functools.partial(training_block, compiled=compiled)
+    by_policy = {policy: make(policy) for policy in dict.fromkeys(policies)}
     return [by_policy[policy] for policy in policies]
 
 
-def training_block(policy: CheckpointPolicy, compiled: bool) -> BlockForward:
-    """Return a block's forward pass for `velocity` with a checkpoint policy."""
+def graphed_block(policy: CheckpointPolicy) -> BlockForward:
+    """Return a compiled block's forward pass, which is replayed as a CUDA graph where gradients are computed.
+
+    Without gradients, torch reuses the memory of a graph's output at the next call of the same function. That is the
+    next block's here, so such a pass is compiled without graphs.
+    """
+    graphed = training_block(policy, compiled=True, mode="reduce-overhead")
+    plain = training_block(policy, compiled=True)
+
+    def run(*arguments: Any) -> torch.Tensor:
+        return (graphed if torch.is_grad_enabled() else plain)(*arguments)
+
+    return run
+
+
+def training_block(policy: CheckpointPolicy, compiled: bool, mode: str | None = None) -> BlockForward:
+    """Return a block's forward pass for `velocity` with a checkpoint policy, compiled in a mode of `torch.compile`."""
     run = block_forward if policy == "all" else functools.partial(_checkpointed, policy)
     if compiled:
         # torch warns about in-place operations in a checkpointed region, whether there are any or not. There are none.
         logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
-    return torch.compile(run, dynamic=False, fullgraph=True) if compiled else run
+    return torch.compile(run, dynamic=False, fullgraph=True, mode=mode) if compiled else run
 
 
 def _checkpointed(policy: CheckpointPolicy, *arguments: object) -> torch.Tensor:

@@ -116,7 +116,7 @@ class CosmosTraining(TrainableWorldModel):
             use_closed_form(transformer)
         compiled = tune.compile and self._device.type == "cuda"
         policies = policies_for(TransformerSize.from_config(transformer.config), self._settings, compiled)
-        self.forward_module = VelocityModel(transformer, training_blocks(policies, compiled))
+        self.forward_module = VelocityModel(transformer, training_blocks(policies, compiled, tune.cuda_graphs))
         self._teacher = VelocityModel(transformer, training_block("all", compiled))  # it keeps nothing for a gradient
         return parameters
 
