@@ -12,7 +12,7 @@ from dreamgen.config.settings import ModelSettings
 from dreamgen.errors import UserError
 from dreamgen.models.cosmos_predict25.adapter import add_adapter, save_adapter
 from dreamgen.models.cosmos_predict25.loading import empty_transformer, load_pipeline
-from dreamgen.models.cosmos_predict25.mini import build_mini, save_mini
+from dreamgen.models.cosmos_predict25.mini import build_mini, save_mini, save_pipeline
 from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker, make_safety_checker
 from dreamgen.models.cosmos_predict25.transformer_size import find_size
 from dreamgen.models.devices import resolve_device, torch_dtype
@@ -67,6 +67,15 @@ def test_an_adapter_is_fused_into_the_loaded_model(world, tmp_path):
 def test_a_saved_mini_model_needs_nothing_of_ours(world):
     index = json.loads((world / "model_index.json").read_text())
     assert "dreamgen" not in json.dumps(index) and index["safety_checker"] == [None, None]
+
+
+def test_a_saved_pipeline_does_not_tell_where_it_was_loaded_from(world, tmp_path):
+    pipe = Cosmos2_5_PredictBasePipeline.from_pretrained(world, safety_checker=NoSafetyChecker())
+    save_pipeline(pipe, tmp_path / "again")
+    texts = [file.read_text() for file in (tmp_path / "again").rglob("*.json")]
+    assert len(texts) > 4 and not any(str(world.parent) in text for text in texts)
+    again = Cosmos2_5_PredictBasePipeline.from_pretrained(tmp_path / "again", safety_checker=NoSafetyChecker())
+    assert again.vae.config["z_dim"] == pipe.vae.config["z_dim"]
 
 
 def test_mini_is_built_once_in_the_run_folder(tmp_path, monkeypatch):
