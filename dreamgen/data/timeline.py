@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -77,6 +78,14 @@ class FrameTimes:
         """Return when a frame is shown, in seconds."""
         return float(int(self.pts_T[number]) * self.unit_s)
 
+    def first_from(self, time_s: float) -> int:
+        """Return the number of the first frame that is shown at a time or later; their count if none is.
+
+        Episodes share a video of many frames, so the times of all of them are not computed for each.
+        """
+        unit_s = float(self.unit_s)
+        return bisect_left(self.pts_T, time_s, key=lambda pts: pts * unit_s)
+
     def is_regular(self, fps: int | Fraction) -> bool:
         """Return whether frame i is shown at i / fps from the first, as nearly as containers round."""
         steps_T = (self.pts_T - self.pts_T[:1]) * float(self.unit_s * Fraction(fps))
@@ -140,7 +149,7 @@ def row_frames(
         return np.arange(len(times))
     step_s, begin_s = float(1 / Fraction(fps)), episode_begin_s(times, fps, span_s, num_rows)
     end_s = span_s[1] if span_s else np.inf
-    first, end = np.searchsorted(times.pts_T * float(times.unit_s), [begin_s - step_s / 2, end_s - step_s / 2])
+    first, end = (times.first_from(time_s - step_s / 2) for time_s in (begin_s, end_s))
     if end <= first:
         return np.zeros(0, np.int64)
     own = FrameTimes(times.pts_T[first:end], times.unit_s)

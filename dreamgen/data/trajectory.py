@@ -6,6 +6,7 @@ Axes: T frames, S state, A action, D either. They are written as lists of float3
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dreamgen.data.parquet_rows import EPISODE, ParquetRows, RowsByEpisode, select_rows
 from dreamgen.errors import UserError
 from dreamgen.run.files import atomic_file, regular_file
 
 STATE, ACTION = "observation.state", "action"
 ACTION_STD = "action_std"  # of labels: uncertainty of each dimension of the action, in its unit
 SMALL_FILE_BYTES = 1 << 20
+UNREADABLE = (pa.ArrowException, OSError, KeyError, ValueError)
 # Metadata of label files that this program wrote.
 MADE_BY, UNCERTAINTY = b"dreamgen.made_by", b"dreamgen.uncertainty"
 
@@ -60,6 +63,36 @@ class Trajectory:
         return Trajectory(min(num_rows, self.num_rows), *parts)
 
 
+@dataclass(frozen=True)
+class SharedTable:
+    """A file with the rows of several episodes, opened once for all of them.
+
+    Args:
+        path: The file.
+        names: Its columns.
+        rows: Reads the vectors, in runs of rows.
+        by_episode: The rows of each episode.
+    """
+
+    path: Path
+    names: list[str]
+    rows: ParquetRows
+    by_episode: RowsByEpisode
+
+    def read(self, episode_index: int) -> pa.Table:
+        """Return the rows of an episode, with the vectors.
+
+        Raises:
+            UserError: if they cannot be read.
+        """
+        own = self.by_episode.rows(episode_index)
+        begin, end = (int(own[0]), int(own[-1]) + 1) if len(own) else (0, 0)
+        try:
+            return select_rows(self.rows.read(begin, end), own - begin)
+        except UNREADABLE as error:
+            raise _damaged(self.path, error) from None
+
+
 def read_trajectory(
     path: Path, state_dim: int | None = None, action_dim: int | None = None, episode_index: int | None = None,
     include_state: bool = True,
@@ -70,20 +103,25 @@ def read_trajectory(
         path: Parquet file with one row per frame.
         state_dim: Required length of the state; None for any.
         action_dim: Required length of the action; None for any.
-        episode_index: Read only the rows of this episode, in a file of several; None for all rows.
+        episode_index: Read only the rows of this episode, in a file of several; None for all rows. Such a file stays
+            open for the next episode.
         include_state: Whether to read the state.
 
     Raises:
         UserError: if the file is missing or damaged, a vector has the wrong length, or a value is not finite.
     """
-    available = read_schema(path).names
+    wanted = (STATE, ACTION) if include_state else (ACTION,)
+    shared = None if episode_index is None else shared_table(path, wanted)
+    available = read_schema(path).names if shared is None else shared.names
     for name, dim in ((STATE, state_dim), (ACTION, action_dim)):
         if dim is not None and name not in available:
             raise UserError(f"{path} has no column {name}", actual=", ".join(available)[:200])
-    wanted = (STATE, ACTION) if include_state else (ACTION,)
     names = [name for name in wanted if name in available]
-    filters = None if episode_index is None else [("episode_index", "=", episode_index)]
-    table = read_columns(path, names or None, filters)
+    if shared is not None and episode_index is not None:
+        table = shared.read(episode_index)
+    else:  # with filters: of a file that is damaged, the episodes that are not
+        filters = None if episode_index is None else [(EPISODE, "=", episode_index)]
+        table = read_columns(path, names or None, filters)
     return Trajectory(
         table.num_rows,
         vector_column(table, STATE, state_dim, path) if STATE in names else None,
@@ -122,11 +160,37 @@ def read_schema(path: Path) -> pa.Schema:
         raise UserError(f"{path} does not exist", allowed="a parquet file with one row a frame")
     try:
         schema = pq.read_schema(regular_file(path))
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged or is not parquet", actual=_first_line(error)) from None
+    except UNREADABLE as error:
+        raise _damaged(path, error) from None
     if twice := {name for name in schema.names if schema.names.count(name) > 1}:
         raise UserError(f"{path} has columns of one name", actual=", ".join(sorted(twice)), allowed="each name once")
     return schema
+
+
+def shared_table(path: Path, vectors: tuple[str, ...]) -> SharedTable | None:
+    """Open a file of several episodes; the last files are not opened again.
+
+    Args:
+        path: Parquet file with one row per frame, in rising order of the episodes for speed.
+        vectors: Columns to read, as far as the file has them.
+
+    Returns:
+        The table; None if it does not say, or not for all rows, to which episode a row belongs.
+    """
+    state = path.stat() if path.is_file() else None
+    return _opened(path, vectors, (state.st_mtime_ns, state.st_size) if state else None)
+
+
+@lru_cache(maxsize=4)
+def _opened(path: Path, vectors: tuple[str, ...], _: tuple[int, int] | None) -> SharedTable | None:
+    try:
+        schema = read_schema(path)
+        if EPISODE not in schema.names or not _is_number(schema.field(EPISODE).type):
+            return None
+        by_episode = RowsByEpisode.of(read_columns(path, [EPISODE])[EPISODE])
+        return SharedTable(path, schema.names, ParquetRows(path, (*vectors, EPISODE).__contains__), by_episode)
+    except (UserError, *UNREADABLE):
+        return None
 
 
 def read_columns(path: Path, names: list[str] | None, filters: list | None = None) -> pa.Table:
@@ -141,8 +205,8 @@ def read_columns(path: Path, names: list[str] | None, filters: list | None = Non
         # Read a small file in this thread: starting others takes longer than reading.
         with pq.ParquetFile(path, pre_buffer=False) as file:
             return file.read(names, use_threads=path.stat().st_size > SMALL_FILE_BYTES)
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is damaged or is not parquet", actual=_first_line(error)) from None
+    except UNREADABLE as error:
+        raise _damaged(path, error) from None
 
 
 def _deltas_at(action_TA: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -177,7 +241,7 @@ def vector_column(table: pa.Table, name: str, dim: int | None, path: Path) -> np
         width = lengths[0] if lengths else 0
     else:  # LeRobot writes a feature of shape [1] as plain numbers
         values, width = column, 1
-    if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
+    if not _is_number(values.type):
         raise UserError(f"{path}: {name} is not a vector of numbers", actual=str(column.type))
     if len(column) and (not width or dim not in (None, width)):
         raise UserError(f"{path}: {name} has the wrong length", actual=width, allowed=dim or "at least 1")
@@ -203,5 +267,10 @@ def _lists(values_TD: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, values)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _damaged(path: Path, error: Exception) -> UserError:
+    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"{path} is damaged or is not parquet", actual=first_line)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)

@@ -6,10 +6,11 @@ import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import batched
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dreamgen.config.settings import Settings
 from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
@@ -29,6 +30,9 @@ from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
 from dreamgen.run.signals import follow_parent, workers_end_on_interrupt
 
+if TYPE_CHECKING:
+    from ctypes import Array, c_longlong
+
 __all__ = ["inspect", "open_source", "prepare"]
 
 # H.264 at crf 18 with a key frame every two: 0.12 at 256x256 and 0.08 at 432x768, measured on simulated kitchen demos.
@@ -36,6 +40,8 @@ VIDEO_BYTES_PER_PIXEL = 0.1
 PNG_BYTES_PER_PIXEL = 1.5
 NUM_SAMPLES = 3
 MANY_CLIPS = 64  # for fewer, starting processes takes longer than the work
+COUNT_EVERY_S = 1.0  # how often the clips that the processes have done are counted
+_counts: Array[c_longlong] | None = None  # in such a process, as `_start_worker` got them
 
 
 def prepare(settings: Settings, dry_run: bool = False) -> StageResult:
@@ -95,19 +101,45 @@ def _build_all(
         size = -(-len(surveyed) // num_workers)  # a packed mp4 is decoded up to a process's first clip
         # Spawned: a fork of a process in which libraries run threads may hang.
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(num_workers, context, follow_parent, (os.getpid(),))
+        counts = context.RawArray("q", 2 * num_workers)
+        pool = ProcessPoolExecutor(num_workers, context, _start_worker, (os.getpid(), counts))
         with pool, workers_end_on_interrupt():
-            futures = [pool.submit(_build_some, folder, some, settings, views) for some in batched(surveyed, size)]
-            for future in as_completed(futures):
-                rows = future.result()
-                progress.add(len(rows), rejected=sum(row.status == "refused" for row in rows))
+            futures = [pool.submit(_build_some, share, folder, some, settings, views)
+                       for share, some in enumerate(batched(surveyed, size))]  # fmt: skip
+            running = set(futures)
+            while running:
+                finished, running = wait(running, COUNT_EVERY_S, FIRST_COMPLETED)
+                for future in finished:
+                    future.result()  # raises the error of its process
+                num_done, num_refused = sum(counts[::2]), sum(counts[1::2])
+                if num_done > progress.done:
+                    progress.add(num_done - progress.done, rejected=num_refused - progress.rejected)
             return [row for future in futures for row in future.result()]
 
 
+def _start_worker(parent: int, counts: Array[c_longlong]) -> None:
+    """Prepare a process for `_build_some`.
+
+    Args:
+        parent: Id of the process that waits for it.
+        counts: Shared with that process: for each share of the clips how many are done, and how many of these refused.
+    """
+    global _counts
+    follow_parent(parent)
+    _counts = counts
+
+
 def _build_some(
-    folder: Path, surveyed: Sequence[SurveyedClip], settings: Settings, views: Sequence[View]
+    share: int, folder: Path, surveyed: Sequence[SurveyedClip], settings: Settings, views: Sequence[View]
 ) -> list[ClipRow]:
-    return list(_build(folder, surveyed, settings, views))
+    assert _counts is not None, "only for processes that `_start_worker` has prepared"
+    rows = []
+    for row in _build(folder, surveyed, settings, views):
+        rows.append(row)
+        # Without a lock, which a killed process could leave closed: only this process counts its share.
+        _counts[2 * share + 1] += row.status == "refused"
+        _counts[2 * share] += 1
+    return rows
 
 
 def _build(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from dreamgen.data.video import VideoInfo, probe
 from dreamgen.data.views import View, short_name
 from dreamgen.errors import UserError, reason_of
 from dreamgen.prepare.sources.source import SourceClip, SourceVideo
+from dreamgen.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class SurveyedClip:
     refused: str | None = None
 
 
-def survey(clips: Iterable[SourceClip], settings: Settings, views: tuple[View, ...] = ()) -> Iterator[SurveyedClip]:
+def survey(clips: Sequence[SourceClip], settings: Settings, views: tuple[View, ...] = ()) -> Iterator[SurveyedClip]:
     """Probe every clip's videos and check its trajectory; each file is probed once, however many clips share it.
 
     Args:
@@ -53,18 +55,26 @@ def survey(clips: Iterable[SourceClip], settings: Settings, views: tuple[View, .
         views: Tiles of several cameras; empty for one.
     """
     probe_once = functools.lru_cache(maxsize=None)(probe)
-    for clip in clips:
-        if clip.refused:
-            yield SurveyedClip(clip, refused=clip.refused)
-            continue
-        infos: tuple[VideoInfo, ...] = ()
-        try:
-            infos = tuple(probe_once(video.path) if video.column is None else
-                          stored_pictures(video.path, video.column, video.episode_index, clip.fps or Fraction(1))
-                          for video in clip.videos)  # fmt: skip
-            yield _survey_clip(clip, infos, settings, views)
-        except UserError as error:
-            yield SurveyedClip(clip, infos, refused=reason_of(error))
+    with Progress("survey", len(clips)) as progress:
+        for clip in clips:
+            surveyed = _surveyed(clip, probe_once, settings, views)
+            progress.add(rejected=surveyed.refused is not None)
+            yield surveyed
+
+
+def _surveyed(
+    clip: SourceClip, probe_once: Callable[[Path], VideoInfo], settings: Settings, views: tuple[View, ...]
+) -> SurveyedClip:
+    if clip.refused:
+        return SurveyedClip(clip, refused=clip.refused)
+    infos: tuple[VideoInfo, ...] = ()
+    try:
+        infos = tuple(probe_once(video.path) if video.column is None else
+                      stored_pictures(video.path, video.column, video.episode_index, clip.fps or Fraction(1))
+                      for video in clip.videos)  # fmt: skip
+        return _survey_clip(clip, infos, settings, views)
+    except UserError as error:
+        return SurveyedClip(clip, infos, refused=reason_of(error))
 
 
 def resampling_findings(surveyed: Iterable[SurveyedClip], settings: Settings) -> list[str]:

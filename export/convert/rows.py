@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 from dreamgen.data.lerobot.episodes import Episode
 from dreamgen.data.lerobot.files import PARQUET_DAMAGE
-from dreamgen.data.lerobot.rows import ParquetRows, is_list, without_extensions
+from dreamgen.data.lerobot.rows import is_list
 from dreamgen.data.lerobot.writer import vector_array
+from dreamgen.data.parquet_rows import ParquetRows, without_extensions
 from dreamgen.data.timeline import frame_times_s
 from dreamgen.errors import UserError, quoted
 from export.convert.source import SourceDataset

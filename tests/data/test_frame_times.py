@@ -35,6 +35,14 @@ def test_the_nearest_frame_and_of_two_the_earlier():
     assert times.at_rate(10).tolist() == [0, 2, 3] and times.at_s(3) == 0.2
 
 
+@pytest.mark.parametrize("unit_s", [MS, Fraction(1, 12288), Fraction(1001, 30000)])
+def test_the_first_frame_from_a_time_on_is_found_as_in_a_list_of_all_times(unit_s):
+    times = FrameTimes(np.sort(np.random.default_rng(0).integers(-20, 500, 300)), unit_s)
+    time_s_T = times.pts_T * float(unit_s)
+    for time_s in [*time_s_T, *(time_s_T + 1e-9), -np.inf, np.inf]:
+        assert times.first_from(time_s) == np.searchsorted(time_s_T, time_s)
+
+
 def test_what_containers_round_is_a_constant_rate():
     in_ms = [round(1000 * k / Fraction(30000, 1001)) for k in range(200)]
     assert times_of(*in_ms).is_regular(Fraction(30000, 1001))

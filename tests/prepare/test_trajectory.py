@@ -11,6 +11,7 @@ import pytest
 
 from dreamgen.data.timeline import resampled_indices
 from dreamgen.data.trajectory import Trajectory, read_trajectory, write_trajectory
+from dreamgen.errors import UserError
 from dreamgen.prepare.sources.source import SourceClip, with_bare_instruction
 from dreamgen.prepare.stage import inspect, prepare
 from tests.fixtures import demos
@@ -83,7 +84,72 @@ def test_rows_are_written_as_lists_of_float32(num_rows, tmp_path):
     np.testing.assert_array_equal(read.state_TS, written.state_TS)
 
 
+def write_shared(path: Path, episode_N: list[int | None], rows_per_group: int) -> np.ndarray:
+    """Write a table of several episodes and return its actions."""
+    action_NA = trajectory(len(episode_N)).action_TA
+    columns = {"action": pa.array(action_NA.tolist(), pa.list_(pa.float32())), "episode_index": pa.array(episode_N)}
+    pq.write_table(pa.table(columns), path, row_group_size=rows_per_group)
+    return action_NA
+
+
+@pytest.mark.parametrize("rows_per_group", [1, 4, 5, 100])
+@pytest.mark.parametrize(
+    "episode_N",
+    [[0] * 4 + [1] * 4 + [5] * 4, [5, 5, 1, 1, 1, 0, 0], [0, 1, 5, 0, 1, 5, 1], [0, 0, None, 1, 0, 5]],
+    ids=["one after another", "falling", "mixed", "an empty cell"],
+)
+def test_an_episode_is_read_from_a_file_of_several_wherever_its_rows_are(rows_per_group, episode_N, tmp_path):
+    action_NA = write_shared(tmp_path / "shared.parquet", episode_N, rows_per_group)
+    for index in (0, 1, 5, 1, 0):
+        read = read_trajectory(tmp_path / "shared.parquet", episode_index=index)
+        np.testing.assert_array_equal(read.action_TA, action_NA[[episode == index for episode in episode_N]])
+        assert read.num_rows == episode_N.count(index) and read.state_TS is None
+    assert read_trajectory(tmp_path / "shared.parquet", episode_index=7).num_rows == 0
+
+
+def test_a_file_of_several_episodes_is_opened_once_for_all_of_them(tmp_path, monkeypatch):
+    path, opened = tmp_path / "shared.parquet", []
+    read_footer = pq.ParquetFile.__init__
+
+    def counted(self, *args, **kwargs):
+        opened.append(args)
+        read_footer(self, *args, **kwargs)
+
+    monkeypatch.setattr(pq.ParquetFile, "__init__", counted)
+    write_shared(path, [index for index in range(50) for _ in range(3)], 3)
+    assert read_trajectory(path, episode_index=0).num_rows == 3
+    num_opened = len(opened)
+    assert all(read_trajectory(path, episode_index=index).num_rows == 3 for index in range(50))
+    assert len(opened) == num_opened
+    action_NA = write_shared(path, [0, 0, 1], 3)
+    np.testing.assert_array_equal(read_trajectory(path, episode_index=0).action_TA, action_NA[:2])
+
+
+def test_damage_refuses_only_the_episodes_that_it_hits(tmp_path):
+    path = tmp_path / "shared.parquet"
+    action_NA = write_shared(path, [0] * 4 + [1] * 4 + [2] * 4, 4)
+    for column in range(2):
+        whole = path.read_bytes()
+        chunk = pq.read_metadata(path).row_group(1).column(column)
+        begin = chunk.dictionary_page_offset or chunk.data_page_offset
+        path.write_bytes(whole[:begin] + b"\xff" * 20 + whole[begin + 20 :])
+        for index in (0, 2):
+            read = read_trajectory(path, episode_index=index)
+            np.testing.assert_array_equal(read.action_TA, action_NA[4 * index : 4 * index + 4])
+        with pytest.raises(UserError, match="is damaged or is not parquet"):
+            read_trajectory(path, episode_index=1)
+        path.write_bytes(whole)
+
+
+def test_a_file_that_does_not_name_its_episodes_is_refused(tmp_path):
+    write_trajectory(tmp_path / "label.parquet", trajectory(3))
+    with pytest.raises(UserError) as error:
+        read_trajectory(tmp_path / "label.parquet", episode_index=0)
+    assert "episode_index" in error.value.actual
+
+
 def test_a_worker_that_writes_and_reads_labels_does_not_import_pandas(tmp_path):
+    write_shared(tmp_path / "shared.parquet", [0, 0, 1, 1], 2)
     code = f"""
 import sys
 from pathlib import Path
@@ -92,6 +158,7 @@ from dreamgen.data.trajectory import Trajectory, read_trajectory, write_trajecto
 path = Path({str(tmp_path)!r}) / "label.parquet"
 write_trajectory(path, Trajectory(3, None, np.ones((3, 2), np.float32)))
 read_trajectory(path)
+read_trajectory(path.with_name("shared.parquet"), episode_index=1)
 sys.exit("pandas" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

@@ -16,12 +16,11 @@ import pyarrow.parquet as pq
 from dreamgen.data.frames import PictureSource
 from dreamgen.data.images import decode_image
 from dreamgen.data.lerobot.files import PARQUET_DAMAGE
-from dreamgen.data.lerobot.rows import ParquetRows
+from dreamgen.data.parquet_rows import EPISODE, ParquetRows, RowsByEpisode
 from dreamgen.data.timeline import FrameTimes
 from dreamgen.data.trajectory import read_columns
 from dreamgen.errors import UserError
 
-EPISODE = "episode_index"
 ROWS_PER_READ = 32
 
 
@@ -112,19 +111,19 @@ def decoded_picture(cell: Any, where: str) -> np.ndarray:
 
 def _rows_of(path: Path, episode_index: int | None) -> tuple[int, int]:
     state = path.stat()
-    episode_N = _episodes_in(path, state.st_mtime_ns, episode_index is not None)
-    own = np.flatnonzero(episode_N == (0 if episode_index is None else episode_index))
+    own = _episodes_in(path, state.st_mtime_ns, episode_index is not None).rows(episode_index or 0)
     if len(own) and own[-1] - own[0] + 1 != len(own):
         raise UserError(f"{path}: the rows of episode {episode_index} are not next to one another")
     return (int(own[0]), len(own)) if len(own) else (0, 0)
 
 
 @lru_cache(maxsize=4)
-def _episodes_in(path: Path, _: int, is_shared: bool) -> np.ndarray:
-    """Return which episode each row of a table belongs to; zeros where it holds only one."""
+def _episodes_in(path: Path, _: int, is_shared: bool) -> RowsByEpisode:
+    """Return which rows of a table belong to which episode; all to episode 0 where it holds only one."""
     if is_shared:
-        return read_columns(path, [EPISODE])[EPISODE].to_numpy()
+        return RowsByEpisode.of(read_columns(path, [EPISODE])[EPISODE])
     try:
-        return np.zeros(pq.read_metadata(path).num_rows, np.int64)
+        num_rows = pq.read_metadata(path).num_rows
+        return RowsByEpisode(np.arange(num_rows), np.zeros(num_rows, np.int64))
     except PARQUET_DAMAGE as error:
         raise UserError(f"{path} cannot be read", actual=str(error)) from None

@@ -1,4 +1,4 @@
-"""The rows of LeRobot tables: runs of rows, columns as arrays, and what the rows of an episode say of its task.
+"""The rows of LeRobot tables: columns as arrays, and what the rows of an episode say of its task.
 
 Axes: N rows, D values.
 """
@@ -6,83 +6,23 @@ Axes: N rows, D values.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from dreamgen.data.lerobot.episodes import Episode
 from dreamgen.data.lerobot.metadata import LeRobotMeta
+from dreamgen.data.parquet_rows import EPISODE, RowsByEpisode, select_rows
 from dreamgen.data.trajectory import ACTION, STATE, read_columns, read_schema
 from dreamgen.errors import UserError, reason_of
 
 TASK = "task_index"
 DESCRIPTION = "annotation.human.action.task_description"
-READ_AT_ONCE_BYTES = 1 << 20
 ARROW_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
-
-
-class ParquetRows:
-    """Runs of rows of a parquet file, in rising order; only the row groups that a run lies in are in RAM.
-
-    Args:
-        path: The file.
-        is_wanted: Returns True for the columns to read.
-    """
-
-    def __init__(self, path: Path, is_wanted: Callable[[str], bool]) -> None:
-        # A small file is read at once, which spares it Arrow's threads: handing over to them takes longer than reading.
-        small = path.stat().st_size <= READ_AT_ONCE_BYTES
-        self._file = pq.ParquetFile(pa.BufferReader(path.read_bytes()) if small else path)
-        groups = self._file.metadata
-        self._ends = np.cumsum([groups.row_group(i).num_rows for i in range(groups.num_row_groups)], dtype=np.int64)
-        # From the fields: Arrow makes even an empty table with an import of pandas, which takes a second.
-        self.schema = pa.schema([_without_extension(field) for field in self._file.schema_arrow])
-        if len(set(self.schema.names)) < len(self.schema.names):
-            raise ValueError("it has columns of one name")
-        self.num_rows: int = groups.num_rows
-        self._columns = [name for name in self.schema.names if is_wanted(name)]
-        self._table, self._first, self._last = None, 0, 0
-
-    def read(self, begin: int, end: int) -> pa.Table:
-        """Return rows begin to end, as many of them as the file has."""
-        begin, end = max(0, begin), min(end, self.num_rows)
-        if self._table is None or begin < self._first or end > self._last:
-            first, last = np.searchsorted(self._ends, [begin, max(begin, end - 1)], side="right")
-            groups = range(first, min(last + 1, len(self._ends)))
-            # Without threads: files are many and small, and several processes read them.
-            table = self._file.read_row_groups(groups, self._columns, use_threads=False)
-            self._table = without_extensions(table)
-            self._first = int(self._ends[first - 1]) if first else 0
-            self._last = self._first + self._table.num_rows
-        return self._table.slice(begin - self._first, max(0, end - begin))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def without_extensions(table: pa.Table) -> pa.Table:
-    """Return a table with plain lists where a library that is imported has given columns types of its own.
-
-    The Hugging Face library `datasets` registers one for features of several axes, so what a file's columns are would
-    depend on what the process has imported.
-    """
-    for place, column in enumerate(table.schema):
-        if isinstance(column.type, pa.BaseExtensionType):
-            chunks = [chunk.storage for chunk in table.column(place).chunks]
-            plain = pa.chunked_array(chunks, type=column.type.storage_type)
-            table = table.set_column(place, column.name, plain)
-    return table
-
-
-def _without_extension(field: pa.Field) -> pa.Field:
-    is_extension = isinstance(field.type, pa.BaseExtensionType)
-    return field.with_type(field.type.storage_type) if is_extension else field
 
 
 def is_number(kind: pa.DataType) -> bool:
@@ -151,41 +91,61 @@ class EpisodeRows:
     refused: str | None = None
 
 
+@dataclass(frozen=True)
+class ScalarColumns:
+    """The columns of a file that `EpisodeRows` are made of.
+
+    Args:
+        table: All rows.
+        wide: Names of the vectors that are float64.
+        by_episode: The rows of each episode; None if no column says it.
+    """
+
+    table: pa.Table
+    wide: tuple[str, ...]
+    by_episode: RowsByEpisode | None
+
+
 def read_rows(episodes: Sequence[Episode]) -> list[EpisodeRows]:
     """Read each episode's rows; a shared file is opened once, and one that cannot be read refuses its episodes."""
     found: list[EpisodeRows] = []
-    path, table, wide = None, None, ()
+    path, columns = None, None
     for episode in episodes:
         try:
-            if table is None or path != episode.data_file:
-                path, (table, wide) = episode.data_file, _read_scalars(episode.data_file)
-            found.append(_rows_of(table, wide, episode))
+            if columns is None or path != episode.data_file:
+                path, columns = episode.data_file, _read_scalars(episode.data_file, episode.shares_file)
+            found.append(_rows_of(columns, episode))
         except UserError as error:
-            table = None
+            columns = None
             found.append(EpisodeRows(refused=reason_of(error)))
     return found
 
 
-def _read_scalars(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
+def _read_scalars(path: Path, is_shared: bool) -> ScalarColumns:
     schema = read_schema(path)
     names = [
         column.name
         for column in schema
-        if (column.name in (TASK, "episode_index") or column.name.startswith("annotation."))
+        if (column.name in (TASK, EPISODE) or column.name.startswith("annotation."))
         and pa.types.is_integer(column.type)
     ]
     names += ["timestamp"] if "timestamp" in schema.names else []
     vectors = [name for name in (STATE, ACTION) if name in schema.names]
     wide = [name for name in vectors if getattr(schema.field(name).type, "value_type", None) == pa.float64()]
     # A file without any of these columns still has rows to count.
-    return read_columns(path, names or schema.names), tuple(wide)
+    table = read_columns(path, names or schema.names)
+    if not is_shared or EPISODE not in table.column_names or not is_number(table[EPISODE].type):
+        return ScalarColumns(table, tuple(wide), None)
+    # One chunk a column rather than one a row group: each episode's part is then found at once.
+    return ScalarColumns(table.combine_chunks(), tuple(wide), RowsByEpisode.of(table[EPISODE]))
 
 
-def _rows_of(table: pa.Table, wide: tuple[str, ...], episode: Episode) -> EpisodeRows:
+def _rows_of(columns: ScalarColumns, episode: Episode) -> EpisodeRows:
+    table = columns.table
     if episode.shares_file:
-        if "episode_index" not in table.column_names:
-            raise UserError(f"{episode.data_file} has no episode_index column")
-        table = table.filter(pa.array(table["episode_index"].to_numpy() == episode.index))
+        if columns.by_episode is None:
+            raise UserError(f"{episode.data_file} has no {EPISODE} column")
+        table = select_rows(table, columns.by_episode.rows(episode.index))
     if table.num_rows == 0:
         raise UserError(f"{episode.data_file} has no rows of episode {episode.index}")
     counts = {
@@ -194,7 +154,7 @@ def _rows_of(table: pa.Table, wide: tuple[str, ...], episode: Episode) -> Episod
         if name == TASK or name.startswith("annotation.")
     }
     first = table["timestamp"][0].as_py() if "timestamp" in table.column_names else None
-    return EpisodeRows(counts, first if isinstance(first, int | float) else None, wide)
+    return EpisodeRows(counts, first if isinstance(first, int | float) else None, columns.wide)
 
 
 def instruction_of(meta: LeRobotMeta, episode: Episode, rows: EpisodeRows) -> tuple[str, tuple[str, ...]]:

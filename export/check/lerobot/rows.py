@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from dreamgen.data.lerobot.files import PARQUET_DAMAGE, find_file
 from dreamgen.data.lerobot.metadata import LeRobotMeta
-from dreamgen.data.lerobot.rows import ParquetRows, is_number
+from dreamgen.data.lerobot.rows import is_number
 from dreamgen.data.lerobot.schema import INDEX_COLUMNS
 from dreamgen.data.lerobot.statistics import Statistics
+from dreamgen.data.parquet_rows import ParquetRows
 from export.check.alignment import check_alignment
 from export.check.findings import Findings
 from export.check.lerobot.files import FileGroup, table_groups

@@ -18,9 +18,10 @@ import pyarrow as pa
 from dreamgen.data.lerobot.files import PARQUET_DAMAGE, find_file, open_parquet, parse_json_line, read_json_object
 from dreamgen.data.lerobot.lines import EpisodeLines, find_lines
 from dreamgen.data.lerobot.metadata import LeRobotMeta
-from dreamgen.data.lerobot.rows import ParquetRows, is_list, matrix
+from dreamgen.data.lerobot.rows import is_list, matrix
 from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, INDEX_COLUMNS, NUMERIC, STATS
 from dreamgen.data.lerobot.statistics import GROOT_STATISTICS, Statistics, merge_statistics, over_last_axis
+from dreamgen.data.parquet_rows import ParquetRows
 from export.check.findings import Findings
 
 NEEDED = ("min", "max", "mean", "std")

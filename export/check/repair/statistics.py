@@ -17,9 +17,10 @@ from dreamgen.data.frames import FrameReader
 from dreamgen.data.lerobot.files import find_file, read_json_object
 from dreamgen.data.lerobot.image_statistics import ImageHistogram, sampled_frames
 from dreamgen.data.lerobot.metadata import LeRobotMeta
-from dreamgen.data.lerobot.rows import ParquetRows, matrix
+from dreamgen.data.lerobot.rows import matrix
 from dreamgen.data.lerobot.schema import EPISODE_STATS_V2, NUMERIC, STATS
 from dreamgen.data.lerobot.statistics import GROOT_STATISTICS, Statistics, merge_statistics, vector_statistics
+from dreamgen.data.parquet_rows import ParquetRows
 from dreamgen.data.timeline import row_frames
 from dreamgen.data.video import probe
 from export.check.findings import Findings
