@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from paraphrases import instruction
 from scene import Observed, Scene
-from tasks import instructions_of, rng_of
+from tasks import rng_of
 
 NOISE = 0.3  # standard deviation of what "noisy" adds to each component of an action
 FRAMES_AFTER_SUCCESS = 2  # before the arm stays where it is
@@ -49,7 +50,9 @@ class Episode:
         return self.frames_to_success >= 0
 
 
-def run_episode(scene: Scene, behavior: str, seed: int, region: str, num_frames: int) -> Episode:
+def run_episode(
+    scene: Scene, behavior: str, seed: int, region: str, num_frames: int, paraphrased: bool = False
+) -> Episode:
     """Run one episode from a seed; the same arguments give the same episode.
 
     Args:
@@ -58,14 +61,16 @@ def run_episode(scene: Scene, behavior: str, seed: int, region: str, num_frames:
         seed: Determines positions, instruction and random motion.
         region: Region of positions and instructions: "train" or "test".
         num_frames: Its length.
+        paraphrased: As `paraphrases.instruction` takes it.
     """
     policy = BEHAVIORS[behavior](scene, rng_of(seed, scene.task, behavior))
-    return run_policy(scene, policy, seed, region, num_frames, stays_when_done=behavior == "expert")
+    return run_policy(scene, policy, seed, region, num_frames, behavior == "expert", paraphrased)
 
 
 def run_policy(
-    scene: Scene, policy: Policy, seed: int, region: str, num_frames: int, stays_when_done: bool = False
-) -> Episode:
+    scene: Scene, policy: Policy, seed: int, region: str, num_frames: int, stays_when_done: bool = False,
+    paraphrased: bool = False,
+) -> Episode:  # fmt: skip
     """Run one episode of a policy.
 
     Args:
@@ -75,6 +80,7 @@ def run_policy(
         region: Region of positions and instructions: "train" or "test".
         num_frames: Its length.
         stays_when_done: Whether the arm stands still some frames after the task is done.
+        paraphrased: As `paraphrases.instruction` takes it.
     """
     observed = scene.reset(seed, region)
     moments, actions, physics = [observed], [], [scene.physics()]
@@ -89,8 +95,7 @@ def run_policy(
         observed = scene.step(actions[-1])
         moments.append(observed)
         physics.append(scene.physics())
-    texts = instructions_of(scene.task, region)
-    text = texts[int(rng_of(seed, "instruction").integers(len(texts)))]
+    text = instruction(scene.task, region, rng_of(seed, "instruction"), paraphrased)
     return Episode(
         np.stack([moment.state for moment in moments]), np.stack(actions),
         np.stack([moment.environment for moment in moments]), physics, text,

@@ -61,16 +61,18 @@ class RecordingSet:
         behaviors: Of an episode, by its number, over and over.
         wants: Whether an episode must succeed (True), must not (False), or may do either (None).
         has_variations: Whether the scenes that allow several tasks are recorded, too.
+        is_paraphrased: Whether half of the instructions are sentences of the text encoder's grammar.
     """
 
     tasks: tuple[str, ...]
     behaviors: tuple[str, ...] = ("expert",)
     wants: bool | None = True
     has_variations: bool = False
+    is_paraphrased: bool = False
 
 
 SETS = {
-    "base": RecordingSet(SEEN, has_variations=True),
+    "base": RecordingSet(SEEN, has_variations=True, is_paraphrased=True),
     "heldout": RecordingSet(tuple(HELD_OUT)),
     "vae": RecordingSet(TASKS, ("expert", "expert", "expert", "random"), None),
     "play": RecordingSet(TASKS, ("noisy", "random"), None),
@@ -255,7 +257,7 @@ def _record_block(position: int, block: Block) -> tuple[int, dict[int, StoredEpi
         behavior = recording.behaviors[number % len(recording.behaviors)]
         for attempt in range(1 if recording.wants is None else MAX_ATTEMPTS):
             seed, tried = block.first_seed + number * MAX_ATTEMPTS + attempt, tried + 1
-            episode = run_episode(scene, behavior, seed, block.region, block.num_frames)
+            episode = run_episode(scene, behavior, seed, block.region, block.num_frames, recording.is_paraphrased)
             if recording.wants in (None, episode.success):
                 video = block.folder / f"{number:06d}.mp4"
                 episodes[number] = stored(scene, episode, video, behavior, seed, CONTROL_RATE_HZ // block.frame_skip)

@@ -22,7 +22,7 @@ def modules(monkeypatch):
     import tasks
 
     yield tasks, record
-    for name in ("record", "tasks"):
+    for name in ("record", "tasks", "paraphrases", "instruction_grammar"):
         sys.modules.pop(name, None)
 
 
@@ -46,6 +46,25 @@ def test_each_sentence_names_one_task_and_some_are_kept_for_tests(modules):
         train, test = tasks.instructions_of(task, "train"), tasks.instructions_of(task, "test")
         assert len(train) >= 2 and len(test) >= 1 and not set(train) & set(test), task
         assert {*train, *test} == set(tasks.instructions_of(task, "any"))
+
+
+def test_paraphrases_name_one_task_and_keep_out_what_is_kept_for_tests(modules):
+    tasks, record = modules
+    import paraphrases
+
+    assert set(paraphrases.MEANINGS) == set(tasks.SEEN) and record.SETS["base"].is_paraphrased
+    sentences = {task: {text.casefold().strip(".!") for text in paraphrases.paraphrases(task)} for task in tasks.SEEN}
+    assert {len(texts) for texts in sentences.values()} == {paraphrases.NUM_PARAPHRASES}
+    assert len(set().union(*sentences.values())) == len(tasks.SEEN) * paraphrases.NUM_PARAPHRASES
+    for task, texts in sentences.items():
+        assert not any(kept.casefold() in text for kept in tasks.instructions_of(task, "test") for text in texts)
+    drawn = [paraphrases.instruction("push", "train", tasks.rng_of(seed, "x"), True) for seed in range(400)]
+    written = tasks.instructions_of("push", "train")
+    assert 0.4 < np.mean([text in written for text in drawn]) < 0.6
+    assert set(drawn) == {*written, *paraphrases.paraphrases("push")}
+    for region, paraphrased in (("test", True), ("train", False)):
+        drawn = {paraphrases.instruction("push", region, tasks.rng_of(seed, "x"), paraphrased) for seed in range(40)}
+        assert drawn == set(tasks.instructions_of("push", region))
 
 
 @pytest.mark.parametrize("space", SPACES)
