@@ -356,6 +356,19 @@ def measure_variety(evaluation: Evaluation) -> None:
     }
 
 
+def measure_wordings(evaluation: Evaluation) -> None:
+    """Dream with the test clips' wordings, which no training has seen, and with wordings of the training."""
+    train, plain = evaluation.train, Sampling(evaluation.args.num_steps, seed=evaluation.args.seed)
+    known = {str(task): str(text) for task, text in zip(train.task_N, train.instruction_N, strict=True)}
+    for split in ("seen", "scenes"):
+        real: Clips = getattr(evaluation, split)
+        if len(real) == 0 or not evaluation.has_time(f"wordings, {split}"):
+            continue
+        texts = np.array([known[str(task)] for task in real.task_N])
+        evaluation.add("dream, withheld wording", split, evaluation.sampler.dream(real, plain), real)
+        evaluation.add("dream, wording of the training", split, evaluation.sampler.dream(real, plain, texts), real)
+
+
 def sweep_guidance(evaluation: Evaluation) -> None:
     """Measure numbers of steps and guidance on seen tasks."""
     steps, seed = evaluation.args.num_steps, evaluation.args.seed
@@ -388,8 +401,8 @@ def measure_samplings(evaluation: Evaluation, samplings: list[Sampling]) -> None
 
 # In the order of the report.
 SECTIONS = {
-    "splits": measure_splits, "instructions": measure_instructions, "variety": measure_variety,
-    "guidance": sweep_guidance,
+    "splits": measure_splits, "instructions": measure_instructions, "wordings": measure_wordings,
+    "variety": measure_variety, "guidance": sweep_guidance,
 }  # fmt: skip
 
 
