@@ -17,6 +17,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -359,9 +360,13 @@ def measure_variety(evaluation: Evaluation) -> None:
 def measure_wordings(evaluation: Evaluation) -> None:
     """Dream with the test clips' wordings, which no training has seen, and with wordings of the training."""
     train, plain = evaluation.train, Sampling(evaluation.args.num_steps, seed=evaluation.args.seed)
-    known = {str(task): str(text) for task, text in zip(train.task_N, train.instruction_N, strict=True)}
+    known = {
+        str(task): Counter(train.instruction_N[train.task_N == task].tolist()).most_common(1)[0][0]
+        for task in np.unique(train.task_N)
+    }
     for split in ("seen", "scenes"):
         real: Clips = getattr(evaluation, split)
+        real = real[np.isin(real.task_N, list(known))]
         if len(real) == 0 or not evaluation.has_time(f"wordings, {split}"):
             continue
         texts = np.array([known[str(task)] for task in real.task_N])

@@ -15,6 +15,7 @@ from dreamgen.environment import set_library_defaults
 from dreamgen.errors import CannotWrite, UserError
 from dreamgen.run.lease import hold_command
 from dreamgen.run.run_folder import RunFolder
+from dreamgen.run.signals import sigterm_interrupts
 from dreamgen.run.write_errors import storage_errors_as_user_errors
 from dreamgen.stages import STAGES, imported
 
@@ -53,7 +54,7 @@ def main(tokens: list[str]) -> int:
             # One of the processes of a training holds the lease for all of them.
             is_first = os.environ.get("RANK", "0") == "0" and not switches.get("dry_run")
             lease = hold_command(run.root, stage.locks) if is_first else nullcontext()
-            with storage_errors_as_user_errors(run.root), lease:
+            with storage_errors_as_user_errors(run.root), lease, sigterm_interrupts():
                 result = train(settings, **switches)
             lines = [f"{name}: {value}" for name, value in {**result.outputs, **result.metrics}.items()]
             lines, status = [*lines, *result.notes], 3 if result.partial else 0

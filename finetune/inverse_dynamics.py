@@ -34,7 +34,7 @@ from finetune.idm_episodes import IdmEpisode, read_episodes, read_extra_episodes
 from finetune.idm_errors import Vectors, baseline_vectors, curves_svg, predict_pieces, uncertainty_scale, vector_errors
 from finetune.idm_linear import read_linearly, with_linear
 from finetune.idm_training import prepare_training, take_steps
-from finetune.resume import CHECKPOINTS, fixed_values, make_folder, state_of
+from finetune.resume import CHECKPOINTS, fixed_values, make_folder, resume_command, state_of
 from finetune.stopping import on_main_process
 from finetune.training_log import TrainingLog
 from finetune.windows import read_training_set
@@ -75,13 +75,15 @@ def finetune_idm(settings: Settings, resume: bool = False) -> StageResult:
         stopped, best_step = take_steps(training, log)
     if stopped is not None:
         metrics = {"interrupted": True, "step": step_of(stopped), "num_steps": idm.num_steps}
-        how_to = f"stopped; continue with:  dreamgen finetune_idm --out {quoted(settings.out)} --resume"
+        how_to = f"stopped; continue with:  {resume_command('finetune_idm', settings, accelerator.num_processes)}"
+        accelerator.end_training()
         return StageResult("finetune_idm", {"checkpoint": stopped}, metrics, [*notes, how_to], partial=True)
     model = with_linear(model, read_linearly(model.config, train, num_frames), validation, num_frames)
     measured = measure(model, train, test, num_frames)
     held = {"how": how, "step": best_step, **measured}
     model = model.measured(held_out=held, uncertainty_scale=measured["action"]["uncertainty_scale"])
     on_main_process(accelerator, run.idm, lambda: write_model(run, model, test[0], num_frames))
+    accelerator.end_training()  # leaves the process group
     outputs = {"idm": run.idm, "curves": run.idm / "held_out.svg", "loss": logs / "loss.csv"}
     notes += describe_errors(measured["action"], how)
     return StageResult("finetune_idm", outputs, result_metrics(measured, len(train)), notes)

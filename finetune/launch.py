@@ -7,6 +7,7 @@ printed once, and the exit status is the training's.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 
 from dreamgen.errors import UserError
@@ -46,7 +47,9 @@ def main(words: list[str]) -> int:
     except ChildFailedError as error:
         status = error.get_first_failure()[1].exitcode
         return status if status > 0 else 128 - status  # as a shell reports a signal
-    except SignalException:  # the processes got the signal too and have ended, each with its own message
+    except SignalException as error:  # the processes got the signal too, and 30 s to save their step
+        name = signal.Signals(error.sigval).name
+        print(f"stopped by {name}; the same command with --resume continues from the last checkpoint", file=sys.stderr)
         return 3
     return 0
 

@@ -141,13 +141,19 @@ def make_folder(logs: Path, checkpoint: Path | None) -> list[str]:
 
 def interrupted(settings: Settings, checkpoint: Path, num_processes: int, notes: list[str]) -> StageResult:
     """Return the result of a training that a signal stopped: its progress, and the command that resumes it."""
-    command = "dreamgen finetune" if num_processes == 1 else "accelerate launch -m finetune"
     step, num_steps = step_of(checkpoint), settings.finetune.num_steps
     metrics = {"interrupted": True, "step": step, "num_steps": num_steps}
-    how_to_resume = (
-        f"stopped after step {step} of {num_steps}; continue with:  {command} --out {quoted(settings.out)} --resume"
-    )
+    command = resume_command("finetune", settings, num_processes)
+    how_to_resume = f"stopped after step {step} of {num_steps}; continue with:  {command}"
     return StageResult("finetune", {"checkpoint": checkpoint}, metrics, [*notes, how_to_resume], partial=True)
+
+
+def resume_command(stage: str, settings: Settings, num_processes: int) -> str:
+    """Return the command that continues a training on as many processes as before."""
+    launcher = f"dreamgen {stage}"
+    if num_processes > 1:
+        launcher = "accelerate launch -m finetune" + ("" if stage == "finetune" else f" {stage}")
+    return f"{launcher} --out {quoted(settings.out)} --resume"
 
 
 def _clear(folder: Path) -> None:

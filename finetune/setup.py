@@ -52,7 +52,7 @@ def check_can_start(settings: Settings) -> None:
         )
     if tune.windows_per_clip < 1:
         problems.add("finetune.windows_per_clip leaves no window", actual=tune.windows_per_clip, allowed="at least 1")
-    if tune.cuda_graphs and tune.gradient_accumulation_steps > 1:
+    if tune.cuda_graphs and tune.compile and tune.gradient_accumulation_steps > 1:
         problems.add(
             "finetune.cuda_graphs cannot accumulate gradients: the next batch's graph reuses their memory",
             actual=f"gradient_accumulation_steps={tune.gradient_accumulation_steps}",

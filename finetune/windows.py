@@ -23,7 +23,7 @@ from dreamgen.errors import Problems, UserError, quoted
 from dreamgen.run.files import inside
 from dreamgen.run.run_folder import RunFolder
 
-THREADS = 16  # read clips
+THREADS = 16  # that probe clips
 FPS_TOLERANCE = 0.005  # relative; containers round their time base
 
 

@@ -100,8 +100,8 @@ class FinetuneSettings:
     )
     cuda_graphs: bool = option(
         False,
-        "replay compiled blocks as CUDA graphs: twice as fast for a model of 10 M weights, whose kernels are shorter "
-        "than their launches; takes more GPU memory, and needs gradient_accumulation_steps=1",
+        "replay compiled blocks as CUDA graphs: on one GPU twice as fast for a model of 10 M weights, whose kernels "
+        "are shorter than their launches; takes more GPU memory, and needs compile and gradient_accumulation_steps=1",
         invalidates=(),
     )
     ema_decay: float | None = option(
@@ -169,8 +169,9 @@ class FinetuneVaeSettings:
         0.999, "write an exponential moving average of the weights with this decay", gt=0, lt=1
     )
     ram_gib: float = option(
-        32.0, "RAM for decoded windows; those that do not fit are decoded at each step", ge=0, scope="machine"
-    )
+        32.0, "RAM of each process for decoded windows; those that do not fit are decoded at each step", ge=0,
+        scope="machine",
+    )  # fmt: skip
     num_workers: int = option(4, "data loading processes per GPU", ge=0, scope="machine")
     compile: bool = option(True, "compile normalization and activation on a GPU", invalidates=())
     log_every: int = option(50, "optimizer steps between logged losses", ge=1, invalidates=())

@@ -1,7 +1,7 @@
 """More wordings of the base set's instructions, from the grammar that the text encoder was trained on.
 
-With three wordings a task, the transformer learns these by heart and mistakes others, such as swinging a faucet handle
-to the closed side.
+With three wordings a task, the transformer learns these by heart and misunderstands others, such as "Swing the faucet
+handle to the closed side".
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 from instruction_grammar import PREFIX, Instruction, say
-from tasks import instructions_of
+from tasks import TASKS, instructions_of
 
 NUM_PARAPHRASES = 16  # of a task: each sentence is encoded once, and a training keeps them on the GPU
 SHARE = 0.5  # of the episodes that get one; the others get a written instruction
@@ -61,7 +61,8 @@ MEANINGS: dict[str, tuple[Instruction, ...]] = {
     "window-open": (Instruction("open", "window"),),
 }
 # Verbs that leave open which of the tasks of one scene is meant: a puck that is moved may be pushed or carried.
-AMBIGUOUS = {"pick-place": ("move", "bring", "moved", "brought", "moving", "bringing")}
+MOVES = {"move", "bring", "moved", "brought", "moving", "bringing"}
+AMBIGUOUS = {"pick-place": MOVES, "pick-place-wall": MOVES}
 
 
 def instruction(task: str, region: str, rng: np.random.Generator, paraphrased: bool) -> str:
@@ -82,13 +83,22 @@ def instruction(task: str, region: str, rng: np.random.Generator, paraphrased: b
 
 @cache
 def paraphrases(task: str) -> tuple[str, ...]:
-    """Return different sentences for a task of the base set; none contains one that is kept for tests."""
-    rng, found = random.Random(task), dict[str, str]()
-    withheld = [text.casefold() for text in instructions_of(task, "test")]
+    """Return different sentences for a task of the base set.
+
+    None has all the words of one of its own that is kept for tests, or the same words as another task's.
+    """
+    rng, found = random.Random(task), dict[frozenset[str], str]()
+    withheld = [words_of(text) for text in instructions_of(task, "test")]
+    others = {words_of(text) for other in TASKS if other != task for text in instructions_of(other, "any")}
     while len(found) < NUM_PARAPHRASES:
         text = say(rng.choice(MEANINGS[task]), rng).removeprefix(PREFIX)
-        said = text.casefold()
-        is_clear = not set(said.replace(",", " ").split()) & set(AMBIGUOUS.get(task, ()))
-        if is_clear and not any(one in said for one in withheld):
-            found[said.strip(".!")] = text
+        words = words_of(text)
+        is_clear = words not in others and not words & AMBIGUOUS.get(task, set())
+        if is_clear and not any(kept <= words for kept in withheld):
+            found.setdefault(words, text)
     return tuple(found.values())
+
+
+def words_of(text: str) -> frozenset[str]:
+    """Return the different words of a sentence without its articles."""
+    return frozenset(text.casefold().translate(str.maketrans(",.!", "   ")).split()) - {"a", "an", "the", "that"}

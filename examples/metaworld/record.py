@@ -222,7 +222,8 @@ def _start_worker() -> None:
 def _choose_gpu(number: int) -> None:
     """Render on one of this machine's GPUs, by the worker's number; MuJoCo would take the first one for all workers."""
     num_gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    if os.environ.get("MUJOCO_GL") != "egl" or num_gpus < 2 or "MUJOCO_EGL_DEVICE_ID" in os.environ:
+    chosen = {"MUJOCO_EGL_DEVICE_ID", "CUDA_VISIBLE_DEVICES"} & set(os.environ)
+    if os.environ.get("MUJOCO_GL") != "egl" or num_gpus < 2 or chosen:
         return
     from mujoco.egl import egl_ext  # pyright: ignore[reportMissingImports]  # of the extra `sim`
 

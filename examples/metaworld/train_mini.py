@@ -396,6 +396,14 @@ def existing_folder(text: str) -> Path:
     return path
 
 
+def existing_file(text: str) -> Path:
+    """Return a file's whole path, for commands that run elsewhere."""
+    path = Path(text).resolve()
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text} is not a file")
+    return path
+
+
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -407,12 +415,12 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         help="folder with text_encoder/ and tokenizer/; default: that of --start, or train one on the CPU",
     )
-    add("--sizes", type=Path, default=HERE / "mini.yaml", help="of VAE and transformer")
-    add("--config", type=Path, default=HERE / "training.yaml", help="settings of the trainings")
+    add("--sizes", type=existing_file, default=HERE / "mini.yaml", help="of VAE and transformer")
+    add("--config", type=existing_file, default=HERE / "training.yaml", help="settings of the trainings")
     add(
         "--start", type=existing_folder, help="a pipeline's folder: continue from its weights; its text encoder is kept"
     )
-    add("--num_gpus", type=int, default=1, help="of this machine, for both trainings")
+    add("--num_gpus", type=int, default=1, help="for both trainings; each takes a batch")
     add("--seed", type=int, default=0)
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that record; default: all cores")
     add("--vae_episodes", type=int, default=40, help="of each task for the VAE")
@@ -427,7 +435,10 @@ def parse_args() -> argparse.Namespace:
     add("--base_set", nargs="*", default=[], help="more settings of the transformer's training")
     words = sys.argv[1:]
     # argparse takes words that begin with dashes for its own options.
-    return parser.parse_args([f" {w}" if w.startswith(("--finetune", "--model.", "--video.")) else w for w in words])
+    args = parser.parse_args([f" {w}" if w.startswith(("--finetune", "--model.", "--video.")) else w for w in words])
+    if args.num_gpus < 1:
+        parser.error("--num_gpus is at least 1")
+    return args
 
 
 if __name__ == "__main__":

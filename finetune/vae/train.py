@@ -19,17 +19,18 @@ from torch.utils.data import DataLoader
 
 from dreamgen.config.settings import Settings
 from dreamgen.data.seeds import derived_seed
-from dreamgen.errors import UserError, quoted
+from dreamgen.errors import UserError
 from dreamgen.models.cosmos_predict25.latents import latent_shape, use_channels_last
 from dreamgen.models.cosmos_predict25.vae_training import Reconstruction, make_norm_act, measure_latents
 from dreamgen.models.devices import resolve_device
+from dreamgen.models.saved_config import forget_source
 from dreamgen.models.world_model import check_size
 from dreamgen.run.files import atomic_folder
 from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
 from finetune.checkpoint import TrainableState, TrainingState, load_checkpoint, whole_checkpoints, write_checkpoint
 from finetune.ema import parameter_average
-from finetune.resume import CHECKPOINTS, fixed_values, make_folder, state_of
+from finetune.resume import CHECKPOINTS, fixed_values, make_folder, resume_command, state_of
 from finetune.schedule import learning_rate
 from finetune.stopping import on_main_process, stop_signals
 from finetune.time_limit import TimeLimit
@@ -112,9 +113,11 @@ def finetune_vae(settings: Settings, resume: bool = False) -> StageResult:
         stopped, measured = take_steps(training, log)
     metrics: dict[str, Any] = {"num_clips": len(clips), "num_steps": log.last_step, "final_loss": log.last_loss}
     if stopped is not None:
-        how = f"stopped; continue with:  dreamgen finetune_vae --out {quoted(settings.out)} --resume"
+        how = f"stopped; continue with:  {resume_command('finetune_vae', settings, accelerator.num_processes)}"
+        accelerator.end_training()
         return StageResult("finetune_vae", {"checkpoint": stopped}, metrics, [*notes, how], partial=True)
     write_vae(training, clips)
+    accelerator.end_training()  # leaves the process group
     outputs = {"vae": run.vae, "loss": logs / "loss.csv"}
     return StageResult("finetune_vae", outputs, metrics | measured, notes)
 
@@ -252,6 +255,7 @@ def write_vae(training: VaeTraining, clips: list[TrainingClip]) -> None:
                 mean, std = measure_latents(training.module, videos())
             vae.register_to_config(latents_mean=mean, latents_std=std)
             vae.save_pretrained(temporary, safe_serialization=True)
+            forget_source(temporary)
             training.validation.write_pictures(temporary / "held_out.png")
 
     on_main_process(accelerator, run.vae, write)

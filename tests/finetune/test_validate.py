@@ -239,6 +239,14 @@ def test_a_training_writes_samples_of_a_held_out_clip(world, tmp_path):
     assert probe(samples[0]).num_frames == NUM_FRAMES
 
 
+def test_graphs_with_accumulated_gradients_are_refused(world, tmp_path):
+    write_training_set(tmp_path)
+    tune = {"cuda_graphs": True, "gradient_accumulation_steps": 2, "num_steps": 1}
+    with pytest.raises(UserError, match="cuda_graphs cannot accumulate gradients"):
+        finetune(training_settings(tmp_path, world, finetune={**tune, "compile": True}))
+    assert finetune(training_settings(tmp_path, world, finetune={**tune, "compile": False})).metrics["num_steps"] == 1
+
+
 def test_samples_without_a_held_out_clip_are_refused(world, tmp_path):
     write_training_set(tmp_path)
     with pytest.raises(UserError, match="sample_every needs a held-out clip"):

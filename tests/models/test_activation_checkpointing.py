@@ -151,7 +151,8 @@ def test_compiled_checkpointing_prints_nothing(monkeypatch, caplog):
     assert not [record for record in caplog.records if record.name == logger.name]
 
 
-def test_graphs_are_replayed_for_gradients_only(monkeypatch):
+@pytest.mark.parametrize("policies", [["all"], ["attention", "all"], ["blocks"]], ids="+".join)
+def test_graphs_are_replayed_for_gradients_only(policies, monkeypatch):
     modes, compiled = [], torch.compile
 
     def without_inductor(run, mode=None, **options):
@@ -167,7 +168,8 @@ def test_graphs_are_replayed_for_gradients_only(monkeypatch):
     num_layers = len(transformer.transformer_blocks)
     wanted_answer, wanted = gradients(transformer, parameters, block_forward)
     monkeypatch.setattr(torch, "compile", without_inductor)
-    blocks = training_blocks(["all"] * num_layers, compiled=True, cuda_graphs=True)
+    torch._dynamo.reset()
+    blocks = training_blocks((policies * num_layers)[:num_layers], compiled=True, cuda_graphs=True)
     answer, found = gradients(transformer, parameters, blocks)
     assert torch.allclose(answer, wanted_answer, atol=1e-5) and torch.allclose(found, wanted, atol=1e-4)
     assert modes == ["reduce-overhead"] * num_layers

@@ -20,6 +20,7 @@ from dreamgen.errors import UserError
 from dreamgen.models.adapter_files import DISTILLED_KEY, FULL_NAME, WEIGHTS_NAME, is_full, weight_files
 from dreamgen.models.cosmos_predict25.adapter_layouts import AdapterWeights, read_adapter
 from dreamgen.models.loader_logging import quiet_loaders
+from dreamgen.models.saved_config import forget_source
 
 ADAPTER_NAME = "dreamgen"
 UNCHANGED = 2**-7  # of a magnitude: what bfloat16 rounds
@@ -79,6 +80,7 @@ def save_adapter(transformer: CosmosTransformer3DModel, folder: Path, distilled_
     """
     if not getattr(transformer, "peft_config", None):
         transformer.save_pretrained(folder / FULL_NAME, safe_serialization=True)
+        forget_source(folder / FULL_NAME)
         return folder / FULL_NAME
     weights: dict[str, torch.nn.Module | torch.Tensor] = {
         name: value.detach().to("cpu", torch.float32).contiguous()

@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLFo
 from dreamgen.config.loading import configs_folder, read_yaml
 from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker
 from dreamgen.models.loader_logging import quiet_loaders
-from dreamgen.run.files import atomic_folder, read_json, write_json
+from dreamgen.models.saved_config import forget_source
+from dreamgen.run.files import atomic_folder
 
 # Turns of a conversation in the format that the real text encoder was trained on; text parts only.
 CHAT_TEMPLATE = (
@@ -64,10 +65,7 @@ def save_pipeline(pipe: Cosmos2_5_PredictBasePipeline, folder: Path, max_shard_s
         # `NoSafetyChecker` is part of this package; a saved model must load without it.
         pipe.register_to_config(safety_checker=(None, None))
         pipe.save_pretrained(temporary, safe_serialization=True, max_shard_size=max_shard_size)
-        for file in [temporary / "model_index.json", *temporary.glob("*/config.json")]:
-            config = read_json(file)
-            if config.pop("_name_or_path", None) is not None:  # where it was loaded from, on this machine
-                write_json(file, config)
+        forget_source(temporary)
 
 
 def build_mini(sizes: dict[str, Any]) -> Cosmos2_5_PredictBasePipeline:
