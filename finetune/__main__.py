@@ -42,22 +42,8 @@ def main(tokens: list[str]) -> int:
         print(USAGE, end="")
         return 0
     try:
-        name, words = (tokens[0], tokens[1:]) if tokens[:1] and tokens[0] in OTHER_TRAININGS else ("finetune", tokens)
-        stage = STAGES[name]
-        settings, switches = parse_settings(words, stage.section, flags=stage.flags)
-        set_library_defaults()
-        run = RunFolder.of(settings)
-        if switches["resume"] and stage.is_done(run) and stage.output is not None:
-            lines, status = [f"{stage.output(run)}: done before, kept"], 0
-        else:
-            train = imported(stage.function)
-            # One of the processes of a training holds the lease for all of them.
-            is_first = os.environ.get("RANK", "0") == "0" and not switches.get("dry_run")
-            lease = hold_command(run.root, stage.locks) if is_first else nullcontext()
-            with storage_errors_as_user_errors(run.root), lease, sigterm_interrupts():
-                result = train(settings, **switches)
-            lines = [f"{name}: {value}" for name, value in {**result.outputs, **result.metrics}.items()]
-            lines, status = [*lines, *result.notes], 3 if result.partial else 0
+        with sigterm_interrupts():
+            lines, status = train(tokens)
     except UserError as error:
         if is_first_to_report(str(error)):
             print(f"error: {error}", file=sys.stderr)
@@ -67,6 +53,29 @@ def main(tokens: list[str]) -> int:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print("\n".join(lines))
     return status
+
+
+def train(tokens: list[str]) -> tuple[list[str], int]:
+    """Run the training that the command line names.
+
+    Returns:
+        The lines to print, and the exit status.
+    """
+    name, words = (tokens[0], tokens[1:]) if tokens[:1] and tokens[0] in OTHER_TRAININGS else ("finetune", tokens)
+    stage = STAGES[name]
+    settings, switches = parse_settings(words, stage.section, flags=stage.flags)
+    set_library_defaults()
+    run = RunFolder.of(settings)
+    if switches["resume"] and stage.is_done(run) and stage.output is not None:
+        return [f"{stage.output(run)}: done before, kept"], 0
+    function = imported(stage.function)
+    # One of the processes of a training holds the lease for all of them.
+    is_first = os.environ.get("RANK", "0") == "0" and not switches.get("dry_run")
+    lease = hold_command(run.root, stage.locks) if is_first else nullcontext()
+    with storage_errors_as_user_errors(run.root), lease:
+        result = function(settings, **switches)
+    lines = [f"{name}: {value}" for name, value in {**result.outputs, **result.metrics}.items()]
+    return [*lines, *result.notes], 3 if result.partial else 0
 
 
 def is_first_to_report(message: str) -> bool:

@@ -69,7 +69,12 @@ def finetune_idm(settings: Settings, resume: bool = False) -> StageResult:
                          "idm")  # fmt: skip
     start = state_of(checkpoint, {**fixed, "video": repr(settings.video), "seed": repr(settings.seed)})
     notes: list[str] = []
-    on_main_process(accelerator, logs, lambda: notes.extend(make_folder(logs, checkpoint)))
+
+    def write_folder() -> None:
+        notes.extend(make_folder(logs, checkpoint))
+        run.record(settings, ["idm"])
+
+    on_main_process(accelerator, logs, write_folder)
     training = prepare_training(settings, accelerator, model, train, validation, start, checkpoint)
     with TrainingLog(accelerator, logs / "loss.csv", idm, None, start.step, start.losses, "inverse dynamics") as log:
         stopped, best_step = take_steps(training, log)

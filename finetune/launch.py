@@ -23,7 +23,8 @@ def main(words: list[str]) -> int:
         words: Arguments of `python -m finetune`, and `--num_processes=N`.
 
     Returns:
-        Exit status: 0 done, 2 for an error in settings or data, 3 for a training that was stopped and can be resumed.
+        Exit status: 0 done, 1 for a full disk, 2 for an error in settings or data, 3 for a training that was stopped
+        and can be resumed; 128 and more for a process that a signal ended.
     """
     if {"-h", "--help"} & set(words):
         print(USAGE.replace("accelerate launch -m finetune", f"python -m finetune.launch [{FLAG}=N]"), end="")
@@ -50,6 +51,8 @@ def main(words: list[str]) -> int:
     except SignalException as error:  # the processes got the signal too, and 30 s to save their step
         name = signal.Signals(error.sigval).name
         print(f"stopped by {name}; the same command with --resume continues from the last checkpoint", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:  # before there are processes
         return 3
     return 0
 

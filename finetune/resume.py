@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -149,10 +150,15 @@ def interrupted(settings: Settings, checkpoint: Path, num_processes: int, notes:
 
 
 def resume_command(stage: str, settings: Settings, num_processes: int) -> str:
-    """Return the command that continues a training on as many processes as before."""
-    launcher = f"dreamgen {stage}"
+    """Return the command that continues a training on as many processes as before.
+
+    The run folder has its settings. On several machines, the user knows how accelerate was launched.
+    """
+    launcher, word = f"dreamgen {stage}", "" if stage == "finetune" else f" {stage}"
     if num_processes > 1:
-        launcher = "accelerate launch -m finetune" + ("" if stage == "finetune" else f" {stage}")
+        is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(num_processes)
+        here = f"python -m finetune.launch --num_processes={num_processes}"
+        launcher = (here if is_one_machine else "accelerate launch -m finetune") + word
     return f"{launcher} --out {quoted(settings.out)} --resume"
 
 

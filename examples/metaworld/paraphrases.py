@@ -85,16 +85,17 @@ def instruction(task: str, region: str, rng: np.random.Generator, paraphrased: b
 def paraphrases(task: str) -> tuple[str, ...]:
     """Return different sentences for a task of the base set.
 
-    None has all the words of one of its own that is kept for tests, or the same words as another task's.
+    None has all the words of an instruction of the task that is kept for tests, in whatever form, or the same words as
+    an instruction of another task.
     """
     rng, found = random.Random(task), dict[frozenset[str], str]()
-    withheld = [words_of(text) for text in instructions_of(task, "test")]
+    withheld = [stems(words_of(text)) for text in instructions_of(task, "test")]
     others = {words_of(text) for other in TASKS if other != task for text in instructions_of(other, "any")}
     while len(found) < NUM_PARAPHRASES:
         text = say(rng.choice(MEANINGS[task]), rng).removeprefix(PREFIX)
         words = words_of(text)
         is_clear = words not in others and not words & AMBIGUOUS.get(task, set())
-        if is_clear and not any(kept <= words for kept in withheld):
+        if is_clear and not any(kept <= stems(words) for kept in withheld):
             found.setdefault(words, text)
     return tuple(found.values())
 
@@ -102,3 +103,8 @@ def paraphrases(task: str) -> tuple[str, ...]:
 def words_of(text: str) -> frozenset[str]:
     """Return the different words of a sentence without its articles."""
     return frozenset(text.casefold().translate(str.maketrans(",.!", "   ")).split()) - {"a", "an", "the", "that"}
+
+
+def stems(words: frozenset[str]) -> set[str]:
+    """Return the beginnings of words, which their forms share: swing, swinging."""
+    return {word[:4] for word in words}

@@ -412,7 +412,7 @@ def parse_args() -> argparse.Namespace:
     add("--minutes", type=float, required=True, help="for everything that is left to do")
     add(
         "--text_encoder",
-        type=Path,
+        type=existing_folder,
         help="folder with text_encoder/ and tokenizer/; default: that of --start, or train one on the CPU",
     )
     add("--sizes", type=existing_file, default=HERE / "mini.yaml", help="of VAE and transformer")

@@ -13,6 +13,7 @@ from dreamgen.data.seeds import derived_seed
 from dreamgen.errors import UserError
 from dreamgen.models.cosmos_predict25.loading import load_vae
 from dreamgen.models.cosmos_predict25.vae_training import check_trainable, new_vae
+from dreamgen.models.saved_config import forget_source
 from dreamgen.models.world_model import resolve_world_model
 from dreamgen.run.run_folder import RunFolder
 from finetune.checkpoint import VAE_NAME
@@ -31,6 +32,7 @@ class TrainedVae:
     def save_adapter(self, folder: Path) -> None:
         """Write the weights into `vae/` of an existing folder."""
         self.network.save_pretrained(folder / VAE_NAME, safe_serialization=True)
+        forget_source(folder / VAE_NAME)
 
     def load_adapter(self, weights: dict[str, torch.Tensor]) -> list[str]:
         """Set the weights, and return the names that do not fit."""

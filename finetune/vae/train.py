@@ -107,7 +107,12 @@ def finetune_vae(settings: Settings, resume: bool = False) -> StageResult:
     fixed = fixed_values(settings, clips, base, accelerator.num_processes, "finetune_vae")
     start = state_of(checkpoint, {**fixed, "video": repr(settings.video), "seed": repr(settings.seed)})
     notes: list[str] = []
-    on_main_process(accelerator, logs, lambda: notes.extend(make_folder(logs, checkpoint)))
+
+    def write_folder() -> None:
+        notes.extend(make_folder(logs, checkpoint))
+        run.record(settings, ["finetune_vae"])
+
+    on_main_process(accelerator, logs, write_folder)
     training = prepare(settings, accelerator, TrainedVae(vae), clips, held_out, start, checkpoint, start_s)
     with TrainingLog(accelerator, logs / "loss.csv", tune, None, start.step, start.losses, name="finetune_vae") as log:
         stopped, measured = take_steps(training, log)

@@ -59,8 +59,8 @@ def test_paraphrases_name_one_task_and_keep_out_what_is_kept_for_tests(modules):
     assert {len(texts) for texts in sentences.values()} == {paraphrases.NUM_PARAPHRASES}
     assert len(set().union(*sentences.values())) == len(tasks.SEEN) * paraphrases.NUM_PARAPHRASES
     for task, texts in sentences.items():
-        kept = [words_of(text) for text in tasks.instructions_of(task, "test")]
-        assert not any(one <= text for one in kept for text in texts), task
+        kept = [paraphrases.stems(words_of(text)) for text in tasks.instructions_of(task, "test")]
+        assert not any(one <= paraphrases.stems(text) for one in kept for text in texts), task
         for other in set(tasks.TASKS) - {task}:
             assert not texts & {words_of(text) for text in tasks.instructions_of(other, "any")}, (task, other)
     drawn = [paraphrases.instruction("push", "train", tasks.rng_of(seed, "x"), True) for seed in range(400)]

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from dreamgen.config.loading import parse_settings
 from dreamgen.models.adapter_files import WEIGHTS_NAME
 from dreamgen.run.run_folder import RunFolder
 from finetune import finetune
 from finetune.launch import main as launch
 from finetune.launch import take_number
+from finetune.resume import resume_command
 from finetune.training_log import read_steps
 from tests.finetune.conftest import training_settings, write_training_set
 from tests.finetune.curves import checkpoint_names, curve
@@ -122,14 +124,30 @@ def test_two_processes_train_one_vae(world, tmp_path):
         settings.finetune_vae, num_steps=8, batch_size=1, learning_rate=1e-2, warmup_steps=2, num_workers=0,
         log_every=1, validation_clips=1, validate_every=4, ema_decay=0.5,
     )  # fmt: skip
-    RunFolder(tmp_path).record(replace(settings, finetune_vae=tune), ["finetune_vae"])
-    done = launched("--num_processes=2", "finetune_vae", f"--out={tmp_path}")
+    given = RunFolder(tmp_path / "given")
+    given.root.mkdir()
+    given.record(replace(settings, finetune_vae=tune), ["finetune_vae"])
+    done = launched("--num_processes=2", "finetune_vae", f"--config_path={given.settings_file}", f"--out={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("final_loss") == 1  # one process speaks
     losses = [float(row["loss"]) for row in read_steps(tmp_path / "finetune_vae/loss.csv")]
     assert len(losses) == 8 and losses[-1] < losses[0]
     assert [row["step"] for row in read_steps(tmp_path / "finetune_vae/validation.csv")] == ["4", "8"]
     assert (tmp_path / "vae/config.json").is_file()
+    # What resumes it later has only the run folder's settings.
+    resumed, _ = parse_settings([f"--out={tmp_path}", "--resume"], "finetune_vae", flags=("resume",))
+    assert resumed.finetune_vae == tune
+
+
+def test_the_command_that_resumes_names_the_launcher_and_the_processes(world, tmp_path, monkeypatch):
+    settings = settings_for(tmp_path, world)
+    ending = f" --out {tmp_path} --resume"
+    assert resume_command("finetune_idm", settings, 1) == f"dreamgen finetune_idm{ending}"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    here = "python -m finetune.launch --num_processes=4"
+    assert resume_command("finetune", settings, 4) == f"{here}{ending}"
+    assert resume_command("finetune_vae", settings, 4) == f"{here} finetune_vae{ending}"
+    assert resume_command("finetune", settings, 8) == f"accelerate launch -m finetune{ending}"
 
 
 def test_our_launchers_own_word_is_read_and_checked(capsys):

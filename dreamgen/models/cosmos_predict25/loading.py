@@ -27,6 +27,7 @@ from dreamgen.models.cosmos_predict25.safety import make_safety_checker
 from dreamgen.models.cosmos_predict25.spec import is_random_mini, shipped_mini
 from dreamgen.models.devices import resolve_device, torch_dtype
 from dreamgen.models.loader_logging import quiet_loaders
+from dreamgen.models.saved_config import forget_source
 from dreamgen.models.world_model import WorldModelSource
 from dreamgen.run.files import read_json
 
@@ -177,6 +178,7 @@ def save_other_parts(source: WorldModelSource, folder: Path) -> None:
             if isinstance(entry, list) and entry[0] is not None and name != "transformer" and (root / name).is_dir():
                 shutil.copytree(root / name, folder / name)
         shutil.copyfile(root / "model_index.json", folder / "model_index.json")
+        forget_source(folder)
 
 
 def _load_part(cls: Any, name: str, source: WorldModelSource, model: ModelSettings) -> Any:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dreamgen.errors import UserError
+from dreamgen.models.saved_config import SOURCE
 
 PATCH_FEATURES = 16  # kept of each patch, so that where something is stays known
 
@@ -86,6 +87,7 @@ def read_encoder(name: str, frozen: bool) -> tuple[dict[str, Any], dict[str, tor
         size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
         px = size.get("height") or size["shortest_edge"]
         values = tower.config.to_dict()
+        values.pop(SOURCE, None)
         config = {
             "name": Path(name).name if Path(name).is_dir() else name, "model": values, "px": px, "frozen": frozen,
             "mean": list(processor.image_mean), "std": list(processor.image_std),
