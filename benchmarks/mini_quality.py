@@ -305,7 +305,9 @@ def measure_instructions(evaluation: Evaluation) -> None:
         evaluation.skipped.append("instructions: no scenes")
         return
     known = _motion(evaluation.readout.read(train.video_NTHWC))
-    texts = {(str(train.scene_N[n]), str(train.task_N[n])): str(train.instruction_N[n]) for n in range(len(train))}
+    kinds = sorted(set(zip(train.scene_N.tolist(), train.task_N.tolist(), strict=True)))
+    texts = {(scene, task): usual_wording(train[(train.scene_N == scene) & (train.task_N == task)])
+             for scene, task in kinds}  # fmt: skip
     others = [sorted(task for scene, task in texts if scene == real.scene_N[n] and task != real.task_N[n])
               for n in range(len(real))]  # fmt: skip
     usable = np.array([bool(tasks) for tasks in others])
@@ -357,13 +359,15 @@ def measure_variety(evaluation: Evaluation) -> None:
     }
 
 
+def usual_wording(clips: Clips) -> str:
+    """Return the most frequent instruction of some clips: of a task, a written one and no paraphrase."""
+    return Counter(map(str, clips.instruction_N)).most_common(1)[0][0]
+
+
 def measure_wordings(evaluation: Evaluation) -> None:
     """Dream with the test clips' wordings, which no training has seen, and with wordings of the training."""
     train, plain = evaluation.train, Sampling(evaluation.args.num_steps, seed=evaluation.args.seed)
-    known = {
-        str(task): Counter(train.instruction_N[train.task_N == task].tolist()).most_common(1)[0][0]
-        for task in np.unique(train.task_N)
-    }
+    known = {str(task): usual_wording(train[train.task_N == task]) for task in np.unique(train.task_N)}
     for split in ("seen", "scenes"):
         real: Clips = getattr(evaluation, split)
         real = real[np.isin(real.task_N, list(known))]

@@ -388,19 +388,11 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def existing_folder(text: str) -> Path:
-    """Return a folder's whole path, for commands that run elsewhere."""
+def existing_path(text: str) -> Path:
+    """Return a whole path, for commands that run in another folder."""
     path = Path(text).resolve()
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is not a folder")
-    return path
-
-
-def existing_file(text: str) -> Path:
-    """Return a file's whole path, for commands that run elsewhere."""
-    path = Path(text).resolve()
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"{text} is not a file")
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"{text} does not exist")
     return path
 
 
@@ -412,14 +404,12 @@ def parse_args() -> argparse.Namespace:
     add("--minutes", type=float, required=True, help="for everything that is left to do")
     add(
         "--text_encoder",
-        type=existing_folder,
+        type=existing_path,
         help="folder with text_encoder/ and tokenizer/; default: that of --start, or train one on the CPU",
     )
-    add("--sizes", type=existing_file, default=HERE / "mini.yaml", help="of VAE and transformer")
-    add("--config", type=existing_file, default=HERE / "training.yaml", help="settings of the trainings")
-    add(
-        "--start", type=existing_folder, help="a pipeline's folder: continue from its weights; its text encoder is kept"
-    )
+    add("--sizes", type=existing_path, default=HERE / "mini.yaml", help="of VAE and transformer")
+    add("--config", type=existing_path, default=HERE / "training.yaml", help="settings of the trainings")
+    add("--start", type=existing_path, help="a pipeline's folder: continue from its weights; its text encoder is kept")
     add("--num_gpus", type=int, default=1, help="for both trainings; each takes a batch")
     add("--seed", type=int, default=0)
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that record; default: all cores")
