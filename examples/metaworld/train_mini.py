@@ -202,7 +202,8 @@ def prepare(out: Path, plan: Plan, args: argparse.Namespace, name: str) -> None:
         return
     command = [*DREAMGEN, "prepare", "--config_path", str(args.config), "--demos", str(out / "data" / name)]
     command += ["--out", str(out / name), f"--seed={args.seed}"]
-    command += [f"--model.path={out / 'start'}"] if name == "base" else []  # of the whole run folder
+    model = out / "start" if name == "base" else args.start
+    command += [f"--model.path={model}"] if model else []  # as the training that uses the run folder next
     if not plan.run(f"prepare_{name}", command, plan.left_s()):
         raise StageFailed(f"preparing, see logs/prepare_{name}.log")
 
