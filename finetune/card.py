@@ -147,6 +147,8 @@ def adapter_card(
         rows["guidance"] = f"scale {tune.distill_guidance:g} is folded in: generate with guidance 1, one pass a step"
     if tune.ema_decay is not None:
         rows["weights"] = f"moving average of the steps, decay {tune.ema_decay:g}"
+    if "best_step" in counts:
+        rows["weights of step"] = f"{counts['best_step']}, with the lowest validation loss"
     if validation:
         losses = list(validation.values())[-1]
         rows["final validation loss"] = f"{sum(losses.values()) / len(losses):.6f}"

@@ -59,6 +59,10 @@ def check_can_start(settings: Settings) -> None:
             allowed="1",
             next_step="set a larger --batch_size, or leave --cuda_graphs out",
         )
+    if tune.keep_best and not tune.validation_clips:
+        problems.add(
+            "finetune.keep_best needs held-out clips to find the best weights with", next_step="--validation_clips=4"
+        )
     if tune.sample_every and not tune.validation_clips:
         problems.add("finetune.sample_every needs a held-out clip to generate from", next_step="--validation_clips=1")
     if tune.sample_every:

@@ -23,6 +23,7 @@ from dreamgen.run.files import atomic_folder
 from dreamgen.run.records import StageResult
 from dreamgen.run.run_folder import RunFolder
 from finetune.batches import make_loader
+from finetune.best_weights import BestWeights
 from finetune.card import write_card
 from finetune.checkpoint import TrainableState, TrainingState, load_checkpoint, write_checkpoint
 from finetune.distillation import check_model, fixed_by_teacher, losses, teacher_prompt
@@ -57,6 +58,7 @@ class Training:
         validation: Measures the loss of held-out clips.
         samples: Generates from one of them.
         time_limit: Ends the training before its last step.
+        best: The weights that are written at the end; None: those of the last step.
     """
 
     settings: Settings
@@ -70,6 +72,7 @@ class Training:
     validation: Validation
     samples: Samples
     time_limit: TimeLimit
+    best: BestWeights | None
 
 
 def finetune(settings: Settings, dry_run: bool = False, resume: bool = False) -> StageResult:
@@ -125,6 +128,7 @@ def finetune(settings: Settings, dry_run: bool = False, resume: bool = False) ->
         settings, accelerator, forward_module, inputs, loader, trained, start, checkpoint,
         Validation(*watched, start.step), Samples(*watched),
         TimeLimit(accelerator, tune.max_minutes, start_s, seconds_before(run, start.step)),
+        BestWeights(accelerator, checkpoints_of(run), trained) if tune.keep_best else None,
     )  # fmt: skip
     cost = source.load_class().training_cost(settings)
     flops = None if cost is None else cost.window_flops
@@ -139,6 +143,8 @@ def finetune(settings: Settings, dry_run: bool = False, resume: bool = False) ->
         notes.append(f"the time was up after {log.last_step} of {tune.num_steps} steps")
         settings = replace(settings, finetune=replace(tune, num_steps=log.last_step))
         counts = count(settings, clips, held_out, accelerator.num_processes)
+    if training.best is not None and training.best.step is not None:
+        counts["best_step"] = training.best.step
     write_adapter(training, source, counts, log.last_loss)
     end_logs(accelerator)
     return finished(training, counts, log, notes)
@@ -158,7 +164,7 @@ def take_steps(training: Training, log: TrainingLog) -> Path | None:
     parameters, average = list(training.trained.parameters().values()), training.trained.average
     step, rate = training.start.step, 0.0
     grad_norm: Any = None
-    training.validation.step(step, log)
+    measure(training, log, step)
     with stop_signals(accelerator) as stop_requested:
         for batch in training.loader:
             time_share = training.time_limit.share()
@@ -179,7 +185,7 @@ def take_steps(training: Training, log: TrainingLog) -> Path | None:
                 average.step(parameters)
             is_last = step == tune.num_steps or time_share >= 1
             log.step(step, rate, grad_norm, is_last)
-            training.validation.step(step, log, is_last)
+            measure(training, log, step, is_last)
             training.samples.step(step, log)
             stop = stop_requested()
             if is_last:
@@ -189,6 +195,14 @@ def take_steps(training: Training, log: TrainingLog) -> Path | None:
                 if stop:
                     return written
     return None
+
+
+def measure(training: Training, log: TrainingLog, step: int, is_last: bool = False) -> None:
+    """Measure held-out clips if it is due, and keep the weights if they are the best; every process calls this."""
+    measured = training.validation.step(step, log, is_last)
+    if measured is not None and training.best is not None:
+        with log.paused():
+            training.best.add(step, measured)
 
 
 def save_checkpoint(training: Training, log: TrainingLog, step: int) -> Path:
@@ -241,7 +255,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def write_adapter(training: Training, source: WorldModelSource, counts: dict[str, Any], final_loss: float) -> None:
-    """Write the finished adapter, or its moving average if there is one, with its card, whole or not at all.
+    """Write the finished adapter with its card, whole or not at all.
+
+    It is the best one if the settings want that, or the last one; of its moving average if there is one.
 
     Args:
         training: A finished one; every process calls this and returns when the adapter is written.
@@ -253,7 +269,11 @@ def write_adapter(training: Training, source: WorldModelSource, counts: dict[str
 
     def write() -> None:
         with atomic_folder(RunFolder.of(settings).adapter) as temporary, training.trained.averaged():
-            training.trained.model.save_adapter(temporary)
+            if "best_step" in counts:
+                assert training.best is not None
+                training.best.copy_to(temporary)
+            else:
+                training.trained.model.save_adapter(temporary)
             if settings.finetune.save_pipeline and settings.finetune.method == "full":
                 training.trained.model.save_other_parts(temporary)
             write_card(temporary, settings, source, accelerator.device.type, counts, final_loss)

@@ -119,18 +119,21 @@ class Validation:
         if windows and accelerator.is_main_process:
             start_table(self._path, COLUMNS, read_steps(self._path, done_steps)).close()
 
-    def step(self, step: int, log: TrainingLog, is_last: bool = False) -> None:
+    def step(self, step: int, log: TrainingLog, is_last: bool = False) -> dict[float, float] | None:
         """Measure if it is due, with the weights as they are.
 
         Args:
             step: Optimizer steps done, 0 before the first.
             log: Its clock stops meanwhile.
             is_last: Whether the training ends with it.
+
+        Returns:
+            Noise level -> loss, in every process; None if nothing was measured.
         """
         tune = self._settings.finetune
         is_due = step % tune.validate_every == 0 or is_last or step == tune.num_steps
         if not self._windows or not is_due or step == self._last_step:
-            return
+            return None
         self._last_step = step
         with log.paused(), self._trained.averaged():
             measured = validation_losses(
@@ -144,3 +147,4 @@ class Validation:
         named = {f"validation/sigma_{sigma:g}": loss for sigma, loss in measured.items()}
         named["validation/loss"] = sum(measured.values()) / len(measured)
         self._accelerator.log(named, step=step)
+        return measured

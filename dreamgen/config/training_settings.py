@@ -120,6 +120,11 @@ class FinetuneSettings:
     )
     validation_clips: int = option(0, "clips held out of training to measure the loss; chosen by the seed", ge=0)
     validate_every: int = option(500, "optimizer steps between validations", ge=1, invalidates=())
+    keep_best: bool = option(
+        False,
+        "write the weights with the lowest held-out loss, the geometric mean over the noise levels, instead of those "
+        "of the last step; needs validation_clips",
+    )
     sample_every: int = option(
         0, "optimizer steps between clips generated from a held-out first frame; 0: none", ge=0, invalidates=()
     )
