@@ -3,7 +3,8 @@
 A window's file name hashes the clip's bytes, its start, the size and the model; a prompt's the text and the model. So
 only what changed is encoded again, and several runs can share one cache.
 
-Axes: B batch, L tokens, D features. An encoded window has the model's own shape.
+Axes: B batch, T frames, H height, W width, C channels, L tokens, D features. An encoded window has the model's own
+shape.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -143,23 +144,46 @@ def missing_share(
     )
 
 
-def encode_windows(cache: Cache, windows: Sequence[Window], threads: Executor) -> None:
+def encode_windows(cache: Cache, groups: Iterable[Sequence[Window]], threads: Executor) -> Iterator[Window]:
     """Encode windows into the cache, in batches; the model's encoders are loaded.
+
+    While a batch is encoded, the next one is decoded and the one before is written. So the frames of two are in RAM.
 
     Args:
         cache: To write to.
-        windows: A few of them.
+        groups: The windows. Those of a batch are of one group.
         threads: Decode and write files.
+
+    Yields:
+        Each window when its file is written, in order.
 
     Raises:
         UserError: if a clip is damaged.
     """
     video = cache.video
-    at_once = max(1, BATCH_BYTES // (3 * video.num_frames * video.height * video.width))
-    for some in itertools.batched(windows, at_once):
-        videos = threads.map(partial(read_window, num_frames=video.num_frames), some)
-        encoded_B = cache.model.encode_windows(torch.stack(list(videos))).cpu()
-        list(threads.map(write_tensor, map(cache.window_file, some), encoded_B))
+    shape_THWC = video.num_frames, video.height, video.width, 3
+    at_once = max(1, BATCH_BYTES // math.prod(shape_THWC))
+
+    def start_decoding(batch: Sequence[Window]) -> tuple[Sequence[Window], torch.Tensor, Iterator[torch.Tensor]]:
+        video_BTHWC = torch.empty((len(batch), *shape_THWC), dtype=torch.uint8)
+        lengths = itertools.repeat(video.num_frames)
+        return batch, video_BTHWC, threads.map(read_window, batch, lengths, video_BTHWC.numpy())
+
+    def write(window: Window, encoded: torch.Tensor) -> Window:
+        write_tensor(cache.window_file(window), encoded)
+        return window
+
+    batches = (batch for group in groups for batch in itertools.batched(group, at_once))
+    started = map(start_decoding, batches)
+    following, writing = next(started, None), iter(())
+    while following is not None:
+        batch, video_BTHWC, decoding = following
+        following = next(started, None)
+        list(decoding)  # waits, and raises the error of a damaged clip
+        encoded_B = cache.model.encode_windows(video_BTHWC).cpu()
+        yield from writing
+        writing = threads.map(write, batch, encoded_B)
+    yield from writing
 
 
 def encode_prompt(cache: Cache, prompt: str | None) -> None:

@@ -5,8 +5,9 @@ Axes: B batch, T frames, H height, W width, C channels, L tokens, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,14 +23,14 @@ from dreamgen.progress import Progress
 from dreamgen.run.files import remove_stale_temporaries
 from dreamgen.run.run_folder import RunFolder
 from finetune.cache import Cache, encode_prompt, encode_windows, missing_share
-from finetune.windows import Window, read_window
+from finetune.windows import Window, num_threads, read_window
 
 # Processes synchronize after this many items. None is ever further ahead of the others, so the process group's timeout,
 # which detects a hang, need not be raised.
 ITEMS_BETWEEN_BARRIERS = 32
 RAM_GIB = 4.0  # for prompts; a prompt is 1 MB in a 2B model
 DEVICE_GIB = 0.5  # for the first prompts: those of a small model need no copy at each step
-THREADS = 8  # decode clips and write the cache
+THREADS = 8  # at most, that decode clips and write the cache; the thread that encodes has to get its turn in Python
 
 
 class EncodedPrompts:
@@ -169,19 +170,29 @@ def _encode_share(
     if windows or prompts:
         cache.model.load_encoders(text_encoder=any(prompt is not None for prompt in prompts))
     todo: list[Window | str | None] = [*prompts, *windows]
-    with Progress("encode", len(todo), "windows and prompts") as progress, ThreadPoolExecutor(THREADS) as threads:
-        for first in range(0, largest_share, ITEMS_BETWEEN_BARRIERS):
-            items = todo[first : first + ITEMS_BETWEEN_BARRIERS]
-            for prompt in items:
-                if not isinstance(prompt, Window):
-                    encode_prompt(cache, prompt)
-            if some_windows := [item for item in items if isinstance(item, Window)]:
-                encode_windows(cache, some_windows, threads)
-            if accelerator.is_main_process and items:
-                progress.add(len(items))
+    with (
+        Progress("encode", len(todo), "windows and prompts") as progress,
+        ThreadPoolExecutor(num_threads(THREADS)) as threads,
+    ):
+        encoded = _encode(cache, todo, threads)
+        for _ in range(0, largest_share, ITEMS_BETWEEN_BARRIERS):
+            num_encoded = sum(1 for _ in itertools.islice(encoded, ITEMS_BETWEEN_BARRIERS))
+            if accelerator.is_main_process and num_encoded:
+                progress.add(num_encoded)
             accelerator.wait_for_everyone()
     if todo:
         cache.model.unload_encoders()
+
+
+def _encode(cache: Cache, todo: Sequence[Window | str | None], threads: Executor) -> Iterator[Window | str | None]:
+    """Encode items into the cache, and yield each when it is written; prompts come before windows."""
+    for prompt in todo:
+        if not isinstance(prompt, Window):
+            encode_prompt(cache, prompt)
+            yield prompt
+    groups = itertools.batched(todo, ITEMS_BETWEEN_BARRIERS)  # of which a batch is at most one
+    windows = ([item for item in group if isinstance(item, Window)] for group in groups)
+    yield from encode_windows(cache, windows, threads)
 
 
 def cache_folder(settings: Settings) -> Path:

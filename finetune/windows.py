@@ -6,6 +6,7 @@ Axes: B batch, T frames, H height, W width, C channels. A `video_THWC` is uint8,
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from dreamgen.errors import Problems, UserError, quoted
 from dreamgen.run.files import inside
 from dreamgen.run.run_folder import RunFolder
 
-THREADS = 16  # that probe clips
+THREADS = 16  # at most, that probe clips
 FPS_TOLERANCE = 0.005  # relative; containers round their time base
 
 
@@ -75,7 +76,7 @@ def read_training_set(run: RunFolder, video: VideoSettings, num_held_out: int = 
         except UserError as error:
             return error
 
-    with ThreadPoolExecutor(THREADS) as threads:
+    with ThreadPoolExecutor(num_threads(THREADS)) as threads:
         infos = list(threads.map(probed, rows))
     for (line, row), info in zip(rows, infos, strict=True):
         name, prompt = row["file_name"] or "", (row["prompt"] or "").strip()
@@ -153,8 +154,26 @@ def _order(seed: int, epoch: int, num_clips: int) -> np.ndarray:
     return np.random.default_rng(derived_seed(seed, "order", epoch)).permutation(num_clips)
 
 
-def read_window(window: Window, num_frames: int) -> torch.Tensor:
+def num_threads(at_most: int) -> int:
+    """Return how many threads read clips, one a core: more are slower, as they also take turns in Python.
+
+    Args:
+        at_most: For a machine with many cores.
+
+    Returns:
+        At least 1. The processes of a training on this machine share the cores that they may use.
+    """
+    num_cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(num_cores, at_most))
+
+
+def read_window(window: Window, num_frames: int, out: np.ndarray | None = None) -> torch.Tensor:
     """Decode a window's frames; earlier frames are not converted to RGB, and later ones not decoded.
+
+    Args:
+        window: To decode.
+        num_frames: Of a window.
+        out: Array that receives the frames; None: a new one.
 
     Returns:
         video_THWC, uint8, 0-255, RGB.
@@ -171,7 +190,7 @@ def read_window(window: Window, num_frames: int) -> torch.Tensor:
             allowed=window.clip.num_frames,
             next_step="copy it again from its source, or remove it from the training set",
         )
-    return torch.from_numpy(np.stack(frames))
+    return torch.from_numpy(np.stack(frames, out=out))
 
 
 def _read_rows(metadata: Path) -> list[tuple[int, dict[str, str | None]]]:

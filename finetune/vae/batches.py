@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 from dreamgen.config.settings import Settings
 from dreamgen.progress import Progress
 from finetune.batches import WindowDataset
-from finetune.windows import TrainingClip, Window, read_window
+from finetune.windows import TrainingClip, Window, num_threads, read_window
 
 GIB = 2**30
-THREADS = 16
+THREADS = 16  # at most, that decode clips
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Clips:
 
 
 def decode_clips(settings: Settings, clips: Sequence[TrainingClip]) -> Clips:
-    """Decode the clips that fit into `finetune_vae.ram_gib`, on many threads.
+    """Decode the clips that fit into `finetune_vae.ram_gib`, on several threads.
 
     Raises:
         UserError: if a clip is damaged.
@@ -54,7 +54,7 @@ def decode_clips(settings: Settings, clips: Sequence[TrainingClip]) -> Clips:
             break
         fitting.append(clip)
     kept = {}
-    with ThreadPoolExecutor(THREADS) as threads, Progress("decode", len(fitting)) as progress:
+    with ThreadPoolExecutor(num_threads(THREADS)) as threads, Progress("decode", len(fitting)) as progress:
         for clip, video_THWC in zip(fitting, threads.map(_read_whole, fitting), strict=True):
             kept[clip] = video_THWC
             progress.add()

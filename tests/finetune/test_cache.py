@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKLWan
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -24,8 +25,9 @@ from dreamgen.models.world_model import resolve_world_model
 from dreamgen.run.run_folder import RunFolder
 from finetune import finetune
 from finetune.cache import Cache, encode_prompt, encode_windows, missing_share, read_tensor, write_tensor
+from finetune.inputs import fill
 from finetune.train import batch_loss, needed
-from finetune.windows import read_training_set
+from finetune.windows import read_training_set, read_window
 from tests.finetune.conftest import FPS, HEIGHT, NUM_FRAMES, WIDTH, training_settings, write_training_set
 from tests.finetune.test_train import curve
 from tests.fixtures.demos import make_episode
@@ -223,15 +225,84 @@ def test_processes_share_the_work_and_nothing_is_left(world, tmp_path):
     assert abs(len(shares[0][0]) - len(shares[1][0])) <= 1
     cache.model.load_encoders(text_encoder=True)
     threads = ThreadPoolExecutor(2)
-    encode_windows(cache, shares[0][0], threads)
+    list(encode_windows(cache, [shares[0][0]], threads))
     for prompt in shares[0][1]:
         encode_prompt(cache, prompt)
     # The second looks again only now, when the first has written; what it has to do is the same.
     assert missing_share(cache, windows, prompts, 1, 2) == shares[1]
-    encode_windows(cache, shares[1][0], threads)
+    list(encode_windows(cache, [shares[1][0]], threads))
     for prompt in shares[1][1]:
         encode_prompt(cache, prompt)
     assert missing_share(cache, windows, prompts) == ([], [])
+
+
+@pytest.fixture
+def uncached(world, tmp_path, monkeypatch):
+    """An empty cache with loaded encoders, six windows of three clips, two of which are a batch, and prompts."""
+    write_training_set(tmp_path, num_clips=3, num_frames=NUM_FRAMES + 1)
+    settings = training_settings(tmp_path, world)
+    cache, _, clips = cache_of(settings)
+    cache.model.load_encoders(text_encoder=True)
+    monkeypatch.setattr("finetune.cache.BATCH_BYTES", 2 * 3 * NUM_FRAMES * HEIGHT * WIDTH)
+    return cache, *needed(settings, clips)
+
+
+def whole_windows(cache, windows):
+    return sum(map(cache.has_window, windows))
+
+
+def test_what_is_encoded_meanwhile_is_the_same_as_one_after_another(uncached, tmp_path):
+    cache, windows, _ = uncached
+    with ThreadPoolExecutor(3) as threads:
+        assert list(encode_windows(cache, [windows[:3], [], windows[3:]], threads)) == windows
+    for window in windows:
+        encoded_B = cache.model.encode_windows(read_window(window, NUM_FRAMES)[None])
+        write_tensor(tmp_path / "serial", encoded_B[0])
+        assert cache.window_file(window).read_bytes() == (tmp_path / "serial").read_bytes()
+
+
+def test_while_a_batch_is_encoded_the_next_is_decoded_and_the_last_is_written(uncached, monkeypatch):
+    cache, windows, _ = uncached
+    decoded, counts, encode = [], [], cache.model.encode_windows
+
+    def decoding(window, *args):
+        decoded.append(window)
+        return read_window(window, *args)
+
+    def encoding(video_BTHWC):
+        threads.submit(int).result()  # the only thread has then done all that it was asked for before
+        counts.append((len(decoded), whole_windows(cache, windows)))
+        return encode(video_BTHWC)
+
+    monkeypatch.setattr("finetune.cache.read_window", decoding)
+    monkeypatch.setattr(cache.model, "encode_windows", encoding)
+    with ThreadPoolExecutor(1) as threads:
+        list(encode_windows(cache, [windows], threads))
+    assert decoded == windows and len(windows) == 6
+    assert counts == [(4, 0), (6, 2), (6, 4)]
+
+
+def test_a_clip_that_is_damaged_meanwhile_is_named_and_the_windows_before_it_are_kept(uncached):
+    cache, windows, prompts = uncached
+    path = windows[-1].clip.path
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(UserError, match="clip_2.mp4 is damaged"):
+        fill(cache, windows, prompts, Accelerator(cpu=True))
+    assert whole_windows(cache, windows) == 4 and missing_share(cache, [], prompts) == ([], [])
+
+
+def test_all_is_written_between_the_barriers(uncached, monkeypatch, capsys):
+    cache, windows, prompts = uncached
+    accelerator, written = Accelerator(cpu=True), []
+
+    def wait():
+        written.append(len(prompts) - len(missing_share(cache, [], prompts)[1]) + whole_windows(cache, windows))
+
+    monkeypatch.setattr("finetune.inputs.ITEMS_BETWEEN_BARRIERS", 4)
+    monkeypatch.setattr(accelerator, "wait_for_everyone", wait)
+    assert fill(cache, windows, prompts, accelerator) == (6, 3)
+    assert len(written) == 3 and all(map(int.__ge__, written, (4, 8, 9)))
+    assert "encode 9/9 windows and prompts" in capsys.readouterr().err
 
 
 def test_a_shared_cache_is_swept_of_what_dead_processes_of_this_host_left(world, tmp_path):

@@ -13,7 +13,15 @@ from dreamgen.errors import UserError
 from dreamgen.models.cosmos_predict25.flow import sample_noise
 from dreamgen.run.run_folder import RunFolder
 from finetune.batches import Collate, WindowDataset
-from finetune.windows import all_windows, choose_window, num_windows, read_training_set, read_window, window_starts
+from finetune.windows import (
+    all_windows,
+    choose_window,
+    num_threads,
+    num_windows,
+    read_training_set,
+    read_window,
+    window_starts,
+)
 from tests.finetune.conftest import FPS, HEIGHT, NUM_FRAMES, WIDTH, write_training_set
 
 VIDEO = VideoSettings(height=HEIGHT, width=WIDTH, num_frames=NUM_FRAMES, fps=FPS)
@@ -131,3 +139,12 @@ def test_a_clip_that_breaks_later_is_an_error_and_not_replaced(run):
     late = next(w for i in range(60) if (w := choose_window(clips, NUM_FRAMES, 0, i)).clip == clips[0] and w.start > 1)
     with pytest.raises(UserError, match=r"clip_0\.mp4 is damaged"):
         read_window(late, NUM_FRAMES)
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert (num_threads(64), num_threads(8)) == (16, 8)
+    for num_processes, expected in ((1, 8), (8, 2), (32, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_processes))
+        assert num_threads(8) == expected
