@@ -73,6 +73,8 @@ class Scene:
         self._renderer = self._new_renderer() if size_px else None
         for name in variation.hidden if variation else ():
             self.model.site(name).rgba[3] = 0
+        if variation and variation.hand_start is not None:
+            self.env.hand_init_pos = np.array(variation.hand_start)
         self._set_up_resets()
 
     def close(self) -> None:

@@ -162,6 +162,7 @@ class Variation:
         environment: The task whose environment all of them use; each task's own when None, which look the same.
         offsets: Task -> what is added to the beginning of its vector, if it counts from another part.
         hidden: Markers that are not drawn, because they would tell the task.
+        hand_start: Where the hand begins (m), if the tasks' own starts differ.
     """
 
     name: str
@@ -172,12 +173,14 @@ class Variation:
     environment: str | None = None
     offsets: dict[str, tuple[float, ...]] = field(default_factory=dict)
     hidden: tuple[str, ...] = ("goal",)
+    hand_start: tuple[float, ...] | None = None
 
 
 VARIATIONS = {
     variation.name: variation
     for variation in (
-        Variation("ajar-door", ("door-open", "door-close"), (0.0, 0.85, 0.15), (0.1, 0.95, 0.15), (-0.28, -0.15)),
+        Variation("ajar-door", ("door-open", "door-close"), (0.0, 0.85, 0.15), (0.1, 0.95, 0.15), (-0.28, -0.15),
+                  hand_start=(-0.3, 0.6, 0.2)),
         Variation("half-open-window", ("window-open", "window-close"), (-0.1, 0.75, 0.18), (0.0, 0.85, 0.18),
                   (0.09, 0.11)),
         Variation("faucet", ("faucet-open", "faucet-close"), (-0.05, 0.8, 0.0), (0.05, 0.85, 0.0),

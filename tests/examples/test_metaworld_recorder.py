@@ -76,6 +76,14 @@ from episodes import run_episode
 from scene import Scene
 from tasks import VARIATIONS
 
+for variation in VARIATIONS.values():  # the instruction alone may tell the tasks apart
+    starts = []
+    for task in variation.tasks:
+        scene = Scene(task, 5, variation, 0)
+        starts.append(scene.reset(3, "train").state)
+        scene.close()
+    assert all(np.array_equal(starts[0], start) for start in starts), variation.name
+
 variation, frames = VARIATIONS["faucet"], []
 for task in variation.tasks:
     scene = Scene(task, 5, variation)
