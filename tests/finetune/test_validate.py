@@ -256,7 +256,7 @@ def test_samples_without_a_held_out_clip_are_refused(world, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(world, tmp_path):
-    tune = {"validation_clips": 3, "validate_every": 2, "sample_every": 2, "num_steps": 2}
+    tune = {"validation_clips": 3, "validate_every": 2, "sample_every": 2, "num_steps": 2, "keep_best": True}
     for name, accumulated in (("one", 2), ("two", 1)):
         write_training_set(tmp_path / name, num_clips=5)  # uneven shares: two windows and one
         settings = training_settings(
@@ -271,3 +271,5 @@ def test_two_processes_measure_what_one_does(world, tmp_path):
     assert one[: len(NOISE_LEVELS)] == two[: len(NOISE_LEVELS)]  # before the first step, to the last digit
     assert [float(row["loss"]) for row in two] == pytest.approx([float(row["loss"]) for row in one], rel=1e-3)
     assert (tmp_path / "two/finetune/samples/step-000002.mp4").is_file()
+    best = [[path.name for path in tmp_path.glob(f"{name}/finetune/checkpoints/best-*")] for name in ("one", "two")]
+    assert best[0] == best[1] and len(best[0]) == 1
