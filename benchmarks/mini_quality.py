@@ -315,22 +315,26 @@ def measure_instructions(evaluation: Evaluation) -> None:
     wanted = np.array([texts[str(scene), task] for scene, task in zip(real.scene_N, others, strict=True)])
     plain = Sampling(evaluation.args.num_steps, seed=evaluation.args.seed)
 
-    def share(video_NTHWC: torch.Tensor, tasks: np.ndarray) -> float:
+    def does(video_NTHWC: torch.Tensor, tasks: np.ndarray) -> np.ndarray:
         motion = _motion(evaluation.readout.read(video_NTHWC))
         right = []
         for one, scene, task in zip(motion, real.scene_N, tasks, strict=True):
             same_scene = np.flatnonzero(train.scene_N == scene)
             nearest = same_scene[np.square(known[same_scene] - one).sum(1).argmin()]
             right.append(train.task_N[nearest] == task)
-        return float(np.mean(right))
+        return np.array(right)
 
     own, other = evaluation.sampler.dream(real, plain), evaluation.sampler.dream(real, plain, wanted)
+    does_other = does(other, np.array(others))
     evaluation.notes["instructions"] = {
         "clips": len(real),
-        "recording_does_its_task": share(real.video_NTHWC, real.task_N),
-        "dream_does_its_task": share(own, real.task_N),
-        "dream_with_the_other_instruction_does_the_other_task": share(other, np.array(others)),
-        "dream_with_the_other_instruction_does_the_recorded_task": share(other, real.task_N),
+        "recording_does_its_task": float(does(real.video_NTHWC, real.task_N).mean()),
+        "dream_does_its_task": float(does(own, real.task_N).mean()),
+        "dream_with_the_other_instruction_does_the_other_task": float(does_other.mean()),
+        "dream_with_the_other_instruction_does_the_recorded_task": float(does(other, real.task_N).mean()),
+    } | {
+        f"the_other_task_in_{scene}": float(does_other[real.scene_N == scene].mean())
+        for scene in np.unique(real.scene_N).tolist()
     }
     pairs = [(own[n].numpy(), other[n].numpy()) for n in np.unique(real.scene_N, return_index=True)[1]]
     Image.fromarray(picture_grid(pairs)).save(evaluation.args.out / "instructions.png")

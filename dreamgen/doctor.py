@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import dreamgen
+from dreamgen.cores import usable_cores
 from dreamgen.run.records import StageResult
 
 PACKAGES = (
@@ -93,8 +94,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding("machine", "DreamGen", dreamgen.__version__)
     yield Finding("machine", "Python", f"{platform.python_version()} ({platform.python_implementation()})")
     yield Finding("machine", "system", f"{platform.platform()} {platform.machine()}")
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("machine", "CPU cores", f"{usable} usable of {os.cpu_count()}")
+    yield Finding("machine", "CPU cores", f"{usable_cores()} usable of {os.cpu_count()}")
     yield Finding("machine", "RAM", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB")
 
 

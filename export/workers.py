@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+from dreamgen.cores import usable_cores
 from dreamgen.errors import UserError
 from dreamgen.progress import Progress
 from dreamgen.run.signals import follow_parent, kill_workers, same_sigterm_handler
@@ -81,7 +82,7 @@ class Workers:
         Raises:
             UserError: if a process was killed.
         """
-        items, is_alone = list(items), (self._num_workers or len(os.sched_getaffinity(0))) == 1
+        items, is_alone = list(items), (self._num_workers or usable_cores()) == 1
         total, start_s, done = sum(map(len, items)), time.monotonic(), 0
         with Progress(stage, total, unit) if total > MIN_SHOWN else nullcontext() as progress:
             while done < len(items) and (is_alone or self._pool is None):
@@ -110,7 +111,7 @@ class Workers:
             self._ray.shutdown()
 
     def _on_processes(self, tasks: Iterable[Callable]) -> Iterator:
-        num_workers = self._num_workers or len(os.sched_getaffinity(0))
+        num_workers = self._num_workers or usable_cores()
         if self._pool is None:
             # Spawned: a fork of a process in which libraries run threads may hang.
             context = multiprocessing.get_context("spawn")

@@ -1,77 +1,62 @@
-"""The weights with the lowest held-out loss so far, `finetune/checkpoints/best-000500/`.
-
-The highest number is the best one, as a better one is always of a later step. A training that continues after an
-interruption finds the folder, and comes to the same weights again.
-"""
+"""The weights with the lowest held-out loss so far, which are part of each checkpoint."""
 
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-from accelerate import Accelerator
-
-from dreamgen.run.files import atomic_folder, read_json, write_json
-from finetune.checkpoint import TrainableState
-from finetune.stopping import on_main_process
-
-RECORD = "best.json"
+import torch
 
 
 class BestWeights:
-    """Keeps the weights of the best step, and hands them to the finished adapter.
+    """The weights of the step whose held-out loss is the lowest.
 
-    Args:
-        accelerator: Of the training; every process makes the same calls.
-        folder: Of the checkpoints.
-        trained: Its average is kept if there is one, as that is what was measured.
+    Attributes:
+        step: Optimizer steps done; 0 before anything was kept.
+        loss: Geometric mean of its losses over the noise levels; None before anything was kept.
+        tensors: Parameter's name -> its value, in the RAM.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, trained: TrainableState) -> None:
-        self._accelerator, self._folder, self._trained = accelerator, folder, trained
-        path = self._path()
-        self._lowest = math.inf if path is None else float(read_json(path / RECORD)["loss"])
+    def __init__(self) -> None:
+        self.step = 0
+        self.loss: float | None = None
+        self.tensors: dict[str, torch.Tensor] = {}
 
-    @property
-    def step(self) -> int | None:
-        """Optimizer steps of the best weights; None before the first."""
-        path = self._path()
-        return None if path is None else int(path.name.removeprefix("best-"))
+    def add(self, step: int, measured: Mapping[float, float], parameters: Mapping[str, torch.Tensor]) -> None:
+        """Keep the weights if their loss is the lowest.
 
-    def add(self, step: int, measured: Mapping[float, float]) -> None:
-        """Keep the weights if their loss is the lowest; every process calls this with the same values.
+        Those before the first step are not kept: an adapter that changes nothing is of no use.
 
         Args:
             step: Optimizer steps done.
             measured: Noise level -> held-out loss.
+            parameters: As they were measured.
         """
         loss = mean_of_levels(measured)
-        if not loss < self._lowest:  # nan is never the best
-            return
-        self._lowest = loss
-        path = self._folder / f"best-{step:06d}"
-        on_main_process(self._accelerator, path, lambda: self._write(path, loss))
+        if step and loss < (math.inf if self.loss is None else self.loss):  # nan is not
+            tensors = {name: value.detach().to("cpu", copy=True) for name, value in parameters.items()}
+            self.restore(step, loss, tensors)
 
-    def copy_to(self, folder: Path) -> None:
-        """Copy the best weights into an existing folder, as `save_adapter` writes them."""
-        path = self._path()
-        assert path is not None, "nothing was measured"
-        shutil.copytree(path, folder, ignore=shutil.ignore_patterns(RECORD), dirs_exist_ok=True)
+    def restore(self, step: int, loss: float | None, tensors: dict[str, torch.Tensor]) -> None:
+        """Set what was kept, as a checkpoint has it."""
+        self.step, self.loss, self.tensors = step, loss, tensors
 
-    def _write(self, path: Path, loss: float) -> None:
-        with atomic_folder(path) as temporary, self._trained.averaged():
-            self._trained.model.save_adapter(temporary)
-            write_json(temporary / RECORD, {"loss": loss})
-        for old in self._all()[:-1]:
-            shutil.rmtree(old)
+    @contextmanager
+    def in_place_of(self, parameters: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Replace parameters by the best ones while the body runs, and restore them after it."""
+        values = {name: value.detach().clone() for name, value in parameters.items()}
+        _copy(self.tensors, parameters)
+        try:
+            yield
+        finally:
+            _copy(values, parameters)
 
-    def _path(self) -> Path | None:
-        return self._all()[-1] if self._all() else None
 
-    def _all(self) -> list[Path]:
-        return sorted(path for path in self._folder.glob("best-*") if (path / RECORD).is_file())
+@torch.no_grad()
+def _copy(values: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
 
 
 def mean_of_levels(measured: Mapping[float, float]) -> float:
@@ -79,6 +64,9 @@ def mean_of_levels(measured: Mapping[float, float]) -> float:
 
     Args:
         measured: Noise level -> loss.
+
+    Returns:
+        The mean; nan if a loss is nan or not above 0.
     """
     if not all(loss > 0 for loss in measured.values()):
         return math.nan

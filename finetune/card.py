@@ -73,7 +73,7 @@ def write_card(
         settings: Of the training.
         source: The base model.
         device: Type of the training device: cpu or cuda.
-        counts: num_clips, num_windows, num_samples and num_epochs.
+        counts: num_clips, num_windows, num_samples and num_epochs; best_step if it is not the last.
         final_loss: Loss of the last line of loss.csv.
     """
     run = RunFolder.of(settings)
@@ -148,10 +148,10 @@ def adapter_card(
     if tune.ema_decay is not None:
         rows["weights"] = f"moving average of the steps, decay {tune.ema_decay:g}"
     if "best_step" in counts:
-        rows["weights of step"] = f"{counts['best_step']}, with the lowest validation loss"
+        rows["weights of step"] = f"{counts['best_step']}, with the lowest geometric mean of the validation losses"
     if validation:
-        losses = list(validation.values())[-1]
-        rows["final validation loss"] = f"{sum(losses.values()) / len(losses):.6f}"
+        losses = validation[counts.get("best_step", max(validation))]
+        rows["validation loss"] = f"{sum(losses.values()) / len(losses):.6f}"
     plain = as_plain(settings)
     kept = {name: value for name, value in plain["finetune"].items() if name not in PRIVATE}
     shorten = published_paths(RunFolder.of(settings).root, plain)

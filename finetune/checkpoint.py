@@ -25,11 +25,13 @@ from safetensors.torch import load_file, save_file
 from dreamgen.errors import UserError
 from dreamgen.models.adapter_files import weight_files
 from dreamgen.run.files import atomic_folder, read_json, visible_files, write_json
+from finetune.best_weights import BestWeights
 from finetune.ema import averaged
 from finetune.random_state import random_states, set_random_states
 from finetune.stopping import on_main_process
 
-STATE, OPTIMIZER, AVERAGE, RANDOM = "state.json", "optimizer.safetensors", "ema.safetensors", "random.safetensors"
+STATE, OPTIMIZER, RANDOM = "state.json", "optimizer.safetensors", "random.safetensors"
+AVERAGE, BEST = "ema.safetensors", "best.safetensors"
 VAE_NAME, IDM_NAME = "vae", "idm"  # their folders, in place of an adapter's file
 NAME = re.compile(r"step-(\d{6,})")
 OLD = ".old.tmp"  # end of the name of one that is being deleted
@@ -45,6 +47,8 @@ class TrainingState:
         fixed: Values that may not change until the end, by name, as text.
         tracker_run: The tracker's id of this training.
         losses: Losses of the batches since the last line of loss.csv, in the order of their samples.
+        best_step: Of the weights with the lowest held-out loss so far; 0 if none are kept.
+        best_loss: Their loss.
     """
 
     step: int = 0
@@ -52,6 +56,8 @@ class TrainingState:
     fixed: Mapping[str, str] = field(default_factory=dict)
     tracker_run: str = ""
     losses: tuple[float, ...] = ()
+    best_step: int = 0
+    best_loss: float | None = None
 
 
 class TrainedNetwork(Protocol):
@@ -75,11 +81,13 @@ class TrainableState[Model: TrainedNetwork]:
         model: Its `network` holds the trained parameters.
         optimizer: Of the trained parameters.
         average: Their moving average, if there is one.
+        best: Their best values so far, if those are wanted; of the average if there is one.
     """
 
     model: Model
     optimizer: torch.optim.Optimizer
     average: EMAModel | None = None
+    best: BestWeights | None = None
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Return the trained parameters by name."""
@@ -90,6 +98,16 @@ class TrainableState[Model: TrainedNetwork]:
         """Replace the trained parameters by their average, if there is one, while the body runs."""
         with nullcontext() if self.average is None else averaged(self.average, self.parameters().values()):
             yield
+
+    @contextmanager
+    def finished(self) -> Iterator[None]:
+        """Replace the trained parameters by those that the training writes at its end, while the body runs."""
+        if self.best is not None and self.best.step:
+            with self.best.in_place_of(self.parameters()):
+                yield
+        else:
+            with self.averaged():
+                yield
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
@@ -131,6 +149,8 @@ def write_checkpoint(
             if trained.average is not None:
                 averages = dict(zip(trained.parameters(), trained.average.shadow_params, strict=True))
                 _save(averages, temporary / AVERAGE)
+            if trained.best is not None and trained.best.step:
+                _save(trained.best.tensors, temporary / BEST)
             write_json(temporary / STATE, asdict(state))
         point_last(path)
         _prune(folder, keep, spare)
@@ -172,8 +192,8 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, trained: Trainab
     names = {id(parameter): name for name, parameter in parameters.items()}
     ordered = [names[id(value)] for group in trained.optimizer.param_groups for value in group["params"]]
     groups = trained.optimizer.state_dict()["param_groups"]
-    state = {index: moments[name] for index, name in enumerate(ordered)}
-    trained.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    in_order = {index: moments[name] for index, name in enumerate(ordered)}
+    trained.optimizer.load_state_dict({"state": in_order, "param_groups": groups})
 
     if trained.average is not None:
         averages = _load(checkpoint / AVERAGE)
@@ -181,6 +201,10 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, trained: Trainab
         for name, shadow in zip(parameters, trained.average.shadow_params, strict=True):
             shadow.copy_(averages[name])
         trained.average.optimization_step = read_state(checkpoint).step
+    if trained.best is not None and (state := read_state(checkpoint)).best_step:
+        best = _load(checkpoint / BEST)
+        _check_fits(checkpoint / BEST, best.keys() ^ parameters.keys())
+        trained.best.restore(state.best_step, state.best_loss, best)
     states = _load(checkpoint / RANDOM)
     _check_fits(checkpoint / RANDOM, {"torch", "python", "numpy"} - states.keys())
     if len(states["torch"]) == accelerator.num_processes:

@@ -30,7 +30,7 @@ from finetune.windows import Window, num_threads, read_window
 ITEMS_BETWEEN_BARRIERS = 32
 RAM_GIB = 4.0  # for prompts; a prompt is 1 MB in a 2B model
 DEVICE_GIB = 0.5  # for the first prompts: those of a small model need no copy at each step
-THREADS = 8  # at most, that decode clips and write the cache; the thread that encodes has to get its turn in Python
+THREADS = 8  # at most, that decode clips and write the cache; the thread that encodes needs the GIL, too
 
 
 class EncodedPrompts:

@@ -58,7 +58,6 @@ class Training:
         validation: Measures the loss of held-out clips.
         samples: Generates from one of them.
         time_limit: Ends the training before its last step.
-        best: The weights that are written at the end; None: those of the last step.
     """
 
     settings: Settings
@@ -72,7 +71,6 @@ class Training:
     validation: Validation
     samples: Samples
     time_limit: TimeLimit
-    best: BestWeights | None
 
 
 def finetune(settings: Settings, dry_run: bool = False, resume: bool = False) -> StageResult:
@@ -128,7 +126,6 @@ def finetune(settings: Settings, dry_run: bool = False, resume: bool = False) ->
         settings, accelerator, forward_module, inputs, loader, trained, start, checkpoint,
         Validation(*watched, start.step), Samples(*watched),
         TimeLimit(accelerator, tune.max_minutes, start_s, seconds_before(run, start.step)),
-        BestWeights(accelerator, checkpoints_of(run), trained) if tune.keep_best else None,
     )  # fmt: skip
     cost = source.load_class().training_cost(settings)
     flops = None if cost is None else cost.window_flops
@@ -142,9 +139,10 @@ def finetune(settings: Settings, dry_run: bool = False, resume: bool = False) ->
     if log.last_step < tune.num_steps:
         notes.append(f"the time was up after {log.last_step} of {tune.num_steps} steps")
         settings = replace(settings, finetune=replace(tune, num_steps=log.last_step))
+        training = replace(training, settings=settings)
         counts = count(settings, clips, held_out, accelerator.num_processes)
-    if training.best is not None and training.best.step is not None:
-        counts["best_step"] = training.best.step
+    if trained.best is not None and trained.best.step:
+        counts["best_step"] = trained.best.step
     write_adapter(training, source, counts, log.last_loss)
     end_logs(accelerator)
     return finished(training, counts, log, notes)
@@ -199,10 +197,10 @@ def take_steps(training: Training, log: TrainingLog) -> Path | None:
 
 def measure(training: Training, log: TrainingLog, step: int, is_last: bool = False) -> None:
     """Measure held-out clips if it is due, and keep the weights if they are the best; every process calls this."""
-    measured = training.validation.step(step, log, is_last)
-    if measured is not None and training.best is not None:
-        with log.paused():
-            training.best.add(step, measured)
+    measured, trained = training.validation.step(step, log, is_last), training.trained
+    if measured is not None and trained.best is not None:
+        with log.paused(), trained.averaged():
+            trained.best.add(step, measured, trained.parameters())
 
 
 def save_checkpoint(training: Training, log: TrainingLog, step: int) -> Path:
@@ -210,6 +208,8 @@ def save_checkpoint(training: Training, log: TrainingLog, step: int) -> Path:
     tune, accelerator = training.settings.finetune, training.accelerator
     samples_a_step = tune.batch_size * tune.gradient_accumulation_steps * accelerator.num_processes
     state = replace(training.start, step=step, sample_index=step * samples_a_step, losses=log.pending_losses())
+    if (best := training.trained.best) is not None:
+        state = replace(state, best_step=best.step, best_loss=best.loss)
     folder = checkpoints_of(RunFolder.of(training.settings))
     with log.paused():
         return write_checkpoint(
@@ -220,8 +220,8 @@ def save_checkpoint(training: Training, log: TrainingLog, step: int) -> Path:
 def make_trainable_state(
     model: TrainableWorldModel, optimizer: torch.optim.Optimizer, tune: FinetuneSettings
 ) -> TrainableState[TrainableWorldModel]:
-    """Return what the steps change, with its moving average if the settings want one."""
-    trained = TrainableState(model, optimizer)
+    """Return what the steps change, with its moving average and its best weights if the settings want them."""
+    trained = TrainableState(model, optimizer, best=BestWeights() if tune.keep_best else None)
     if tune.ema_decay is None:
         return trained
     return replace(trained, average=parameter_average(trained.parameters().values(), tune.ema_decay))
@@ -268,12 +268,8 @@ def write_adapter(training: Training, source: WorldModelSource, counts: dict[str
     accelerator, settings = training.accelerator, training.settings
 
     def write() -> None:
-        with atomic_folder(RunFolder.of(settings).adapter) as temporary, training.trained.averaged():
-            if "best_step" in counts:
-                assert training.best is not None
-                training.best.copy_to(temporary)
-            else:
-                training.trained.model.save_adapter(temporary)
+        with atomic_folder(RunFolder.of(settings).adapter) as temporary, training.trained.finished():
+            training.trained.model.save_adapter(temporary)
             if settings.finetune.save_pipeline and settings.finetune.method == "full":
                 training.trained.model.save_other_parts(temporary)
             write_card(temporary, settings, source, accelerator.device.type, counts, final_loss)

@@ -13,6 +13,7 @@ from dreamgen.config.settings import Settings
 from dreamgen.data.seeds import derived_seed
 from dreamgen.models.trainable import TrainableWorldModel
 from dreamgen.run.run_folder import RunFolder
+from finetune.best_weights import mean_of_levels
 from finetune.checkpoint import TrainableState
 from finetune.distillation import losses
 from finetune.inputs import StepInputs
@@ -146,5 +147,6 @@ class Validation:
                     append_row(stream, (step, sigma, loss))
         named = {f"validation/sigma_{sigma:g}": loss for sigma, loss in measured.items()}
         named["validation/loss"] = sum(measured.values()) / len(measured)
+        named["validation/geometric_mean"] = mean_of_levels(measured)
         self._accelerator.log(named, step=step)
         return measured

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from dreamgen.config.settings import VideoSettings
+from dreamgen.cores import usable_cores
 from dreamgen.data.seeds import derived_seed
 from dreamgen.data.video import VideoInfo, decode_frames, probe
 from dreamgen.errors import Problems, UserError, quoted
@@ -155,7 +156,7 @@ def _order(seed: int, epoch: int, num_clips: int) -> np.ndarray:
 
 
 def num_threads(at_most: int) -> int:
-    """Return how many threads read clips, one a core: more are slower, as they also take turns in Python.
+    """Return how many threads read clips, one a core: more are slower, as each needs the GIL, too.
 
     Args:
         at_most: For a machine with many cores.
@@ -163,7 +164,7 @@ def num_threads(at_most: int) -> int:
     Returns:
         At least 1. The processes of a training on this machine share the cores that they may use.
     """
-    num_cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    num_cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(num_cores, at_most))
 
 

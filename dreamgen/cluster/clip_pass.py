@@ -24,6 +24,7 @@ from dreamgen.cluster.options import PoolOptions
 from dreamgen.cluster.pool import WorkerPool
 from dreamgen.cluster.ray_cluster import ray_pool_size
 from dreamgen.config.settings import LabelSettings, Settings
+from dreamgen.cores import usable_cores
 from dreamgen.data.clip_context import ClipContext
 from dreamgen.data.video import set_decoder_threads
 from dreamgen.progress import Progress
@@ -246,7 +247,7 @@ def pool_options(settings: LabelSettings, name: str, num_clips: int) -> PoolOpti
     """
     num_workers = settings.num_workers
     if num_workers is None and (num_clips <= CLIPS_PER_WORKER or not _is_on_cluster()):
-        num_workers = max(1, min(_num_cores(), num_clips // CLIPS_PER_WORKER))
+        num_workers = max(1, min(usable_cores(), num_clips // CLIPS_PER_WORKER))
     return PoolOptions(
         name,
         section="label",
@@ -262,10 +263,6 @@ def pool_options(settings: LabelSettings, name: str, num_clips: int) -> PoolOpti
 
 def _is_on_cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _limit_threads(num: int) -> None:

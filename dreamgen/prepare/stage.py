@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamgen.config.settings import Settings
+from dreamgen.cores import usable_cores
 from dreamgen.data.conditioning_frames import NUM_STORED_FRAMES
 from dreamgen.data.frames import FrameReader
 from dreamgen.data.prompts import sample_prompt
@@ -90,7 +91,7 @@ def _build_all(
     folder: Path, surveyed: Sequence[SurveyedClip], settings: Settings, views: Sequence[View]
 ) -> list[ClipRow]:
     """Write all clips; many of them on several processes, each of which takes clips that follow one another."""
-    num_workers = settings.prepare.num_workers or (len(os.sched_getaffinity(0)) if len(surveyed) > MANY_CLIPS else 1)
+    num_workers = settings.prepare.num_workers or (usable_cores() if len(surveyed) > MANY_CLIPS else 1)
     with Progress("prepare", len(surveyed)) as progress:
         if num_workers == 1:
             rows = []

@@ -41,7 +41,7 @@ def test_a_training_from_weights_writes_weights(tmp_path):
     Cosmos2_5_PredictBasePipeline.from_pretrained(out / "weights", safety_checker=NoSafetyChecker())
     vaes = (AutoencoderKLWan.from_pretrained(folder / "vae") for folder in (start, out / "weights"))
     before, after = (vae.state_dict() for vae in vaes)
-    assert before.keys() == after.keys() and any((before[name] != after[name]).any() for name in before)
-    text = "text_encoder/model.safetensors"
-    assert load_file(start / text).keys() == load_file(out / "weights" / text).keys()
+    assert before.keys() == after.keys() and any((before[name].half() != after[name].half()).any() for name in before)
+    before, after = (load_file(folder / "text_encoder/model.safetensors") for folder in (start, out / "weights"))
+    assert before.keys() == after.keys() and all(before[name].half().equal(after[name]) for name in before)
     assert len(list((out / "parts").glob("mini.tar.*"))) == 1

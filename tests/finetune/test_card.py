@@ -48,7 +48,7 @@ def test_the_card_has_a_hubs_front_matter_curves_and_settings(tmp_path, world):
         front["library_name"] == "diffusers" and front["pipeline_tag"] == "image-to-video" and "lora" in front["tags"]
     )
     facts, training, validation = tables(card)
-    assert ["clips held out", "1"] in facts and ["final validation loss", f"{0.575 + 1 / 501:.6f}"] in facts
+    assert ["clips held out", "1"] in facts and ["validation loss", f"{0.575 + 1 / 501:.6f}"] in facts
     assert len(training) == 2 + NUM_ROWS and training[2] == ["10", "2.0000"] and training[-1] == ["500", "0.0400"]
     assert [row[0] for row in validation[2:]] == ["0", "250", "500"]
     assert validation[2][1:] == ["1.2000", "1.9500"] and "noise 0.95" in validation[0][2]

@@ -73,6 +73,7 @@ def test_a_saved_pipeline_is_a_model_of_its_own(world, tmp_path):
     tune = {**FULL, "num_steps": 50, "max_minutes": 1e-6, "save_pipeline": True, "dropped_text": "negative_prompt"}
     result = finetune(training_settings(tmp_path, world, finetune=tune | {"text_dropout": 1.0}))
     assert result.metrics["num_steps"] == 1 and "the time was up after 1 of 50 steps" in result.notes
+    assert "| optimizer steps | 1 |" in (result.outputs["adapter"] / "README.md").read_text()
     pipe = Cosmos2_5_PredictBasePipeline.from_pretrained(tmp_path / "adapter", safety_checker=NoSafetyChecker())
     trained = CosmosTransformer3DModel.from_pretrained(tmp_path / "adapter/transformer").state_dict()
     assert all(torch.equal(value, trained[name]) for name, value in pipe.transformer.state_dict().items())

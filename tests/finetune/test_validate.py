@@ -271,5 +271,4 @@ def test_two_processes_measure_what_one_does(world, tmp_path):
     assert one[: len(NOISE_LEVELS)] == two[: len(NOISE_LEVELS)]  # before the first step, to the last digit
     assert [float(row["loss"]) for row in two] == pytest.approx([float(row["loss"]) for row in one], rel=1e-3)
     assert (tmp_path / "two/finetune/samples/step-000002.mp4").is_file()
-    best = [[path.name for path in tmp_path.glob(f"{name}/finetune/checkpoints/best-*")] for name in ("one", "two")]
-    assert best[0] == best[1] and len(best[0]) == 1
+    assert "best_step: 2" in done.stdout.splitlines()
