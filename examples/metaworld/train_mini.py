@@ -397,6 +397,14 @@ def existing_path(text: str) -> Path:
     return path
 
 
+def pipeline_folder(text: str) -> Path:
+    """Return the whole path of a pipeline that `save_pretrained` wrote."""
+    path = existing_path(text)
+    if not (path / "model_index.json").exists():
+        raise argparse.ArgumentTypeError(f"{text} is no pipeline: it has no model_index.json")
+    return path
+
+
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -410,7 +418,7 @@ def parse_args() -> argparse.Namespace:
     )
     add("--sizes", type=existing_path, default=HERE / "mini.yaml", help="of VAE and transformer")
     add("--config", type=existing_path, default=HERE / "training.yaml", help="settings of the trainings")
-    add("--start", type=existing_path, help="a pipeline's folder: continue from its weights; its text encoder is kept")
+    add("--start", type=pipeline_folder, help="folder of a pipeline: continue from its weights, with its text encoder")
     add("--num_gpus", type=int, default=1, help="for both trainings; each takes a batch")
     add("--seed", type=int, default=0)
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that record; default: all cores")
