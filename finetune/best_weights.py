@@ -15,7 +15,7 @@ class BestWeights:
     Attributes:
         step: Optimizer steps done; 0 before anything was kept.
         loss: Geometric mean of its losses over the noise levels; None before anything was kept.
-        tensors: Parameter's name -> its value, in the RAM.
+        tensors: Parameter's name -> its value, in the RAM of the main process.
     """
 
     def __init__(self) -> None:
@@ -23,20 +23,29 @@ class BestWeights:
         self.loss: float | None = None
         self.tensors: dict[str, torch.Tensor] = {}
 
-    def add(self, step: int, measured: Mapping[float, float], parameters: Mapping[str, torch.Tensor]) -> None:
-        """Keep the weights if their loss is the lowest.
+    def add(self, step: int, measured: Mapping[float, float]) -> bool:
+        """Compare the losses of a step with the lowest so far.
 
-        Those before the first step are not kept: an adapter that changes nothing is of no use.
+        Those before the first step do not count: an adapter that changes nothing is of no use.
 
         Args:
             step: Optimizer steps done.
             measured: Noise level -> held-out loss.
-            parameters: As they were measured.
+
+        Returns:
+            Whether it is the best, so that its weights should be kept.
         """
         loss = mean_of_levels(measured)
-        if step and loss < (math.inf if self.loss is None else self.loss):  # nan is not
-            tensors = {name: value.detach().to("cpu", copy=True) for name, value in parameters.items()}
-            self.restore(step, loss, tensors)
+        is_best = step > 0 and loss < (math.inf if self.loss is None else self.loss)  # nan is not
+        if is_best:
+            self.step, self.loss = step, loss
+        return is_best
+
+    def keep(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        """Copy the weights of the best step, as they were measured, in the process that will write them."""
+        if not self.tensors:
+            self.tensors = {name: torch.empty_like(value, device="cpu") for name, value in parameters.items()}
+        _copy(parameters, self.tensors)
 
     def restore(self, step: int, loss: float | None, tensors: dict[str, torch.Tensor]) -> None:
         """Set what was kept, as a checkpoint has it."""
@@ -45,7 +54,7 @@ class BestWeights:
     @contextmanager
     def in_place_of(self, parameters: Mapping[str, torch.Tensor]) -> Iterator[None]:
         """Replace parameters by the best ones while the body runs, and restore them after it."""
-        values = {name: value.detach().clone() for name, value in parameters.items()}
+        values = {name: value.detach().to("cpu", copy=True) for name, value in parameters.items()}
         _copy(self.tensors, parameters)
         try:
             yield
@@ -54,9 +63,9 @@ class BestWeights:
 
 
 @torch.no_grad()
-def _copy(values: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(values[name])
+def _copy(values: Mapping[str, torch.Tensor], to: Mapping[str, torch.Tensor]) -> None:
+    for name, target in to.items():
+        target.copy_(values[name])
 
 
 def mean_of_levels(measured: Mapping[float, float]) -> float:

@@ -73,7 +73,7 @@ def write_card(
         settings: Of the training.
         source: The base model.
         device: Type of the training device: cpu or cuda.
-        counts: num_clips, num_windows, num_samples and num_epochs; best_step if it is not the last.
+        counts: num_clips, num_windows, num_samples and num_epochs; best_step with finetune.keep_best.
         final_loss: Loss of the last line of loss.csv.
     """
     run = RunFolder.of(settings)
@@ -104,7 +104,7 @@ def adapter_card(
         source: The base model.
         adapter: Folder that it will be loaded from, unless it is uploaded to a hub.
         device: Type of the training device: cpu or cuda.
-        counts: num_clips, num_windows, num_samples and num_epochs.
+        counts: As `write_card` takes them.
         final_loss: Loss of the last line of loss.csv.
         training: Rows of loss.csv.
         validation: From `validation_table`.
@@ -149,8 +149,8 @@ def adapter_card(
         rows["weights"] = f"moving average of the steps, decay {tune.ema_decay:g}"
     if "best_step" in counts:
         rows["weights of step"] = f"{counts['best_step']}, with the lowest geometric mean of the validation losses"
-    if validation:
-        losses = validation[counts.get("best_step", max(validation))]
+    # A training that continues another run's has no losses of the steps before.
+    if validation and (losses := validation.get(counts.get("best_step", max(validation)))):
         rows["validation loss"] = f"{sum(losses.values()) / len(losses):.6f}"
     plain = as_plain(settings)
     kept = {name: value for name, value in plain["finetune"].items() if name not in PRIVATE}

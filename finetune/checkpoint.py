@@ -203,8 +203,9 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, trained: Trainab
         trained.average.optimization_step = read_state(checkpoint).step
     if trained.best is not None and (state := read_state(checkpoint)).best_step:
         best = _load(checkpoint / BEST)
-        _check_fits(checkpoint / BEST, best.keys() ^ parameters.keys())
-        trained.best.restore(state.best_step, state.best_loss, best)
+        known = {name for name, value in best.items() if name in parameters and value.shape == parameters[name].shape}
+        _check_fits(checkpoint / BEST, (best.keys() | parameters.keys()) - known)
+        trained.best.restore(state.best_step, state.best_loss, best if accelerator.is_main_process else {})
     states = _load(checkpoint / RANDOM)
     _check_fits(checkpoint / RANDOM, {"torch", "python", "numpy"} - states.keys())
     if len(states["torch"]) == accelerator.num_processes:

@@ -152,7 +152,7 @@ def take_steps(training: Training, log: TrainingLog) -> Path | None:
     """Make the remaining optimizer steps, with a checkpoint every so many.
 
     Args:
-        training: Its model, optimizer and average are changed.
+        training: Its model, optimizer, average and best weights are changed.
         log: Receives every loss and step.
 
     Returns:
@@ -198,9 +198,11 @@ def take_steps(training: Training, log: TrainingLog) -> Path | None:
 def measure(training: Training, log: TrainingLog, step: int, is_last: bool = False) -> None:
     """Measure held-out clips if it is due, and keep the weights if they are the best; every process calls this."""
     measured, trained = training.validation.step(step, log, is_last), training.trained
-    if measured is not None and trained.best is not None:
+    if measured is None or trained.best is None or not trained.best.add(step, measured):
+        return
+    if training.accelerator.is_main_process:  # it writes the checkpoints and the adapter
         with log.paused(), trained.averaged():
-            trained.best.add(step, measured, trained.parameters())
+            trained.best.keep(trained.parameters())
 
 
 def save_checkpoint(training: Training, log: TrainingLog, step: int) -> Path:
@@ -208,8 +210,8 @@ def save_checkpoint(training: Training, log: TrainingLog, step: int) -> Path:
     tune, accelerator = training.settings.finetune, training.accelerator
     samples_a_step = tune.batch_size * tune.gradient_accumulation_steps * accelerator.num_processes
     state = replace(training.start, step=step, sample_index=step * samples_a_step, losses=log.pending_losses())
-    if (best := training.trained.best) is not None:
-        state = replace(state, best_step=best.step, best_loss=best.loss)
+    best = training.trained.best
+    state = replace(state, best_step=best.step if best else 0, best_loss=best.loss if best else None)
     folder = checkpoints_of(RunFolder.of(training.settings))
     with log.paused():
         return write_checkpoint(

@@ -10,7 +10,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-FOUNDATION = {"errors", "extensions", "progress", "text_escape", "environment", "config", "data", "run", "stages"}
+FOUNDATION = {
+    "errors",
+    "extensions",
+    "progress",
+    "text_escape",
+    "environment",
+    "cores",
+    "config",
+    "data",
+    "run",
+    "stages",
+}
 TOP = {"api", "cli", "pipeline", "preview", "demo", "doctor", "__main__"}
 
 # Layer -> layers that it may import. A stage may import its own package's modules, never another stage.

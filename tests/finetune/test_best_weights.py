@@ -88,15 +88,25 @@ def test_what_was_best_before_the_checkpoint_is_compared_with(world, tmp_path):
     assert finetune(settings, resume=True).metrics["best_step"] == 3  # of which it has nothing better
 
 
+def test_a_training_goes_on_in_another_run(world, tmp_path):
+    for name in ("one", "other"):
+        write_training_set(tmp_path / name, num_clips=3)
+    finetune(training_settings(tmp_path / "one", world, finetune=TUNE | RISING))
+    words = TUNE | RISING | {"resume_from": str(checkpoint(tmp_path / "one", 2))}
+    assert finetune(training_settings(tmp_path / "other", world, finetune=words)).metrics["best_step"] == 1
+    assert same_tensors(tmp_path / "other/adapter" / ADAPTER, tmp_path / "one/adapter" / ADAPTER)
+
+
 def test_damaged_best_weights_are_told_before_a_step(world, tmp_path):
     write_training_set(tmp_path, num_clips=3)
     settings = training_settings(tmp_path, world, finetune=TUNE | RISING)
     finetune(settings)
     shutil.rmtree(tmp_path / "adapter")
     path = checkpoint(tmp_path, 2) / "best.safetensors"
-    save_file({"another": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match=r"best\.safetensors does not fit the model"):
-        finetune(settings, resume=True)
+    for wrong in ({"another": torch.zeros(1)}, {name: value[:1] for name, value in load_file(path).items()}):
+        save_file(wrong, path)
+        with pytest.raises(UserError, match=r"best\.safetensors does not fit the model"):
+            finetune(settings, resume=True)
     path.unlink()
     with pytest.raises(UserError, match=r"best\.safetensors is missing or damaged"):
         finetune(settings, resume=True)
@@ -115,7 +125,8 @@ def test_only_a_lower_loss_replaces_what_is_kept():
     def add(step, loss):
         with torch.no_grad():
             parameter.fill_(step)
-        best.add(step, {0.2: loss, 0.8: loss}, {"p": parameter})
+        if best.add(step, {0.2: loss, 0.8: loss}):
+            best.keep({"p": parameter})
         return best.step, best.tensors["p"][0].item() if best.tensors else None
 
     assert add(0, 0.1) == (0, None)  # an adapter that changes nothing

@@ -19,6 +19,7 @@ from dreamgen.models.cosmos_predict25.loading import latent_statistics, load_pip
 from dreamgen.models.cosmos_predict25.training import sample_latents
 from dreamgen.models.trainable import TrainableWorldModel
 from dreamgen.models.world_model import resolve_world_model
+from dreamgen.run.files import read_json
 from dreamgen.run.run_folder import RunFolder
 from finetune import finetune
 from finetune.batches import WindowDataset
@@ -256,7 +257,8 @@ def test_samples_without_a_held_out_clip_are_refused(world, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(world, tmp_path):
-    tune = {"validation_clips": 3, "validate_every": 2, "sample_every": 2, "num_steps": 2, "keep_best": True}
+    tune = {"validation_clips": 3, "validate_every": 1, "sample_every": 2, "num_steps": 2, "checkpoint_every": 1}
+    tune |= {"keep_best": True}
     for name, accumulated in (("one", 2), ("two", 1)):
         write_training_set(tmp_path / name, num_clips=5)  # uneven shares: two windows and one
         settings = training_settings(
@@ -271,4 +273,7 @@ def test_two_processes_measure_what_one_does(world, tmp_path):
     assert one[: len(NOISE_LEVELS)] == two[: len(NOISE_LEVELS)]  # before the first step, to the last digit
     assert [float(row["loss"]) for row in two] == pytest.approx([float(row["loss"]) for row in one], rel=1e-3)
     assert (tmp_path / "two/finetune/samples/step-000002.mp4").is_file()
+    states = [read_json(tmp_path / name / "finetune/checkpoints/step-000001/state.json") for name in ("one", "two")]
+    assert states[0]["best_step"] == states[1]["best_step"] == 1
+    assert states[0]["best_loss"] == pytest.approx(states[1]["best_loss"], rel=1e-3)
     assert "best_step: 2" in done.stdout.splitlines()
