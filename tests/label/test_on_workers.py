@@ -116,7 +116,7 @@ def test_workers_write_what_one_process_writes_though_one_is_killed(generated, t
     ],
 )
 def test_as_many_workers_as_are_worth_their_start(monkeypatch, settings, num_clips, address, expected):
-    monkeypatch.setattr(clip_pass, "_num_cores", lambda: 8)
+    monkeypatch.setattr(clip_pass, "usable_cores", lambda: 8)
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
     assert pool_options(settings, "label", num_clips).num_workers == expected
