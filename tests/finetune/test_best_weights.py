@@ -40,6 +40,15 @@ def checkpoint(run, step):
     return run / f"finetune/checkpoints/step-{step:06d}"
 
 
+def without_adapter(world, run):
+    """Train, remove the adapter, and return the settings, with which the training can go on."""
+    write_training_set(run, num_clips=3)
+    settings = training_settings(run, world, finetune=TUNE | RISING)
+    finetune(settings)
+    shutil.rmtree(run / "adapter")
+    return settings
+
+
 def test_the_adapter_has_the_weights_of_the_lowest_loss(world, tmp_path):
     write_training_set(tmp_path, num_clips=3)
     result = finetune(training_settings(tmp_path, world, finetune=TUNE | RISING))
@@ -78,10 +87,7 @@ def test_a_resumed_training_writes_the_same_adapter(world, tmp_path, stopped_aft
 
 
 def test_what_was_best_before_the_checkpoint_is_compared_with(world, tmp_path):
-    write_training_set(tmp_path, num_clips=3)
-    settings = training_settings(tmp_path, world, finetune=TUNE | RISING)
-    finetune(settings)
-    shutil.rmtree(tmp_path / "adapter")
+    settings = without_adapter(world, tmp_path)
     state = json.loads((checkpoint(tmp_path, 2) / "state.json").read_text())
     assert state["best_step"] == 1 and state["best_loss"] == pytest.approx(losses_by_step(tmp_path)[1])
     (checkpoint(tmp_path, 2) / "state.json").write_text(json.dumps({**state, "best_loss": 1e6}))
@@ -98,10 +104,7 @@ def test_a_training_goes_on_in_another_run(world, tmp_path):
 
 
 def test_damaged_best_weights_are_told_before_a_step(world, tmp_path):
-    write_training_set(tmp_path, num_clips=3)
-    settings = training_settings(tmp_path, world, finetune=TUNE | RISING)
-    finetune(settings)
-    shutil.rmtree(tmp_path / "adapter")
+    settings = without_adapter(world, tmp_path)
     path = checkpoint(tmp_path, 2) / "best.safetensors"
     for wrong in ({"another": torch.zeros(1)}, {name: value[:1] for name, value in load_file(path).items()}):
         save_file(wrong, path)
