@@ -26,6 +26,10 @@ COLOR_MIX, COLOR_SHIFT = 0.3, 0.15  # deviation of the mixed colors and of their
 MAX_SHIFT, MAX_SCALE = 0.02, 0.02  # shares of the image; more would hide where the camera sees the robot
 MAX_BLUR_PX, MIN_JPEG = 1.0, 20
 MAX_CUT = 1 / 3  # side of the part that is covered, share of the image
+DIFFERENCES = np.arange(256) / 127.5
+# The share of a pixel that is in front, in 1/256, by its difference from the background.
+IN_FRONT = np.rint(256 / (1 + np.exp(np.clip((MASK_AT - DIFFERENCES) / MASK_WIDTH, -30, 30)))).astype(np.uint16)
+MAX_PLANES = 510  # OpenCV's limit for the channels of an image is 512
 SHARE = 0.3  # of the samples that get a new background, a covered part, blur, or compression
 
 
@@ -108,10 +112,10 @@ def augmented(
     Returns:
         The same shapes, uint8.
     """
-    stack = np.concatenate([pictures_KCHW, background_CHW[None]]).astype(np.float32)
+    frames_NCHW, size = [*pictures_KCHW, background_CHW], background_CHW.shape[-1]
     if random.random() < SHARE:
-        stack = _replace_background(stack, other_CHW[_mixed_channels(len(other_CHW), random)])
-    size, (num, channels) = stack.shape[-1], stack.shape[:2]
+        other_CHW = other_CHW[_mixed_channels(len(other_CHW), random)]
+        frames_NCHW = _replace_background(np.stack(frames_NCHW), other_CHW)
     mix = np.eye(3) + random.random() * COLOR_MIX * random.standard_normal((3, 3))
     shift = 127.5 * COLOR_SHIFT * random.standard_normal(3)
     zoom = 1 + random.uniform(-MAX_SCALE, MAX_SCALE, 2)
@@ -121,32 +125,38 @@ def augmented(
     quality = int(random.integers(MIN_JPEG, 90)) if random.random() < SHARE else None
     box = _box(size, random) if random.random() < SHARE else None
     color = random.uniform(0, 255, 3)
-    result = np.empty((num, channels, size, size), np.uint8)
-    for camera in range(0, channels, 3):
-        for frame in range(num):
-            image = stack[frame, camera : camera + 3].transpose(1, 2, 0)
-            image = cv2.warpAffine(image, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
-            if box is not None:
-                image[box] = color
-            image = np.clip((image - 127.5) @ mix.T + 127.5 + shift, 0, 255).astype(np.uint8)
-            if blur_px:
-                image = cv2.GaussianBlur(image, (0, 0), blur_px)
-            if quality is not None:
-                written = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-                image = np.asarray(cv2.imdecode(written, cv2.IMREAD_COLOR))
-            result[frame, camera : camera + 3] = image.transpose(2, 0, 1)
-    return result[:-1], result[-1]
+    color_matrix = np.column_stack([mix, 127.5 - 127.5 * mix.sum(axis=1) + shift])
+    planes = [plane_HW for frame_CHW in frames_NCHW for plane_HW in frame_CHW]
+    result_PHW = np.empty((len(planes), size, size), np.uint8)
+    for start in range(0, len(planes), MAX_PLANES):
+        # All frames and cameras are channels of one image: one call is far faster than one for each.
+        image_HWP = cv2.merge(planes[start : start + MAX_PLANES])
+        changed_HWP = cv2.warpAffine(image_HWP, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
+        if box is not None:
+            changed_HWP.reshape(size, size, -1, 3)[box] = np.rint(color)
+        cv2.transform(changed_HWP.reshape(size, -1, 3), color_matrix, dst=image_HWP.reshape(size, -1, 3))
+        if blur_px:
+            image_HWP = cv2.GaussianBlur(image_HWP, (0, 0), blur_px, dst=changed_HWP)
+        result_PS = result_PHW[start : start + MAX_PLANES].reshape(-1, size * size)
+        cv2.transpose(image_HWP.reshape(size * size, -1), dst=result_PS)
+    if quality is not None:
+        for planes_3HW in result_PHW.reshape(-1, 3, size, size):
+            written = cv2.imencode(".jpg", cv2.merge(tuple(planes_3HW)), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+            cv2.split(np.asarray(cv2.imdecode(written, cv2.IMREAD_COLOR)), tuple(planes_3HW))
+    result_NCHW = result_PHW.reshape(-1, *background_CHW.shape)
+    return result_NCHW[:-1], result_NCHW[-1]
 
 
-def _replace_background(stack: np.ndarray, other_CHW: np.ndarray) -> np.ndarray:
+def _replace_background(stack_NCHW: np.ndarray, other_CHW: np.ndarray) -> np.ndarray:
     """Put what moves in front of another background."""
-    result = np.empty_like(stack)
-    for camera in range(0, stack.shape[1], 3):
-        part = stack[:, camera : camera + 3]
-        moved_N1HW = np.abs(part - part[-1:]).max(axis=1, keepdims=True) / 127.5
-        share_N1HW = 1 / (1 + np.exp(np.clip((MASK_AT - moved_N1HW) / MASK_WIDTH, -30, 30)))
-        share_N1HW = np.stack([cv2.dilate(x[0], np.ones((3, 3)))[None] for x in share_N1HW])
-        result[:, camera : camera + 3] = share_N1HW * part + (1 - share_N1HW) * other_CHW[camera : camera + 3]
+    result = np.empty_like(stack_NCHW)
+    for camera in range(0, stack_NCHW.shape[1], 3):
+        part, other = (x[..., camera : camera + 3, :, :] for x in (stack_NCHW, other_CHW))
+        moved_NHW = (np.maximum(part, part[-1:]) - np.minimum(part, part[-1:])).max(axis=1)
+        share_NHW = np.stack([cv2.LUT(cv2.dilate(moved_HW, np.ones((3, 3))), IN_FRONT) for moved_HW in moved_NHW])
+        share_N1HW = np.asarray(share_NHW, np.uint16)[:, None]
+        # In 1/256, so that the sum of both fits 16 bits.
+        result[:, camera : camera + 3] = (share_N1HW * part + (256 - share_N1HW) * other + 128) >> 8
     return result
 
 

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,9 @@ from transformers import AutoImageProcessor, Dinov2Config, Dinov2Model
 
 from dreamgen.errors import UserError
 from dreamgen.models.idm.model import InverseDynamics
+from dreamgen.models.idm.network import MASK_AT, MASK_WIDTH
 from dreamgen.run.run_folder import RunFolder
+from finetune import idm_batches
 from finetune.idm_batches import WindowSamples, augmented
 from finetune.idm_episodes import IdmEpisode
 from finetune.idm_training import BEST
@@ -185,6 +188,64 @@ def test_augmentation_changes_window_and_background_alike():
         assert changed.dtype == background.dtype == np.uint8 and changed.shape == pictures_KCHW.shape
         difference = np.abs(changed[0].astype(int) - background).max(axis=0)
         assert np.median(difference) <= 40 and not np.array_equal(changed, pictures_KCHW)
+
+
+@pytest.mark.parametrize(("share", "num_frames", "num_cameras"), [(0.0, 3, 2), (0.0, 180, 1), (1.0, 3, 2)])
+def test_augmentation_agrees_with_one_frame_after_the_other_in_float(monkeypatch, share, num_frames, num_cameras):
+    """Also beyond the number of channels that an image of OpenCV has; the marks of compression are left out."""
+    random = np.random.default_rng(0)
+    smooth = [cv2.GaussianBlur(random.integers(0, 256, (32, 32, 3)).astype(np.uint8), (0, 0), 2) * 1.5 for _ in "012"]
+    still, other, moving = (np.tile(x.transpose(2, 0, 1), (num_cameras, 1, 1)).astype(np.uint8) for x in smooth)
+    pictures_KCHW = np.repeat(still[None], num_frames, axis=0)
+    pictures_KCHW[:, :, 10:20, 10:20] = moving[:, 10:20, 10:20]
+    monkeypatch.setattr(idm_batches, "SHARE", share)
+    monkeypatch.setattr(cv2, "imencode", lambda _, image, __: (True, image))
+    monkeypatch.setattr(cv2, "imdecode", lambda image, _: image)
+    for seed in range(12):
+        draws = [np.random.default_rng(seed) for _ in range(2)]
+        changed_KCHW, background_CHW = augmented(pictures_KCHW, still, other, draws[0])
+        expected_NCHW = plainly_augmented(np.concatenate([pictures_KCHW, still[None]]), other, share == 1, draws[1])
+        assert draws[0].bit_generator.state == draws[1].bit_generator.state
+        difference = np.abs(np.concatenate([changed_KCHW, background_CHW[None]]) - expected_NCHW)
+        assert difference.max() <= 3 and (difference <= 1).mean() > 0.95
+
+
+def plainly_augmented(stack_NCHW, other_CHW, has_all, random):
+    """Return what `augmented` computes, in float: with everything but compression, or with shift and colors only."""
+    random.random()
+    if has_all:
+        order = random.permutation(3)
+        other_CHW = other_CHW.reshape(-1, 3, 32, 32)[:, order].reshape(other_CHW.shape)
+    mix = np.eye(3) + random.random() * idm_batches.COLOR_MIX * random.standard_normal((3, 3))
+    shift = 127.5 * idm_batches.COLOR_SHIFT * random.standard_normal(3)
+    zoom = 1 + random.uniform(-idm_batches.MAX_SCALE, idm_batches.MAX_SCALE, 2)
+    move = 32 * (random.uniform(-idm_batches.MAX_SHIFT, idm_batches.MAX_SHIFT, 2) + (1 - zoom) / 2)
+    random.random()
+    blur_px = random.uniform(0.3, idm_batches.MAX_BLUR_PX) if has_all else 0
+    random.random()
+    if has_all:
+        random.integers(idm_batches.MIN_JPEG, 90)
+    random.random()
+    tall, wide = random.integers(2, int(32 * idm_batches.MAX_CUT), 2) if has_all else (0, 0)
+    top, left = (random.integers(32 - tall), random.integers(32 - wide)) if has_all else (0, 0)
+    color = random.uniform(0, 255, 3)
+    result_NCHW = np.empty(stack_NCHW.shape)
+    for number, frame_CHW in enumerate(stack_NCHW.astype(np.float32)):
+        for camera in range(0, len(frame_CHW), 3):
+            image, still, other = (
+                x[camera : camera + 3].transpose(1, 2, 0) for x in (frame_CHW, stack_NCHW[-1], other_CHW)
+            )
+            if has_all:
+                moved_HW = np.abs(image - still).max(axis=2) / 127.5
+                share_HW = cv2.dilate(1 / (1 + np.exp((MASK_AT - moved_HW) / MASK_WIDTH)), np.ones((3, 3)))
+                image = share_HW[..., None] * image + (1 - share_HW[..., None]) * other
+            matrix = np.array([[zoom[0], 0, move[0]], [0, zoom[1], move[1]]])
+            image = cv2.warpAffine(image, matrix, (32, 32), borderMode=cv2.BORDER_REPLICATE)
+            image[top : top + tall, left : left + wide] = color
+            image = np.clip((image - 127.5) @ mix.T + 127.5 + shift, 0, 255)
+            image = cv2.GaussianBlur(image, (0, 0), blur_px) if has_all else image
+            result_NCHW[number, camera : camera + 3] = image.transpose(2, 0, 1)
+    return result_NCHW
 
 
 @pytest.mark.slow
