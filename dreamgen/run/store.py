@@ -150,12 +150,13 @@ class Store:
 
 @cache
 def _open(place: str) -> tuple[Any, str]:
-    import fsspec
-    import pyarrow as pa
     import pyarrow.fs as fs
 
     if not is_url(place):
         return fs.LocalFileSystem(), str(Path(place).absolute())
+    import fsspec  # a fifth of a second, which a folder on a disk does not need
+    import pyarrow as pa
+
     address = place
     if place.startswith("s3://") and "allow_delayed_open" not in place:
         address += ("&" if "?" in place else "?") + "allow_delayed_open=true"  # reads a small object in one request
