@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
-from dreamgen.config.settings import Settings
+from dreamgen.config.settings import IdmSettings, Settings
+from dreamgen.cores import usable_cores
 from dreamgen.data.seeds import derived_seed
 from dreamgen.models.idm.model import WEIGHTS_NAME, InverseDynamics
 from dreamgen.models.idm.network import to_unit, window_loss
@@ -33,6 +34,7 @@ from finetune.stopping import stop_signals
 from finetune.training_log import TrainingLog, append_row, read_steps, start_table
 
 VALIDATION_FRAMES = 20_000  # of held-out episodes, for each point of the curve
+NUM_AUGMENTING = 4  # processes for each GPU, as many as `finetune_vae` has
 BEST = "best."  # prefix of the best weights so far in a checkpoint
 
 
@@ -145,7 +147,9 @@ def prepare_training(
     samples = WindowSamples(train, targets, config.horizon, settings.video.num_frames, idm.augment, settings.seed)
     per_step = idm.batch_size * config.num_models
     order = _Range(start.sample_index, idm.num_steps * per_step * accelerator.num_processes)
-    loader = DataLoader(samples, per_step, sampler=order, num_workers=idm.num_workers, drop_last=True)
+    loader = DataLoader(
+        samples, per_step, sampler=order, num_workers=num_loading_processes(idm, accelerator.device), drop_last=True
+    )
     parameters = [value for value in model.networks.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=idm.learning_rate, weight_decay=idm.weight_decay)
     forward_module, optimizer, loader = accelerator.prepare(Ensemble(model.networks), optimizer, loader)
@@ -153,6 +157,13 @@ def prepare_training(
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint, trained)
     return IdmTraining(settings, accelerator, model, forward_module, loader, trained, start, checkpoint, validation)
+
+
+def num_loading_processes(settings: IdmSettings, device: torch.device) -> int:
+    """Return how many processes augment windows; by default none but this one, unless a GPU would wait for it."""
+    if settings.num_workers is not None:
+        return settings.num_workers
+    return min(NUM_AUGMENTING, usable_cores()) if settings.augment and device.type == "cuda" else 0
 
 
 def take_steps(training: IdmTraining, log: TrainingLog) -> tuple[Path | None, int]:

@@ -232,7 +232,10 @@ class IdmSettings:
     checkpoint_every: int = option(500, "optimizer steps between checkpoints", ge=1, invalidates=())
     keep_checkpoints: int = option(2, "newest checkpoints to keep", ge=1, invalidates=())
     log_every: int = option(50, "optimizer steps between logged losses", ge=1, invalidates=())
-    num_workers: int = option(0, "data loading processes per GPU", ge=0, scope="machine")
+    num_workers: int | None = option(
+        None, "data loading processes per GPU; default: 4, or one a core if there are fewer, with `augment` on a GPU, "
+        "0 otherwise", ge=0, scope="machine",
+    )  # fmt: skip
     predict_state: bool = option(True, "predict the state of each frame as well as the action", invalidates=("label",))
     states_from: Literal["frames", "actions"] = option(
         "frames", "read states from frames, or follow the predicted actions from the first state",

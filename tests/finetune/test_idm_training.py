@@ -19,6 +19,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, Dinov2Config, Dinov2Model
 
+from dreamgen.config.training_settings import IdmSettings
+from dreamgen.cores import usable_cores
 from dreamgen.errors import UserError
 from dreamgen.models.idm.model import InverseDynamics
 from dreamgen.models.idm.network import MASK_AT, MASK_WIDTH
@@ -26,7 +28,7 @@ from dreamgen.run.run_folder import RunFolder
 from finetune import idm_batches
 from finetune.idm_batches import WindowSamples, augmented
 from finetune.idm_episodes import IdmEpisode
-from finetune.idm_training import BEST
+from finetune.idm_training import BEST, NUM_AUGMENTING, num_loading_processes
 from finetune.inverse_dynamics import finetune_idm
 from tests.finetune.square_world import square_settings, write_square_training_set
 
@@ -176,6 +178,20 @@ def test_samples_depend_on_their_number_only():
         assert not torch.equal(first[8][0], pictures)
     starts = {int(first[index][2][0, 0]) for index in range(300)}
     assert starts == set(range(27))  # every window of an episode is drawn
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "expected"),
+    [
+        ({}, "cuda", min(NUM_AUGMENTING, usable_cores())),
+        ({}, "cpu", 0),
+        ({"augment": False}, "cuda", 0),
+        ({"num_workers": 0}, "cuda", 0),
+        ({"num_workers": 3}, "cpu", 3),
+    ],
+)
+def test_a_gpu_does_not_wait_for_one_process_that_augments(changes, device, expected):
+    assert num_loading_processes(IdmSettings(**changes), torch.device(device)) == expected
 
 
 def test_augmentation_changes_window_and_background_alike():
