@@ -176,6 +176,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_workers", type=int, default=1, help="data loading processes of a policy's training")
     parser.add_argument("--augment", default="colors", choices=tuple(AUGMENTATIONS), help="of the policies' pictures")
     parser.add_argument("--policy_words", nargs="*", default=[], help="more settings of lerobot-train")
+    parser.add_argument("--cuda_graphs", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(),
+                        help="replay training steps of ACT as CUDA graphs")  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     from environments import visible_gpus  # beside this folder, which `steps` makes importable
 

@@ -38,6 +38,7 @@ def write_reports(args: argparse.Namespace) -> None:
         "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
         "policies": runs,
         "table": [row for policy in args.policies for row in policy_rows(runs, args.tasks, policy)],
+        "over_tasks": [row for policy in args.policies for row in task_means(runs, args.tasks, policy)],
         "replay": [replay_row(replay) for replay in replays],
         "scores": _score_rows(replays),
         "dreams": [dreams_of(replay) for replay in replays],
@@ -90,6 +91,37 @@ def policy_rows(runs: list[dict[str, Any]], tasks: list[str], policy: str) -> li
                 cell["p"] = paired_p_value(one_KE, other_KE)
             row["tasks"][task] = cell
         rows.append(row)
+    return rows
+
+
+def task_means(runs: list[dict[str, Any]], tasks: list[str], policy: str) -> list[dict[str, Any]]:
+    """Return a row for each arm: its success beside that of real alone with the same tasks and seeds, and two p-values.
+
+    One is of episodes, with the trainings as they are: whether these policies differ. The other is of pairs of
+    trainings with the same task and seed: whether others would.
+
+    Args:
+        runs: With `task`, `arm`, `policy`, `seed` and `success`.
+        tasks: Those that count.
+        policy: Which one.
+    """
+    rows = []
+    for arm in sorted({run["arm"] for run in runs if run["policy"] == policy} - {REAL}, key=_position):
+        episodes, pairs, names = [], [], []
+        for task in tasks:
+            mine, real = (_of(runs, task, name, policy) for name in (arm, REAL))
+            if seeds := sorted(set(mine) & set(real)):
+                both_2KE = np.array([[success[seed] for seed in seeds] for success in (mine, real)], float)
+                episodes.append(both_2KE.mean(axis=1))
+                pairs.append(both_2KE.mean(axis=2))
+                names.append(task)
+        if names:
+            episodes_2E, pairs_2P = (np.concatenate(parts, axis=1) for parts in (episodes, pairs))
+            success, real = (float(np.mean([part[row].mean() for part in pairs])) for row in (0, 1))
+            rows.append({"policy": policy, "arm": arm, "tasks": names, "success": success, "real": real,
+                         "p": paired_p_value(episodes_2E[:1], episodes_2E[1:]), "pairs": pairs_2P.shape[1],
+                         "better": int((pairs_2P[0] > pairs_2P[1]).sum()),
+                         "p_of_trainings": paired_p_value(pairs_2P[:1], pairs_2P[1:])})  # fmt: skip
     return rows
 
 
@@ -162,6 +194,14 @@ def tables(report: dict[str, Any], tasks: list[str]) -> str:
         rows = [[arm_title(row["arm"]), *(_cell(row["tasks"].get(task)) for task in tasks)]
                 for row in report["table"] if row["policy"] == policy]  # fmt: skip
         parts.append(markdown_table([f"{policy}: success, percent (95 %), p against real", *tasks], rows))
+    rows = [[row["policy"], arm_title(row["arm"]), ", ".join(row["tasks"]), f"{row['success']:.0%}",
+             f"{row['real']:.0%}", f"{row['p']:.2g}", f"{row['better']} of {row['pairs']}",
+             f"{row['p_of_trainings']:.2g}"]
+            for row in report["over_tasks"]]  # fmt: skip
+    if rows:
+        names = ["policy", "over tasks", "tasks", "success", "real alone", "p (episodes)", "trainings better",
+                 "p (trainings)"]  # fmt: skip
+        parts.append(markdown_table(names, rows))
     if report["replay"]:
         columns = {
             "recorded": "recorded actions", "nearest": "the nearest demonstration's",

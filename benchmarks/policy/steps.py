@@ -48,7 +48,7 @@ ARMS = {
     "dreams": "accepted dreams alone",
 }
 REAL, CURATED = "real", "curated"
-MAIN_ARMS = (REAL, CURATED, "best", "real_video", "oracle")  # trained first, with all seeds
+MAIN_ARMS = (REAL, CURATED)  # trained first, with all seeds
 
 # LeRobot's defaults also rotate and shift pictures, but the camera is fixed and the state is of the robot.
 _COLORS: dict[str, dict[str, Any]] = {
@@ -225,6 +225,7 @@ def _training(args: argparse.Namespace, task: str, arm: str, policy: str, seed: 
         f"--steps={args.updates}", f"--save_freq={args.updates}", f"--batch_size={args.batch_size}",
         f"--num_workers={args.num_workers}", "--log_freq=100", f"--policy.device={args.device}",
         "--policy.push_to_hub=false", "--wandb.enable=false", *POLICIES[policy], *args.policy_words,
+        *(["--cuda_graphs"] if args.cuda_graphs else []),
     )  # fmt: skip
     evaluate = (
         str(Path(__file__).with_name("rollout.py")), "--policy", str(out / "checkpoints/last/pretrained_model"),
@@ -281,7 +282,6 @@ def write_settings(args: argparse.Namespace) -> None:
             "batch_size": args.idm_batch_size,
             "image_px": args.idm_image_px,
             "width": args.idm_width,
-            "num_workers": args.num_workers,
             "extra_demos": [str(args.out / name / "run") for name in _extra(args)],
         },
         "export": {"formats": ["lerobot-v3.0"], "camera": CAMERA},

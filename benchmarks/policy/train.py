@@ -1,6 +1,8 @@
-"""lerobot-train with a dataset that is decoded once and held in memory; all arguments are lerobot-train's.
+"""lerobot-train with a dataset that is decoded once and held in memory.
 
     python benchmarks/policy/train.py --dataset.repo_id=local/real --dataset.root=DATASET --policy.type=act ...
+
+All arguments are lerobot-train's, besides `--cuda_graphs`, which replays the training steps of ACT as CUDA graphs.
 
 LeRobot opens a video file for each frame that it draws, decodes all columns for each chunk of actions, and reads a row
 of the episodes' table three times for each frame. With small pictures and many trainings on one machine that takes
@@ -10,12 +12,15 @@ longer than the training itself. The frames are the same.
 from __future__ import annotations
 
 import bisect
+import sys
 from typing import Any
 
 import av
 import numpy as np
 import torch
+from graphed_act import replay_as_graphs
 
+GRAPHS = "--cuda_graphs"
 NUM_COMPARED = 4  # frames that are compared with LeRobot's own decoding
 
 
@@ -145,14 +150,24 @@ def main() -> None:
     """Train as the command line says."""
     from lerobot.scripts import lerobot_train
 
-    make_datasets = lerobot_train.make_train_eval_datasets
+    use_graphs = GRAPHS in sys.argv
+    sys.argv = [word for word in sys.argv if word != GRAPHS]
+    make_datasets, make_policy = lerobot_train.make_train_eval_datasets, lerobot_train.make_policy
 
     def make_held(config: Any) -> tuple[Any, Any]:
         dataset, held_out = make_datasets(config)
         hold_in_memory(dataset)
         return dataset, held_out
 
+    def make_graphed(*args: Any, **kwargs: Any) -> Any:
+        policy = make_policy(*args, **kwargs)
+        if policy.config.type == "act" and policy.config.device == "cuda":
+            replay_as_graphs(policy)
+        return policy
+
     lerobot_train.make_train_eval_datasets = make_held
+    if use_graphs:
+        lerobot_train.make_policy = make_graphed
     lerobot_train.main()
 
 

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import torch
 import train
+from graphed_act import replay_as_graphs
 from proof import SMALL, run, run_steps
 from proof_plot import success_plot
-from proof_report import policy_rows
+from proof_report import policy_rows, task_means
 from significance import paired_p_value, rank_correlation, wilson_interval
 from steps import ARMS, AUGMENTATIONS, MAIN_ARMS, Step, all_steps, dataset_of, image_transforms
 
@@ -53,6 +54,49 @@ def test_rank_correlations():
     assert rank_correlation(np.array([1, 1]), np.array([0, 1])) is None
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_cuda_graphs_train_the_same_policy():
+    """Also with a smaller batch between full ones, and an evaluation."""
+    from lerobot.configs.types import FeatureType, PolicyFeature
+    from lerobot.policies.act.configuration_act import ACTConfig
+    from lerobot.policies.act.modeling_act import ACTPolicy
+
+    camera = "observation.images.front"
+    shapes = {"observation.state": (3,), camera: (3, 64, 64), "action": (2,)}
+    kinds = {"observation.state": FeatureType.STATE, camera: FeatureType.VISUAL, "action": FeatureType.ACTION}
+    features = {name: PolicyFeature(kinds[name], shape) for name, shape in shapes.items()}
+    losses = []
+    for graphs in (False, True):
+        torch.manual_seed(0)
+        config = ACTConfig(
+            input_features={name: features[name] for name in ("observation.state", camera)}, chunk_size=4,
+            output_features={"action": features["action"]}, n_action_steps=2, dim_model=32, dim_feedforward=32,
+            n_heads=2, device="cuda", pretrained_backbone_weights=None,
+        )  # fmt: skip
+        policy = ACTPolicy(config).to("cuda").train()
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4)
+        if graphs:
+            replay_as_graphs(policy)
+        random, found = torch.Generator("cuda").manual_seed(1), []
+        for number, size in enumerate((4, 4, 4, 2, 4, 4)):
+            batch = {name: torch.rand((size, *shape), generator=random, device="cuda")
+                     for name, shape in shapes.items()}  # fmt: skip
+            batch["action"] = torch.rand((size, 4, 2), generator=random, device="cuda")
+            batch["action_is_pad"] = torch.zeros((size, 4), dtype=torch.bool, device="cuda")
+            torch.manual_seed(number)
+            loss, _ = policy.forward(batch)
+            if number:  # the first call records the graphs, and draws more random numbers than a replay
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                found.append(loss.item())
+        policy.eval()
+        with torch.inference_mode():
+            found.append(policy.predict_action_chunk(batch).mean().item())
+        losses.append(found)
+    assert np.allclose(*losses, rtol=0.01, atol=1e-4)
+
+
 def test_a_row_has_all_seeds_and_is_compared_with_real_alone():
     runs = [{"task": "sweep", "arm": arm, "policy": "act", "seed": seed, "success": success}
             for arm, seed, success in (("curated", 0, [True] * 10), ("curated", 1, [True] * 8 + [False] * 2),
@@ -63,6 +107,9 @@ def test_a_row_has_all_seeds_and_is_compared_with_real_alone():
     assert cell["success"] == 0.9 and cell["of_seeds"] == [1.0, 0.8] and cell["low"] < 0.9 < cell["high"]
     assert cell["p"] < 0.01 and "p" not in real["tasks"]["sweep"]
     assert policy_rows(runs, ["sweep"], "diffusion") == []
+    [mean] = task_means([*runs, {**runs[0], "seed": 2}], ["sweep", "push-back"], "act")
+    assert (mean["success"], mean["real"], mean["tasks"]) == (0.9, pytest.approx(0.05), ["sweep"])
+    assert (mean["better"], mean["pairs"], mean["p_of_trainings"]) == (2, 2, 0.5) and mean["p"] == cell["p"]
     plot = ElementTree.fromstring(success_plot([real, curated], ["sweep", "push-back"]))
     texts = {text.text for text in plot.iter("{http://www.w3.org/2000/svg}text")}
     assert {"sweep", "real demonstrations", "real + dreams"} <= texts and "push-back" not in texts
@@ -73,7 +120,7 @@ def test_a_row_has_all_seeds_and_is_compared_with_real_alone():
 def arguments(tmp_path, **given):
     values = {**SMALL, "arms": list(ARMS), "dream_counts": [5], "other_episodes": 2, "out": tmp_path,
               "policies": ["act", "diffusion"], "policy_words": [], "device": "cpu", "record_workers": 1,
-              "augment": "colors"}  # fmt: skip
+              "augment": "colors", "cuda_graphs": False}  # fmt: skip
     return argparse.Namespace(**{**values, **given})
 
 
