@@ -51,11 +51,12 @@ def check_prompt_lengths(
     Raises:
         UserError: if a prompt becomes the same as another one, or as one of `planned`.
     """
-    cut = (
-        model_type(model)
-        .load_class()
-        .cut_prompts(model, build_folder, list(dict.fromkeys([*sources, *planned])), may_download)
-    )
+    kind = model_type(model)
+    long = [prompt for prompt in dict.fromkeys([*sources, *planned])
+            if len(prompt.encode("utf-8", "replace")) > kind.max_uncut_bytes]  # fmt: skip
+    if not long:
+        return []
+    cut = kind.load_class().cut_prompts(model, build_folder, long, may_download)
     if cut is None:
         return [f"the texts' lengths were not measured: the tokenizer of {model.path} is not on this machine"]
     by_tokens: dict[bytes, list[CutPrompt]] = {}

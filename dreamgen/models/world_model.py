@@ -57,6 +57,8 @@ class WorldModelType:
         pipelines: Values of `_class_name` in `model_index.json` of the folders that this class loads.
         paths: Values of `model.path` that name a model of this kind which needs no folder.
         hub_prefixes: Beginnings of hub ids that are known to be of this kind.
+        max_uncut_bytes: Length in UTF-8 up to which the text encoder reads every prompt to its end; longer ones are
+            measured with the model's tokenizer.
     """
 
     model_class: str | type[WorldModel]
@@ -65,6 +67,7 @@ class WorldModelType:
     pipelines: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     hub_prefixes: tuple[str, ...] = ()
+    max_uncut_bytes: int = 0
 
     def load_class(self) -> type[WorldModel]:
         """Import and return the model's class."""

@@ -18,8 +18,8 @@ from dreamgen.config.training_settings import FinetuneSettings, LoraSettings
 from dreamgen.errors import UserError
 from dreamgen.models.cosmos_predict25.adapter import add_adapter
 from dreamgen.models.cosmos_predict25.latents import latent_shape
+from dreamgen.models.cosmos_predict25.spec import NUM_TEXT_TOKENS
 from dreamgen.models.cosmos_predict25.transformer_size import (
-    NUM_TEXT_TOKENS,
     TransformerSize,
     find_size,
     forward_flops,

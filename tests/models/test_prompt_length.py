@@ -11,8 +11,11 @@ from dreamgen.config.settings import ModelSettings
 from dreamgen.data.prompts import sample_prompt
 from dreamgen.errors import UserError
 from dreamgen.models.cosmos_predict25.mini import build_mini, byte_tokenizer
-from dreamgen.models.cosmos_predict25.text import NUM_TOKENS, cut_prompts, may_be_cut
+from dreamgen.models.cosmos_predict25.model import CosmosPredict25
+from dreamgen.models.cosmos_predict25.spec import NUM_TEXT_TOKENS, TYPE
+from dreamgen.models.cosmos_predict25.text import cut_prompts
 from dreamgen.models.prompt_length import check_prompt_lengths
+from dreamgen.models.world_model import WorldModelType
 from dreamgen.plan.stage import plan
 from tests.fixtures.world import make_world, tiny_settings, tiny_sizes, write_pairs
 
@@ -38,7 +41,7 @@ def test_what_is_measured_is_what_the_pipeline_reads():
         pipe = build_mini(tiny_sizes())
         (cut,) = cut_prompts(byte_tokenizer(), [prompt])
         read = tokens_of_the_pipeline(pipe, prompt)
-        assert cut.tokens_read == read.numpy().tobytes() and cut.num_tokens > NUM_TOKENS == cut.max_tokens
+        assert cut.tokens_read == read.numpy().tobytes() and cut.num_tokens > NUM_TEXT_TOKENS == cut.max_tokens
         text = pipe.tokenizer.decode(read)
         assert prompt[: cut.num_read - 1][-20:] in text[-22:] and 0 < cut.num_read < len(prompt)
         # One character more or less does not change what is read; one within does.
@@ -48,9 +51,19 @@ def test_what_is_measured_is_what_the_pipeline_reads():
 
 
 def test_no_prompt_that_is_taken_for_short_is_cut():
-    prompt = "w" * (NUM_TOKENS - 200)
-    assert not may_be_cut(prompt) and may_be_cut(prompt + "w")
-    assert cut_prompts(byte_tokenizer(), [prompt]) == []
+    prompt = "w" * TYPE.max_uncut_bytes
+    assert TYPE.max_uncut_bytes == 312 and cut_prompts(byte_tokenizer(), [prompt]) == []
+
+
+def test_the_model_is_asked_for_long_prompts_only(tmp_path, monkeypatch):
+    """Its class comes with torch and diffusers, which take longer to import than most demonstrations to prepare."""
+    model, asked = ModelSettings(path="mini-random", revision=None), []
+    monkeypatch.setattr(WorldModelType, "load_class", lambda kind: asked.append(kind) or CosmosPredict25)
+    for character in ("w", "\u00e9"):
+        num = TYPE.max_uncut_bytes // len(character.encode())
+        assert check_prompt_lengths(model, tmp_path / "none", {character * num: "short.txt"}, False) == [] and not asked
+        assert check_prompt_lengths(model, tmp_path / "none", {character * (num + 1): "long.txt"}, False) == []
+        assert asked.pop() == TYPE
 
 
 def test_texts_that_become_equal_are_refused_and_others_named(tmp_path):

@@ -36,7 +36,7 @@ from dreamgen.models.cosmos_predict25.snippet import loading_snippet
 from dreamgen.models.cosmos_predict25.solver import StepTable, step_table
 from dreamgen.models.cosmos_predict25.spec import is_random_mini, shipped_mini
 from dreamgen.models.cosmos_predict25.step_skipping import StepSkipping, level_step_skipping
-from dreamgen.models.cosmos_predict25.text import cut_prompts, encode_text, may_be_cut
+from dreamgen.models.cosmos_predict25.text import cut_prompts, encode_text
 from dreamgen.models.cosmos_predict25.training import CosmosTraining
 from dreamgen.models.cosmos_predict25.training_cost import CosmosTrainingCost
 from dreamgen.models.cosmos_predict25.transformer_size import find_size
@@ -103,11 +103,8 @@ class CosmosPredict25(WorldModel):
     def cut_prompts(
         cls, model: ModelSettings, build_folder: Path, prompts: Sequence[str], may_download: bool
     ) -> list[CutPrompt] | None:
-        long = [prompt for prompt in prompts if may_be_cut(prompt)]
-        if not long:
-            return []
         tokenizer = load_tokenizer(model, build_folder, may_download)
-        return None if tokenizer is None else cut_prompts(tokenizer, long)
+        return None if tokenizer is None else cut_prompts(tokenizer, prompts)
 
     @classmethod
     def check_adapters(cls, source: WorldModelSource, folders: Sequence[Path]) -> None:

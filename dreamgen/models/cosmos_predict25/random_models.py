@@ -16,7 +16,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 
 from dreamgen.config.loading import configs_folder, read_yaml
 from dreamgen.models.cosmos_predict25.mini import build_mini, transformer_config, transformer_from_config
-from dreamgen.models.cosmos_predict25.text import NUM_TOKENS
+from dreamgen.models.cosmos_predict25.spec import NUM_TEXT_TOKENS
 from dreamgen.models.loader_logging import quiet_loaders
 
 
@@ -87,7 +87,7 @@ def published_encoders(
         )  # fmt: skip
         with _default_dtype(dtype):
             text = Qwen2_5_VLTextModel(config).eval().requires_grad_(False)
-    tokens = torch.randint(2, 200, (1, NUM_TOKENS), device=device)
+    tokens = torch.randint(2, 200, (1, NUM_TEXT_TOKENS), device=device)
 
     @torch.no_grad()
     def run() -> None:

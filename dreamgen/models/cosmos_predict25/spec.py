@@ -7,6 +7,8 @@ from pathlib import Path
 from dreamgen.models.size_rules import SizeRules
 from dreamgen.models.world_model import WorldModelType
 
+NUM_TEXT_TOKENS = 512  # the pipeline cuts or pads every prompt to this; no token is shorter than a byte
+NUM_BYTES_ADDED = 200  # more than the conversation adds to a prompt, in bytes and so in tokens
 # The trained mini model, as `save_pretrained` writes it, where the package has it.
 SHIPPED_MINI = Path(__file__).parent / "mini_weights"
 
@@ -30,4 +32,5 @@ TYPE = WorldModelType(
     pipelines=("Cosmos2_5_PredictBasePipeline",),
     paths=("mini", "mini-random"),
     hub_prefixes=("nvidia/Cosmos-Predict2.5",),
+    max_uncut_bytes=NUM_TEXT_TOKENS - NUM_BYTES_ADDED,
 )

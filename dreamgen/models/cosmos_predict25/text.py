@@ -12,13 +12,12 @@ import torch
 from diffusers import Cosmos2_5_PredictBasePipeline
 from transformers import PreTrainedTokenizerBase
 
+from dreamgen.models.cosmos_predict25.spec import NUM_TEXT_TOKENS
 from dreamgen.models.cosmos_predict25.velocity import project_text
 from dreamgen.models.prompt_length import CutPrompt
 
-NUM_TOKENS = 512  # the pipeline cuts or pads every prompt to this
 # What the pipeline puts before every prompt; it counts among the tokens.
 SYSTEM_TEXT = "You are a helpful assistant who will provide prompts to an image generator."
-NUM_BYTES_ADDED = 200  # more than the conversation adds to a prompt, in bytes and so in tokens
 
 
 @torch.no_grad()
@@ -40,12 +39,7 @@ def encode_text(pipe: Cosmos2_5_PredictBasePipeline, prompt: str | None) -> torc
     width = config.crossattn_proj_in_channels if config.use_crossattn_projection else config.text_embed_dim
     # Every token of a dropped prompt is projected to the same features: those of the bias.
     zero = torch.zeros(1, 1, width, dtype=pipe.vae.dtype, device=transformer.device)
-    return project_text(transformer, zero).expand(1, NUM_TOKENS, -1).contiguous()
-
-
-def may_be_cut(prompt: str) -> bool:
-    """Return whether a prompt is long enough to be worth counting its tokens: none is shorter than a byte."""
-    return len(prompt.encode("utf-8", "replace")) + NUM_BYTES_ADDED > NUM_TOKENS
+    return project_text(transformer, zero).expand(1, NUM_TEXT_TOKENS, -1).contiguous()
 
 
 def cut_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[CutPrompt]:
@@ -57,8 +51,8 @@ def cut_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> l
         text = str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=False))
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.asarray(encoded["input_ids"], np.int64)
-        if len(ids) > NUM_TOKENS:
-            end = encoded["offset_mapping"][NUM_TOKENS - 1][1] - text.rfind(prompt)
+        if len(ids) > NUM_TEXT_TOKENS:
+            end = encoded["offset_mapping"][NUM_TEXT_TOKENS - 1][1] - text.rfind(prompt)
             num_read = min(max(end, 0), len(prompt))
-            found.append(CutPrompt(prompt, num_read, len(ids), NUM_TOKENS, ids[:NUM_TOKENS].tobytes()))
+            found.append(CutPrompt(prompt, num_read, len(ids), NUM_TEXT_TOKENS, ids[:NUM_TEXT_TOKENS].tobytes()))
     return found

@@ -36,7 +36,8 @@ from dreamgen.models.cosmos_predict25.loading import (
     save_other_parts,
 )
 from dreamgen.models.cosmos_predict25.safety import make_safety_checker
-from dreamgen.models.cosmos_predict25.text import NUM_TOKENS, encode_text
+from dreamgen.models.cosmos_predict25.spec import NUM_TEXT_TOKENS
+from dreamgen.models.cosmos_predict25.text import encode_text
 from dreamgen.models.cosmos_predict25.training_cost import policies_for
 from dreamgen.models.cosmos_predict25.transformer_size import TransformerSize
 from dreamgen.models.devices import torch_dtype
@@ -92,7 +93,7 @@ class CosmosTraining(TrainableWorldModel):
 
     def is_encoded_prompt(self, tensor: torch.Tensor) -> bool:
         dtype = torch_dtype(self._settings.model.dtype)
-        return (tensor.ndim, *tensor.shape[:2], tensor.dtype) == (3, 1, NUM_TOKENS, dtype)
+        return (tensor.ndim, *tensor.shape[:2], tensor.dtype) == (3, 1, NUM_TEXT_TOKENS, dtype)
 
     def make_trainable(self) -> list[torch.nn.Parameter]:
         transformer, tune = self.network, self._settings.finetune

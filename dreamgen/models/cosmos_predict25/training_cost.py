@@ -8,6 +8,7 @@ from dreamgen.config.settings import Settings
 from dreamgen.models import devices
 from dreamgen.models.cosmos_predict25.activation_checkpointing import CheckpointPolicy, choose_policies
 from dreamgen.models.cosmos_predict25.latents import latent_shape
+from dreamgen.models.cosmos_predict25.spec import NUM_TEXT_TOKENS
 from dreamgen.models.cosmos_predict25.training_memory import (
     GIB,
     activation_gib,
@@ -17,7 +18,7 @@ from dreamgen.models.cosmos_predict25.training_memory import (
     fixed_gib,
     number_bytes,
 )
-from dreamgen.models.cosmos_predict25.transformer_size import NUM_TEXT_TOKENS, TransformerSize, training_flops
+from dreamgen.models.cosmos_predict25.transformer_size import TransformerSize, training_flops
 from dreamgen.models.trainable import TrainingCost
 
 USABLE_SHARE = 0.92  # of a GPU's memory: the rest goes to the driver and to fragmentation

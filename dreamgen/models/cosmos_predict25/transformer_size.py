@@ -21,10 +21,9 @@ from dreamgen.config.loading import configs_folder, read_yaml
 from dreamgen.config.settings import FinetuneSettings, ModelSettings, VideoSettings
 from dreamgen.models.cosmos_predict25.latents import latent_shape
 from dreamgen.models.cosmos_predict25.mini import transformer_config
-from dreamgen.models.cosmos_predict25.spec import is_random_mini, shipped_mini
+from dreamgen.models.cosmos_predict25.spec import NUM_TEXT_TOKENS, is_random_mini, shipped_mini
 from dreamgen.run.files import read_json
 
-NUM_TEXT_TOKENS = 512  # the pipeline pads every prompt to this
 Rows = Literal["tokens", "text", "frames", "prompts"]
 
 
