@@ -10,9 +10,9 @@ from dreamgen.data.svg_plot import COLORS, svg_document
 
 NAME_PX, SCALE_PX, ROW_PX, HEAD_PX, FOOT_PX, MARGIN_PX = 190, 420, 18, 24, 22, 16
 SHORT = {"real": "real demonstrations", "curated": "real + dreams", "best": "real + best half",
-         "uncurated": "real + all dreams", "base": "real + dreams of the base",
-         "executed": "real + executed dreams", "real_video": "real + real videos",
-         "oracle": "real + M real", "dreams": "dreams alone"}  # fmt: skip
+         "uncurated": "real + all dreams", "base": "real + dreams, no adapter",
+         "executed": "real + filmed dream actions", "real_video": "real + real videos",
+         "oracle": "N + M real", "dreams": "dreams alone"}  # fmt: skip
 
 
 def success_plot(rows: Sequence[dict[str, Any]], tasks: Sequence[str]) -> str:
@@ -37,7 +37,7 @@ def success_plot(rows: Sequence[dict[str, Any]], tasks: Sequence[str]) -> str:
         x = _at(percent / 100)
         parts.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{HEAD_PX - 8}" y2="{bottom}"/>')
         parts.append(f'<text class="axis middle" x="{x:.1f}" y="{bottom + 16}">{percent} %</text>')
-    note = "circle: mean; line: 95 % interval over all episodes; tick: one training seed"
+    note = "circle: mean; line: 95 % interval over all episodes; tick: one of several training seeds"
     parts.append(f'<text class="axis middle" x="{_at(0.5):.1f}" y="{bottom + 34}">{note}</text>')
     top = 0.0
     for task, cells in blocks:
