@@ -3,7 +3,8 @@
 Everything random about a sample is drawn from its index, so a training that is resumed, or runs on another number of
 GPUs, sees the same samples.
 
-Axes: K frames of a window, H height, W width, C channels (the colors of one camera after the other), P targets.
+Axes: K frames of a window, N these and the background, H height, W width, S = H x W, C channels (the colors of one
+camera after the other), L = N x C planes, P targets.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ COLOR_MIX, COLOR_SHIFT = 0.3, 0.15  # deviation of the mixed colors and of their
 MAX_SHIFT, MAX_SCALE = 0.02, 0.02  # shares of the image; more would hide where the camera sees the robot
 MAX_BLUR_PX, MIN_JPEG = 1.0, 20
 MAX_CUT = 1 / 3  # side of the part that is covered, share of the image
-DIFFERENCES = np.arange(256) / 127.5
-# The share of a pixel that is in front, in 1/256, by its difference from the background.
-IN_FRONT = np.rint(256 / (1 + np.exp(np.clip((MASK_AT - DIFFERENCES) / MASK_WIDTH, -30, 30)))).astype(np.uint16)
+# The share of a pixel that is in front, in 1/256, by its difference from the background, 0 to 255.
+IN_FRONT = np.rint(256 / (1 + np.exp(np.clip((MASK_AT - np.arange(256) / 127.5) / MASK_WIDTH, -30, 30)))).astype(
+    np.uint16
+)
 MAX_PLANES = 510  # OpenCV's limit for the channels of an image is 512
 SHARE = 0.3  # of the samples that get a new background, a covered part, blur, or compression
 
@@ -127,23 +129,23 @@ def augmented(
     color = random.uniform(0, 255, 3)
     color_matrix = np.column_stack([mix, 127.5 - 127.5 * mix.sum(axis=1) + shift])
     planes = [plane_HW for frame_CHW in frames_NCHW for plane_HW in frame_CHW]
-    result_PHW = np.empty((len(planes), size, size), np.uint8)
+    result_LHW = np.empty((len(planes), size, size), np.uint8)
     for start in range(0, len(planes), MAX_PLANES):
         # All frames and cameras are channels of one image: one call is far faster than one for each.
-        image_HWP = cv2.merge(planes[start : start + MAX_PLANES])
-        changed_HWP = cv2.warpAffine(image_HWP, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
+        image_HWL = cv2.merge(planes[start : start + MAX_PLANES])
+        changed_HWL = cv2.warpAffine(image_HWL, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
         if box is not None:
-            changed_HWP.reshape(size, size, -1, 3)[box] = np.rint(color)
-        cv2.transform(changed_HWP.reshape(size, -1, 3), color_matrix, dst=image_HWP.reshape(size, -1, 3))
+            changed_HWL.reshape(size, size, -1, 3)[box] = np.rint(color)
+        cv2.transform(changed_HWL.reshape(size, -1, 3), color_matrix, dst=image_HWL.reshape(size, -1, 3))
         if blur_px:
-            image_HWP = cv2.GaussianBlur(image_HWP, (0, 0), blur_px, dst=changed_HWP)
-        result_PS = result_PHW[start : start + MAX_PLANES].reshape(-1, size * size)
-        cv2.transpose(image_HWP.reshape(size * size, -1), dst=result_PS)
+            image_HWL = cv2.GaussianBlur(image_HWL, (0, 0), blur_px, dst=changed_HWL)
+        result_LS = result_LHW[start : start + MAX_PLANES].reshape(-1, size * size)
+        cv2.transpose(image_HWL.reshape(size * size, -1), dst=result_LS)
     if quality is not None:
-        for planes_3HW in result_PHW.reshape(-1, 3, size, size):
+        for planes_3HW in result_LHW.reshape(-1, 3, size, size):
             written = cv2.imencode(".jpg", cv2.merge(tuple(planes_3HW)), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
             cv2.split(np.asarray(cv2.imdecode(written, cv2.IMREAD_COLOR)), tuple(planes_3HW))
-    result_NCHW = result_PHW.reshape(-1, *background_CHW.shape)
+    result_NCHW = result_LHW.reshape(-1, *background_CHW.shape)
     return result_NCHW[:-1], result_NCHW[-1]
 
 

@@ -146,10 +146,8 @@ def prepare_training(
     targets = [episode_targets(config, episode) for episode in train]
     samples = WindowSamples(train, targets, config.horizon, settings.video.num_frames, idm.augment, settings.seed)
     per_step = idm.batch_size * config.num_models
-    order = _Range(start.sample_index, idm.num_steps * per_step * accelerator.num_processes)
-    loader = DataLoader(
-        samples, per_step, sampler=order, num_workers=num_loading_processes(idm, accelerator.device), drop_last=True
-    )
+    stop = idm.num_steps * per_step * accelerator.num_processes
+    loader = window_loader(samples, per_step, start.sample_index, stop, num_loading_processes(idm, accelerator.device))
     parameters = [value for value in model.networks.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=idm.learning_rate, weight_decay=idm.weight_decay)
     forward_module, optimizer, loader = accelerator.prepare(Ensemble(model.networks), optimizer, loader)
@@ -157,6 +155,23 @@ def prepare_training(
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint, trained)
     return IdmTraining(settings, accelerator, model, forward_module, loader, trained, start, checkpoint, validation)
+
+
+def window_loader(samples: WindowSamples, per_step: int, start: int, stop: int, num_workers: int) -> DataLoader:
+    """Return the batches of samples `start` to `stop` - 1.
+
+    Args:
+        samples: All.
+        per_step: Samples of a batch; a last one that is smaller is left out.
+        start, stop: Numbers of samples.
+        num_workers: Processes that augment. They are forked, as others would copy the frames, and use no GPU. OpenCV's
+            number of threads cannot be set there: it would wait for threads that a fork does not have.
+    """
+    context = "fork" if num_workers else None
+    order = _Range(start, stop)
+    return DataLoader(
+        samples, per_step, sampler=order, num_workers=num_workers, drop_last=True, multiprocessing_context=context
+    )
 
 
 def num_loading_processes(settings: IdmSettings, device: torch.device) -> int:

@@ -12,8 +12,8 @@ IMAGES = "observation.images"
 INPUTS = ("observation.state", "action", "action_is_pad")
 
 
-class OfTensors(nn.Module):
-    """The model with its inputs in a row, as graphs take them.
+class PositionalInputs(nn.Module):
+    """The model with its inputs as positional tensors, as graphs take them.
 
     Args:
         model: Of an `ACTPolicy`.
@@ -50,7 +50,7 @@ class GraphedForward:
         tensors = tuple(batch[name] for name in INPUTS) + tuple(batch[IMAGES])
         shapes = [tensor.shape for tensor in tensors]
         if self._graphed is None:
-            samples, module = tuple(tensor.clone() for tensor in tensors), OfTensors(self._model, self._eager)
+            samples, module = tuple(tensor.clone() for tensor in tensors), PositionalInputs(self._model, self._eager)
             self._graphed = torch.cuda.make_graphed_callables(module, samples, allow_unused_input=True)
             self._shapes = shapes
         if shapes != self._shapes:
@@ -62,7 +62,10 @@ class GraphedForward:
 def replay_as_graphs(policy: Any) -> None:
     """Let the forward and backward pass of training steps be replayed as CUDA graphs.
 
+    The next step overwrites what a step returns, so its loss must be used, and its gradients applied, before.
+
     Args:
-        policy: An `ACTPolicy` on a GPU, changed in place; smaller batches and evaluation run as before.
+        policy: An `ACTPolicy` with a VAE on a GPU, in full precision, changed in place; smaller batches and evaluation
+            run as before.
     """
     policy.model.forward = GraphedForward(policy.model)

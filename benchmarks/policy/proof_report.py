@@ -98,7 +98,10 @@ def task_means(runs: list[dict[str, Any]], tasks: list[str], policy: str) -> lis
     """Return a row for each arm: its success beside that of real alone with the same tasks and seeds, and two p-values.
 
     One is of episodes, with the trainings as they are: whether these policies differ. The other is of pairs of
-    trainings with the same task and seed: whether others would.
+    trainings with the same task and seed: whether others would. In `success`, all tasks have the same weight; in the
+    first p-value, all episodes.
+
+    Axes: 2 the arm and real alone, K seeds, E episodes, P pairs of trainings.
 
     Args:
         runs: With `task`, `arm`, `policy`, `seed` and `success`.

@@ -161,7 +161,8 @@ def main() -> None:
 
     def make_graphed(*args: Any, **kwargs: Any) -> Any:
         policy = make_policy(*args, **kwargs)
-        if policy.config.type == "act" and policy.config.device == "cuda":
+        config: Any = policy.config
+        if config.type == "act" and config.use_vae and not config.use_amp and str(config.device).startswith("cuda"):
             replay_as_graphs(policy)
         return policy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def check_prompt_lengths(
     """
     kind = model_type(model)
     long = [prompt for prompt in dict.fromkeys([*sources, *planned])
-            if len(prompt.encode("utf-8", "replace")) > kind.max_uncut_bytes]  # fmt: skip
+            if num_bytes(prompt) > kind.max_uncut_bytes]  # fmt: skip
     if not long:
         return []
     cut = kind.load_class().cut_prompts(model, build_folder, long, may_download)
@@ -72,6 +73,11 @@ def check_prompt_lengths(
             next_step="shorten them, or put what differs at the beginning",
         )
     return _notes([p for p in cut if p.num_read < len(p.prompt) and p.prompt in sources], sources)
+
+
+def num_bytes(prompt: str) -> int:
+    """Return the length of a prompt in UTF-8; tokenizers compose it (NFC), which makes some characters longer."""
+    return max(len(text.encode("utf-8", "replace")) for text in (prompt, unicodedata.normalize("NFC", prompt)))
 
 
 def _notes(cut: Sequence[CutPrompt], sources: Mapping[str, str]) -> list[str]:

@@ -57,8 +57,8 @@ class WorldModelType:
         pipelines: Values of `_class_name` in `model_index.json` of the folders that this class loads.
         paths: Values of `model.path` that name a model of this kind which needs no folder.
         hub_prefixes: Beginnings of hub ids that are known to be of this kind.
-        max_uncut_bytes: Length in UTF-8 up to which the text encoder reads every prompt to its end; longer ones are
-            measured with the model's tokenizer.
+        max_uncut_bytes: Length in UTF-8, composed (NFC), up to which the text encoder reads every prompt to its end;
+            longer ones are measured with the model's tokenizer. 0: all are.
     """
 
     model_class: str | type[WorldModel]
@@ -179,7 +179,7 @@ class WorldModel(ABC):
         Args:
             model: `path` and `revision` are used.
             build_folder: Of a model that is built on first use.
-            prompts: Distinct prompts.
+            prompts: Distinct prompts that are longer than `max_uncut_bytes` of the kind of model.
             may_download: Whether the tokenizer may be downloaded.
 
         Returns:

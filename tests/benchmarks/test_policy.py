@@ -65,7 +65,7 @@ def test_cuda_graphs_train_the_same_policy():
     shapes = {"observation.state": (3,), camera: (3, 64, 64), "action": (2,)}
     kinds = {"observation.state": FeatureType.STATE, camera: FeatureType.VISUAL, "action": FeatureType.ACTION}
     features = {name: PolicyFeature(kinds[name], shape) for name, shape in shapes.items()}
-    losses = []
+    losses, names = [], []
     for graphs in (False, True):
         torch.manual_seed(0)
         config = ACTConfig(
@@ -94,6 +94,8 @@ def test_cuda_graphs_train_the_same_policy():
         with torch.inference_mode():
             found.append(policy.predict_action_chunk(batch).mean().item())
         losses.append(found)
+        names.append(list(policy.state_dict()))
+    assert names[0] == names[1], "it is saved as before"
     assert np.allclose(*losses, rtol=0.01, atol=1e-4)
 
 
@@ -110,6 +112,11 @@ def test_a_row_has_all_seeds_and_is_compared_with_real_alone():
     [mean] = task_means([*runs, {**runs[0], "seed": 2}], ["sweep", "push-back"], "act")
     assert (mean["success"], mean["real"], mean["tasks"]) == (0.9, pytest.approx(0.05), ["sweep"])
     assert (mean["better"], mean["pairs"], mean["p_of_trainings"]) == (2, 2, 0.5) and mean["p"] == cell["p"]
+    worse = [{"task": "push-back", "arm": arm, "policy": "act", "seed": 0, "success": [arm == "real"] * 10}
+             for arm in ("real", "curated")]  # fmt: skip
+    [mean] = task_means([*runs, *worse], ["sweep", "push-back"], "act")
+    assert (mean["success"], mean["real"]) == (0.45, pytest.approx(0.525)), "tasks weigh the same"
+    assert (mean["better"], mean["pairs"], mean["p_of_trainings"]) == (2, 3, 0.75) and mean["p"] > 0.5
     plot = ElementTree.fromstring(success_plot([real, curated], ["sweep", "push-back"]))
     texts = {text.text for text in plot.iter("{http://www.w3.org/2000/svg}text")}
     assert {"sweep", "real demonstrations", "real + dreams"} <= texts and "push-back" not in texts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -59,11 +61,29 @@ def test_the_model_is_asked_for_long_prompts_only(tmp_path, monkeypatch):
     """Its class comes with torch and diffusers, which take longer to import than most demonstrations to prepare."""
     model, asked = ModelSettings(path="mini-random", revision=None), []
     monkeypatch.setattr(WorldModelType, "load_class", lambda kind: asked.append(kind) or CosmosPredict25)
-    for character in ("w", "\u00e9"):
-        num = TYPE.max_uncut_bytes // len(character.encode())
+    for character, num_bytes in (("w", 1), ("\u00e9", 2), ("\u0958", 6)):  # the last one is two when it is composed
+        num = TYPE.max_uncut_bytes // num_bytes
         assert check_prompt_lengths(model, tmp_path / "none", {character * num: "short.txt"}, False) == [] and not asked
         assert check_prompt_lengths(model, tmp_path / "none", {character * (num + 1): "long.txt"}, False) == []
         assert asked.pop() == TYPE
+
+
+def test_short_texts_are_checked_without_torch(tmp_path):
+    """Also a run folder on a disk is read without what an object store needs."""
+    (tmp_path / "made_from").mkdir()
+    code = """
+import sys
+from pathlib import Path
+from dreamgen.config.settings import ModelSettings
+from dreamgen.models.prompt_length import check_prompt_lengths
+from dreamgen.run.store import Store
+import dreamgen.prepare.stage
+folder = Path(sys.argv[1])
+assert check_prompt_lengths(ModelSettings(path="mini"), folder / "model", {"push the block": "1.txt"}, False) == []
+assert not Store(str(folder)).has("jobs.parquet")
+assert not {"torch", "transformers", "diffusers", "fsspec"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
 def test_texts_that_become_equal_are_refused_and_others_named(tmp_path):
