@@ -67,7 +67,11 @@ def _rollouts(args: argparse.Namespace, task: str) -> list[dict[str, Any]]:
 
 
 def policy_rows(runs: list[dict[str, Any]], tasks: list[str], policy: str) -> list[dict[str, Any]]:
-    """Return a row for each arm: success on each task with its interval, and the p-value against real alone.
+    """Return a row for each arm: success on each task with its interval, and p-values against real alone.
+
+    One p-value is of episodes, the other of pairs of trainings with the same seed, as in `task_means`.
+
+    Axes: K seeds, E episodes.
 
     Args:
         runs: With `task`, `arm`, `policy`, `seed` and `success`.
@@ -82,13 +86,13 @@ def policy_rows(runs: list[dict[str, Any]], tasks: list[str], policy: str) -> li
             mine, real = (_of(runs, task, name, policy) for name in (arm, REAL))
             if not mine:
                 continue
-            success_KE = np.array([mine[seed] for seed in sorted(mine)], float)
+            success_KE = _common(mine, sorted(mine))
             low, high = wilson_interval(int(success_KE.sum()), success_KE.size)
             cell = {"success": success_KE.mean(), "low": low, "high": high, "seeds": sorted(mine),
                     "of_seeds": success_KE.mean(axis=1).tolist(), "episodes": success_KE.shape[1]}  # fmt: skip
-            if arm != REAL and (both := sorted(set(mine) & set(real))):
-                one_KE, other_KE = (np.array([success[seed] for seed in both], float) for success in (mine, real))
-                cell["p"] = paired_p_value(one_KE, other_KE)
+            if arm != REAL and (seeds := sorted(set(mine) & set(real))):
+                both_2KE = _of_both(mine, real, seeds)
+                cell |= _comparison(both_2KE.mean(axis=1), both_2KE.mean(axis=2))
             row["tasks"][task] = cell
         rows.append(row)
     return rows
@@ -114,7 +118,7 @@ def task_means(runs: list[dict[str, Any]], tasks: list[str], policy: str) -> lis
         for task in tasks:
             mine, real = (_of(runs, task, name, policy) for name in (arm, REAL))
             if seeds := sorted(set(mine) & set(real)):
-                both_2KE = np.array([[success[seed] for seed in seeds] for success in (mine, real)], float)
+                both_2KE = _of_both(mine, real, seeds)
                 episodes.append(both_2KE.mean(axis=1))
                 pairs.append(both_2KE.mean(axis=2))
                 names.append(task)
@@ -122,10 +126,33 @@ def task_means(runs: list[dict[str, Any]], tasks: list[str], policy: str) -> lis
             episodes_2E, pairs_2P = (np.concatenate(parts, axis=1) for parts in (episodes, pairs))
             success, real = (float(np.mean([part[row].mean() for part in pairs])) for row in (0, 1))
             rows.append({"policy": policy, "arm": arm, "tasks": names, "success": success, "real": real,
-                         "p": paired_p_value(episodes_2E[:1], episodes_2E[1:]), "pairs": pairs_2P.shape[1],
-                         "better": int((pairs_2P[0] > pairs_2P[1]).sum()),
-                         "p_of_trainings": paired_p_value(pairs_2P[:1], pairs_2P[1:])})  # fmt: skip
+                         **_comparison(episodes_2E, pairs_2P)})  # fmt: skip
     return rows
+
+
+def _common(successes: dict[int, list[bool]], seeds: Sequence[int]) -> np.ndarray:
+    """Return success_KE of seeds, cut to the episodes that all have: episode k is the same for every policy."""
+    num = min(len(successes[seed]) for seed in seeds)
+    return np.array([successes[seed][:num] for seed in seeds], float)
+
+
+def _of_both(mine: dict[int, list[bool]], real: dict[int, list[bool]], seeds: Sequence[int]) -> np.ndarray:
+    """Return both_2KE, the successes of an arm and of real alone, in the episodes that both have."""
+    both = [_common(successes, seeds) for successes in (mine, real)]
+    num = min(success_KE.shape[1] for success_KE in both)
+    return np.stack([success_KE[:, :num] for success_KE in both])
+
+
+def _comparison(episodes_2E: np.ndarray, pairs_2P: np.ndarray) -> dict[str, Any]:
+    """Return both p-values of an arm against real alone, and in how many pairs of trainings it is better.
+
+    Args:
+        episodes_2E: Success of each episode, the mean over trainings.
+        pairs_2P: Success of each training, the mean over episodes.
+    """
+    return {"p": paired_p_value(episodes_2E[:1], episodes_2E[1:]), "pairs": pairs_2P.shape[1],
+            "better": int((pairs_2P[0] > pairs_2P[1]).sum()),
+            "p_of_trainings": paired_p_value(pairs_2P[:1], pairs_2P[1:])}  # fmt: skip
 
 
 def _of(runs: list[dict[str, Any]], task: str, arm: str, policy: str) -> dict[int, list[bool]]:
@@ -196,7 +223,8 @@ def tables(report: dict[str, Any], tasks: list[str]) -> str:
     for policy in dict.fromkeys(row["policy"] for row in report["table"]):
         rows = [[arm_title(row["arm"]), *(_cell(row["tasks"].get(task)) for task in tasks)]
                 for row in report["table"] if row["policy"] == policy]  # fmt: skip
-        parts.append(markdown_table([f"{policy}: success, percent (95 %), p against real", *tasks], rows))
+        title = f"{policy}: success, percent (95 %), p against real; trainings better, p of these"
+        parts.append(markdown_table([title, *tasks], rows))
     rows = [[row["policy"], arm_title(row["arm"]), ", ".join(row["tasks"]), f"{row['success']:.0%}",
              f"{row['real']:.0%}", f"{row['p']:.2g}", f"{row['better']} of {row['pairs']}",
              f"{row['p_of_trainings']:.2g}"]
@@ -225,7 +253,10 @@ def _cell(cell: dict[str, Any] | None) -> str | None:
     if cell is None:
         return None
     text = f"{100 * cell['success']:.0f} ({100 * cell['low']:.0f} to {100 * cell['high']:.0f})"
-    return f"{text}, p {cell['p']:.3g}" if "p" in cell else text
+    if "p" not in cell:
+        return text
+    text += f", p {cell['p']:.2g}"
+    return text if cell["pairs"] < 2 else f"{text}; {cell['better']} of {cell['pairs']}, p {cell['p_of_trainings']:.2g}"
 
 
 def _mean(successes: Sequence[bool] | np.ndarray) -> float | None:

@@ -194,7 +194,14 @@ def data_steps(args: argparse.Namespace, task: str, num_demos: int) -> list[Step
         add(f"{arm}/export", [dreamgen("export", run, "--export.name=mixed", *even)], needs, run / "datasets" / DATASET)
     if "dreams" in args.arms:
         needs = [step for step in ("curated/clips", "curated/export", *copies) if step in _names(steps)]
-        add("dreams/export", [dreamgen("export", dreams, "--export.name=alone")], needs, dataset_of(folder, "dreams"))
+        # curated/export may have run before, and a run remembers its settings.
+        words = (
+            "--export.name=alone",
+            "--export.mix_with=null",
+            "--export.real_share=null",
+            "--export.repeat_real=false",
+        )
+        add("dreams/export", [dreamgen("export", dreams, *words)], needs, dataset_of(folder, "dreams"))
     runs = [name for name in ("real_video/clips", "curated/clips", "base/clips") if name in _names(steps)]
     replays = (str(Path(__file__).with_name("replay.py")), "--folder", str(folder), "--task", task)
     add("replay", [replays], runs, folder / "results" / "replay.json")

@@ -108,6 +108,10 @@ def test_a_row_has_all_seeds_and_is_compared_with_real_alone():
     cell = curated["tasks"]["sweep"]
     assert cell["success"] == 0.9 and cell["of_seeds"] == [1.0, 0.8] and cell["low"] < 0.9 < cell["high"]
     assert cell["p"] < 0.01 and "p" not in real["tasks"]["sweep"]
+    assert (cell["better"], cell["pairs"], cell["p_of_trainings"]) == (2, 2, 0.5)
+    shorter = [{**run, "success": run["success"][:5]} if run["seed"] else run for run in runs]
+    _, cut = policy_rows(shorter, ["sweep"], "act")
+    assert cut["tasks"]["sweep"]["episodes"] == 5, "only the episodes that all seeds have are compared"
     assert policy_rows(runs, ["sweep"], "diffusion") == []
     [mean] = task_means([*runs, {**runs[0], "seed": 2}], ["sweep", "push-back"], "act")
     assert (mean["success"], mean["real"], mean["tasks"]) == (0.9, pytest.approx(0.05), ["sweep"])
@@ -129,6 +133,19 @@ def arguments(tmp_path, **given):
               "policies": ["act", "diffusion"], "policy_words": [], "device": "cpu", "record_workers": 1,
               "augment": "colors", "cuda_graphs": False}  # fmt: skip
     return argparse.Namespace(**{**values, **given})
+
+
+def test_commands_in_one_run_folder_state_the_same_settings(tmp_path):
+    """A run remembers settings, so what only one of two commands states would change the other."""
+    stated: dict[tuple[str, str], set[frozenset[str]]] = {}
+    for step in all_steps(arguments(tmp_path)):
+        for command in step.commands:
+            if not callable(command) and command[:2] == ("-m", "dreamgen"):
+                stage, run = command[2], command[command.index("--out") + 1]
+                names = frozenset(word.partition("=")[0] for word in command if word.startswith(f"--{stage}."))
+                stated.setdefault((stage, run), set()).add(names)
+    assert {stage for stage, _ in stated} >= {"export", "curate", "plan"}
+    assert not {key: names for key, names in stated.items() if len(names) > 1}
 
 
 def test_every_arm_is_made_by_commands_and_trained_alike(tmp_path):
