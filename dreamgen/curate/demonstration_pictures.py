@@ -1,6 +1,6 @@
 """What the demonstrations look like: a few small frames of each, which clips are compared with.
 
-Axes: N demonstrations, S signature frames, H height, W width, C channels, K pixels.
+Axes: N demonstrations, S signature frames, H height, W width, C channels, K pixels or values of cells.
 """
 
 from __future__ import annotations
@@ -21,21 +21,40 @@ from dreamgen.errors import UserError
 from dreamgen.run.files import inside
 
 MAX_DEMONSTRATIONS = 400  # evenly chosen of more: each takes some 20 ms in each process
+CELLS = 16  # on each side of a picture that `color_cells` averages
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DemonstrationPictures:
     """Small frames of the demonstrations.
 
     Args:
-        end_NHWC: The last frames, uint8, 0-255, RGB, as `small_frame` makes them.
+        begin_NHWC: The first frames, uint8, 0-255, RGB, as `small_frame` makes them.
+        then_NHWC: The frames at the time of a clip's last one; the last frames of shorter demonstrations.
+        end_NHWC: The last frames.
         signature_NK: `signature_of` the first frames, as many as a clip has; uint8.
         instruction_N: Their instructions.
     """
 
+    begin_NHWC: np.ndarray
+    then_NHWC: np.ndarray
     end_NHWC: np.ndarray
     signature_NK: np.ndarray
     instruction_N: np.ndarray
+
+
+def color_cells(small_NHWC: np.ndarray) -> np.ndarray:
+    """Average small frames over squares of a sixteenth of the picture, which cancels an encoder's noise.
+
+    Args:
+        small_NHWC: Frames of one size, at least 16 pixels, uint8, 0-255, RGB.
+
+    Returns:
+        cells_NK, float32, 0-255.
+    """
+    num, size = len(small_NHWC), small_NHWC.shape[1] // CELLS
+    squares = small_NHWC.astype(np.float32).reshape(num, CELLS, size, CELLS, size, 3)
+    return squares.mean((2, 4)).reshape(num, -1)
 
 
 def demonstration_pictures(train: Path, num_frames: int) -> DemonstrationPictures | None:
@@ -57,7 +76,7 @@ def _read(path: Path, _: int, num_frames: int) -> DemonstrationPictures | None:
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     rows = rows[:: -(-len(rows) // MAX_DEMONSTRATIONS) or 1]
-    ends, signatures, instructions = [], [], []
+    begins, thens, ends, signatures, instructions = [], [], [], [], []
     for row in rows:
         try:
             video = inside(path.parent, row["file_name"], str(path))
@@ -67,7 +86,13 @@ def _read(path: Path, _: int, num_frames: int) -> DemonstrationPictures | None:
         except UserError:  # finetune names a video that cannot be read; a clip can be judged without it
             continue
         gray_SHW = np.stack([cv2.cvtColor(frame.astype(np.float32), cv2.COLOR_RGB2GRAY) for frame in first_SHWC])
+        begins.append(first_SHWC[0])
+        thens.append(first_SHWC[-1])
         ends.append(end_HWC)
         signatures.append(np.frombuffer(bytes.fromhex(signature_of(gray_SHW)), np.uint8))
         instructions.append(row["instruction"])
-    return DemonstrationPictures(np.stack(ends), np.stack(signatures), np.array(instructions)) if ends else None
+    if not ends:
+        return None
+    return DemonstrationPictures(
+        np.stack(begins), np.stack(thens), np.stack(ends), np.stack(signatures), np.array(instructions)
+    )

@@ -151,6 +151,7 @@ SCORES: Registry[Score] = Registry(
         "state_consistency": "dreamgen.curate.scores.state_consistency:SCORE",
         "action_outside_demos": "dreamgen.curate.scores.action_outside_demos:SCORE",
         "label_uncertainty": "dreamgen.curate.scores.label_uncertainty:SCORE",
+        "end_deviation": "dreamgen.curate.scores.end_deviation:SCORE",
         "end_frame_difference": "dreamgen.curate.scores.end_frame_difference:SCORE",
         "demonstration_difference": "dreamgen.curate.scores.demonstration_difference:SCORE",
         "epipolar_error": "dreamgen.curate.scores.epipolar_error:SCORE",

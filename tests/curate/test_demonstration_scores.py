@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dreamgen.curate.demonstration_pictures import demonstration_pictures
+from dreamgen.curate.scores.end_deviation import MAX_BEGIN, end_excess, usual_excess
 from dreamgen.curate.scores.epipolar_error import epipolar_error, sampson_errors
 from dreamgen.data.clip_context import ClipContext
 from dreamgen.data.frames import sparse_frames
@@ -52,6 +53,72 @@ def test_an_end_is_compared_with_the_ends_of_demonstrations(run):
     assert ends_like_it < 0.5 < copy < other, "a demonstration's first frames end elsewhere than the demonstration"
 
 
+def test_an_end_counts_as_far_as_the_beginning_does_not_explain_it():
+    begin_NK = np.array([[10.0, 10], [12, 12], [50, 50]])
+    end_NK = begin_NK + np.array([[20], [20], [0]])
+    assert end_excess(begin_NK[0] + 3, end_NK[0] + 3, begin_NK, end_NK) == 0, "as far off at the end as at the start"
+    assert end_excess(begin_NK[0], begin_NK[0], begin_NK, end_NK) == pytest.approx(20), "nothing happens in it"
+    assert end_excess(begin_NK[2], begin_NK[2], begin_NK, end_NK) == 0, "as in the one that begins like it"
+    assert end_excess(begin_NK[0] + 15, end_NK[0], begin_NK, end_NK) is None, "it begins like none"
+    assert end_excess(begin_NK[2] + MAX_BEGIN, end_NK[2], begin_NK, end_NK) == 0
+
+
+def test_what_is_usual_is_the_largest_excess_among_the_demonstrations():
+    begin_NK, end_NK = np.zeros((5, 2)), np.array([[1.0], [2.0], [5.0], [5.5], [5.5]]) @ np.ones((1, 2))
+    assert usual_excess(begin_NK, end_NK) == pytest.approx(1.0), "1, 1, 0.5, 0 and 0"
+    begin_NK[0] = 50
+    assert usual_excess(begin_NK, end_NK) is None, "four begin like another one, which is too few"
+    assert usual_excess(np.zeros((5, 2)), np.ones((5, 2))) == 0.25, "never less than encoding may change"
+
+
+def journeys(offsets, far_px):
+    """Return videos of a square that goes 24 pixels to the right, from `offsets` lower; the last ones go `far_px`."""
+    videos = []
+    for offset, way in zip(offsets, [*[24] * (len(offsets) - len(far_px)), *far_px], strict=True):
+        video_THWC = np.full((NUM_FRAMES, 64, 64, 3), 60, np.uint8)
+        for t in range(NUM_FRAMES):
+            x, y = 20 + round(way * t / (NUM_FRAMES - 1)), 30 + offset
+            video_THWC[t, y - 8 : y + 8, x - 8 : x + 8] = (230, 220, 90)
+        videos.append(video_THWC)
+    return videos
+
+
+@pytest.fixture
+def journey_run(tmp_path):
+    """Five demonstrations of one instruction, and clips: alike, one that goes elsewhere, and one of another scene."""
+    write_square_training_set(tmp_path, num_episodes=5)
+    for number, video_THWC in enumerate(journeys([0, 1, 2, 3, 4], [])):
+        write_video(tmp_path / "train" / "videos" / f"square_{number}.mp4", video_THWC, 16)
+    alike, elsewhere, other = journeys([2, 2, 2], [-16, 24])
+    return RunFolder(tmp_path), write_generated_run(tmp_path, [alike, elsewhere, 255 - other])
+
+
+def test_a_clip_that_does_something_else_ends_unlike_the_demonstrations(journey_run):
+    run, jobs = journey_run
+    alike, elsewhere, other = values(run, jobs, "end_deviation")
+    assert alike < 1 and elsewhere > 3 and other is None, "another scene says nothing"
+    score = SCORES.get("end_deviation")
+    limit = score.threshold.default
+    assert score.reason_to_reject(alike, limit) is None and score.reason_to_reject(other, limit) is None
+    assert "ends unlike the demonstrations" in score.reason_to_reject(elsewhere, limit)
+
+
+def test_demonstrations_of_the_instruction_alone_count_where_there_are_five(journey_run):
+    run, jobs = journey_run
+    goes_elsewhere = replace(jobs[1], instruction="move the square")
+    before = SCORES.get("end_deviation").measure(ClipContext(run, goes_elsewhere))
+    table = run.train / "metadata.csv"
+    for number, video_THWC in enumerate(journeys([0, 1, 2, 3, 4], [-16] * 5)):
+        write_video(run.train / "videos" / f"back_{number}.mp4", video_THWC, 16)
+        with table.open("a") as stream:
+            stream.write(f"videos/back_{number}.mp4,Back.,move it back,drawn,{NUM_FRAMES}\n")
+    assert SCORES.get("end_deviation").measure(ClipContext(run, goes_elsewhere)) == before > 3
+    back = replace(goes_elsewhere, instruction="move it back")
+    assert SCORES.get("end_deviation").measure(ClipContext(run, back)) < 1
+    unknown = replace(goes_elsewhere, instruction="move it anywhere")
+    assert SCORES.get("end_deviation").measure(ClipContext(run, unknown)) < 1, "all count for a new instruction"
+
+
 def test_ends_of_the_same_instruction_count_where_there_are_some(run):
     run, jobs = run
     table = run.train / "metadata.csv"
@@ -65,7 +132,8 @@ def test_ends_of_the_same_instruction_count_where_there_are_some(run):
 def test_without_demonstrations_there_is_nothing_to_compare_with(run, tmp_path):
     run, jobs = run
     (run.train / "metadata.csv").unlink()
-    assert values(run, jobs, "end_frame_difference") == values(run, jobs, "demonstration_difference") == [None] * 3
+    for name in ("end_frame_difference", "demonstration_difference", "end_deviation"):
+        assert values(run, jobs, name) == [None] * 3
 
 
 def test_a_demonstration_that_cannot_be_read_is_left_out(run):

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from dreamgen.data.clip_context import ClipContext
 
-CELLS = 16  # on each side
-
 
 def end_frame_difference(end_HWC: np.ndarray, end_NHWC: np.ndarray) -> float:
     """Return the mean absolute difference to the nearest of some frames.
@@ -32,10 +30,10 @@ def end_frame_difference(end_HWC: np.ndarray, end_NHWC: np.ndarray) -> float:
     """
     import numpy as np
 
-    size = end_HWC.shape[0] // CELLS
-    change_NHWC = end_NHWC.astype(np.float32) - end_HWC
-    cells = change_NHWC.reshape(len(end_NHWC), CELLS, size, CELLS, size, 3).mean((2, 4))
-    return float(np.abs(cells).mean((1, 2, 3)).min())
+    from dreamgen.curate.demonstration_pictures import color_cells
+
+    change_NK = color_cells(end_NHWC) - color_cells(end_HWC[None])
+    return float(np.abs(change_NK).mean(1).min())
 
 
 def _measure(clip: ClipContext) -> float | None:
