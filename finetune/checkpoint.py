@@ -14,11 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -29,6 +28,9 @@ from finetune.best_weights import BestWeights
 from finetune.ema import averaged
 from finetune.random_state import random_states, set_random_states
 from finetune.stopping import on_main_process
+
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
 
 STATE, OPTIMIZER, RANDOM = "state.json", "optimizer.safetensors", "random.safetensors"
 AVERAGE, BEST = "ema.safetensors", "best.safetensors"

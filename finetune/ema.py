@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers.training_utils import EMAModel
+
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
 
 
 def parameter_average(parameters: Iterable[torch.nn.Parameter], decay: float) -> EMAModel:
@@ -19,6 +22,8 @@ def parameter_average(parameters: Iterable[torch.nn.Parameter], decay: float) ->
         parameters: As they are before the first step.
         decay: Share of the average that a step keeps once training is under way.
     """
+    from diffusers.training_utils import EMAModel  # a training without an average does without diffusers
+
     average = EMAModel(parameters, decay, update_after_step=-1, foreach=True)  # -1: the first step has a decay too
     average.to(dtype=torch.float32)
     return average
