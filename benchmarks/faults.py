@@ -24,6 +24,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from ray.cluster_utils import Cluster
 
+from dreamgen.cluster.local_ray import without_unused_processes
 from dreamgen.run.jobs import read_jobs
 from dreamgen.run.journal import as_store
 from dreamgen.run.journal_files import read_files
@@ -88,17 +91,13 @@ def main() -> None:
     kills = schedule(args.seed, args.kills, args.clips)
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         undisturbed, disturbed = (planned(Path(folder), name, args) for name in ("undisturbed", "disturbed"))
-        head = NODE | {"num_cpus": 0}
-        cluster = Cluster(initialize_head=True, connect=False, head_node_args=head)
-        try:
+        with started_cluster() as cluster:
             nodes = [add_node(cluster) for _ in range(args.nodes)]
             driver = start_driver(cluster, GENERATE, undisturbed)
             assert driver.wait(PATIENCE_S) == 0, "the undisturbed run failed"
             begun_s = time.monotonic()
             driver_starts, events = disturb(cluster, nodes, GENERATE, disturbed, kills)
             elapsed_s = time.monotonic() - begun_s
-        finally:
-            cluster.shutdown()
         metrics = {"seed": args.seed, "elapsed_s": round(elapsed_s, 1), "driver_starts": driver_starts}
         metrics |= compare(disturbed, undisturbed) | {"kills": [asdict(kill) for kill in kills], "events": events}
     if args.out:
@@ -134,6 +133,17 @@ def planned(folder: Path, name: str, args: argparse.Namespace) -> RunFolder:
         generate={"num_workers": None, "resources_per_worker": {"worker": 1.0}},
     )  # fmt: skip
     return planned_run(settings)
+
+
+@contextmanager
+def started_cluster() -> Iterator[Cluster]:
+    """Start a cluster whose only node, the head, has room for no worker; end it with all nodes that joined."""
+    with without_unused_processes():  # which take as long to start as a worker
+        cluster = Cluster(initialize_head=True, connect=False, head_node_args=NODE | {"num_cpus": 0})
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()
 
 
 def add_node(cluster: Cluster) -> Any:

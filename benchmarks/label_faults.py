@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from faults import NODE, REPOSITORY, Work, add_node, disturb, ok_records, schedule
+from faults import REPOSITORY, Work, add_node, disturb, ok_records, schedule, started_cluster
 from label_curate import GENERATED, prepared_run
 from metrics import markdown_table, write_report
-from ray.cluster_utils import Cluster
 
 from dreamgen.run.jobs import read_jobs
 from dreamgen.run.journal import read_journal
@@ -55,14 +54,11 @@ def main() -> None:
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         done = subprocess.run([sys.executable, "-c", CODE, str(alone.root)], cwd=REPOSITORY, env=environment)
         assert done.returncode == 0, "the undisturbed run failed"
-        cluster = Cluster(initialize_head=True, connect=False, head_node_args=NODE | {"num_cpus": 0})
-        try:
+        with started_cluster() as cluster:
             nodes = [add_node(cluster) for _ in range(2)]
             begun_s = time.monotonic()
             driver_starts, events = disturb(cluster, nodes, PASS, disturbed, kills)
             elapsed_s = time.monotonic() - begun_s
-        finally:
-            cluster.shutdown()
         report = {"seed": args.seed, "elapsed_s": round(elapsed_s, 1), "driver_starts": driver_starts}
         report |= compare(disturbed, alone) | {"kills": [asdict(kill) for kill in kills], "events": events}
     write_report(report, args.out)

@@ -57,7 +57,7 @@ def _start(resources: dict[str, Any], environment: Mapping[str, str], is_last: b
     """Start Ray; False if it was too slow and there is another attempt."""
     try:
         # Tasks and records are small and pixels are never sent, so little memory for objects is enough.
-        with changed_environment(environment), _on_loopback(), _without_unused_processes(), same_sigterm_handler():
+        with changed_environment(environment), _on_loopback(), without_unused_processes(), same_sigterm_handler():
             ray.init(
                 address="local", object_store_memory=80 * 2**20,
                 _system_config={"gcs_rpc_server_reconnect_timeout_s": GCS_TIMEOUT_S}, **resources, **QUIET,
@@ -95,7 +95,7 @@ def _on_loopback() -> Iterator[None]:
 
 
 @contextmanager
-def _without_unused_processes() -> Iterator[None]:
+def without_unused_processes() -> Iterator[None]:
     """Leave out processes of Ray that nothing here uses: they take half of the CPU time of its start.
 
     `ray.init` has no option for it.

@@ -14,6 +14,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from dreamgen.cluster import pool as pool_module
+from dreamgen.cluster.local_ray import without_unused_processes
 from dreamgen.cluster.options import PoolOptions
 from dreamgen.cluster.pool import WorkerPool
 from dreamgen.cluster.ray_cluster import PoolSize, alive_nodes, ray_pool_size, room
@@ -60,14 +61,15 @@ def cluster() -> Iterator[Cluster]:
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     head = {"num_cpus": 0, "num_gpus": 0}
-    cluster = started_again(lambda: Cluster(initialize_head=True, head_node_args=head))
-    cluster.add_node(num_cpus=2, num_gpus=2)
-    cluster.add_node(num_cpus=1, num_gpus=1, resources={"fast": 1})
-    cluster.wait_for_nodes()
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with without_unused_processes():
+        cluster = started_again(lambda: Cluster(initialize_head=True, head_node_args=head))
+        cluster.add_node(num_cpus=2, num_gpus=2)
+        cluster.add_node(num_cpus=1, num_gpus=1, resources={"fast": 1})
+        cluster.wait_for_nodes()
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
     torch.set_num_threads(torch_threads)
 
 
