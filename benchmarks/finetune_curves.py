@@ -31,8 +31,8 @@ from dreamgen.models.cosmos_predict25.activation_checkpointing import training_b
 from dreamgen.models.cosmos_predict25.adapter import add_adapter
 from dreamgen.models.cosmos_predict25.dora import use_closed_form
 from dreamgen.models.cosmos_predict25.flow import flow_input, flow_loss, sample_noise
-from dreamgen.models.cosmos_predict25.latents import latent_shape
 from dreamgen.models.cosmos_predict25.mini import build_mini
+from dreamgen.models.cosmos_predict25.spec import latent_shape
 from dreamgen.models.cosmos_predict25.velocity import project_text, velocity
 from dreamgen.models.loader_logging import quiet_loaders
 from finetune.schedule import learning_rate

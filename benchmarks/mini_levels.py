@@ -47,9 +47,9 @@ from state_readout import kept_readout
 from dreamgen.api import load_settings
 from dreamgen.models.adapter_choice import choose_adapter
 from dreamgen.models.cosmos_predict25.adapter_switch import AdapterSwitch
-from dreamgen.models.cosmos_predict25.latents import latent_shape
 from dreamgen.models.cosmos_predict25.loading import load_pipeline
 from dreamgen.models.cosmos_predict25.solver import step_table
+from dreamgen.models.cosmos_predict25.spec import latent_shape
 from dreamgen.models.world_model import resolve_world_model
 from dreamgen.run.files import write_text
 from dreamgen.run.run_folder import RunFolder

@@ -40,12 +40,13 @@ from PIL import Image
 from state_readout import GRIPPER, HAND, OBJECT, StateReadout, load_readout, save_readout, train_readout
 
 from dreamgen.config.settings import ModelSettings, Settings
+from dreamgen.models.cosmos_predict25.before_loading import DEFAULT_NEGATIVE_PROMPT
 from dreamgen.models.cosmos_predict25.guided_velocity import BlockParts, text_keys_values
-from dreamgen.models.cosmos_predict25.latents import decode, encode_conditioning, latent_shape
+from dreamgen.models.cosmos_predict25.latents import decode, encode_conditioning
 from dreamgen.models.cosmos_predict25.loading import load_pipeline
-from dreamgen.models.cosmos_predict25.model import DEFAULT_NEGATIVE_PROMPT
 from dreamgen.models.cosmos_predict25.sampler import Guidance, sample_latents
 from dreamgen.models.cosmos_predict25.solver import step_table
+from dreamgen.models.cosmos_predict25.spec import latent_shape
 from dreamgen.models.cosmos_predict25.step_skipping import level_step_skipping, num_forwards
 from dreamgen.models.cosmos_predict25.text import encode_text
 from dreamgen.models.world_model import resolve_world_model

@@ -97,3 +97,14 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, f"--help imports {done.stderr}"
+
+
+def test_what_plans_jobs_and_drives_workers_imports_neither_torch_nor_diffusers():
+    code = (
+        "import sys; import dreamgen.plan.stage, dreamgen.generate.stage;"
+        "from dreamgen.models.world_model import WORLD_MODELS;"
+        "[kind.load_class() for _, kind in WORLD_MODELS.items()];"
+        "sys.exit(', '.join(sorted({'torch', 'diffusers', 'transformers', 'peft'} & set(sys.modules))) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, f"they import {done.stderr}"

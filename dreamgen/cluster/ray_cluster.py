@@ -149,9 +149,12 @@ def local_resources(options: PoolOptions, device: str, num_gpus: int) -> dict[st
 
 
 def _local_ray(options: PoolOptions, device: str) -> AbstractContextManager[None]:
-    import torch
+    num_gpus = 0
+    if device != "cpu":
+        import torch
 
-    resources = local_resources(options, device, torch.cuda.device_count())
+        num_gpus = torch.cuda.device_count()
+    resources = local_resources(options, device, num_gpus)
     return local_ray(options.stage, resources, options.environment())
 
 

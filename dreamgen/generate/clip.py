@@ -8,9 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from dreamgen.data.conditioning_frames import read_conditioning_frames
 from dreamgen.data.video import probe, write_video
@@ -20,6 +18,9 @@ from dreamgen.generate.texts import PromptTask, write_text
 from dreamgen.models.world_model import Rejected
 from dreamgen.run.records import Job, JournalRecord
 from dreamgen.run.write_errors import storage_error
+
+if TYPE_CHECKING:
+    import torch
 
 
 def make_clip(generator: ClipGenerator, job: Job) -> JournalRecord:
@@ -123,6 +124,8 @@ def generate_clip(generator: ClipGenerator, job: Job) -> tuple[torch.Tensor, Cal
 def _to_host(video_THWC: torch.Tensor) -> tuple[torch.Tensor, Callable[[], None]]:
     if video_THWC.device.type != "cuda":
         return video_THWC, lambda: None
+    import torch
+
     # Into pinned memory: the copy waits for this clip's last kernel only, and the next clip's kernels can be queued.
     host_THWC = torch.empty(video_THWC.shape, dtype=video_THWC.dtype, pin_memory=True)
     host_THWC.copy_(video_THWC, non_blocking=True)

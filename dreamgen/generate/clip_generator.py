@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-
-import torch
+from typing import TYPE_CHECKING
 
 from dreamgen.errors import UserError, quoted
 from dreamgen.generate.texts import read_text, text_key
@@ -13,6 +12,9 @@ from dreamgen.models.adapter_choice import AdapterChoice, adapter_of_job
 from dreamgen.models.world_model import WorldModel
 from dreamgen.run.records import Job
 from dreamgen.run.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import torch
 
 
 class ClipGenerator:

@@ -10,14 +10,15 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from safetensors.torch import load_file, save_file
+from typing import TYPE_CHECKING
 
 from dreamgen.errors import UserError, quoted
 from dreamgen.run.files import atomic_file
 from dreamgen.run.records import Job
 from dreamgen.run.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import torch
 
 # The fields of a job that determine its texts.
 TEXT_FIELDS = ("prompt", "negative_prompt", "guidance_scale", "model_sha256", "adapter_sha256", "dtype")
@@ -84,6 +85,8 @@ def text_file(run: RunFolder, key: str) -> Path:
 
 def write_text(run: RunFolder, key: str, text_1LD: torch.Tensor) -> None:
     """Write an encoded prompt, atomically."""
+    from safetensors.torch import save_file
+
     with atomic_file(text_file(run, key)) as temporary:
         save_file({"text_1LD": text_1LD.cpu().contiguous()}, temporary)
     run.publish(text_file(run, key))
@@ -98,6 +101,8 @@ def read_text(run: RunFolder, key: str, device: torch.device) -> torch.Tensor:
     Raises:
         UserError: if it is missing.
     """
+    from safetensors.torch import load_file
+
     path = run.fetch(text_file(run, key))
     if not path.is_file():
         raise UserError(

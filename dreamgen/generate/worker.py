@@ -7,8 +7,6 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
-
 from dreamgen.cluster.actors import PoolWorker
 from dreamgen.config.settings import ModelSettings
 from dreamgen.errors import UserError
@@ -55,6 +53,8 @@ class GenerationWorker(PoolWorker):
         Raises:
             UserError: if the model cannot be loaded or does not fit into the GPU's memory.
         """
+        import torch  # here, because the driver imports this module and has no use for it
+
         torch.set_num_threads(num_threads)
         device = torch.device("cpu") if without_gpu else None
         with _out_of_memory_as_user_error():
@@ -94,6 +94,8 @@ def adapter_of(task: Job | PromptTask) -> Hashable:
 
 @contextmanager
 def _out_of_memory_as_user_error() -> Iterator[None]:
+    import torch
+
     try:
         yield
     except torch.OutOfMemoryError as error:

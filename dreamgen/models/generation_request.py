@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from dreamgen.config.loading import configs_folder, find_preset, read_yaml, settings_from_dict
 from dreamgen.config.settings import ModelSettings, Settings
@@ -31,6 +30,7 @@ from dreamgen.run.records import Job, job_id
 from dreamgen.run.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image as PILImage
 
     type Image = str | Path | np.ndarray | PILImage | None
@@ -159,6 +159,8 @@ def preset_values(name: str) -> dict[str, Any]:
 
 def predict(model: WorldModel, image: Image, prompt: str, seed: int, sampling: dict[str, Any]) -> Prediction:
     """Generate one clip; see `WorldModel.generate`."""
+    import torch
+
     defaults = model.defaults
     if defaults is None:
         raise UserError("this model has no default settings", next_step="load it with WorldModel.load")

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from dreamgen.config.settings import Settings
 from dreamgen.data.seeds import derived_seed
 from dreamgen.errors import UserError
-from dreamgen.models.cosmos_predict25.latents import latent_shape, use_channels_last
+from dreamgen.models.cosmos_predict25.latents import use_channels_last
+from dreamgen.models.cosmos_predict25.spec import latent_shape
 from dreamgen.models.cosmos_predict25.vae_training import Reconstruction, make_norm_act, measure_latents
 from dreamgen.models.devices import resolve_device
 from dreamgen.models.saved_config import forget_source

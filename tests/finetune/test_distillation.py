@@ -11,11 +11,11 @@ from dreamgen.data.video import read_video
 from dreamgen.errors import Problems, UserError
 from dreamgen.models.adapter_choice import choose_adapter
 from dreamgen.models.adapter_files import WEIGHTS_NAME, distilled_guidance
+from dreamgen.models.cosmos_predict25.before_loading import DEFAULT_NEGATIVE_PROMPT
 from dreamgen.models.cosmos_predict25.flow import VelocityModel, flow_input, sample_noise
 from dreamgen.models.cosmos_predict25.guidance_distillation import guided_velocity
 from dreamgen.models.cosmos_predict25.latents import LatentScale, vae_means
 from dreamgen.models.cosmos_predict25.loading import latent_statistics, load_pipeline
-from dreamgen.models.cosmos_predict25.model import DEFAULT_NEGATIVE_PROMPT
 from dreamgen.models.cosmos_predict25.text import encode_text
 from dreamgen.models.cosmos_predict25.training import CosmosTraining
 from dreamgen.models.world_model import resolve_world_model

@@ -19,8 +19,7 @@ from dreamgen.models.cosmos_predict25.activation_checkpointing import (
 )
 from dreamgen.models.cosmos_predict25.adapter import add_adapter
 from dreamgen.models.cosmos_predict25.dora import use_closed_form
-from dreamgen.models.cosmos_predict25.latents import latent_shape
-from dreamgen.models.cosmos_predict25.spec import NUM_TEXT_TOKENS
+from dreamgen.models.cosmos_predict25.spec import NUM_TEXT_TOKENS, latent_shape
 from dreamgen.models.cosmos_predict25.training_cost import policies_for
 from dreamgen.models.cosmos_predict25.training_memory import GIB, activation_gib, estimate_memory, fixed_gib
 from dreamgen.models.cosmos_predict25.transformer_size import (

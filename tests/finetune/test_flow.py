@@ -14,8 +14,9 @@ from dreamgen.models.cosmos_predict25.flow import (
     sample_noise,
     shifted_sigma,
 )
-from dreamgen.models.cosmos_predict25.latents import LatentScale, latent_shape, vae_means
+from dreamgen.models.cosmos_predict25.latents import LatentScale, vae_means
 from dreamgen.models.cosmos_predict25.loading import latent_statistics, load_pipeline
+from dreamgen.models.cosmos_predict25.spec import latent_shape
 from dreamgen.models.cosmos_predict25.text import encode_text
 from dreamgen.models.cosmos_predict25.velocity import project_text
 from dreamgen.models.world_model import WorldModelSource

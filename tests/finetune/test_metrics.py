@@ -17,8 +17,7 @@ from dreamgen.config.settings import ModelSettings, VideoSettings
 from dreamgen.config.training_settings import FinetuneSettings, LoraSettings
 from dreamgen.errors import UserError
 from dreamgen.models.cosmos_predict25.adapter import add_adapter
-from dreamgen.models.cosmos_predict25.latents import latent_shape
-from dreamgen.models.cosmos_predict25.spec import NUM_TEXT_TOKENS
+from dreamgen.models.cosmos_predict25.spec import NUM_TEXT_TOKENS, latent_shape
 from dreamgen.models.cosmos_predict25.transformer_size import (
     TransformerSize,
     find_size,
@@ -71,6 +70,9 @@ def test_parameters_and_layers_are_those_of_the_model(name):
     first = {n: m for n, m in layers.items() if not n.startswith("transformer_blocks.") or ".0." in n[:21]}
     assert {at.name: (at.num_in, at.num_out) for at in size.linears()} == {
         n: (m.in_features, m.out_features) for n, m in first.items()
+    }
+    assert {n: (at.in_features, at.out_features) for n, at in size.layers_by_name().items()} == {
+        n: (m.in_features, m.out_features) for n, m in layers.items()
     }
 
 

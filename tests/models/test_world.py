@@ -11,6 +11,7 @@ from diffusers import Cosmos2_5_PredictBasePipeline
 from dreamgen.config.settings import ModelSettings
 from dreamgen.errors import UserError
 from dreamgen.models.cosmos_predict25.adapter import add_adapter, save_adapter
+from dreamgen.models.cosmos_predict25.before_loading import DEFAULT_NEGATIVE_PROMPT
 from dreamgen.models.cosmos_predict25.loading import empty_transformer, load_pipeline
 from dreamgen.models.cosmos_predict25.mini import build_mini, save_mini, save_pipeline
 from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker, make_safety_checker
@@ -180,3 +181,9 @@ def test_an_empty_transformer_has_the_shapes_and_no_weights(world, tmp_path):
     empty, whole = empty_transformer(source), load_pipeline(source, settings).transformer
     assert {n: p.shape for n, p in empty.named_parameters()} == {n: p.shape for n, p in whole.named_parameters()}
     assert all(p.is_meta for p in empty.parameters())
+
+
+def test_the_default_negative_prompt_is_the_pipelines_own():
+    from diffusers.pipelines.cosmos import pipeline_cosmos2_5_predict
+
+    assert DEFAULT_NEGATIVE_PROMPT == pipeline_cosmos2_5_predict.DEFAULT_NEGATIVE_PROMPT

@@ -13,10 +13,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
 from dreamgen.errors import UserError
@@ -38,6 +37,20 @@ OTHER_LAYOUTS = (
 UNSUPPORTED = {"bias": (None, "none"), "lora_bias": (None, False), "fan_in_fan_out": (None, False),
                "use_qalora": (None, False), "layer_replication": (None,), "modules_to_save": (None, []),
                "trainable_token_indices": (None,), "arrow_config": (None,)}  # fmt: skip
+
+
+class LinearSize(Protocol):
+    """A linear layer, or its size."""
+
+    @property
+    def in_features(self) -> int:
+        """Features of its input."""
+        ...
+
+    @property
+    def out_features(self) -> int:
+        """Features of its output."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,7 @@ class AdapterWeights:
         }
 
 
-def read_adapter(folder: Path, linear_layers: Mapping[str, torch.nn.Linear]) -> AdapterWeights:
+def read_adapter(folder: Path, linear_layers: Mapping[str, LinearSize]) -> AdapterWeights:
     """Read a low-rank adapter, and check that it fits a model and changes it.
 
     Args:
@@ -170,9 +183,7 @@ def _parse_keys(path: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[s
     return weights, alphas
 
 
-def _check_shapes(
-    path: Path, weights: Mapping[str, torch.Tensor], linear_layers: Mapping[str, torch.nn.Linear]
-) -> None:
+def _check_shapes(path: Path, weights: Mapping[str, torch.Tensor], linear_layers: Mapping[str, LinearSize]) -> None:
     misfits = []
     for key, tensor in weights.items():
         name, _, part = key.rpartition(".lora_")
@@ -240,10 +251,14 @@ def _configured(
     layer: str, patterns: Mapping[str, float], default: float | None, weights: Mapping[str, torch.Tensor]
 ) -> float:
     """Return a layer's alpha by PEFT's rule; without a configuration it is the rank, as diffusers takes it."""
-    try:
-        alpha = patterns.get(get_pattern_key(list(patterns), layer), default)
-    except re.error as error:
-        raise UserError("alpha_pattern of an adapter is not a regular expression", actual=str(error)) from None
+    alpha = default
+    if patterns:
+        from peft.utils.other import get_pattern_key  # importing it takes seconds, and few adapters have patterns
+
+        try:
+            alpha = patterns.get(get_pattern_key(list(patterns), layer), default)
+        except re.error as error:
+            raise UserError("alpha_pattern of an adapter is not a regular expression", actual=str(error)) from None
     return len(weights[f"{layer}.lora_A.weight"]) if alpha is None else alpha
 
 

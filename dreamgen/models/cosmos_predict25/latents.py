@@ -11,15 +11,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, Cosmos2_5_PredictBasePipeline
 
-from dreamgen.data.timeline import num_latent_frames
 from dreamgen.models.cosmos_predict25 import whole_clip
-
-CHANNELS, STRIDE_PX = 16, 8  # of the Wan VAE, which every Cosmos Predict 2.5 model uses
-
-
-def latent_shape(num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """Return the shape CTHW of a clip's latents: the first frame alone, then groups of four; an eighth in space."""
-    return CHANNELS, num_latent_frames(num_frames), height // STRIDE_PX, width // STRIDE_PX
+from dreamgen.models.cosmos_predict25.spec import STRIDE_PX
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLFo
 
 from dreamgen.config.loading import configs_folder, read_yaml
 from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker
+from dreamgen.models.cosmos_predict25.transformer_size import transformer_config
 from dreamgen.models.loader_logging import quiet_loaders
 from dreamgen.models.saved_config import forget_source
 from dreamgen.run.files import atomic_folder
@@ -103,12 +104,6 @@ def transformer_from_config(config: dict[str, Any]) -> CosmosTransformer3DModel:
     """Create a transformer with random weights from the result of `transformer_config`."""
     arguments: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
     return CosmosTransformer3DModel(**arguments)
-
-
-def transformer_config(sizes: dict[str, Any]) -> dict[str, Any]:
-    """Return the transformer's configuration; recipes may omit the text features, which the text encoder determines."""
-    text = sizes["text_encoder"]
-    return {"crossattn_proj_in_channels": text["hidden_size"] * text["num_hidden_layers"], **sizes["transformer"]}
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

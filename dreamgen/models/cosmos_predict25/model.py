@@ -1,4 +1,4 @@
-"""Cosmos Predict 2.5 behind the world model protocol.
+"""Cosmos Predict 2.5, loaded, behind the world model protocol.
 
 Axes: B batch, C channels, T latent frames, H height, W width, L text tokens, D features.
 """
@@ -6,49 +6,34 @@ Axes: B batch, C channels, T latent frames, H height, W width, L text tokens, D 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from diffusers import Cosmos2_5_PredictBasePipeline
-from diffusers.pipelines.cosmos.pipeline_cosmos2_5_predict import DEFAULT_NEGATIVE_PROMPT
 from diffusers.training_utils import free_memory
 
-from dreamgen.config.settings import ModelSettings, Settings
-from dreamgen.errors import UserError
+from dreamgen.config.settings import ModelSettings
 from dreamgen.models.adapter_choice import AdapterChoice
-from dreamgen.models.cosmos_predict25.adapter import check_adapter_fits
 from dreamgen.models.cosmos_predict25.adapter_switch import AdapterSwitch
+from dreamgen.models.cosmos_predict25.before_loading import UnloadedCosmosPredict25
 from dreamgen.models.cosmos_predict25.fp8 import Fp8Switch
 from dreamgen.models.cosmos_predict25.guided_velocity import BlockParts, KeysValues, compiled_parts, text_keys_values
-from dreamgen.models.cosmos_predict25.latents import decode, encode_conditioning, latent_shape, use_channels_last
-from dreamgen.models.cosmos_predict25.loading import (
-    empty_transformer,
-    load_pipeline,
-    load_text_encoder,
-    load_tokenizer,
-)
-from dreamgen.models.cosmos_predict25.mini import ensure_mini
-from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker, require_safety_checker
+from dreamgen.models.cosmos_predict25.latents import decode, encode_conditioning, use_channels_last
+from dreamgen.models.cosmos_predict25.loading import load_text_encoder
+from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker
 from dreamgen.models.cosmos_predict25.sampler import Guidance, sample_latents
-from dreamgen.models.cosmos_predict25.snippet import loading_snippet
 from dreamgen.models.cosmos_predict25.solver import StepTable, step_table
-from dreamgen.models.cosmos_predict25.spec import is_random_mini, shipped_mini
-from dreamgen.models.cosmos_predict25.step_skipping import StepSkipping, level_step_skipping
-from dreamgen.models.cosmos_predict25.text import cut_prompts, encode_text
-from dreamgen.models.cosmos_predict25.training import CosmosTraining
-from dreamgen.models.cosmos_predict25.training_cost import CosmosTrainingCost
-from dreamgen.models.cosmos_predict25.transformer_size import find_size
-from dreamgen.models.fingerprint import folder_fingerprint
-from dreamgen.models.prompt_length import CutPrompt
-from dreamgen.models.world_model import Prediction, Rejected, WorldModel, WorldModelSource
+from dreamgen.models.cosmos_predict25.spec import latent_shape
+from dreamgen.models.cosmos_predict25.step_skipping import StepSkipping
+from dreamgen.models.cosmos_predict25.text import encode_text
+from dreamgen.models.world_model import Prediction, Rejected, WorldModelSource
 from dreamgen.run.records import Job
 
 NUM_TEXTS_KEPT = 4  # keys and values of a text take 0.1 GB in the 2B model, 0.4 GB in the 14B
 
 
-class CosmosPredict25(WorldModel):
+class CosmosPredict25(UnloadedCosmosPredict25):
     """A loaded pipeline with what its clips share: compiled blocks, solver tables, texts, and the fused adapter.
 
     Args:
@@ -58,8 +43,6 @@ class CosmosPredict25(WorldModel):
         compiled: Compile the blocks; the first clip then takes a minute longer.
         several_adapters: Whether more than one adapter will be used.
     """
-
-    default_negative_prompt = DEFAULT_NEGATIVE_PROMPT
 
     def __init__(
         self,
@@ -76,67 +59,6 @@ class CosmosPredict25(WorldModel):
         self.fp8 = Fp8Switch()
         self._tables: dict[int, StepTable] = {}
         self._texts: OrderedDict[tuple[str | None, str], list[KeysValues]] = OrderedDict()
-
-    @classmethod
-    def resolve(cls, model: ModelSettings, build_folder: Path) -> WorldModelSource:
-        if (shipped := shipped_mini(model.path)) is not None:
-            return WorldModelSource("mini", str(shipped), None, folder_fingerprint(shipped))
-        if is_random_mini(model.path):
-            folder = ensure_mini(build_folder)
-            return WorldModelSource("mini-random", str(folder), None, folder_fingerprint(folder))
-        if Path(model.path).is_dir() and not (Path(model.path) / "model_index.json").is_file():
-            raise UserError(
-                f"{model.path} is not a saved pipeline: it has no model_index.json",
-                allowed="a folder written by save_pretrained, a hub id, mini, or mini-random",
-            )
-        return super().resolve(model, build_folder)
-
-    @classmethod
-    def check_requirements(cls, model: ModelSettings) -> None:
-        require_safety_checker(model.safety_checker)
-
-    @classmethod
-    def sampling_options(cls, settings: Settings) -> str:
-        return level_step_skipping(settings.plan.level, settings.plan.fp8).to_json()
-
-    @classmethod
-    def cut_prompts(
-        cls, model: ModelSettings, build_folder: Path, prompts: Sequence[str], may_download: bool
-    ) -> list[CutPrompt] | None:
-        tokenizer = load_tokenizer(model, build_folder, may_download)
-        return None if tokenizer is None else cut_prompts(tokenizer, prompts)
-
-    @classmethod
-    def check_adapters(cls, source: WorldModelSource, folders: Sequence[Path]) -> None:
-        transformer = empty_transformer(source)
-        for folder in folders:
-            check_adapter_fits(transformer, folder)
-
-    @classmethod
-    def training_cost(cls, settings: Settings) -> CosmosTrainingCost | None:
-        size = find_size(settings.model)
-        return None if size is None else CosmosTrainingCost(size, settings)
-
-    @classmethod
-    def for_training(cls, source: WorldModelSource, settings: Settings, device: torch.device) -> CosmosTraining:
-        return CosmosTraining(source, settings, device)
-
-    @classmethod
-    def loading_snippet(cls, settings: Settings, source: WorldModelSource, adapter: Path | str, device: str) -> str:
-        return loading_snippet(settings, source, adapter, device)
-
-    @classmethod
-    def from_source(
-        cls,
-        source: WorldModelSource,
-        model: ModelSettings,
-        *,
-        device: torch.device | None = None,
-        compiled: bool = False,
-        several_adapters: bool = False,
-    ) -> CosmosPredict25:
-        pipe = load_pipeline(source, model, device=device, text_encoder=False)
-        return cls(pipe, source, model, compiled and pipe.device.type == "cuda", several_adapters)
 
     @property
     def device(self) -> torch.device:

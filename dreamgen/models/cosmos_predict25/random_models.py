@@ -15,8 +15,9 @@ from transformers import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
 from dreamgen.config.loading import configs_folder, read_yaml
-from dreamgen.models.cosmos_predict25.mini import build_mini, transformer_config, transformer_from_config
+from dreamgen.models.cosmos_predict25.mini import build_mini, transformer_from_config
 from dreamgen.models.cosmos_predict25.spec import NUM_TEXT_TOKENS
+from dreamgen.models.cosmos_predict25.transformer_size import transformer_config
 from dreamgen.models.loader_logging import quiet_loaders
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
-
-import torch
+from typing import TYPE_CHECKING
 
 from dreamgen.config.loading import configs_folder, read_yaml
 from dreamgen.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -123,4 +125,4 @@ class LinearExtrapolation:
         if len(self._points) == 1:
             return value_1
         (sigma_0, value_0) = self._points[0]
-        return torch.lerp(value_0, value_1, (sigma - sigma_0) / (sigma_1 - sigma_0))
+        return value_0.lerp(value_1, (sigma - sigma_0) / (sigma_1 - sigma_0))

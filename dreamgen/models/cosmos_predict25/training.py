@@ -28,7 +28,7 @@ from dreamgen.models.cosmos_predict25.guidance_distillation import (
     set_weights,
     teacher_flow,
 )
-from dreamgen.models.cosmos_predict25.latents import LatentScale, decode, latent_shape, vae_means
+from dreamgen.models.cosmos_predict25.latents import LatentScale, decode, vae_means
 from dreamgen.models.cosmos_predict25.loading import (
     latent_statistics,
     load_pipeline,
@@ -36,7 +36,7 @@ from dreamgen.models.cosmos_predict25.loading import (
     save_other_parts,
 )
 from dreamgen.models.cosmos_predict25.safety import make_safety_checker
-from dreamgen.models.cosmos_predict25.spec import NUM_TEXT_TOKENS
+from dreamgen.models.cosmos_predict25.spec import NUM_TEXT_TOKENS, latent_shape
 from dreamgen.models.cosmos_predict25.text import encode_text
 from dreamgen.models.cosmos_predict25.training_cost import policies_for
 from dreamgen.models.cosmos_predict25.transformer_size import TransformerSize

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import try_to_load_from_cache
-
 from dreamgen.config.loading import configs_folder, read_yaml
 from dreamgen.config.settings import FinetuneSettings, ModelSettings, VideoSettings
-from dreamgen.models.cosmos_predict25.latents import latent_shape
-from dreamgen.models.cosmos_predict25.mini import transformer_config
-from dreamgen.models.cosmos_predict25.spec import NUM_TEXT_TOKENS, is_random_mini, shipped_mini
+from dreamgen.models.cosmos_predict25.spec import NUM_TEXT_TOKENS, is_random_mini, latent_shape, shipped_mini
+from dreamgen.models.world_model import WorldModelSource
 from dreamgen.run.files import read_json
+
+BLOCKS = "transformer_blocks"
 
 Rows = Literal["tokens", "text", "frames", "prompts"]
 
@@ -46,6 +45,14 @@ class Linear:
     num_layers: int
     rows: Rows
     input_has_gradient: bool
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """Features of a linear layer's input and output."""
+
+    in_features: int
+    out_features: int
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class TransformerSize:
         """List the linear layers; see `CosmosTransformer3DModel` and `CosmosTransformerBlock` in diffusers."""
         wide, text, low = self.num_features, self.text_features, self.adaln_features
         patch = math.prod(self.patch_size)
-        block, first = self.num_layers, "transformer_blocks.0"
+        block, first = self.num_layers, f"{BLOCKS}.0"
         layers = [
             Linear("patch_embed.proj", self.in_channels * patch, wide, 1, "tokens", False),
             Linear("time_embed.t_embedder.linear_1", wide, wide, 1, "frames", False),
@@ -114,6 +121,15 @@ class TransformerSize:
         ]
         if self.raw_text_features is not None:
             layers.append(Linear("crossattn_proj.0", self.raw_text_features, text, 1, "prompts", False))
+        return layers
+
+    def layers_by_name(self) -> dict[str, LayerSize]:
+        """Return every linear layer of the transformer, as `named_modules` would name it."""
+        layers = {}
+        for layer in self.linears():
+            block, _, name = layer.name.partition(".0.")
+            names = [f"{block}.{n}.{name}" for n in range(layer.num_layers)] if block == BLOCKS else [layer.name]
+            layers |= dict.fromkeys(names, LayerSize(layer.num_in, layer.num_out))
         return layers
 
     @property
@@ -202,7 +218,7 @@ def find_size(model: ModelSettings) -> TransformerSize | None:
         Its size, from the config.json of the folder or the hub cache, or from configs/models; None for a hub model that
         is neither cached nor known.
     """
-    config = _config_file(model)
+    config = _config_file(str(shipped_mini(model.path) or model.path), model.revision)
     if config is not None:
         return TransformerSize.from_config(read_json(config))
     name = "mini" if is_random_mini(model.path) else model.path.split("/")[-1].lower().replace("-predict", "")
@@ -210,13 +226,27 @@ def find_size(model: ModelSettings) -> TransformerSize | None:
     return TransformerSize.from_config(transformer_config(read_yaml(known))) if known.is_file() else None
 
 
-def _config_file(model: ModelSettings) -> Path | None:
-    local = (shipped_mini(model.path) or Path(model.path)) / "transformer" / "config.json"
+def transformer_config(sizes: dict[str, Any]) -> dict[str, Any]:
+    """Return the transformer's configuration; recipes may omit the text features, which the text encoder determines."""
+    text = sizes["text_encoder"]
+    return {"crossattn_proj_in_channels": text["hidden_size"] * text["num_hidden_layers"], **sizes["transformer"]}
+
+
+def source_size(source: WorldModelSource) -> TransformerSize | None:
+    """Read the transformer's size from the config.json that the source has on this machine; None if it has none."""
+    config = _config_file(source.path, source.revision)
+    return None if config is None else TransformerSize.from_config(read_json(config))
+
+
+def _config_file(path: str, revision: str | None) -> Path | None:
+    local = Path(path) / "transformer" / "config.json"
     if local.is_file():
         return local
-    if model.path.count("/") != 1 or model.path.startswith((".", "/", "~")):
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
         return None
-    cached = try_to_load_from_cache(model.path, "transformer/config.json", revision=model.revision)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(path, "transformer/config.json", revision=revision)
     return Path(cached) if isinstance(cached, str) else None
 
 
