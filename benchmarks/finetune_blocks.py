@@ -29,12 +29,8 @@ from random_models import attach, make_batch
 
 from dreamgen.config.loading import settings_from_dict
 from dreamgen.config.settings import Settings
-from dreamgen.models.cosmos_predict25.activation_checkpointing import (
-    POLICIES,
-    CheckpointPolicy,
-    choose_policies,
-    training_blocks,
-)
+from dreamgen.models.cosmos_predict25.activation_checkpointing import training_blocks
+from dreamgen.models.cosmos_predict25.checkpoint_policies import POLICIES, CheckpointPolicy, choose_policies
 from dreamgen.models.cosmos_predict25.dora import use_closed_form
 from dreamgen.models.cosmos_predict25.random_models import model_sizes, random_transformer
 from dreamgen.models.cosmos_predict25.training_memory import activation_gib, activations_of, estimate_memory, fixed_gib

@@ -28,7 +28,8 @@ from metrics import markdown_table, shown, spread, write_report
 from random_models import NUM_TEXT_TOKENS, attach, make_batch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dreamgen.models.cosmos_predict25.activation_checkpointing import POLICIES, CheckpointPolicy, training_blocks
+from dreamgen.models.cosmos_predict25.activation_checkpointing import training_blocks
+from dreamgen.models.cosmos_predict25.checkpoint_policies import POLICIES, CheckpointPolicy
 from dreamgen.models.cosmos_predict25.dora import use_closed_form
 from dreamgen.models.cosmos_predict25.random_models import model_sizes, published_encoders, random_transformer
 from dreamgen.models.cosmos_predict25.velocity import project_text, velocity

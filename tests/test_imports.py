@@ -99,12 +99,20 @@ def test_help_imports_nothing_heavy():
     assert done.returncode == 0, f"--help imports {done.stderr}"
 
 
-def test_what_plans_jobs_and_drives_workers_imports_neither_torch_nor_diffusers():
-    code = (
-        "import sys; import dreamgen.plan.stage, dreamgen.generate.stage;"
-        "from dreamgen.models.world_model import WORLD_MODELS;"
-        "[kind.load_class() for _, kind in WORLD_MODELS.items()];"
-        "sys.exit(', '.join(sorted({'torch', 'diffusers', 'transformers', 'peft'} & set(sys.modules))) or 0)"
-    )
+DRIVERS = (
+    "import dreamgen.plan.stage, dreamgen.generate.stage; from dreamgen.models.world_model import WORLD_MODELS;"
+    "[kind.load_class() for _, kind in WORLD_MODELS.items()]"
+)
+ESTIMATES = "import dreamgen.preview, finetune.train; import dreamgen.models.cosmos_predict25.training_cost"
+
+
+@pytest.mark.parametrize(
+    ("imports", "heavy"),
+    [(DRIVERS, {"torch"}), (ESTIMATES, set()), ("import finetune.inverse_dynamics", set())],
+    ids=["plan and the driver of generate", "estimates of a training", "inverse dynamics"],
+)
+def test_what_does_without_the_world_model_imports_none_of_its_libraries(imports, heavy):
+    heavy = heavy | {"diffusers", "transformers", "peft"}
+    code = f"import sys; {imports}; sys.exit(', '.join(sorted({heavy} & set(sys.modules))) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, f"they import {done.stderr}"
+    assert done.returncode == 0, f"it imports {done.stderr}"

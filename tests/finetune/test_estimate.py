@@ -11,13 +11,9 @@ from diffusers import CosmosTransformer3DModel
 from dreamgen.config.loading import configs_folder, read_yaml, settings_from_dict
 from dreamgen.config.settings import Settings
 from dreamgen.errors import UserError
-from dreamgen.models.cosmos_predict25.activation_checkpointing import (
-    POLICIES,
-    CheckpointPolicy,
-    step_activations,
-    training_block,
-)
+from dreamgen.models.cosmos_predict25.activation_checkpointing import training_block
 from dreamgen.models.cosmos_predict25.adapter import add_adapter
+from dreamgen.models.cosmos_predict25.checkpoint_policies import POLICIES, CheckpointPolicy, step_activations
 from dreamgen.models.cosmos_predict25.dora import use_closed_form
 from dreamgen.models.cosmos_predict25.spec import NUM_TEXT_TOKENS, latent_shape
 from dreamgen.models.cosmos_predict25.training_cost import policies_for

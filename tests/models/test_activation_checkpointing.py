@@ -7,13 +7,9 @@ import pytest
 import torch
 
 from dreamgen.config.training_settings import FinetuneSettings, LoraSettings
-from dreamgen.models.cosmos_predict25.activation_checkpointing import (
-    choose_policies,
-    step_activations,
-    training_block,
-    training_blocks,
-)
+from dreamgen.models.cosmos_predict25.activation_checkpointing import training_block, training_blocks
 from dreamgen.models.cosmos_predict25.adapter import add_adapter
+from dreamgen.models.cosmos_predict25.checkpoint_policies import choose_policies, step_activations
 from dreamgen.models.cosmos_predict25.dora import BASE_NORM, column_norm, use_closed_form
 from dreamgen.models.cosmos_predict25.flow import flow_input, flow_loss, sample_noise
 from dreamgen.models.cosmos_predict25.mini import build_mini

@@ -6,7 +6,7 @@ import math
 
 from dreamgen.config.settings import Settings
 from dreamgen.models import devices
-from dreamgen.models.cosmos_predict25.activation_checkpointing import CheckpointPolicy, choose_policies
+from dreamgen.models.cosmos_predict25.checkpoint_policies import CheckpointPolicy, choose_policies
 from dreamgen.models.cosmos_predict25.spec import NUM_TEXT_TOKENS, latent_shape
 from dreamgen.models.cosmos_predict25.training_memory import (
     GIB,

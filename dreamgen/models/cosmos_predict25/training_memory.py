@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dreamgen.config.settings import Settings
 from dreamgen.errors import UserError
-from dreamgen.models.cosmos_predict25.activation_checkpointing import Activations, CheckpointPolicy, step_activations
+from dreamgen.models.cosmos_predict25.checkpoint_policies import Activations, CheckpointPolicy, step_activations
 from dreamgen.models.cosmos_predict25.transformer_size import TransformerSize, num_adapter_parameters, num_rows
 
 GIB = 2**30
