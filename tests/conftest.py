@@ -21,8 +21,10 @@ set_library_defaults()
 
 # A test process takes whole files (`make test`), in this order: those that take longest begin first.
 LONGEST_FIRST = (
-    "test_gpu_check.py", "test_demo_output.py", "test_main_job.py", "test_docs.py", "test_cluster.py", "test_faults.py",
-    "test_parallel.py", "test_resume.py", "test_examples.py", "test_two_processes.py",
+    "test_gpu_check.py", "test_demo_output.py", "test_main_job.py", "test_two_processes.py", "test_faults.py",
+    "test_kill.py", "test_examples.py", "test_cluster.py", "test_docs.py", "test_storage.py", "test_label_faults.py",
+    "test_generate.py", "test_idm.py", "test_resume.py", "test_label_curate.py", "test_idm_training.py",
+    "test_readme.py", "test_parallel.py", "test_cache.py", "test_session.py", "test_vae_residual.py",
 )  # fmt: skip
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
