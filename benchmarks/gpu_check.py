@@ -95,7 +95,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--clips_per_gpu", type=int, default=2, help="of each adapter and level; at least 2")
     parser.add_argument("--no_compile", action="store_true", help="compile nothing: a shorter check, slower clips")
     parser.add_argument("--limit_s", type=float, default=600.0, help="for everything together")
-    parser.add_argument("--resume", action="store_true", help="go on in --work with its --json; what ended well is kept")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on in --work with its --json; what ended well is kept"
+    )
     parser.add_argument("--work", type=Path, help="new folder for models, runs and logs; a temporary one if not given")
     parser.add_argument("--json", default="benchmarks/results/gpu_check.json", help="where to write the metrics")
     args = parser.parse_args()

@@ -1,5 +1,6 @@
 """The mini model, a local folder and a hub id take one path, and loading errors are reported."""
 
+import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -11,7 +12,7 @@ from diffusers import Cosmos2_5_PredictBasePipeline
 from dreamgen.config.settings import ModelSettings
 from dreamgen.errors import UserError
 from dreamgen.models.cosmos_predict25.adapter import add_adapter, save_adapter
-from dreamgen.models.cosmos_predict25.before_loading import DEFAULT_NEGATIVE_PROMPT
+from dreamgen.models.cosmos_predict25.before_loading import DEFAULT_NEGATIVE_PROMPT, pipeline_negative_prompt
 from dreamgen.models.cosmos_predict25.loading import empty_transformer, load_pipeline
 from dreamgen.models.cosmos_predict25.mini import build_mini, save_mini, save_pipeline
 from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker, make_safety_checker
@@ -187,3 +188,8 @@ def test_the_default_negative_prompt_is_the_pipelines_own():
     from diffusers.pipelines.cosmos import pipeline_cosmos2_5_predict
 
     assert DEFAULT_NEGATIVE_PROMPT == pipeline_cosmos2_5_predict.DEFAULT_NEGATIVE_PROMPT
+
+
+def test_it_is_imported_where_the_source_of_the_pipeline_is_not_found(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert pipeline_negative_prompt() == DEFAULT_NEGATIVE_PROMPT

@@ -6,6 +6,8 @@ need.
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,15 +31,25 @@ if TYPE_CHECKING:
     from dreamgen.models.cosmos_predict25.training import CosmosTraining
     from dreamgen.models.cosmos_predict25.training_cost import CosmosTrainingCost
 
-# The pipeline's own, from diffusers.
-DEFAULT_NEGATIVE_PROMPT = (
-    "The video captures a series of frames showing ugly scenes, static with no motion, motion blur, "
-    "over-saturation, shaky footage, low resolution, grainy texture, pixelated images, poorly lit areas, "
-    "underexposed and overexposed scenes, poor color balance, washed out colors, choppy sequences, "
-    "jerky movements, low frame rate, artifacting, color banding, unnatural transitions, outdated special effects, "
-    "fake elements, unconvincing visuals, poorly edited content, jump cuts, visual noise, and flickering. "
-    "Overall, the video is of poor quality."
-)
+
+def pipeline_negative_prompt() -> str:
+    """Return the default negative prompt of the installed pipeline, from its source file.
+
+    Importing the pipeline takes seconds; where its source is elsewhere, it is imported.
+    """
+    name, package = "DEFAULT_NEGATIVE_PROMPT", importlib.util.find_spec("diffusers")
+    origin = package.origin if package is not None else None
+    file = Path(origin or "").parent / "pipelines" / "cosmos" / "pipeline_cosmos2_5_predict.py"
+    if file.is_file():
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
+                return ast.literal_eval(node.value)
+    from diffusers.pipelines.cosmos import pipeline_cosmos2_5_predict
+
+    return pipeline_cosmos2_5_predict.DEFAULT_NEGATIVE_PROMPT
+
+
+DEFAULT_NEGATIVE_PROMPT = pipeline_negative_prompt()
 
 
 class UnloadedCosmosPredict25(WorldModel):
