@@ -14,7 +14,8 @@ import dreamgen
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dreamgen", "finetune", "export")
 USE = """
-import finetune, export
+import export
+from finetune import finetune
 from dreamgen.cli.main import main
 from dreamgen.config.loading import find_preset
 print(find_preset("mini"))

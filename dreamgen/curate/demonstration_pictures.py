@@ -6,9 +6,12 @@ Axes: N demonstrations, S signature frames, H height, W width, C channels, K pix
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,6 +37,8 @@ class DemonstrationPictures:
         end_NHWC: The last frames.
         signature_NK: `signature_of` the first frames, as many as a clip has; uint8.
         instruction_N: Their instructions.
+        num_of: How many demonstrations of each instruction there are, also those of which no frames are kept.
+        compared: What a score computes from them once.
     """
 
     begin_NHWC: np.ndarray
@@ -41,10 +46,12 @@ class DemonstrationPictures:
     end_NHWC: np.ndarray
     signature_NK: np.ndarray
     instruction_N: np.ndarray
+    num_of: Mapping[str, int]
+    compared: dict[str | None, Any] = field(default_factory=dict)
 
 
 def color_cells(small_NHWC: np.ndarray) -> np.ndarray:
-    """Average small frames over squares of a sixteenth of the picture, which cancels an encoder's noise.
+    """Average small frames over 16 x 16 squares, which cancels an encoder's noise.
 
     Args:
         small_NHWC: Frames of one size, at least 16 pixels, uint8, 0-255, RGB.
@@ -75,6 +82,8 @@ def demonstration_pictures(train: Path, num_frames: int) -> DemonstrationPicture
 def _read(path: Path, _: int, num_frames: int) -> DemonstrationPictures | None:
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
+    num_of = Counter(row["instruction"] for row in rows)
+    rows.sort(key=lambda row: row["instruction"])  # so that every instruction keeps its share
     rows = rows[:: -(-len(rows) // MAX_DEMONSTRATIONS) or 1]
     begins, thens, ends, signatures, instructions = [], [], [], [], []
     for row in rows:
@@ -94,5 +103,5 @@ def _read(path: Path, _: int, num_frames: int) -> DemonstrationPictures | None:
     if not ends:
         return None
     return DemonstrationPictures(
-        np.stack(begins), np.stack(thens), np.stack(ends), np.stack(signatures), np.array(instructions)
+        np.stack(begins), np.stack(thens), np.stack(ends), np.stack(signatures), np.array(instructions), num_of
     )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from dreamgen.curate.selection import SIGNATURE, signature_of
@@ -39,7 +41,8 @@ def measure_clip(clip: ClipContext) -> JournalRecord:
     if previous is not None and previous.metrics.get(INPUTS) == inputs:
         metrics |= {**previous.metrics, VERSIONS: dict(previous.metrics[VERSIONS])}
     versions = metrics[VERSIONS]
-    missing = [score for name, score in wanted.items() if versions.get(name) != score.version]
+    current = {name: _version(score, clip) for name, score in wanted.items()}
+    missing = [score for name, score in wanted.items() if versions.get(name) != current[name]]
     is_known = previous is not None and previous.status == "ok" and metrics == previous.metrics
     if previous is not None and is_known and (metrics[PROBLEM] or not missing):
         return previous
@@ -52,7 +55,7 @@ def measure_clip(clip: ClipContext) -> JournalRecord:
     try:
         for score in missing:
             value = score.measure(clip)
-            metrics[score.name], versions[score.name] = None if value is None else float(value), score.version
+            metrics[score.name], versions[score.name] = None if value is None else float(value), current[score.name]
         metrics.setdefault(SIGNATURE, signature_of(clip.gray_THW))
     except Exception as error:
         return JournalRecord.of_error(record.clip_id, MEASURE, error, file=record.file, metrics=metrics)
@@ -61,6 +64,19 @@ def measure_clip(clip: ClipContext) -> JournalRecord:
 
 def _applies(score: Score, clip: ClipContext) -> bool:
     return score.applies(clip.job) and (clip.vae_trip is not None or not score.needs_vae)
+
+
+def _version(score: Score, clip: ClipContext) -> int | str:
+    """Return what a value of the score is kept for: the score's version, and the training set where it reads that."""
+    table = clip.run.train / "metadata.csv"
+    if not score.reads_demonstrations or not table.is_file():
+        return score.version
+    return f"{score.version} {_sha256_of_table(table, table.stat().st_mtime_ns)[:12]}"
+
+
+@lru_cache(maxsize=16)
+def _sha256_of_table(path: Path, _: int) -> str:
+    return sha256_of_file(path)
 
 
 def _inputs_sha256(clip: ClipContext) -> str:

@@ -121,6 +121,7 @@ class Score(Metric):
         is_calibrated: Whether `curate --calibrate` sets its threshold.
         needs_vae: Whether it is measured only where the VAE of the run's model is loaded.
         version: Raised with each change of what is measured; values of other versions are measured again.
+        reads_demonstrations: Whether its values depend on the training set; they are measured again when that changes.
     """
 
     measure: Callable[[ClipContext], float | None]
@@ -128,6 +129,7 @@ class Score(Metric):
     version: int = 1
     is_calibrated: bool = True
     needs_vae: bool = False
+    reads_demonstrations: bool = False
 
 
 SCORES: Registry[Score] = Registry(

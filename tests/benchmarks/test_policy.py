@@ -112,6 +112,9 @@ def test_a_row_has_all_seeds_and_is_compared_with_real_alone():
     shorter = [{**run, "success": run["success"][:5]} if run["seed"] else run for run in runs]
     _, cut = policy_rows(shorter, ["sweep"], "act")
     assert cut["tasks"]["sweep"]["episodes"] == 5, "only the episodes that all seeds have are compared"
+    fewer = [{**run, "success": run["success"][:5]} if run["arm"] == "real" else run for run in runs]
+    _, cut = policy_rows(fewer, ["sweep"], "act")
+    assert cut["tasks"]["sweep"]["p"] == pytest.approx(2 / 2**5), "five episodes, each better"
     assert policy_rows(runs, ["sweep"], "diffusion") == []
     [mean] = task_means([*runs, {**runs[0], "seed": 2}], ["sweep", "push-back"], "act")
     assert (mean["success"], mean["real"], mean["tasks"]) == (0.9, pytest.approx(0.05), ["sweep"])

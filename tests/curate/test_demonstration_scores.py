@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dreamgen.curate.demonstration_pictures import demonstration_pictures
-from dreamgen.curate.scores.end_deviation import MAX_BEGIN, end_excess, usual_excess
+from dreamgen.curate.measure import measure_clip
+from dreamgen.curate.scores.end_deviation import LEAST_USUAL, MAX_BEGIN, end_excess, usual_excess
 from dreamgen.curate.scores.epipolar_error import epipolar_error, sampson_errors
 from dreamgen.data.clip_context import ClipContext
 from dreamgen.data.frames import sparse_frames
@@ -64,11 +65,11 @@ def test_an_end_counts_as_far_as_the_beginning_does_not_explain_it():
 
 
 def test_what_is_usual_is_the_largest_excess_among_the_demonstrations():
-    begin_NK, end_NK = np.zeros((5, 2)), np.array([[1.0], [2.0], [5.0], [5.5], [5.5]]) @ np.ones((1, 2))
-    assert usual_excess(begin_NK, end_NK) == pytest.approx(1.0), "1, 1, 0.5, 0 and 0"
+    begin_NK, end_NK = np.zeros((5, 2)), np.array([[10.0], [14.0], [50.0], [55.0], [55.0]]) @ np.ones((1, 2))
+    assert usual_excess(begin_NK, end_NK) == pytest.approx(5.0), "4, 4, 5, 0 and 0"
     begin_NK[0] = 50
     assert usual_excess(begin_NK, end_NK) is None, "four begin like another one, which is too few"
-    assert usual_excess(np.zeros((5, 2)), np.ones((5, 2))) == 0.25, "never less than encoding may change"
+    assert usual_excess(np.zeros((5, 2)), np.ones((5, 2))) == LEAST_USUAL, "also where all are alike"
 
 
 def journeys(offsets, far_px):
@@ -90,7 +91,8 @@ def journey_run(tmp_path):
     for number, video_THWC in enumerate(journeys([0, 1, 2, 3, 4], [])):
         write_video(tmp_path / "train" / "videos" / f"square_{number}.mp4", video_THWC, 16)
     alike, elsewhere, other = journeys([2, 2, 2], [-16, 24])
-    return RunFolder(tmp_path), write_generated_run(tmp_path, [alike, elsewhere, 255 - other])
+    jobs = write_generated_run(tmp_path, [alike, elsewhere, 255 - other])
+    return RunFolder(tmp_path), [replace(job, instruction="move the square") for job in jobs]
 
 
 def test_a_clip_that_does_something_else_ends_unlike_the_demonstrations(journey_run):
@@ -105,18 +107,62 @@ def test_a_clip_that_does_something_else_ends_unlike_the_demonstrations(journey_
 
 def test_demonstrations_of_the_instruction_alone_count_where_there_are_five(journey_run):
     run, jobs = journey_run
-    goes_elsewhere = replace(jobs[1], instruction="move the square")
-    before = SCORES.get("end_deviation").measure(ClipContext(run, goes_elsewhere))
+    before = values(run, jobs, "end_deviation")[1]
     table = run.train / "metadata.csv"
     for number, video_THWC in enumerate(journeys([0, 1, 2, 3, 4], [-16] * 5)):
         write_video(run.train / "videos" / f"back_{number}.mp4", video_THWC, 16)
         with table.open("a") as stream:
             stream.write(f"videos/back_{number}.mp4,Back.,move it back,drawn,{NUM_FRAMES}\n")
-    assert SCORES.get("end_deviation").measure(ClipContext(run, goes_elsewhere)) == before > 3
-    back = replace(goes_elsewhere, instruction="move it back")
+    assert values(run, jobs, "end_deviation")[1] == before > 3
+    back, new = (replace(jobs[1], instruction=text) for text in ("move it back", "move it up"))
     assert SCORES.get("end_deviation").measure(ClipContext(run, back)) < 1
-    unknown = replace(goes_elsewhere, instruction="move it anywhere")
-    assert SCORES.get("end_deviation").measure(ClipContext(run, unknown)) < 1, "all count for a new instruction"
+    assert SCORES.get("end_deviation").measure(ClipContext(run, new)) is None, "no demonstration says how it ends"
+    table.write_text(table.read_text().replace("Back.,move it back", "Back.,move it up", 1))
+    for instruction in ("move it back", "move it up"):
+        job = replace(jobs[1], instruction=instruction)
+        assert SCORES.get("end_deviation").measure(ClipContext(run, job)) < 1, "all count where there are fewer"
+
+
+def test_a_longer_demonstration_is_compared_at_the_time_of_the_clips_end(journey_run):
+    run, jobs = journey_run
+    before = values(run, jobs, "end_deviation")[0]
+    for number, video_THWC in enumerate(journeys([0, 1, 2, 3, 4], [])):
+        there_and_back = np.concatenate([video_THWC, video_THWC[::-1]])
+        write_video(run.train / "videos" / f"square_{number}.mp4", there_and_back, 16)
+    (run.train / "metadata.csv").touch()
+    assert before < 1 and values(run, jobs, "end_deviation")[0] == pytest.approx(before, abs=0.1)
+
+
+def test_every_instruction_keeps_its_share_of_many_demonstrations(journey_run, monkeypatch):
+    run, _ = journey_run
+    table = run.train / "metadata.csv"
+    header, *rows = table.read_text().splitlines()
+    others = [row.replace("move the square", "move it back") for row in rows]
+    mixed = [row for pair in zip(rows, others, strict=True) for row in pair]  # one in two is of one instruction
+    table.write_text("\n".join([header, *mixed]) + "\n")
+    monkeypatch.setattr("dreamgen.curate.demonstration_pictures.MAX_DEMONSTRATIONS", 5)
+    known = demonstration_pictures(run.train, NUM_FRAMES)
+    assert known is not None and sorted(known.instruction_N) == ["move it back"] * 3 + ["move the square"] * 2
+    assert known.num_of == {"move the square": 5, "move it back": 5}
+
+
+def test_a_score_is_measured_again_when_the_demonstrations_change(journey_run):
+    run, jobs = journey_run
+    first = measure_clip(ClipContext(run, jobs[1]))
+    assert first.metrics["end_deviation"] > 3
+    assert measure_clip(ClipContext(run, jobs[1], previous=first)) is first
+    for number, video_THWC in enumerate(journeys([0, 1, 2, 3, 4], [-16] * 5)):
+        write_video(run.train / "videos" / f"square_{number}.mp4", video_THWC, 16)
+    table = run.train / "metadata.csv"
+    table.write_text(table.read_text().replace("A square moves.", "A square moves back."))
+    again = measure_clip(ClipContext(run, jobs[1], previous=first))
+    assert again.metrics["end_deviation"] < 1 and again.metrics["motion"] == first.metrics["motion"]
+
+
+def test_demonstrations_set_no_threshold_for_a_score_that_compares_with_them():
+    of_demonstrations = {score.name for _, score in SCORES.items() if score.reads_demonstrations}
+    assert "end_deviation" in of_demonstrations
+    assert not [name for name in of_demonstrations if "end_" in name and SCORES.get(name).is_calibrated]
 
 
 def test_ends_of_the_same_instruction_count_where_there_are_some(run):

@@ -12,11 +12,16 @@ from diffusers import Cosmos2_5_PredictBasePipeline
 from dreamgen.config.settings import ModelSettings
 from dreamgen.errors import UserError
 from dreamgen.models.cosmos_predict25.adapter import add_adapter, save_adapter
-from dreamgen.models.cosmos_predict25.before_loading import DEFAULT_NEGATIVE_PROMPT, pipeline_negative_prompt
+from dreamgen.models.cosmos_predict25.before_loading import (
+    DEFAULT_NEGATIVE_PROMPT,
+    UnloadedCosmosPredict25,
+    pipeline_negative_prompt,
+)
 from dreamgen.models.cosmos_predict25.loading import empty_transformer, load_pipeline
 from dreamgen.models.cosmos_predict25.mini import build_mini, save_mini, save_pipeline
+from dreamgen.models.cosmos_predict25.model import CosmosPredict25
 from dreamgen.models.cosmos_predict25.safety import NoSafetyChecker, make_safety_checker
-from dreamgen.models.cosmos_predict25.transformer_size import find_size
+from dreamgen.models.cosmos_predict25.transformer_size import find_size, source_size
 from dreamgen.models.devices import resolve_device, torch_dtype
 from dreamgen.models.fingerprint import folder_fingerprint
 from dreamgen.models.world_model import resolve_world_model
@@ -64,6 +69,28 @@ def test_an_adapter_is_fused_into_the_loaded_model(world, tmp_path):
     assert changed == {f"transformer_blocks.0.{attention}.to_q.weight" for attention in ("attn1", "attn2")}
     update = fused["transformer_blocks.0.attn1.to_q.weight"] - before["transformer_blocks.0.attn1.to_q.weight"]
     assert torch.allclose(update, torch.full_like(update, 4 * 0.1 * 0.1), atol=1e-6)
+
+
+def test_a_subclass_loads_itself(world, tmp_path):
+    class Mine(CosmosPredict25):
+        pass
+
+    source = resolve_world_model(replace(MODEL, path=str(world)), RunFolder(tmp_path))
+    assert type(Mine.from_source(source, MODEL)) is Mine
+    assert type(UnloadedCosmosPredict25.from_source(source, MODEL)) is CosmosPredict25
+
+
+def test_a_transformer_that_is_not_known_whole_is_left_to_diffusers(world, tmp_path):
+    source = resolve_world_model(replace(MODEL, path=str(world)), RunFolder(tmp_path))
+    assert source_size(source) is not None
+    config = json.loads((world / "transformer/config.json").read_text())
+    known = [{**config, "img_context_dim_in": 8}, {key: config[key] for key in config if key != "adaln_lora_dim"}]
+    for number, changed in enumerate(known):
+        folder = tmp_path / f"model {number}"
+        (folder / "transformer").mkdir(parents=True)
+        (folder / "transformer/config.json").write_text(json.dumps(changed))
+        assert source_size(replace(source, path=str(folder))) is None
+    assert source_size(replace(source, path="runs/no such model")) is None
 
 
 def test_a_saved_mini_model_needs_nothing_of_ours(world):

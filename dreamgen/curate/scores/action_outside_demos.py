@@ -46,5 +46,6 @@ SCORE = Score(
     ),
     rejection="actions unlike the demonstrations': {value:.0%} of the values are outside their range > {limit:.0%}",
     measure=measure,
+    reads_demonstrations=True,
     version=2,
 )

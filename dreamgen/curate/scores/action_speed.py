@@ -31,5 +31,6 @@ SCORE = Score(
     ),
     rejection="actions are faster than any demonstration: {value:.1f} times > {limit:g}",
     measure=_measure,
+    reads_demonstrations=True,
     version=2,
 )  # fmt: skip

@@ -41,5 +41,6 @@ SCORE = Score(
     rejection="repeats a demonstration: difference {value:.2f} gray levels < {limit:g}",
     better="low",  # of clips that are no copies, those like the demonstrations succeed most often (docs/proof.md)
     measure=_measure,
+    reads_demonstrations=True,
     is_calibrated=False,  # a demonstration repeats itself
 )  # fmt: skip

@@ -1,8 +1,8 @@
 """How far the last frame is from the last frames of the demonstrations.
 
-The mean absolute difference of RGB values, averaged over squares of a sixteenth of the picture, to the nearest
-demonstration of the clip's instruction, or of any instruction if there is none. A task that is done looks like a task
-that was done, as far as scene and camera are those of the demonstrations.
+The mean absolute difference of RGB values, averaged over 16 x 16 squares, to the nearest demonstration of the clip's
+instruction, or of any instruction if there is none. A task that is done looks like a task that was done, as far as
+scene and camera are those of the demonstrations.
 
 Unit: gray levels, 0-255. Cost: under 1 ms; five frames of each demonstration are decoded once in each process.
 
@@ -57,5 +57,6 @@ SCORE = Score(
     ),
     rejection="ends unlike any demonstration: difference {value:.1f} gray levels > {limit:g}",
     measure=_measure,
+    reads_demonstrations=True,
     is_calibrated=False,  # a demonstration ends like itself
 )  # fmt: skip

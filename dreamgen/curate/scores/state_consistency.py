@@ -67,5 +67,6 @@ SCORE = Score(
     ),
     rejection="states do not follow from the actions: error {value:.1f} times that of the demonstrations > {limit:g}",
     measure=_measure,
+    reads_demonstrations=True,
     version=2,
 )  # fmt: skip

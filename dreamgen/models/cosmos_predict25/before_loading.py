@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,8 @@ def pipeline_negative_prompt() -> str:
     if file.is_file():
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
-                return ast.literal_eval(node.value)
+                with suppress(ValueError):  # it is no literal
+                    return ast.literal_eval(node.value)
     from diffusers.pipelines.cosmos import pipeline_cosmos2_5_predict
 
     return pipeline_cosmos2_5_predict.DEFAULT_NEGATIVE_PROMPT
@@ -138,5 +140,6 @@ class UnloadedCosmosPredict25(WorldModel):
         from dreamgen.models.cosmos_predict25.loading import load_pipeline
         from dreamgen.models.cosmos_predict25.model import CosmosPredict25
 
+        kind = cls if issubclass(cls, CosmosPredict25) else CosmosPredict25
         pipe = load_pipeline(source, model, device=device, text_encoder=False)
-        return CosmosPredict25(pipe, source, model, compiled and pipe.device.type == "cuda", several_adapters)
+        return kind(pipe, source, model, compiled and pipe.device.type == "cuda", several_adapters)

@@ -233,9 +233,21 @@ def transformer_config(sizes: dict[str, Any]) -> dict[str, Any]:
 
 
 def source_size(source: WorldModelSource) -> TransformerSize | None:
-    """Read the transformer's size from the config.json that the source has on this machine; None if it has none."""
-    config = _config_file(source.path, source.revision)
-    return None if config is None else TransformerSize.from_config(read_json(config))
+    """Read the transformer's size from the config.json that the source has on this machine.
+
+    Returns:
+        None if it has none, or one whose layers are not all known here: diffusers has to read it.
+    """
+    file = _config_file(source.path, source.revision)
+    if file is None:
+        return None
+    config = read_json(file)
+    if config.get("img_context_dim_in"):
+        return None
+    try:
+        return TransformerSize.from_config(config)
+    except (KeyError, TypeError):
+        return None
 
 
 def _config_file(path: str, revision: str | None) -> Path | None:
@@ -245,8 +257,12 @@ def _config_file(path: str, revision: str | None) -> Path | None:
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         return None
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    cached = try_to_load_from_cache(path, "transformer/config.json", revision=revision)
+    try:
+        cached = try_to_load_from_cache(path, "transformer/config.json", revision=revision)
+    except HFValidationError:
+        return None
     return Path(cached) if isinstance(cached, str) else None
 
 
