@@ -98,8 +98,8 @@ SCORE = Score(
         help="how far the last frame is from those of demonstrations that begin alike, over the largest such distance "
         "among the demonstrations, above which a clip is rejected",
     ),
-    rejection="ends unlike the demonstrations that begin like it: {value:.1f} times as far from them as they are from "
-    "each other > {limit:g}",
+    rejection="ends unlike the demonstrations that begin like it: {value:.1f} times as far off as the most unlike of "
+    "them > {limit:g}",
     measure=_measure,
     reads_demonstrations=True,
     is_calibrated=False,  # a demonstration ends like itself
